@@ -1,0 +1,37 @@
+# `make quickstart` and `make test` create what they need; running them again reuses it.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
+HOME_DIR := mill
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(READY)
+	$(VENV)/bin/reasonmill run r1-zero-tiny --home $(HOME_DIR)
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(BENCH_READY)
+	$(PYTHON) benchmarks/cpu_vs_trl.py
+	$(PYTHON) benchmarks/controls.py
+
+clean:
+	rm -rf $(VENV)
+
+# One pinned torch first: an open range could bring gigabytes of another build along with the other packages.
+$(READY): pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet torch==2.13.0
+	$(PYTHON) -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+$(BENCH_READY): $(READY)
+	$(PYTHON) -m pip install --quiet --editable '.[bench]'
+	touch $(BENCH_READY)

@@ -1,0 +1,5 @@
+"""`python -m reasonmill` is the `reasonmill` command."""
+
+from reasonmill.cli import main
+
+main()

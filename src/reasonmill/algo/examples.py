@@ -1,0 +1,47 @@
+"""Graded groups to examples to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reasonmill.algo.losses import Normalisation
+from reasonmill.types import Example, Group
+
+
+def pg_examples(
+    group: Group, advantages: Sequence[float | None], normalisation: Normalisation, max_tokens: int
+) -> list[Example]:
+    """Policy-gradient examples of a group's rollouts; a rollout without an advantage (ungraded) gives none.
+
+    With "sequence" and "constant" normalisation a completion's weights sum to 1 and to C / max_tokens, so that each
+    completion counts as one, or by its length alone; with "token" every token counts as one.
+
+    Raises:
+        ValueError: a completion has no log-probs; only a foreign teacher's may lack them.
+    """
+    examples = []
+    for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+        completion = rollout.completion
+        if advantage is None or not completion.tokens:
+            continue
+        if completion.logprobs is None:
+            raise ValueError("a rollout without log-probs can't be trained on by policy gradient")
+        prompt = [0.0] * len(rollout.prompt_tokens)
+        share = {"token": 1.0, "sequence": 1.0 / sum(completion.sampled), "constant": 1.0 / max_tokens}[normalisation]
+        examples.append(
+            Example(
+                tokens=rollout.prompt_tokens + completion.tokens,
+                weights=prompt + [share if sampled else 0.0 for sampled in completion.sampled],
+                loss="pg",
+                advantages=prompt + [advantage] * len(completion.tokens),
+                sampler_logprobs=prompt + list(completion.logprobs),
+            )
+        )
+    return examples
+
+
+def denominator(examples: Sequence[Example], normalisation: Normalisation) -> float:
+    """What a step's summed loss is divided by: its trained tokens, or its completions."""
+    if normalisation == "token":
+        return sum(sum(example.weights) for example in examples)
+    return float(len(examples))

@@ -1,0 +1,80 @@
+"""Log-probabilities of given tokens, without ever holding the logits of a whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Logits that exist at the same time: what fits a CPU's cache, and what keeps a GPU busy (256 MiB in fp32).
+_CPU_LOGITS, _GPU_LOGITS = 1 << 20, 1 << 26
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """Forward keeps each position's normaliser; backward recomputes the logits chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None
+    ) -> Tensor:
+        normalisers, logprobs = [], []
+        for part in _chunks(hidden, weight):
+            logits, _ = scaled_logits(hidden[part], weight, temperature, softcap)
+            normaliser = torch.logsumexp(logits, dim=-1)
+            chosen = logits.gather(1, targets[part, None]).squeeze(1)
+            normalisers.append(normaliser)
+            logprobs.append(chosen - normaliser)
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers))
+        ctx.temperature, ctx.softcap = temperature, softcap
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normalisers = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for part in _chunks(hidden, weight):
+            logits, slope = scaled_logits(hidden[part], weight, ctx.temperature, ctx.softcap)
+            # d logprob / d logit = [is target] - probability
+            grad = torch.exp(logits - normalisers[part, None]).mul_(-grads[0][part, None])
+            grad.scatter_add_(1, targets[part, None], grads[0][part, None])
+            grad = (grad * slope if ctx.softcap else grad / ctx.temperature).to(hidden.dtype)
+            grad_hidden[part] = grad @ weight
+            grad_weight += (grad.T @ hidden[part]).float()
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Runs of positions whose logits are made together; the same in forward and backward."""
+    size = max(1, (_CPU_LOGITS if hidden.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+
+def scaled_logits(
+    hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor | float]:
+    """fp32 logits [N, V] after soft-capping and temperature, and their slope over the raw logits (softcap only)."""
+    logits = (hidden @ weight.T).float()
+    if softcap is None:
+        return (logits if temperature == 1.0 else logits / temperature), 1.0
+    bounded = torch.tanh(logits / softcap)
+    return bounded * (softcap / temperature), (1 - bounded**2) / temperature
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> Tensor:
+    """Log-probabilities [N] of `targets`, differentiable in `hidden` and `weight`.
+
+    Args:
+        hidden: [N, H] final hidden states.
+        weight: [V, H] of the language-model head.
+        targets: [N] token ids.
+        temperature: that of the distribution that is scored.
+        softcap: bound of the logits (Gemma 2), or None.
+    """
+    if hidden.shape[0] == 0:
+        return hidden.new_zeros(0, dtype=torch.float32)
+    result: Tensor = _ChunkedLogprobs.apply(hidden, weight, targets, temperature, softcap)
+    return result

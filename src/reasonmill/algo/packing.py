@@ -1,0 +1,131 @@
+"""Examples to packed batches. The only file that shifts, pads or packs.
+
+Sequences lie end to end in one row of N positions. A sequence of T tokens takes T - 1 of them: position t reads
+token t and predicts token t + 1, so every tensor of a Batch speaks of the predicted token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reasonmill.types import Example, LossKind, Row
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed examples of one loss; every tensor has length N.
+
+    Attributes:
+        loss: what is summed over the positions.
+        lengths: positions of each sequence, in the row's order.
+        inputs, targets: token ids read and predicted.
+        positions: place of the input in its sequence.
+        sequence: index of the sequence that a position belongs to.
+        weights: a position's share in the loss; 0 for context.
+    """
+
+    loss: LossKind
+    lengths: tuple[int, ...]
+    inputs: Tensor
+    targets: Tensor
+    positions: Tensor
+    sequence: Tensor
+    weights: Tensor
+    advantages: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.inputs.numel())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**{**vars(self), **moved})
+
+
+def pack(examples: Sequence[Example], tokens_per_batch: int) -> list[Batch]:
+    """Packs examples into batches of at most `tokens_per_batch` positions; a longer example gets a batch of its own.
+
+    Examples are ordered by length (then by where they stood), so that the sequences of a batch are about equally
+    long and attention, which pads them, wastes little. The result depends on nothing but the arguments.
+
+    Raises:
+        ValueError: examples of different losses, or fields that only some of them have.
+    """
+    if len({example.loss for example in examples}) > 1:
+        raise ValueError("a batch holds examples of one loss only")
+    ordered = sorted((example for example in examples if len(example.tokens) > 1), key=lambda e: -len(e.tokens))
+    batches: list[Batch] = []
+    chunk: list[Example] = []
+    filled = 0
+    for example in ordered:
+        if chunk and filled + len(example.tokens) - 1 > tokens_per_batch:
+            batches.append(_pack_chunk(chunk))
+            chunk, filled = [], 0
+        chunk.append(example)
+        filled += len(example.tokens) - 1
+    if chunk:
+        batches.append(_pack_chunk(chunk))
+    return batches
+
+
+def _pack_chunk(examples: Sequence[Example]) -> Batch:
+    lengths = tuple(len(example.tokens) - 1 for example in examples)
+    sizes = torch.tensor(lengths)
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
+    starts = torch.cumsum(sizes, 0) - sizes
+    return Batch(
+        loss=examples[0].loss,
+        lengths=lengths,
+        inputs=_join([example.tokens[:-1] for example in examples], np.int64),
+        targets=_join([example.tokens[1:] for example in examples], np.int64),
+        positions=torch.arange(int(sizes.sum())) - starts[sequence],
+        sequence=sequence,
+        weights=_join([example.weights[1:] for example in examples], np.float32),
+        advantages=_optional(examples, "advantages"),
+        sampler_logprobs=_optional(examples, "sampler_logprobs"),
+        ref_logprobs=_optional(examples, "ref_logprobs"),
+    )
+
+
+def _join(rows: Sequence[Row], dtype: type) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.asarray(row, dtype) for row in rows]))
+
+
+def _optional(examples: Sequence[Example], name: str) -> Tensor | None:
+    rows = [getattr(example, name) for example in examples]
+    present = [row for row in rows if row is not None]
+    if not present:
+        return None
+    if len(present) < len(rows):
+        raise ValueError(f"only {len(present)} of {len(rows)} examples of a batch have {name}")
+    return _join([row[1:] for row in present], np.float32)
+
+
+def unpack(values: Tensor, batches: Sequence[Batch], examples: Sequence[Example]) -> list[list[float]]:
+    """Per-position values of packed batches, given back to the examples in their own order.
+
+    Args:
+        values: one value for each position of all batches, joined in order.
+
+    Returns:
+        For each example a list of its T tokens' values, 0.0 for the first token, which nothing predicts.
+    """
+    if values.numel() != sum(batch.num_tokens for batch in batches):
+        raise ValueError("the values do not belong to these batches")
+    order = sorted(
+        (index for index, example in enumerate(examples) if len(example.tokens) > 1),
+        key=lambda index: -len(examples[index].tokens),
+    )
+    result = [[0.0] * len(example.tokens) for example in examples]
+    lengths = [length for batch in batches for length in batch.lengths]
+    for index, row in zip(order, torch.split(values.cpu(), lengths), strict=True):
+        result[index] = [0.0, *row.tolist()]
+    return result

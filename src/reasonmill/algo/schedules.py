@@ -1,0 +1,27 @@
+"""Learning-rate schedules."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Schedule(BaseModel):
+    """Linear warm-up to `peak`, then constant, or cosine down to `peak * final_share` at the last step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    peak: float = Field(gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
+    final_share: float = Field(default=0.1, ge=0, le=1)
+
+    def at(self, step: int, steps: int) -> float:
+        """The learning rate of step 0 <= `step` < `steps`."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return self.peak
+        progress = (step - self.warmup_steps) / max(1, steps - 1 - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.peak * (self.final_share + (1 - self.final_share) * cosine)

@@ -1,0 +1,350 @@
+"""The command line: the only place where the parts are put together.
+
+What needs torch is imported inside the commands, so that `--help` and mistakes in arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
+from reasonmill.types import Message, SamplingParams
+
+if TYPE_CHECKING:
+    from reasonmill.recipe.graph import Recipe
+    from reasonmill.store.home import Home
+    from reasonmill.store.ledger import RunStage
+
+app = typer.Typer(
+    help="Turns a base language model into a reasoning model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+HomeOption = Annotated[Path, typer.Option("--home", help="Directory that keeps all artifacts and runs.")]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is a GPU.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A directory, a shipped base, run/stage of the home, or the beginning of a digest.")
+]
+SplitOption = Annotated[str, typer.Option("--split", help="train, dev or test.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DEFAULT_HOME = Path("mill")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits; errors that a user can act on are shown without a traceback."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
+    except ReasonmillError as error:
+        _show_error(error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        full = OutOfSpace(
+            "no space is left on the disk", fix="free some space, then run the same command again", where=error.filename
+        )
+        _show_error(full)
+        sys.exit(full.exit_code)
+    sys.exit(0)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a TOML file.")],
+    home: HomeOption = DEFAULT_HOME,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Changes a setting; repeatable.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage to run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; write nothing.")] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Runs a recipe; finished stages are not run again, and an interrupted run goes on where it stopped."""
+    from reasonmill.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        _show_plan(loaded, home, until)
+        return
+
+    from reasonmill.mill.display import make_progress
+    from reasonmill.mill.pipeline import run_recipe
+    from reasonmill.mill.report import print_table
+    from reasonmill.store.home import Home
+
+    loaded.up_to(until)  # a mistake here is told before a home is made
+    chosen = _device(device)
+    with _StopSignals() as stop:
+        try:
+            with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
+                result = run_recipe(loaded, opened, progress, until=until, device=chosen, stop_requested=stop.requested)
+        except Interrupted as error:
+            _print(Console(stderr=True), Text.assemble(("stopped: ", "yellow"), error.what))
+            _print(Console(stderr=True), Text("  the same command resumes this run"))
+            raise typer.Exit(stop.exit_code(error)) from error
+    console = Console()
+    print_table(console, result.summary)
+    _print(console, Text(f"run: {result.directory}"))
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME) -> None:
+    """Shows the runs of a home, and which of their stages are finished, begun or open."""
+    from reasonmill.store.home import Home
+
+    console = Console()
+    with Home.open(home, write=False) as opened:
+        runs = opened.ledger.runs()
+        if not runs:
+            _print(console, Text("no runs yet"))
+        for record in runs:
+            table = _table(record.name, "stage", "kind", "state", "artifact")
+            begun = {stage.name: stage for stage in record.stages}
+            for settings in record.recipe["stage"]:
+                state, digest = _stage_state(opened, begun.get(settings["name"]), settings.get("steps"))
+                table.add_row(settings["name"], settings["kind"], state, digest)
+            console.print(table)
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    tasks: Annotated[list[str], typer.Option("--task", help="Task to evaluate on; repeatable.")],
+    problems: Annotated[int, typer.Option("--problems", min=1, help="Problems of each task.")] = 100,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each problem.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 256,
+    split: SplitOption = "test",
+    device: DeviceOption = "auto",
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Measures how many problems a model solves."""
+    from reasonmill.tasks import registry
+
+    for task in tasks:
+        registry.get(task).problem(split, seed, 0)  # a wrong task or split is told before the model is loaded
+    try:
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+    from reasonmill.mill.artifacts import find_model
+
+    directory = find_model(model, home)
+
+    from reasonmill.mill.display import make_progress
+    from reasonmill.mill.report import print_table
+    from reasonmill.stages.evaluate import evaluate_model
+
+    with make_progress(Console(stderr=True)) as progress:
+        metrics = evaluate_model(
+            directory, dict.fromkeys(tasks, problems), samples, seed, params, split, _device(device), progress
+        )
+    metrics = {**metrics, "model": model}
+    if as_json:
+        print(json.dumps(metrics, indent=2, ensure_ascii=False))
+    else:
+        print_table(Console(), {"stages": [{"name": "eval", "metrics": metrics}]})
+
+
+@app.command()
+def problems(
+    task: Annotated[str, typer.Argument(help="Name of a task.")],
+    num: Annotated[int, typer.Option("--num", min=1, help="How many problems.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    split: SplitOption = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Prints problems of a task."""
+    from reasonmill.tasks import registry
+
+    drawn = itertools.islice(registry.get(task).problems(split, seed), num)
+    if as_json:
+        for problem in drawn:
+            messages = [{"role": message.role, "content": message.content} for message in problem.messages]
+            line = {"id": problem.id, "messages": messages, "answer": problem.answer, "meta": dict(problem.meta)}
+            print(json.dumps(line, ensure_ascii=False))
+        return
+    table = _table(f"{task}, {split}, seed {seed}", "id", "problem", "answer")
+    for problem in drawn:
+        table.add_row(
+            problem.id, Text("\n".join(message.content for message in problem.messages)), Text(problem.answer)
+        )
+    Console().print(table)
+
+
+@app.command()
+def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOption = "auto") -> None:
+    """Talks with a model; its thinking is shown dimmed. /exit or the end of input leaves."""
+    from reasonmill.mill.artifacts import find_model
+
+    directory = find_model(model, home)
+
+    from reasonmill.sample.session import ChatSession
+
+    session = ChatSession(directory, _device(device))
+    console = Console()
+    messages: list[Message] = []
+    while True:
+        try:
+            said = console.input("[bold]>[/bold] ").strip()
+        except EOFError:
+            console.print()
+            return
+        if said == "/exit":
+            return
+        if said:
+            messages.append(Message("user", said))
+            messages.append(Message("assistant", _print_reply(console, session.reply(messages))))
+
+
+@app.command()
+def lineage(
+    artifact: Annotated[str, typer.Argument(help="run/stage, or the beginning of a digest.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Shows what an artifact was made from."""
+    from reasonmill.mill.artifacts import find_artifact
+    from reasonmill.store.home import Home
+
+    with Home.open(home, write=False) as opened:
+        Console().print(_lineage_tree(opened, find_artifact(opened, artifact).digest, None))
+
+
+class _StopSignals:
+    """Turns SIGINT and SIGTERM into a request to stop; a second SIGINT raises KeyboardInterrupt at once."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def requested(self) -> bool:
+        return self._received is not None
+
+    def exit_code(self, error: Interrupted) -> int:
+        """What a shell reports of a process that the signal ended."""
+        return error.exit_code if self._received is None else 128 + self._received
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT == self._received:
+            raise KeyboardInterrupt
+        self._received = number
+
+
+def _device(choice: str) -> str:
+    """The device to compute on: "cpu" or "cuda"."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise RecipeError("there is no CUDA device here", where="--device cuda", fix="use --device cpu or auto")
+    return "cuda" if available and choice != "cpu" else "cpu"
+
+
+def _show_plan(recipe: Recipe, home: Path, until: str | None) -> None:
+    """What a run would do; nothing is written, and a home that does not exist is not made."""
+    from reasonmill.mill.pipeline import plan
+
+    with _existing_home(home) as opened:
+        planned = plan(recipe, opened, until)
+    table = _table(f"{recipe.name}, seed {recipe.seed}", "stage", "kind", "would be", "key")
+    for stage in planned:
+        status = stage.status
+        if stage.waits_for:
+            state = f"{status} until {', '.join(stage.waits_for)} exists"
+        else:
+            state = status if stage.resumes_at is None else f"{status}, resumes at step {stage.resumes_at}"
+        table.add_row(stage.name, stage.kind, state, (stage.key or "")[:12])
+    Console().print(table)
+
+
+@contextmanager
+def _existing_home(path: Path) -> Iterator[Home | None]:
+    """The home, opened for reading; None where there is only an empty directory or nothing."""
+    from reasonmill.store.home import Home
+
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        yield None
+    else:
+        with Home.open(path, write=False) as home:
+            yield home
+
+
+def _stage_state(home: Home, stage: RunStage | None, steps: int | None) -> tuple[str, str]:
+    """How far a stage is, and the beginning of its artifact's digest."""
+    if stage is None:
+        return "open", ""
+    record = home.ledger.stage(stage.key)
+    if record is not None:
+        return f"finished in {record.seconds:.1f} s", record.artifact.digest[:12]
+    reached = home.ledger.metrics(stage.key)
+    if not reached:
+        return "begun", ""
+    return f"at step {reached[-1]['step'] + 1}" + (f" of {steps}" if steps is not None else ""), ""
+
+
+def _lineage_tree(home: Home, digest: str, parent: Tree | None) -> Tree:
+    artifact = home.ledger.artifact(digest)
+    label = Text.assemble((artifact.stage, "bold"), f"  {artifact.kind}  ", (artifact.digest[:12], "dim"))
+    tree = Tree(label) if parent is None else parent.add(label)
+    for ancestor in artifact.parents:
+        _lineage_tree(home, ancestor, tree)
+    return tree
+
+
+def _print_reply(console: Console, pieces: Iterable[str]) -> str:
+    """Prints a reply as it comes; returns it without its thinking, which the next turn is not given."""
+    from reasonmill.mill.thinking import split_thinking
+
+    said = []
+    for text, is_thinking in split_thinking(pieces):
+        console.print(Text(text, style="dim" if is_thinking else ""), end="", soft_wrap=True)
+        if not is_thinking:
+            said.append(text)
+    console.print()
+    return "".join(said).strip()
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show_error(error: ReasonmillError) -> None:
+    _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {error}"))
+
+
+def _print(console: Console, text: Text) -> None:
+    console.print(text, soft_wrap=True, highlight=False)

@@ -1,0 +1,69 @@
+"""Errors a user can act on: each says what is wrong, why, how to fix it, and where."""
+
+
+class ReasonmillError(Exception):
+    """Base of all errors that reach the user as a message instead of a traceback.
+
+    Args:
+        what: one sentence that says what is wrong and why.
+        fix: one sentence that says what to do about it.
+        where: the file, key or argument at fault.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, fix: str = "", where: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+        self.where = where
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.fix:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class RecipeError(ReasonmillError):
+    """The recipe, an override or another argument of the user is wrong."""
+
+    exit_code = 2
+
+
+class StoreError(ReasonmillError):
+    """The home can't be read or written, or what it holds is damaged."""
+
+    exit_code = 3
+
+
+class OutOfSpace(StoreError):
+    """No space is left on the home's disk; what was committed is safe, and the same command goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try the same command again
+
+
+class UnsupportedModel(ReasonmillError):
+    """The native engine can't run this model; the message names the part it can't run."""
+
+    exit_code = 4
+
+
+class TrainingDiverged(ReasonmillError):
+    """Losses or gradients stopped being finite for several steps in a row."""
+
+    exit_code = 5
+
+
+class TooManyUngraded(ReasonmillError):
+    """More rollouts than the stage allows could not be graded."""
+
+    exit_code = 6
+
+
+class Interrupted(ReasonmillError):
+    """The user or the system asked the run to stop; the same command resumes it."""
+
+    exit_code = 130  # 128 + SIGINT, as a shell reports it

@@ -1,0 +1,1 @@
+"""Learners: batches into weights. They know losses and gradients, and no algorithm."""

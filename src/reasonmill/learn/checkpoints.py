@@ -1,0 +1,73 @@
+"""States of a learner in the ledger: saved every few steps, found again by the command that resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reasonmill.errors import Interrupted
+from reasonmill.store.home import Home
+
+_FILE = "state.safetensors"
+# The one before the last stays until the last is committed, so that there is always one to go back to.
+_KEPT = 2
+
+
+class Run(Protocol):
+    """What a stage's context tells about the run."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def home(self) -> Home: ...
+    @property
+    def stop_requested(self) -> Callable[[], bool]: ...
+
+
+class Checkpoints:
+    """Saves and finds the states of one stage.
+
+    A state is recorded under the step that goes on from it.
+    """
+
+    def __init__(self, run: Run, every: int) -> None:
+        self._run = run
+        self._every = every
+
+    def resume(self, load: Callable[[Mapping[str, Tensor]], None]) -> int:
+        """Loads the latest state, if there is one; returns the step to go on with."""
+        latest = self._run.home.ledger.latest_state(self._run.key)
+        if latest is None:
+            return 0
+        step, digest = latest
+        load(load_file(self._run.home.objects.path(digest) / _FILE))
+        return step
+
+    def before_step(self, step: int, steps: int, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Saves the state that step `step` goes on from, if it is due or if the user asked to stop.
+
+        Raises:
+            Interrupted: the user asked to stop; the state is saved.
+        """
+        stopping = self._run.stop_requested()
+        latest = self._run.home.ledger.latest_state(self._run.key)
+        is_saved = latest is not None and latest[0] == step
+        if not is_saved and step > 0 and (stopping or step % self._every == 0):
+            self._save(step, dict(state()))
+        if stopping:
+            raise Interrupted(f"stopped before step {step + 1} of {steps}", fix="run the same command again to go on")
+
+    def _save(self, step: int, state: dict[str, Tensor]) -> None:
+        home, key = self._run.home, self._run.key
+
+        def write(target: Path) -> None:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, target / _FILE)
+
+        home.ledger.commit_state(key, step, home.objects.put(write))
+        for old_step, old_digest in home.ledger.states(key)[:-_KEPT]:
+            home.ledger.forget_state(key, old_step)
+            home.objects.delete(old_digest)

@@ -1,0 +1,386 @@
+"""The page and the table that say what a run did: before and after, the curves, rollouts early and late."""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reasonmill.mill.display import format_duration
+from reasonmill.store.commit import replace_file
+from reasonmill.store.groups import read_groups
+from reasonmill.store.home import Home
+from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
+from reasonmill.types import Group, Rollout
+
+PAGE = "report.html"
+PROBLEMS_SHOWN = 3
+SMOOTH_FROM = 40  # curves with fewer steps are drawn as they are
+
+# Metrics of an evaluation: (name, label, whether it is a share). Others with an interval follow as they come.
+EVALUATION_METRICS = (
+    ("pass@1", "pass@1", True),
+    ("format", "format", True),
+    ("thinking_share", "with thinking", True),
+    ("thinking_tokens", "thinking tokens", False),
+    ("response_tokens", "response tokens", False),
+    ("truncated", "truncated", True),
+)
+
+# Charts of a stage: (title, values that the axis shows in any case, curves as (metric, label)).
+CHARTS = (
+    ("Reward", (0.0,), (("reward/mean", "total"), ("reward/accuracy", "accuracy"), ("reward/format", "format"))),
+    ("Length in tokens", (0.0,), (("length/response", "response"), ("length/thinking", "thinking"))),
+    ("Share of flat groups", (0.0, 1.0), (("groups/flat", "flat"),)),
+    ("Loss", (), (("loss/ce", "cross-entropy"),)),
+)
+
+# Colours that matplotlib writes into the figure and that the page replaces by its own, which follow light and dark.
+CURVE_COLOURS = {f"#fe000{i}": f"var(--curve-{i})" for i in (1, 2, 3)}
+INK_COLOURS = {"#fe0010": "var(--dim)", "#fe0011": "var(--rule)"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as the table shows it; `interval` is empty where there is none."""
+
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """One task's rows; `setting` says how it was measured."""
+
+    task: str
+    setting: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table before and after: a column for each evaluation, in the order of the recipe."""
+
+    columns: tuple[tuple[str, str], ...]  # (model, evaluate stage)
+    tasks: tuple[TaskResults, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    svg: Markup
+    legend: tuple[tuple[str, str], ...]  # (colour, label)
+    window: int  # steps that a point of the bold curve is the mean of
+
+
+@dataclass(frozen=True)
+class Attempt:
+    verdict: str
+    spans: tuple[tuple[bool, str], ...]  # (is thinking, text)
+    reward: str
+    parts: tuple[tuple[str, str], ...]
+    length: int
+    finish: str
+
+
+@dataclass(frozen=True)
+class Example:
+    task: str
+    messages: tuple[tuple[str, str], ...]  # (role, text)
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True)
+class StageSection:
+    """What the page shows of a stage that trained."""
+
+    name: str
+    kind: str
+    charts: tuple[Chart, ...]
+    examples: tuple[tuple[int, tuple[Example, ...]], ...]  # (step, its examples), early and late
+
+
+def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_keys: Mapping[str, str]) -> None:
+    """Writes `report.html` into `run_dir`: one page that needs nothing from outside; same data, same bytes.
+
+    Args:
+        summary: what the run recorded of itself and of each stage, as in `summary.json`.
+        stage_keys: the ledger's key of each stage, by the stage's name.
+    """
+    template = files("reasonmill.mill").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(template).render(
+        name=summary["name"],
+        facts=_facts(summary),
+        results=read_results(summary),
+        sections=[_section(home, stage, stage_keys[stage["name"]], summary["name"]) for stage in summary["stages"]],
+        stages=[{**stage, "time": format_duration(stage["seconds"])} for stage in summary["stages"]],
+    )
+    replace_file(run_dir / PAGE, page.encode())
+
+
+def print_table(console: Console, summary: Mapping[str, Any]) -> None:
+    """Prints the table before and after; prints nothing where the recipe evaluates nothing."""
+    results = read_results(summary)
+    if not results.tasks:
+        return
+    table = _terminal_table(results, separator=" ")
+    unbounded = console.options.update(width=10_000)  # a measurement is never wider than its options
+    if console.measure(table, options=unbounded).maximum > console.width:
+        table = _terminal_table(results, separator="\n")
+    console.print(table)
+    console.print(Text("after each figure: its 95% interval", style="dim"))
+
+
+def _terminal_table(results: Results, separator: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
+    for model, _ in results.columns:
+        table.add_column(Text(model))
+    for number, task in enumerate(results.tasks):
+        if number:
+            table.add_row()
+        table.add_row(Text(task.task, style="bold"))
+        for row in task.rows:
+            table.add_row(Text(f"  {row.label}"), *(_terminal_cell(cell, separator) for cell in row.cells))
+    return table
+
+
+def _terminal_cell(cell: Cell | None, separator: str) -> Text:
+    if cell is None:
+        return Text("-", style="dim")
+    return Text.assemble(cell.value, separator, (cell.interval.replace("–", "-"), "dim"))
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    stages = summary["stages"]
+    return [
+        ("seed", str(summary["seed"])),
+        ("time", format_duration(sum(stage["seconds"] for stage in stages))),
+        ("tokens", f"{sum(stage['tokens'] for stage in stages):,}"),
+        ("machine", str(summary["machine"])),
+        ("threads", str(summary["threads"])),
+        *((library, str(summary[library])) for library in ("reasonmill", "torch", "transformers")),
+    ]
+
+
+def read_results(summary: Mapping[str, Any]) -> Results:
+    """The table before and after, of all stages that evaluated a model."""
+    evaluations = [stage for stage in summary["stages"] if "tasks" in stage["metrics"]]
+    columns = tuple((stage["metrics"]["model"], stage["name"]) for stage in evaluations)
+    names = dict.fromkeys(task for stage in evaluations for task in stage["metrics"]["tasks"])
+    tasks = [_task_results(name, [stage["metrics"]["tasks"].get(name) for stage in evaluations]) for name in names]
+    return Results(columns, tuple(tasks))
+
+
+def _task_results(task: str, evaluations: Sequence[Mapping[str, Any] | None]) -> TaskResults:
+    measured = [evaluation for evaluation in evaluations if evaluation is not None]
+    known = [name for name, _, _ in EVALUATION_METRICS]
+    found = dict.fromkeys(name for evaluation in measured for name, value in evaluation.items() if _is_figure(value))
+    shares = {name for name, _, is_share in EVALUATION_METRICS if is_share}
+    labels = {name: label for name, label, _ in EVALUATION_METRICS}
+    rows = []
+    for name in sorted(found, key=lambda name: known.index(name) if name in known else len(known)):
+        is_share = name in shares or name.startswith("pass@")
+        cells = (_cell((evaluation or {}).get(name), is_share) for evaluation in evaluations)
+        rows.append(Row(labels.get(name, name), tuple(cells)))
+    settings = dict.fromkeys(_setting(evaluation) for evaluation in measured)
+    return TaskResults(task, "; ".join(settings), tuple(rows))
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
+
+
+def _setting(evaluation: Mapping[str, Any]) -> str:
+    problems, samples = evaluation["problems"], evaluation["samples"]
+    return f"{problems:,} problems × {samples} {'sample' if samples == 1 else 'samples'}, seed {evaluation['seed']}"
+
+
+def _cell(figure: Mapping[str, float] | None, is_share: bool) -> Cell | None:
+    if figure is None:
+        return None
+    value, low, high = ((100 if is_share else 1) * figure[bound] for bound in ("value", "low", "high"))
+    digits = 1 if is_share or abs(value) < 100 else 0
+    return Cell(f"{value:.{digits}f}{'%' if is_share else ''}", f"{low:.{digits}f}–{high:.{digits}f}")
+
+
+def _section(home: Home, stage: Mapping[str, Any], key: str, salt: str) -> StageSection:
+    steps = home.ledger.metrics(key)
+    charts = (
+        _chart(title, anchors, curves, steps, salt=f"{salt}/{stage['name']}/{title}")
+        for title, anchors, curves in CHARTS
+    )
+    return StageSection(
+        name=stage["name"],
+        kind=stage["kind"],
+        charts=tuple(chart for chart in charts if chart is not None),
+        examples=tuple(_early_and_late(home, key, [row["step"] for row in steps])),
+    )
+
+
+def _chart(
+    title: str,
+    anchors: Sequence[float],
+    curves: Iterable[tuple[str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    salt: str,
+) -> Chart | None:
+    """A chart of the curves that the stage reported; None where it reported none of them."""
+    drawn = []
+    for (metric, label), colour in zip(curves, CURVE_COLOURS, strict=False):
+        points = [(row["step"], float(row[metric])) for row in rows if row.get(metric) is not None]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        if points:
+            drawn.append((label, colour, points))
+    if not drawn:
+        return None
+    longest = max(len(points) for _, _, points in drawn)
+    window = 2 * (longest // SMOOTH_FROM) + 1 if longest >= SMOOTH_FROM else 1
+    legend = tuple((CURVE_COLOURS[colour], label) for label, colour, _ in drawn)
+    svg = _draw([(colour, points) for _, colour, points in drawn], anchors, window, salt)
+    return Chart(title, _inline(svg, title), legend, window)
+
+
+def _draw(
+    curves: Iterable[tuple[str, list[tuple[int, float]]]],
+    anchors: Sequence[float],
+    window: int,
+    salt: str,
+) -> str:
+    ink, rule = INK_COLOURS
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of the user must not change the page
+        matplotlib.rc("svg", fonttype="none", hashsalt=salt)
+        matplotlib.rc("font", size=8)
+        matplotlib.rc("xtick", color=ink)
+        matplotlib.rc("ytick", color=ink)
+        matplotlib.rc("axes", labelcolor=ink)
+        figure = Figure(figsize=(3.2, 1.9))
+        axes = figure.add_axes((0.12, 0.2, 0.86, 0.76))
+        for colour, points in curves:
+            steps, values = zip(*points, strict=True)
+            means, edge = _moving_mean(values, window), window // 2
+            if window > 1:
+                axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
+            marker = "o" if len(points) == 1 else ""
+            middle = steps[edge : len(steps) - edge]
+            axes.plot(middle, means, color=colour, linewidth=1.6, marker=marker, markersize=3)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(min([bottom, *anchors]), max([top, *anchors]))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(rule)
+        axes.grid(axis="y", color=rule, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("step", loc="right", labelpad=2)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return buffer.getvalue()
+
+
+def _moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each `window` neighbours; `window` - 1 values fewer than given."""
+    return [sum(values[i : i + window]) / window for i in range(len(values) - window + 1)]
+
+
+def _inline(svg: str, title: str) -> Markup:
+    """matplotlib's SVG as an element of the page: no prolog, no style sheet, no names that figures could share."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg role="img" aria-label="{escape(title)}" viewBox="\1">', body
+    )
+    for placeholder, colour in {**CURVE_COLOURS, **INK_COLOURS}.items():
+        body = body.replace(placeholder, colour)
+    return Markup(re.sub(r"\n\s*", "\n", body).strip())
+
+
+def _early_and_late(home: Home, key: str, steps: Sequence[int]) -> Iterable[tuple[int, tuple[Example, ...]]]:
+    """Examples of the first and of the last step with committed groups."""
+    sampled = [(step, digest) for step in steps if (digest := home.ledger.step_groups(key, step)) is not None]
+    for step, digest in dict.fromkeys([*sampled[:1], *sampled[-1:]]):
+        groups = read_groups(home.objects.path(digest) / "groups.parquet")
+        yield step, tuple(_example(group) for group in _telling_groups(groups))
+
+
+def _telling_groups(groups: Sequence[Group]) -> list[Group]:
+    """A few groups to show: first those with right and wrong attempts, and each task before a task's second."""
+    verdicts = [{_verdict(rollout) for rollout in group.rollouts} for group in groups]
+    contrasted = [group for group, seen in zip(groups, verdicts, strict=True) if {"correct", "wrong"} <= seen]
+    others = [group for group, seen in zip(groups, verdicts, strict=True) if not {"correct", "wrong"} <= seen]
+    turns: dict[str, int] = {}
+    ranked = []
+    for group in [*contrasted, *others]:
+        turn = turns.get(group.problem.task, 0)
+        turns[group.problem.task] = turn + 1
+        ranked.append((turn, group))
+    return [group for _, group in sorted(ranked, key=lambda pair: pair[0])[:PROBLEMS_SHOWN]]
+
+
+def _example(group: Group) -> Example:
+    """One typical right attempt and one typical wrong one, as far as the group has them."""
+    by_verdict: dict[str, list[Rollout]] = {}
+    for rollout in group.rollouts:
+        by_verdict.setdefault(_verdict(rollout), []).append(rollout)
+    attempts = [_attempt(v, _typical(by_verdict[v])) for v in ("correct", "wrong", "not graded") if v in by_verdict]
+    messages = tuple((message.role, message.content) for message in group.problem.messages)
+    return Example(group.problem.task, messages, tuple(attempts[:2]))
+
+
+def _verdict(rollout: Rollout) -> str:
+    if rollout.grade.reward is None:
+        return "not graded"
+    return "correct" if rollout.grade.parts.get("accuracy", 0.0) >= 1.0 else "wrong"
+
+
+def _typical(rollouts: Sequence[Rollout]) -> Rollout:
+    """The rollout of median length."""
+    return sorted(rollouts, key=lambda rollout: len(rollout.completion.tokens))[(len(rollouts) - 1) // 2]
+
+
+def _attempt(verdict: str, rollout: Rollout) -> Attempt:
+    grade, completion = rollout.grade, rollout.completion
+    return Attempt(
+        verdict=verdict,
+        spans=tuple(thinking_spans(completion.text)),
+        reward=grade.error if grade.reward is None else f"{grade.reward:.2f}",
+        parts=tuple((name, f"{value:.2f}") for name, value in sorted(grade.parts.items())),
+        length=len(completion.tokens),
+        finish=completion.finish,
+    )
+
+
+def thinking_spans(text: str) -> list[tuple[bool, str]]:
+    """The text in order as (is thinking, span), tags with the thinking; unclosed thinking reaches to the end."""
+    before, opened, after = text.partition(THINK_OPEN)
+    if not opened and THINK_CLOSE in text:
+        before, after = "", text  # the opening tag was part of the prompt
+    thinking, closed, rest = after.partition(THINK_CLOSE)
+    spans = [(False, before), (True, opened + thinking + closed), (False, rest)]
+    return [(is_thinking, span) for is_thinking, span in spans if span]

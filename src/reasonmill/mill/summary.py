@@ -1,0 +1,93 @@
+"""summary.json of a run: what each stage made, and on what it was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from reasonmill import __version__
+from reasonmill.recipe.graph import Recipe
+from reasonmill.store.commit import replace_file
+from reasonmill.types import Artifact
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `seconds` and `tokens` are those of when it ran, also where it was taken from the ledger."""
+
+    name: str
+    kind: str
+    key: str
+    artifact: Artifact
+    cached: bool
+    seconds: float
+    tokens: int
+
+
+def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
+    """The content of summary.json. `model` is the digest of the last model, or None where no stage made one."""
+    models = [result.artifact.digest for result in results if result.artifact.kind == "model"]
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "reasonmill": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": _machine(device),
+        "model": models[-1] if models else None,
+        "stages": [
+            {
+                "name": result.name,
+                "kind": result.kind,
+                "digest": result.artifact.digest,
+                "key": result.key,
+                "cached": result.cached,
+                "seconds": round(result.seconds, 3),
+                "tokens": result.tokens,
+                "metrics": dict(result.artifact.metrics),
+            }
+            for result in results
+        ],
+    }
+
+
+def same_outcome(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two summaries differ in nothing but in which stages were taken from the ledger."""
+    return _without_cached(one) == _without_cached(other)
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Replaces the run's summary.json."""
+    replace_file(run_dir / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """The run's summary.json; None where there is none yet."""
+    path = run_dir / SUMMARY
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+def _without_cached(summary: Mapping[str, Any]) -> dict[str, Any]:
+    stages = [{name: value for name, value in stage.items() if name != "cached"} for stage in summary["stages"]]
+    # Through JSON, so that a summary in memory equals the same one read back.
+    content: dict[str, Any] = json.loads(json.dumps({**summary, "stages": stages}))
+    return content
+
+
+def _machine(device: str) -> str:
+    accelerator = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs{accelerator}"

@@ -1,0 +1,1 @@
+"""The policy network: unmodified transformers decoders, run on packed rows of sequences."""

@@ -1,0 +1,129 @@
+"""Attention over packed rows, registered with transformers under the name "reasonmill".
+
+A model runs on one row of tokens that holds many sequences; the `layout` that goes with the call knows where each
+sequence lies and which keys a token may see. Models pass the layout through to this function untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from reasonmill.errors import UnsupportedModel
+
+NAME = "reasonmill"
+# What some architectures pass along and our attention honours or may ignore; anything else is refused by name.
+_HARMLESS = frozenset(
+    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
+     "cache_position", "logits_to_keep", "position_embeddings", "past_key_values", "attention_mask", "num_items_in_batch",
+     "input_ids", "return_dict"}
+)  # fmt: skip
+
+
+class Layout(Protocol):
+    """Where the sequences of a row lie."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        """query [H, N, D], key [K, N, D], value [K, N, E] of the row's tokens; returns [N, H, E]."""
+        ...
+
+
+class AttentionRule:
+    """How one layer attends: scale, sliding window (None: everything before) and soft cap of the scores."""
+
+    __slots__ = ("scale", "softcap", "window")
+
+    def __init__(self, scale: float, window: int | None, softcap: float | None) -> None:
+        self.scale = scale
+        self.window = window
+        self.softcap = softcap
+
+
+def _reasonmill_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    refused = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    if refused:
+        raise UnsupportedModel(
+            f"{type(module).__name__} uses {', '.join(refused)} in its attention, which the native engine can't run",
+            fix="use another sampler backend, or another model",
+        )
+    rule = AttentionRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    return layout.attend(module.layer_idx, query[0], key[0], value[0], rule)[None], None
+
+
+AttentionInterface.register(NAME, _reasonmill_attention)
+
+
+class PackedLayout:
+    """Whole sequences end to end: each token sees those before it in its own sequence.
+
+    Sequences are padded on the right to the longest of the row while they attend. Causal attention never looks to
+    the right, so that the padding needs no mask.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
+        sizes = torch.tensor(lengths)
+        self._shape = (len(lengths), int(sizes.max()))
+        starts = torch.cumsum(sizes, 0) - sizes
+        columns = torch.arange(self._shape[1])
+        inside = columns < sizes[:, None]
+        self._is_dense = bool(inside.all())
+        # Padding reads token 0 of the row: any real number would do, since nothing looks at the result.
+        self._row_index = torch.where(inside, starts[:, None] + columns, 0).flatten().to(device)
+        self._kept = inside.flatten().nonzero().squeeze(1).to(device)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        out = attend_causally(self._pad(query), self._pad(key), self._pad(value), rule)  # [B, H, L, E]
+        out = out.transpose(1, 2).flatten(0, 1)
+        return out if self._is_dense else out.index_select(0, self._kept)
+
+    def _pad(self, states: Tensor) -> Tensor:
+        """[H, N, D] -> [B, H, L, D]"""
+        rows = states.transpose(0, 1)
+        padded = rows if self._is_dense else rows.index_select(0, self._row_index)
+        return padded.unflatten(0, self._shape).transpose(1, 2)
+
+
+def attend_causally(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+    """query [B, H, L, D], key [B, K, L, D], value [B, K, L, E] of the same positions -> [B, H, L, E]."""
+    length = query.shape[2]
+    repeats = query.shape[1] // key.shape[1]
+    key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
+    if rule.softcap is None and (rule.window is None or rule.window >= length):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=rule.scale)
+    offsets = torch.arange(length, device=query.device)
+    distance = offsets[:, None] - offsets
+    visible = (distance >= 0) & (distance < (rule.window or length))
+    return attend_where(query, key, value, visible, rule)
+
+
+def attend_where(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rule: AttentionRule) -> Tensor:
+    """Attention of query [B, H, Q, D] to key [B, H, L, D] where `visible` (broadcast to [B, H, Q, L]) is True."""
+    if rule.softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=rule.scale)
+    scores = rule.softcap * torch.tanh(query @ key.transpose(2, 3) * (rule.scale / rule.softcap))
+    scores = scores.float().masked_fill(~visible, float("-inf"))
+    return torch.softmax(scores, dim=-1).to(value.dtype) @ value
+
+
+def _repeat_heads(states: Tensor, repeats: int) -> Tensor:
+    if repeats == 1:
+        return states
+    batch, heads, length, dim = states.shape
+    return states[:, :, None].expand(batch, heads, repeats, length, dim).reshape(batch, heads * repeats, length, dim)

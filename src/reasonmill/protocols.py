@@ -1,0 +1,110 @@
+"""The seams: each Protocol has several implementations, and one contract test that all of them pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from reasonmill.types import Completion, Grade, Message, Problem, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reasonmill.algo.losses import LossSettings
+    from reasonmill.algo.packing import Batch
+
+
+class Renderer(Protocol):
+    """Messages to tokens and back."""
+
+    stop_tokens: frozenset[int]
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens of the conversation up to where the assistant's next turn begins."""
+        ...
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of completion tokens, thinking tags included, stop tokens left out."""
+        ...
+
+    def num_tokens(self, text: str) -> int:
+        """How many tokens a text has; for measures, never to make training data."""
+        ...
+
+
+class Sampler(Protocol):
+    """Draws completions from the policy's current weights."""
+
+    version: int
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yields (index into `requests`, completion) as completions finish."""
+        ...
+
+    def load(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Takes new weights; completions that start afterwards carry `version`."""
+        ...
+
+
+class Learner(Protocol):
+    """Turns batches into weights. It knows losses and gradients, and no algorithm."""
+
+    def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
+        """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""
+        ...
+
+    def optim_step(self, learning_rate: float) -> dict[str, float]:
+        """One optimizer step on the gathered gradients, which are cleared; returns e.g. the gradient's norm."""
+        ...
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities [tokens of the batch] of each token under the current weights, no gradient."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The current weights by name, on the learner's device, not copied."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs to go on to the same bits: weights, moments, counters."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Task(Protocol):
+    """Problems and what decides whether an attempt solves one."""
+
+    name: str
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        """Problem `index` of a split; the same arguments give the same problem everywhere."""
+        ...
+
+    def problems(self, split: str, seed: int) -> Iterable[Problem]:
+        """The problems of a split in order; endless for procedural tasks."""
+        ...
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        """One grade for each completion; a grade's `accuracy` part is 1.0 for a right answer, else 0.0."""
+        ...
+
+
+class Progress(Protocol):
+    """Where a stage tells how far it is: the live display, plain lines, or a recorder in tests."""
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """A stage starts; it will take `total` units (steps, problems, documents)."""
+        ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        """`done` units are finished in all; metrics are the latest, by their `area/name`."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something the user should read, once."""
+        ...
+
+    def end(self, metrics: Mapping[str, object]) -> None:
+        """The stage is finished with these metrics."""
+        ...

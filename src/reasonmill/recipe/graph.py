@@ -1,0 +1,90 @@
+"""The graph of a recipe: its stages in order, what each of them reads, and the keys that identify their results."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from reasonmill.errors import RecipeError
+from reasonmill.recipe.code_digest import code_digest
+from reasonmill.recipe.reference import Source, StageSource, suggestion
+from reasonmill.stages.context import Input, StageSettings
+from reasonmill.types import content_digest
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of a recipe, and where each of the models that it refers to comes from."""
+
+    settings: StageSettings
+    sources: Mapping[str, Source]
+
+    @property
+    def stage_inputs(self) -> list[str]:
+        """The names of the earlier stages that this one reads."""
+        return [source.stage for source in self.sources.values() if isinstance(source, StageSource)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; a node comes after the nodes that it reads."""
+
+    name: str
+    seed: int
+    nodes: tuple[Node, ...]
+
+    def up_to(self, stage: str | None) -> tuple[Node, ...]:
+        """The nodes up to and including a stage; all of them for None.
+
+        Raises:
+            RecipeError: the recipe has no such stage.
+        """
+        names = [node.settings.name for node in self.nodes]
+        if stage is None:
+            return self.nodes
+        if stage not in names:
+            fix = suggestion(stage, names) or f"its stages: {', '.join(names)}"
+            raise RecipeError(f"the recipe has no stage {stage!r}", where=f"--until {stage}", fix=fix)
+        return self.nodes[: names.index(stage) + 1]
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as JSON, all defaults and overrides filled in."""
+        stages = [node.settings.model_dump(mode="json", by_alias=True) for node in self.nodes]
+        return {"name": self.name, "seed": self.seed, "stage": stages}
+
+
+def stage_key(node: Node, inputs: Mapping[str, Input], seed: int, module: ModuleType) -> str:
+    """Identifies what a stage makes: it covers all that the stage can see, its settings, inputs, seed and code.
+
+    Args:
+        inputs: what the stage reads, by the key of the settings that refers to it.
+        module: the module that defines the stage's kind.
+    """
+    content = {
+        "settings": node.settings.model_dump(mode="json", by_alias=True),
+        "inputs": {key: read.digest for key, read in inputs.items()},
+        "seed": seed,
+        "code": _code(module),
+    }
+    return content_digest(content)
+
+
+def directory_digest(directory: Path) -> str:
+    """Hex digest of the names and the contents of all files of a directory."""
+    hasher = hashlib.blake2b(digest_size=32)
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
+        hasher.update(f"{path.relative_to(directory).as_posix()}\n{content.hexdigest()}\n".encode())
+    return hasher.hexdigest()
+
+
+def _code(module: ModuleType) -> str:
+    assert module.__file__ is not None  # stages are source files
+    package = sys.modules[module.__name__.split(".")[0]]
+    return code_digest(module.__name__, Path(module.__file__), Path(package.__path__[0]))

@@ -1,0 +1,268 @@
+"""Recipe files: TOML in, checked settings out. All mistakes are reported at once, each with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.recipe.origin import KeyPath, Origins
+from reasonmill.recipe.reference import Source, find_source, references, suggestion
+from reasonmill.stages.context import StageSettings
+from reasonmill.stages.registry import kinds
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
+
+
+class _File(BaseModel):
+    """What stands outside of the stages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    seed: int = Field(default=0, ge=0)
+    stage: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class _Mistake:
+    what: str
+    where: str
+    fix: str = ""
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name."""
+    folder = Path(str(files("reasonmill"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        name_or_path: the name of a shipped recipe, or the path of a TOML file.
+        overrides: `stage.key=value` or `seed=value`; the value is TOML, and a bare word is a string.
+
+    Raises:
+        RecipeError: the file, an override or a setting is wrong.
+    """
+    file = _find(name_or_path)
+    table, origins = _parse(file)
+    mistakes = [mistake for text in overrides if (mistake := _override(table, origins, text)) is not None]
+    _refuse(mistakes)
+    recipe, mistakes = _validate(table, origins)
+    _refuse(mistakes)
+    assert recipe is not None  # there are no mistakes
+    return recipe
+
+
+def _find(name_or_path: str) -> Path:
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    known = f"shipped recipes: {', '.join(shipped)}" if shipped else "name a TOML file"
+    raise RecipeError(
+        f"missing recipe: {name_or_path!r} is neither a shipped recipe nor a file",
+        fix=" ".join(part for part in (suggestion(name_or_path, shipped), known) if part),
+    )
+
+
+def _parse(file: Path) -> tuple[dict[str, Any], Origins]:
+    try:
+        text = file.read_bytes().decode().replace("\r\n", "\n")
+        return tomllib.loads(text), Origins(text, str(file))
+    except UnicodeDecodeError as error:
+        raise RecipeError("the recipe is not UTF-8 text", where=str(file)) from error
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        place = f"{file}:{line.group(1)}" if line else str(file)
+        raise RecipeError(f"the recipe is not valid TOML: {error}", where=place) from error
+
+
+def _override(table: dict[str, Any], origins: Origins, text: str) -> _Mistake | None:
+    """Changes the table as `--set` asks."""
+    place = f"--set {text}"
+    try:
+        keys, value = _parse_override(text)
+    except RecipeError as error:
+        return _Mistake(error.what, place, error.fix)
+    path: KeyPath = tuple(keys)
+    if len(keys) > 1:
+        stages = table.get("stage")
+        names = _names(stages) if isinstance(stages, list) else []
+        if keys[0] not in names:
+            fix = suggestion(keys[0], names)
+            return _Mistake(f"the recipe has no stage {keys[0]!r}", place, fix or f"its stages: {', '.join(names)}")
+        path = ("stage", names.index(keys[0]), *keys[1:])
+    inner: Any = table if len(path) == 1 else table["stage"][path[1]]
+    for key in path[2:-1]:
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            return _Mistake(f"{key!r} is no table, so it has no key {path[-1]!r}", place)
+    inner[path[-1]] = value
+    origins.override(path, value, place)
+    return None
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    """The dotted keys and the value of `stage.key=value`."""
+    left, equals, right = text.partition("=")
+    right = right.strip()
+    try:
+        target: Any = tomllib.loads(f"{left} = 0") if equals and "\n" not in left else {}
+    except tomllib.TOMLDecodeError:
+        target = {}
+    keys = []
+    while isinstance(target, dict) and target:
+        ((key, target),) = target.items()
+        keys.append(key)
+    if not keys or not right:
+        raise RecipeError("the override can't be read", fix="write it as stage.key=value or seed=value")
+    try:
+        parsed = tomllib.loads(f"value = {right}")
+        if len(parsed) == 1:
+            return keys, parsed["value"]
+    except tomllib.TOMLDecodeError:
+        if _BARE_WORD.fullmatch(right):
+            return keys, right
+    raise RecipeError(
+        f"{right!r} is neither a TOML value nor one word",
+        fix="quote a text for TOML and for the shell: --set 'stage.key=\"some text\"'",
+    )
+
+
+def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, list[_Mistake]]:
+    """The recipe, or what is wrong with it."""
+    head, mistakes = _checked(_File, table, (), origins)
+    entries = table.get("stage")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return None, mistakes
+    modules = kinds()
+    names = _names(entries)
+    nodes = []
+    for index, entry in enumerate(entries):
+        path: KeyPath = ("stage", index)
+        if names[index] and names[index] in names[:index]:
+            what = f"two stages are named {names[index]!r}"
+            mistakes.append(_Mistake(what, origins.place((*path, "name")), "give each stage a name of its own"))
+        settings, wrong = _stage_settings(entry, path, origins, modules)
+        mistakes += wrong
+        if settings is not None:
+            sources, wrong = _sources(settings, names, path, origins)
+            mistakes += wrong
+            nodes.append(Node(settings, sources))
+    if mistakes or head is None:
+        return None, mistakes
+    return Recipe(head.name, head.seed, tuple(nodes)), []
+
+
+def _names(entries: Sequence[Any]) -> list[str]:
+    """The names of the stages as they are written; empty where one is missing or no text."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    return [name if isinstance(name, str) else "" for name in names]
+
+
+def _stage_settings(
+    entry: dict[str, Any], path: KeyPath, origins: Origins, modules: Mapping[str, ModuleType]
+) -> tuple[StageSettings | None, list[_Mistake]]:
+    kind = entry.get("kind")
+    if kind is None:
+        fix = f"add kind = one of {', '.join(modules)}"
+        return None, [_Mistake("the stage has no kind", origins.place(path), fix)]
+    if not isinstance(kind, str) or kind not in modules:
+        fix = suggestion(str(kind), modules) or f"kinds: {', '.join(modules)}"
+        return None, [_Mistake(f"unknown kind {kind!r}", origins.place((*path, "kind")), fix)]
+    return _checked(cast(type[StageSettings], modules[kind].Settings), entry, path, origins)
+
+
+def _sources(
+    settings: StageSettings, names: Sequence[str], path: KeyPath, origins: Origins
+) -> tuple[dict[str, Source], list[_Mistake]]:
+    """What each reference of a stage means."""
+    index = cast(int, path[1])
+    sources, mistakes = {}, []
+    for key, text in references(settings).items():
+        try:
+            sources[key] = find_source(text, earlier=names[:index], later=names[index:])
+        except RecipeError as error:
+            mistakes.append(_Mistake(f"{key}: {error.what}", origins.place((*path, key)), error.fix))
+    return sources, mistakes
+
+
+def _checked(
+    model: type[Model], table: Mapping[str, Any], path: KeyPath, origins: Origins
+) -> tuple[Model | None, list[_Mistake]]:
+    """Strict validation: no unknown key, and no value is turned into another type."""
+    try:
+        # As JSON, because in strict mode only JSON's lists may become tuples.
+        encoded = json.dumps(table, default=str)
+        return model.model_validate_json(encoded, strict=True, by_alias=True, by_name=False), []
+    except ValidationError as error:
+        return None, [_mistake(model, detail, path, origins) for detail in error.errors()]
+    except ReasonmillError as error:  # a validator of the stage's own, which says more than pydantic's errors
+        return None, [_Mistake(error.what, origins.place(path), error.fix)]
+
+
+def _mistake(model: type[BaseModel], detail: ErrorDetails, path: KeyPath, origins: Origins) -> _Mistake:
+    location = detail["loc"]
+    key = ".".join(str(part) for part in location)
+    where = origins.place((*path, *location))
+    if detail["type"] == "extra_forbidden":
+        known = _keys(model, location[:-1])
+        fix = suggestion(str(location[-1]), known) or (f"keys: {', '.join(known)}" if known else "remove it")
+        return _Mistake(f"unknown key {key!r}", where, fix)
+    if detail["type"] == "missing":
+        return _Mistake(f"the key {key!r} is missing", where, f"add {location[-1]} = ...")
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":  # a validator of the stage's own names the value where that helps
+        return _Mistake(f"{key}: {message}" if key else message, where)
+    allowed = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+    given = json.dumps(detail["input"], default=str)
+    got = f", got {given}" if len(given) <= 60 else ""
+    return _Mistake(f"{key}: {message}{got}", where, suggestion(str(detail["input"]), allowed))
+
+
+def _keys(model: Any, location: Collection[str | int]) -> list[str]:
+    """The keys that the table at a location may have, as a recipe writes them; empty where that is not known."""
+    for part in location:
+        fields = model.model_fields if _is_model(model) else {}
+        inner = next((field.annotation for name, field in fields.items() if part in (name, field.alias)), None)
+        model = next((candidate for candidate in (inner, *get_args(inner)) if _has_keys(candidate)), None)
+    if _is_model(model):
+        return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.name for field in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def _has_keys(candidate: Any) -> bool:
+    return _is_model(candidate) or dataclasses.is_dataclass(candidate)
+
+
+def _refuse(mistakes: Sequence[_Mistake]) -> None:
+    """Raises one error for all mistakes, if there are any."""
+    if len(mistakes) == 1:
+        raise RecipeError(mistakes[0].what, where=mistakes[0].where, fix=mistakes[0].fix)
+    if mistakes:
+        listed = [f"  {m.where}: {m.what}{f' ({m.fix})' if m.fix else ''}" for m in mistakes]
+        raise RecipeError("\n".join([f"the recipe has {len(mistakes)} mistakes:", *listed]))

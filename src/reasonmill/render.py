@@ -1,0 +1,86 @@
+"""Renderers: messages to tokens and back, with the tokenizer that belongs to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from reasonmill.errors import UnsupportedModel
+from reasonmill.protocols import Renderer
+from reasonmill.types import Message
+
+# R1-Zero's template (paper, Table 1), for bases that have no chat template of their own.
+R1_ZERO_TEMPLATE = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The Assistant "
+    "first thinks about the reasoning process and then gives the answer. The reasoning is enclosed in <think> </think> "
+    "and the answer in <answer> </answer>, that is, <think> reasoning here </think> <answer> answer here </answer>. "
+    "User: {question}. Assistant:"
+)
+
+
+class _TokenizerText:
+    """What both renderers do alike: completion tokens to text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: frozenset[int]) -> None:
+        self.stop_tokens = stop_tokens
+        self._tokenizer = tokenizer
+
+    def text(self, tokens: Sequence[int]) -> str:
+        kept = [token for token in tokens if token not in self.stop_tokens]
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+    def num_tokens(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+class ChatRenderer(_TokenizerText):
+    """The chat template that comes with the model."""
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        rendered = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
+
+
+class PlainRenderer(_TokenizerText):
+    """R1-Zero's plain template, for one user question."""
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        question = "\n".join(message.content for message in messages)
+        return tuple(self._tokenizer.encode(R1_ZERO_TEMPLATE.format(question=question)))
+
+
+def renderer_for(model_dir: Path) -> Renderer:
+    """The renderer of a model directory: its chat template where it has one, else R1-Zero's plain template.
+
+    Raises:
+        UnsupportedModel: the directory holds no tokenizer, or one that never ends a text.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(
+            f"no tokenizer can be loaded: {error}", fix="save the tokenizer next to the model", where=str(model_dir)
+        ) from error
+    stop_tokens = _stop_tokens(model_dir, tokenizer)
+    if not stop_tokens:
+        raise UnsupportedModel(
+            "the tokenizer has no end-of-text token, so no completion would ever stop",
+            fix="set eos_token in tokenizer_config.json",
+            where=str(model_dir),
+        )
+    return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens)
+
+
+def _stop_tokens(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokenizer's end token and those of generation_config.json, which chat models use for the end of a turn."""
+    stops: set[int] = set()
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    if (model_dir / "generation_config.json").exists():
+        configured = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        if configured is not None:
+            stops.update([configured] if isinstance(configured, int) else configured)
+    return frozenset(stops)

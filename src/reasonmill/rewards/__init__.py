@@ -1,0 +1,1 @@
+"""Rewards: what a rollout is worth, and how its parts are combined."""

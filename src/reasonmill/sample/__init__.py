@@ -1,0 +1,1 @@
+"""Samplers: requests in, completions out as they finish."""

@@ -1,0 +1,98 @@
+"""Keys and values of running sequences: one slot a sequence, the running slots always the first ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reasonmill.model.attention import AttentionRule, PackedLayout, attend_where
+
+
+class SlotCache:
+    """Keys and values [slots, K, length, D] of every layer; a layer's tensors are made when it first attends.
+
+    Args:
+        num_slots: sequences that can run at the same time.
+        length: tokens that a slot can hold, prompt and completion.
+    """
+
+    def __init__(self, num_slots: int, length: int, device: torch.device) -> None:
+        self.num_slots = num_slots
+        self.length = length
+        self.device = device
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values; `key` and `value` [K, N, D] tell their shape and type."""
+        if layer not in self._keys:
+            shape = (self.num_slots, key.shape[0], self.length)
+            self._keys[layer] = key.new_zeros((*shape, key.shape[2]))
+            self._values[layer] = value.new_zeros((*shape, value.shape[2]))
+        return self._keys[layer], self._values[layer]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copies the first `length` tokens of each source slot to its target slot."""
+        source, target = torch.tensor(sources, device=self.device), torch.tensor(targets, device=self.device)
+        for tensors in (self._keys, self._values):
+            for tensor in tensors.values():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class PrefillLayout:
+    """Prompts end to end. Each prompt attends once, and its keys and values go to all slots of its group."""
+
+    def __init__(self, lengths: Sequence[int], slots: Sequence[Sequence[int]], cache: SlotCache) -> None:
+        self._packed = PackedLayout(lengths, cache.device)
+        self._lengths = list(lengths)
+        self._slots = [torch.tensor(group, device=cache.device) for group in slots]
+        self._cache = cache
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        keys, values = self._cache.of(layer, key, value)
+        for prompt_keys, prompt_values, slots in zip(
+            key.split(self._lengths, 1), value.split(self._lengths, 1), self._slots, strict=True
+        ):
+            length = prompt_keys.shape[1]
+            keys[slots, :, :length] = prompt_keys
+            values[slots, :, :length] = prompt_values
+        return self._packed.attend(layer, query, key, value, rule)
+
+
+class DecodeLayout:
+    """One token of each of the first n slots.
+
+    Args:
+        positions: [n] place of each slot's token, on the cache's device.
+        longest: 1 + the largest position; known by the caller, so that the device need not be asked.
+    """
+
+    def __init__(self, cache: SlotCache, positions: Tensor, longest: int) -> None:
+        self._cache = cache
+        self._positions = positions
+        self._rows = torch.arange(positions.shape[0], device=cache.device)
+        self._longest = longest
+        self._visible: dict[int | None, Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        keys, values = self._cache.of(layer, key, value)
+        keys[self._rows, :, self._positions] = key.transpose(0, 1)
+        values[self._rows, :, self._positions] = value.transpose(0, 1)
+        running = self._rows.shape[0]
+        keys, values = keys[:running, :, : self._longest], values[:running, :, : self._longest]
+        heads, kv_heads = query.shape[0], keys.shape[1]
+        # The heads that share a key head become rows of one query, so that keys are read once for all of them.
+        grouped = query.transpose(0, 1).unflatten(1, (kv_heads, heads // kv_heads))  # [n, K, H/K, D]
+        out = attend_where(grouped, keys, values, self._mask(rule.window), rule)
+        return out.flatten(1, 2)
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self._visible:
+            columns = torch.arange(self._longest, device=self._cache.device)
+            visible = columns <= self._positions[:, None]
+            if window is not None:
+                visible &= columns > self._positions[:, None] - window
+            self._visible[window] = visible[:, None, None, :]
+        return self._visible[window]

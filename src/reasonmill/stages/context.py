@@ -1,0 +1,63 @@
+"""What every stage is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reasonmill.protocols import Progress
+from reasonmill.store.home import Home
+
+ArtifactKind = Literal["model", "evaluation"]
+
+
+class StageSettings(BaseModel):
+    """Settings that every kind of stage has; each kind's own settings derive from it, next to its code."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the stage in the recipe's graph")
+    kind: str = Field(description="what the stage does")
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that a stage reads: a directory, and the digest that identifies its content."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The surroundings of one stage of one run.
+
+    `key` identifies the stage's settings, inputs and code, and names its steps and states in the ledger.
+    `seed` is the recipe's. `stop_requested` tells whether the user asked to stop; a stage looks at it between
+    steps, saves what it needs to resume and raises Interrupted.
+    """
+
+    key: str
+    seed: int
+    device: str
+    home: Home
+    progress: Progress
+    stop_requested: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made: `write` fills a new directory with it, and the pipeline commits that directory.
+
+    `tokens` counts the tokens that the stage processed (trained on and generated). In `metrics`, a figure with an
+    interval is {"value", "low", "high"}; others are plain numbers.
+    """
+
+    kind: ArtifactKind
+    write: Callable[[Path], None]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0

@@ -1,0 +1,185 @@
+"""The commit protocol: a directory becomes an object in one rename, after every byte of it has reached the disk.
+
+An object is a directory whose name is the digest of its `manifest.json`, which lists the digest of every other file.
+A crash at any point leaves either no object or a whole one. Nothing is ever overwritten.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
+
+MANIFEST = "manifest.json"
+
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Libraries that write from native code raise their own errors, which carry the system's message and no errno.
+_OUT_OF_SPACE_TEXTS = ("No space left on device", "Disk quota exceeded")
+_DISK_FAULTS = frozenset(
+    {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+)
+
+
+def seal(directory: Path) -> str:
+    """Hashes and fsyncs all files of a new object, writes its manifest last and returns the object's digest.
+
+    The manifest holds nothing that depends on time or place, so equal files give the equal digest.
+
+    Raises:
+        ValueError: the directory holds no file, something that is not a plain file, or a file named like the manifest.
+    """
+    directories = [directory]
+    entries = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            directories.append(path)
+            continue
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink() or not path.is_file():
+            raise ValueError(f"an object holds plain files only, and {name!r} is none")
+        if name == MANIFEST:
+            raise ValueError(f"the name {MANIFEST!r} is kept for the object's manifest")
+        entries.append({"path": name, "size": path.stat().st_size, "blake2b": _file_digest(path, fsync=True)})
+    if not entries:
+        raise ValueError("an object needs at least one file, and none was written")
+
+    manifest = (json.dumps(sorted(entries, key=lambda entry: entry["path"]), indent=1, sort_keys=True) + "\n").encode()
+    _write_file(directory / MANIFEST, manifest)
+    for path in reversed(directories):  # a directory after those in it
+        fsync_directory(path)
+    return _digest(manifest)
+
+
+def publish(directory: Path, target: Path) -> bool:
+    """Renames a sealed object to its final name. Returns False, and changes nothing, where `target` exists already."""
+    try:
+        # The system refuses to rename over a directory that is not empty, and an object is never empty.
+        os.rename(directory, target)
+        is_new = True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        is_new = False
+    # Also when it existed: its writer may have been killed between its rename and this call.
+    fsync_directory(target.parent)
+    return is_new
+
+
+def damaged_file(directory: Path, digest: str) -> str | None:
+    """Name of the first file of an object that is not what the manifest says, or None for a whole object."""
+    try:
+        manifest = (directory / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return MANIFEST
+    if _digest(manifest) != digest:
+        return MANIFEST
+    entries = {entry["path"]: entry for entry in json.loads(manifest)}
+    for name, entry in entries.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != entry["size"] or _file_digest(path) != entry["blake2b"]:
+            return str(name)
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        # A file that was added counts as damage: loaders of models look at every file that is there.
+        if not path.is_dir() and name != MANIFEST and name not in entries:
+            return name
+    return None
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces a small view such as a run's summary, so that readers see the old bytes or the new ones.
+
+    Raises:
+        OutOfSpace, StoreError: the old file is then still there.
+    """
+    # One fixed name next to the file: what a crash leaves behind is overwritten by the next call.
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            _write_file(temporary, data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(where: Path, *, foreign_code: bool = False) -> Iterator[None]:
+    """Turns errors of the disk into OutOfSpace or StoreError, and lets all others pass.
+
+    Every OSError of the store's own steps is the disk's. Where `foreign_code` runs, an OSError may also be a bug (a
+    file of its own that it does not find), so only errors that a disk reports count.
+    """
+    try:
+        yield
+    except ReasonmillError:
+        raise
+    except Exception as error:
+        chain = list(_chain(error))
+        if any(_is_out_of_space(link) for link in chain):
+            raise out_of_space(where) from error
+        for link in chain:
+            if isinstance(link, OSError) and (not foreign_code or link.errno in _DISK_FAULTS):
+                raise StoreError(
+                    f"the home can't be read or written: {link.strerror or link}",
+                    fix="check the disk, the path and its permissions, then run the same command again",
+                    where=str(link.filename or where),
+                ) from error
+        raise
+
+
+def out_of_space(where: Path) -> OutOfSpace:
+    """The error for a full disk."""
+    return OutOfSpace(
+        "no space is left on the disk; nothing that was committed is lost",
+        fix="free some space and run the same command again: it goes on where it stopped",
+        where=str(where),
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from or while handling, nearest first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_out_of_space(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
+        return True
+    return any(text in str(error) for text in _OUT_OF_SPACE_TEXTS)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def _file_digest(path: Path, *, fsync: bool = False) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+        if fsync:
+            os.fsync(file.fileno())
+    return digest
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,149 @@
+"""Countdown: reach a target with each of the given numbers once, by + - * / and parentheses.
+
+The tiny world keeps to whole numbers from 1 to 99, intermediate results included: a base of a million parameters
+knows its tables up to there. The grader accepts any exact solution, whatever its intermediate results.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from reasonmill.tasks.expression import ExpressionError, read_expression
+from reasonmill.tasks.splits import draw_from_split
+from reasonmill.transcript import read_transcript
+from reasonmill.types import Completion, Grade, Message, Problem
+
+LARGEST_GIVEN = 25
+LARGEST = 99
+PROMPTS = {"en": "make {target} from {numbers}", "de": "bilde {target} aus {numbers}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation of a solution: `left operator right = result`."""
+
+    left: int
+    operator: str
+    right: int
+    result: int
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.operator} {self.right} = {self.result}"
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """Numbers in the order in which they are shown, the target, and an expression that reaches it."""
+
+    numbers: tuple[int, ...]
+    target: int
+    solution: str
+
+
+def steps_between(first: int, second: int) -> list[Step]:
+    """Every operation on two numbers whose result stays in the tiny world; the larger number stands first."""
+    large, small = max(first, second), min(first, second)
+    steps = []
+    if large + small <= LARGEST:
+        steps.append(Step(large, "+", small, large + small))
+    if large > small:
+        steps.append(Step(large, "-", small, large - small))
+    if large * small <= LARGEST and small > 1:
+        steps.append(Step(large, "*", small, large * small))
+    if small > 1 and large % small == 0:
+        steps.append(Step(large, "/", small, large // small))
+    return steps
+
+
+def random_steps(rng: random.Random, numbers: Sequence[int]) -> list[Step] | None:
+    """Combines random pairs until one number is left; None where a pair has no operation in the tiny world."""
+    remaining = list(numbers)
+    steps: list[Step] = []
+    while len(remaining) > 1:
+        left, right = rng.sample(range(len(remaining)), 2)
+        options = steps_between(remaining[left], remaining[right])
+        if not options:
+            return None
+        step = rng.choice(options)
+        steps.append(step)
+        remaining = [n for i, n in enumerate(remaining) if i not in (left, right)] + [step.result]
+    return steps
+
+
+def expression_of(steps: Sequence[Step]) -> str:
+    """One expression for a chain of steps, each compound operand in parentheses.
+
+    Raises:
+        ValueError: an operand is neither given nor made by an earlier step that is still unused.
+    """
+    made: dict[int, list[str]] = {}
+    text = ""
+    for step in steps:
+        operands = []
+        for number in (step.left, step.right):
+            waiting = made.get(number)
+            operands.append(f"( {waiting.pop()} )" if waiting else str(number))
+        text = f"{operands[0]} {step.operator} {operands[1]}"
+        made.setdefault(step.result, []).append(text)
+    if sum(len(waiting) for waiting in made.values()) != 1:
+        raise ValueError(f"the steps {[str(step) for step in steps]} do not end in one number")
+    return text
+
+
+def draw_puzzle(rng: random.Random, count: int) -> Puzzle | None:
+    """A random puzzle of `count` numbers, or None where the attempt led nowhere."""
+    numbers = tuple(rng.randint(1, LARGEST_GIVEN) for _ in range(count))
+    steps = random_steps(rng, numbers)
+    if steps is None or steps[-1].result in numbers:
+        return None
+    return Puzzle(numbers, steps[-1].result, expression_of(steps))
+
+
+class Countdown:
+    """Countdown with the given counts of numbers (a problem draws one of them)."""
+
+    def __init__(self, name: str, counts: tuple[int, ...]) -> None:
+        self.name = name
+        self._counts = counts
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        count = self._counts[index % len(self._counts)]
+        # The identity ignores the task's name and the order of the numbers, so that no variant of a held-out
+        # problem is in another split of another Countdown task.
+        puzzle = draw_from_split(
+            f"countdown-{count}",
+            split,
+            seed,
+            index,
+            lambda rng: draw_puzzle(rng, count),
+            lambda puzzle: (*sorted(puzzle.numbers), puzzle.target),
+        )
+        language = "en" if index % 2 == 0 else "de"
+        prompt = PROMPTS[language].format(target=puzzle.target, numbers=" ".join(map(str, puzzle.numbers)))
+        return Problem(
+            task=self.name,
+            messages=(Message("user", prompt),),
+            answer=puzzle.solution,
+            meta={"numbers": list(puzzle.numbers), "target": puzzle.target, "language": language},
+        )
+
+    def problems(self, split: str, seed: int) -> Iterator[Problem]:
+        return (self.problem(split, seed, index) for index in itertools.count())
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        return [self._grade(problem, completion.text) for completion in completions]
+
+    def _grade(self, problem: Problem, text: str) -> Grade:
+        answer = read_transcript(text).answer
+        accuracy = float(answer is not None and solves(answer, problem.meta["numbers"], problem.meta["target"]))
+        return Grade(accuracy, {"accuracy": accuracy})
+
+
+def solves(answer: str, numbers: Sequence[int], target: int) -> bool:
+    """Whether the expression uses each number exactly once and has the target's value."""
+    try:
+        expression = read_expression(answer)
+    except ExpressionError:
+        return False
+    return sorted(expression.numbers) == sorted(numbers) and expression.value == target

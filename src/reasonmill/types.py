@@ -1,0 +1,193 @@
+"""The records that travel between stages, samplers and learners. Standard library only.
+
+Lengths in brackets: Q tokens of a prompt, C tokens of a completion, T tokens of an example, G rollouts of a group.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+Finish = Literal["stop", "length", "abort"]
+LossKind = Literal["ce", "pg", "kl"]
+
+
+class Row(Protocol):
+    """Numbers, one for each token of an example: a list, a tuple or a one-dimensional numpy array."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+def content_digest(content: Any) -> str:
+    """Hex digest (256 bits) of JSON content; the order of keys does not matter."""
+    encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return hashlib.blake2b(encoded, digest_size=32).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something to solve. `answer` is a gold answer; `meta` is what the task's grader needs (JSON values)."""
+
+    task: str
+    messages: tuple[Message, ...]
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError(f"a problem of task {self.task!r} has no messages")
+        content = [self.task, [[m.role, m.content] for m in self.messages], self.answer, dict(self.meta)]
+        object.__setattr__(self, "id", content_digest(content)[:16])
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How completions are drawn. `top_k` 0 and `top_p` 1.0 switch their filter off; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be >= 0 (0: off), got {self.top_k}")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
+        if any(not text for text in self.stop):
+            raise ValueError("an empty stop string would stop every completion at once")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to draw. `noise_key` decides its draws: position p uses the uniform number (noise_key, p)."""
+
+    prompt_tokens: tuple[int, ...]
+    params: SamplingParams
+    noise_key: int
+
+    def __post_init__(self) -> None:
+        if not self.prompt_tokens:
+            raise ValueError("a request needs at least one prompt token")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a sampler produced: `tokens`, `logprobs` and `sampled` have length C.
+
+    `logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p); they are None
+    only from a foreign teacher. `sampled` is False where a tool wrote the token. A stop token is part of `tokens`,
+    and not of `text`.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    sampled: tuple[bool, ...]
+    text: str
+    finish: Finish
+    policy_version: int
+
+    def __post_init__(self) -> None:
+        if len(self.sampled) != len(self.tokens):
+            raise ValueError(f"{len(self.tokens)} tokens but {len(self.sampled)} sampled flags")
+        if self.logprobs is not None and len(self.logprobs) != len(self.tokens):
+            raise ValueError(f"{len(self.tokens)} tokens but {len(self.logprobs)} log-probs")
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A reward and what it is made of. A reward of None means that it could not be graded, which is not 0.0."""
+
+    reward: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        if self.reward is None and not self.error:
+            raise ValueError("an ungraded rollout must say why")
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(f"a reward must be finite, got {self.reward}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One attempt at a problem; `prompt_tokens` has length Q."""
+
+    prompt_tokens: tuple[int, ...]
+    completion: Completion
+    grade: Grade
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """G attempts at the same problem."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        return [rollout.grade.reward for rollout in self.rollouts]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no rollout is better than another, so that nothing can be learned from comparing them."""
+        graded = [reward for reward in self.rewards if reward is not None]
+        return len(graded) < 2 or max(graded) - min(graded) < 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sequence to train on. Every list has length T, and entry t speaks of predicting `tokens[t]`.
+
+    `weights[t]` is 0 where a token is context only; `weights[0]` must be 0, because nothing predicts it. Lists may be
+    numpy arrays, which pack faster.
+    """
+
+    tokens: Row
+    weights: Row
+    loss: LossKind
+    advantages: Row | None = None
+    sampler_logprobs: Row | None = None
+    ref_logprobs: Row | None = None
+
+    def __post_init__(self) -> None:
+        length = len(self.tokens)
+        for name in ("weights", "advantages", "sampler_logprobs", "ref_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != length:
+                raise ValueError(f"an example has {length} tokens but {len(values)} {name}")
+        if length == 0 or self.weights[0] != 0:
+            raise ValueError("the first token of an example can't be predicted: its weight must be 0")
+        if self.loss == "pg" and (self.advantages is None or self.sampler_logprobs is None):
+            raise ValueError("a policy-gradient example needs advantages and sampler_logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What the ledger knows of an object in the store."""
+
+    digest: str
+    kind: str
+    stage: str
+    parents: tuple[str, ...]
+    config_digest: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)

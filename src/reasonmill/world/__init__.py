@@ -1,0 +1,1 @@
+"""The synthetic tiny world: a corpus, a tokenizer and bases small enough for two CPU cores. Nothing here imports torch."""

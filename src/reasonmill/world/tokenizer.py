@@ -1,0 +1,58 @@
+"""The tiny world's tokenizer: byte-level BPE in which a number up to 99 is one token, and so is each tag."""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+
+END, PAD, USER, ASSISTANT, SYSTEM = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"
+SPECIAL_TOKENS = (END, PAD, USER, ASSISTANT, SYSTEM)
+# Tags are single tokens, but no special ones: they are part of what the model says, and decoding keeps them.
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+# One or two digits, a word, a mark, each with the space before it.
+_PIECES = r" ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]|\s"
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{{ message['content'] if message['role'] == 'assistant' else ' ' + message['content'] }}"
+    "{{ '<|end|>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Learns the merges from chat-rendered texts.
+
+    Args:
+        texts: the corpus, or a sample of it; the special tokens in it are kept whole.
+        vocab_size: all tokens, the 256 bytes, tags and special tokens included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    reserved = len(SPECIAL_TOKENS) + len(TAGS)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - reserved,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.add_tokens(list(TAGS), special_tokens=False)
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped

@@ -1,0 +1,198 @@
+"""Fake stages that write small files, for the tests of recipes, the pipeline and the command line."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import reasonmill.stages
+import reasonmill.stages.context  # these two before the fixture hides their folder
+import reasonmill.stages.registry
+
+# "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
+TRAIN = """
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reasonmill.errors import Interrupted
+from reasonmill.recipe.reference import ModelRef
+from reasonmill.stages.context import Outcome, StageSettings
+
+KIND = "train"
+HERE = Path(__file__).parent
+
+
+class Loss(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clip: float = 0.2
+    form: Literal["k1", "k2"] = "k1"
+
+
+class Settings(StageSettings):
+    kind: Literal["train"]
+    from_: ModelRef = Field(alias="from")
+    teacher: ModelRef | None = None
+    text: str = "x"
+    steps: int = 1
+    tasks: dict[str, float] = Field(default_factory=dict)
+    loss: Loss | None = None
+
+    @model_validator(mode="after")
+    def _can_be_done(self):
+        if self.teacher is not None and self.steps > 100:
+            raise ValueError("a teacher has no patience for more than 100 steps")
+        return self
+
+
+def run(settings, inputs, context):
+    with (HERE / "calls").open("a") as calls:
+        calls.write(f"{settings.name}\\n")
+    ledger = context.home.ledger
+    saved = ledger.latest_state(context.key)
+    start = saved[0] if saved else 0
+    weights = (context.home.objects.path(saved[1]) if saved else inputs["from"].path) / "weights.txt"
+    text = weights.read_text()
+    context.progress.begin(settings.name, settings.steps, "steps")
+    for step in range(start, settings.steps):
+        if context.stop_requested():
+            raise Interrupted(f"stopped at step {step}")
+        with (HERE / "steps").open("a") as steps:
+            steps.write(f"{settings.name} {step}\\n")
+        text += settings.text
+        state = context.home.objects.put(lambda directory: (directory / "weights.txt").write_text(text))
+        ledger.record_metrics(context.key, step, {"loss/ce": 1.0})
+        ledger.commit_state(context.key, step + 1, state)
+        context.progress.advance(step + 1, {})
+        interrupt = HERE / "interrupt"
+        if interrupt.exists():
+            at, *numbers = map(int, interrupt.read_text().split())
+            if at == step:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+    context.progress.end({})
+
+    def write(directory):
+        (directory / "config.json").write_text("{}")
+        (directory / "weights.txt").write_text(text)
+
+    return Outcome("model", write, metrics={"length": len(text)}, tokens=10 * settings.steps)
+"""
+
+# "measure" makes an evaluation of its input.
+MEASURE = """
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from reasonmill.recipe.reference import ModelRef
+from reasonmill.stages.context import Outcome, StageSettings
+
+KIND = "measure"
+
+
+class Settings(StageSettings):
+    kind: Literal["measure"]
+    from_: ModelRef = Field(alias="from")
+
+
+def run(settings, inputs, context):
+    with (Path(__file__).parent / "calls").open("a") as calls:
+        calls.write(f"{settings.name}\\n")
+    length = len((inputs["from"].path / "weights.txt").read_text())
+    return Outcome("evaluation", lambda directory: (directory / "length").write_text(str(length)), {"length": length})
+"""
+
+
+@dataclass
+class FakeStages:
+    """The folder of the fake stages, and what was done with them."""
+
+    folder: Path
+
+    @property
+    def calls(self) -> list[str]:
+        """Names of the stages that were run, in order, since the last look."""
+        return self._read("calls")
+
+    @property
+    def steps(self) -> list[str]:
+        """Steps that were taken as "stage step", in order, since the last look."""
+        return self._read("steps")
+
+    def interrupt(self, at: int, *signals: int) -> None:
+        """Makes the process send itself signals at the end of a step of a "train" stage."""
+        (self.folder / "interrupt").write_text(" ".join(map(str, (at, *signals))))
+
+    def do_not_interrupt(self) -> None:
+        (self.folder / "interrupt").unlink()
+
+    def _read(self, name: str) -> list[str]:
+        path = self.folder / name
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStages]:
+    """Two kinds of stages, "train" and "measure", instead of the real ones."""
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    (folder / "fake_train.py").write_text(TRAIN)
+    (folder / "fake_measure.py").write_text(MEASURE)
+    monkeypatch.setattr(reasonmill.stages, "__path__", [str(folder)])
+    importlib.invalidate_caches()
+    yield FakeStages(folder)
+    for name in [name for name in sys.modules if name.startswith("reasonmill.stages.fake_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model directory whose weights are the text "base"."""
+    directory = tmp_path / "base"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (directory / "weights.txt").write_text("base")
+    return directory
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, stages: FakeStages, base: Path) -> Path:
+    """A recipe of three stages: first -> second -> check."""
+    path = tmp_path / "small.toml"
+    path.write_text(
+        f"""# a small recipe
+name = "small"
+
+[[stage]]
+name = "first"
+kind = "train"
+from = "{base}"
+text = "a"
+steps = 3
+
+[stage.tasks]
+countdown = 0.5
+
+[[stage]]
+name = "second"
+kind = "train"
+from = "first"
+text = "b"
+
+[[stage]]
+name = "check"
+kind = "measure"
+from = "second"
+"""
+    )
+    return path

@@ -1,0 +1,206 @@
+"""The command line: exit codes, messages without tracebacks, and what is printed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonmill.cli import main
+
+PROGRAM = """
+import sys
+import reasonmill.stages
+import reasonmill.stages.context
+import reasonmill.stages.registry
+reasonmill.stages.__path__ = [sys.argv.pop(1)]
+from reasonmill.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Calls the command line in this process; returns the exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def in_a_process(stages: Any, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Calls the command line with the fake stages in a process of its own, which may be sent signals."""
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(stages.folder), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def written(home: Path) -> dict[Path, int]:
+    """When each file was written; SQLite's own files, which readers of the ledger also need, do not count."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in home.rglob("*")
+        if path.is_file() and not path.name.startswith("ledger.sqlite-")
+    }
+
+
+def test_a_run_and_what_is_shown_of_it(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+    code, out, err = call("run", recipe_file, "--home", home, "--set", "second.text=c", "--device", "cpu")
+    assert code == 0
+    assert f"run: {home / 'runs' / 'small'}" in out
+    assert "first" in err  # the progress
+    assert (home / "runs" / "small" / "model" / "weights.txt").read_text() == "baseaaac"
+    assert stages.calls == ["first", "second", "check"]
+
+    code, out, _ = call("status", "--home", home)
+    assert code == 0
+    assert out.count("finished in") == 3
+
+    code, out, _ = call("lineage", "small/check", "--home", home)
+    assert code == 0
+    assert [line.split()[-3:-1] for line in out.splitlines()] == [
+        ["check", "evaluation"], ["second", "model"], ["first", "model"], ["base", "base"],
+    ]  # fmt: skip
+
+    code, _, err = call("run", recipe_file, "--home", home, "--set", "second.text=c", "--device", "cpu")
+    assert code == 0
+    assert err.count("cached") == 3
+    assert stages.calls == []
+
+
+def test_until_leaves_stages_open(call: Any, recipe_file: Path, home: Path) -> None:
+    assert call("run", recipe_file, "--home", home, "--until", "first", "--device", "cpu")[0] == 0
+    states = [line.split()[2] for line in call("status", "--home", home)[1].splitlines() if "train" in line]
+    assert states == ["finished", "open"]
+
+
+def test_a_dry_run_writes_nothing(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+    code, out, _ = call("run", recipe_file, "--home", home, "--dry-run")
+    assert code == 0
+    assert "unknown until first exists" in out
+    assert not home.exists()
+
+    call("run", recipe_file, "--home", home, "--until", "first", "--device", "cpu")
+    assert stages.calls == ["first"]
+    before = written(home)
+    code, out, _ = call("run", recipe_file, "--home", home, "--dry-run")
+    assert "cached" in out
+    assert "to run" in out
+    assert written(home) == before
+    assert stages.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["run", "no-such-recipe"], "missing recipe: 'no-such-recipe'"),
+        (["run", "RECIPE", "--set", "first.stepz=3"], "did you mean 'steps'?"),
+        (["run", "RECIPE", "--set", "first.steps"], "write it as stage.key=value"),
+        (["run", "RECIPE", "--until", "frist"], "did you mean 'first'?"),
+        (["run", "RECIPE", "--until", "frist", "--dry-run"], "did you mean 'first'?"),
+        (["problems", "no-such-task"], "unknown task 'no-such-task'"),
+        (["problems", "countdown", "--split", "exam"], "unknown split 'exam'"),
+        (["eval", "MODEL", "--task", "no-such-task"], "unknown task 'no-such-task'"),
+        (["eval", "MODEL", "--task", "countdown", "--temperature", "-1"], "temperature must be"),
+        (["eval", "no-such-model", "--task", "countdown"], "missing model: 'no-such-model'"),
+        (["chat", "no-such-model"], "missing model: 'no-such-model'"),
+    ],
+)
+def test_a_mistake_of_the_user_is_told_without_a_traceback(
+    call: Any, recipe_file: Path, base: Path, home: Path, arguments: list[str], shown: str
+) -> None:
+    real = {"RECIPE": str(recipe_file), "MODEL": str(base)}
+    given = [real.get(argument, argument) for argument in arguments]
+    code, out, err = call(*given, *([] if arguments[0] == "problems" else ["--home", home]))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert shown in err
+    assert not home.exists()
+
+
+def test_a_home_that_is_not_there_can_not_be_looked_at(call: Any, home: Path) -> None:
+    code, _, err = call("status", "--home", home)
+    assert code == 3
+    assert "there is no home here" in err
+
+
+def test_a_full_disk_is_told_with_its_own_exit_code(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+    source = stages.folder / "fake_train.py"
+    failing = "raise OSError(28, 'No space left on device', 'file')"
+    source.write_text(source.read_text().replace("    ledger = context.home.ledger\n", f"    {failing}\n"))
+    code, _, err = call("run", recipe_file, "--home", home, "--device", "cpu")
+    assert code == 75
+    assert err.splitlines()[-3].startswith("error: no space is left on the disk")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
+    recipe_file: Path, home: Path, stages: Any, call: Any, number: int, code: int
+) -> None:
+    stages.interrupt(1, number)
+    command = ("run", recipe_file, "--home", home, "--device", "cpu")
+    stopped = in_a_process(stages, *command)
+    assert stopped.returncode == code
+    assert "the same command resumes this run" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert stages.steps == ["first 0", "first 1"]
+    assert "at step 2 of 3" in call("status", "--home", home)[1]
+
+    stages.do_not_interrupt()
+    assert call(*command)[0] == 0
+    assert stages.steps == ["first 2", "second 0"]
+
+
+def test_a_second_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any) -> None:
+    stages.interrupt(0, signal.SIGINT, signal.SIGINT)
+    aborted = in_a_process(stages, "run", recipe_file, "--home", home, "--device", "cpu")
+    assert aborted.returncode == 130
+    assert "resumes" not in aborted.stderr
+    assert "Traceback" not in aborted.stderr
+
+
+def test_signals_are_put_back_after_a_run(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    call("run", recipe_file, "--home", home, "--device", "cpu")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_problems_as_json_lines(call: Any) -> None:
+    code, out, _ = call("problems", "countdown-3", "--num", 2, "--seed", 5, "--json")
+    assert code == 0
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first.keys() == {"id", "messages", "answer", "meta"}
+    assert first["messages"][0]["role"] == "user"
+    assert first["id"] != second["id"]
+    assert call("problems", "countdown-3", "--num", 2, "--seed", 5, "--json")[1] == out
+    assert first["id"] in call("problems", "countdown-3", "--num", 1, "--seed", 5)[1]
+
+
+def test_help_does_not_load_torch() -> None:
+    program = (
+        "import sys, reasonmill.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    path = os.pathsep.join(path for path in sys.path if path)
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path}, check=False, capture_output=True
+    )
+    assert result.returncode == 0
+    assert b"lineage" in result.stdout

@@ -1,0 +1,259 @@
+"""The pipeline: what runs and what is taken from the ledger, and what a run leaves behind."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonmill.errors import Interrupted, OutOfSpace, RecipeError
+from reasonmill.mill.artifacts import find_artifact, find_model
+from reasonmill.mill.pipeline import RunResult, plan, run_recipe
+from reasonmill.mill.summary import read_summary
+from reasonmill.mill.thinking import split_thinking
+from reasonmill.recipe.load import load_recipe
+from reasonmill.store.home import Home
+
+
+class Recorder:
+    """A Progress that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def end(self, metrics: Mapping[str, object]) -> None: ...
+
+
+Run = Callable[..., RunResult]
+
+
+@pytest.fixture
+def home_path(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(recipe_file: Path, home_path: Path) -> Run:
+    """Runs the small recipe with overrides, each time in a newly opened home."""
+
+    def run(*overrides: str, until: str | None = None, stop_requested: Callable[[], bool] = lambda: False) -> RunResult:
+        recipe = load_recipe(str(recipe_file), overrides)
+        with Home.open(home_path) as home:
+            return run_recipe(recipe, home, Recorder(), until=until, device="cpu", stop_requested=stop_requested)
+
+    return run
+
+
+def stop_after(looks: int) -> Callable[[], bool]:
+    """A stop request that comes after so many looks at it."""
+    answers = iter([False] * looks)
+    return lambda: next(answers, True)
+
+
+def cached(result: RunResult) -> list[bool]:
+    return [stage.cached for stage in result.stages]
+
+
+def times(directory: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(directory.rglob("*"))}
+
+
+def test_a_run_makes_all_stages_and_its_directory(run: Run, stages: Any, home_path: Path) -> None:
+    result = run()
+    assert stages.calls == ["first", "second", "check"]
+    assert cached(result) == [False, False, False]
+    assert result.directory == home_path / "runs" / "small"
+    model = result.directory / "model"
+    assert {path.name: path.read_text() for path in model.iterdir()} == {"config.json": "{}", "weights.txt": "baseaaab"}
+    summary = json.loads((result.directory / "summary.json").read_text())
+    assert (summary["name"], summary["seed"]) == ("small", 0)
+    assert [stage["name"] for stage in summary["stages"]] == ["first", "second", "check"]
+    assert [stage["tokens"] for stage in summary["stages"]] == [30, 10, 0]
+    assert summary["stages"][2]["metrics"] == {"length": len("baseaaab")}
+    assert summary["model"] == summary["stages"][1]["digest"]
+    assert {"reasonmill", "torch", "transformers", "threads", "machine"} <= summary.keys()
+    assert json.loads((result.directory / "recipe.json").read_text())["stage"][0]["text"] == "a"
+    assert "<html" in (result.directory / "report.html").read_text()
+
+
+def test_the_second_run_is_all_cache_hits_and_rewrites_nothing(run: Run, stages: Any) -> None:
+    first = run()
+    before = times(first.directory)
+    assert stages.calls == ["first", "second", "check"]
+    second = run()
+    assert stages.calls == []
+    assert cached(second) == [True, True, True]
+    assert [stage.artifact for stage in second.stages] == [stage.artifact for stage in first.stages]
+    assert [stage.seconds for stage in second.stages] == [stage.seconds for stage in first.stages]
+    assert times(first.directory) == before
+
+
+def test_a_changed_setting_reruns_its_stage_and_those_after_it(run: Run, stages: Any) -> None:
+    run()
+    assert stages.calls
+    result = run("second.text=c")
+    assert stages.calls == ["second", "check"]
+    assert cached(result) == [True, False, False]
+    assert (result.directory / "model" / "weights.txt").read_text() == "baseaaac"
+    assert cached(run()) == [True, True, True]  # what was made before is still known
+    assert (result.directory / "model" / "weights.txt").read_text() == "baseaaab"
+    run("seed=1")
+    assert stages.calls == ["first", "second", "check"]
+
+
+def test_a_stage_whose_input_did_not_change_is_not_run_again(run: Run, stages: Any) -> None:
+    run()
+    assert stages.calls
+    # Another way to the same weights: three times "a" or once "aaa".
+    result = run("first.text=aaa", "first.steps=1")
+    assert stages.calls == ["first"]
+    assert cached(result) == [False, True, True]
+
+
+def test_a_changed_base_reruns_everything(run: Run, stages: Any, base: Path) -> None:
+    run()
+    assert stages.calls
+    (base / "weights.txt").write_text("esab")
+    assert cached(run()) == [False, False, False]
+
+
+def test_a_deleted_object_is_made_again(run: Run, stages: Any, home_path: Path) -> None:
+    digest = run().stages[0].artifact.digest
+    assert stages.calls
+    shutil.rmtree(home_path / "objects" / digest)
+    result = run()
+    assert stages.calls == ["first"]
+    assert cached(result) == [False, True, True]
+    assert result.stages[0].artifact.digest == digest
+
+
+def test_a_deleted_view_is_made_again_from_the_store(run: Run, stages: Any) -> None:
+    directory = run().directory
+    assert stages.calls
+    shutil.rmtree(directory)
+    run()
+    assert stages.calls == []
+    assert {path.name for path in directory.iterdir()} == {"model", "recipe.json", "summary.json", "report.html"}
+    shutil.rmtree(directory / "model")
+    run()
+    assert (directory / "model" / "weights.txt").read_text() == "baseaaab"
+
+
+def test_until_stops_after_a_stage(run: Run, stages: Any) -> None:
+    result = run(until="first")
+    assert stages.calls == ["first"]
+    assert (result.directory / "model" / "weights.txt").read_text() == "baseaaa"
+    with pytest.raises(RecipeError):
+        run(until="frist")
+
+
+def test_an_interrupted_stage_goes_on_at_its_last_state(run: Run, stages: Any, home_path: Path) -> None:
+    # Looks: before "first", at its steps 0 and 1, and at step 2, where it stops.
+    with pytest.raises(Interrupted):
+        run(stop_requested=stop_after(3))
+    assert stages.steps == ["first 0", "first 1"]
+    result = run()
+    assert stages.steps == ["first 2", "second 0"]
+    assert (result.directory / "model" / "weights.txt").read_text() == "baseaaab"
+    with Home.open(home_path) as home:
+        assert all(home.ledger.states(stage.key) == [] for stage in result.stages)
+        # The models and the evaluation; the states of the finished stages are gone.
+        assert set(home.objects.digests()) == {stage.artifact.digest for stage in result.stages}
+
+
+def test_a_run_that_was_stopped_between_stages_has_what_it_has(run: Run, stages: Any, home_path: Path) -> None:
+    # Looks: before "first", at its three steps, and before "second".
+    with pytest.raises(Interrupted, match="before stage 'second'"):
+        run(stop_requested=stop_after(4))
+    directory = home_path / "runs" / "small"
+    assert (directory / "model" / "weights.txt").read_text() == "baseaaa"
+    summary = read_summary(directory)
+    assert summary is not None
+    assert [stage["name"] for stage in summary["stages"]] == ["first"]
+    assert (directory / "report.html").exists()
+
+
+def test_the_ledger_knows_runs_and_parents(run: Run, home_path: Path) -> None:
+    result = run()
+    first, second, check = (stage.artifact for stage in result.stages)
+    with Home.open(home_path, write=False) as home:
+        (record,) = home.ledger.runs()
+        assert [stage.name for stage in record.stages] == ["first", "second", "check"]
+        assert check.parents == (second.digest,)
+        assert second.parents == (first.digest,)
+        base = home.ledger.artifact(first.parents[0])
+        assert (base.kind, base.stage, base.parents) == ("base", "base", ())
+
+
+def test_a_stage_can_not_start_from_an_evaluation(recipe_file: Path, run: Run) -> None:
+    with recipe_file.open("a") as file:
+        file.write('[[stage]]\nname = "last"\nkind = "train"\nfrom = "check"\n')
+    with pytest.raises(RecipeError, match="stage 'check' makes no model but an evaluation"):
+        run()
+
+
+def test_a_full_disk_stops_the_run_before_the_stage(run: Run, stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Home, "free_bytes", lambda home: 199_999_999)
+    with pytest.raises(OutOfSpace, match="only 200 MB"):
+        run()
+    assert stages.calls == []
+
+
+def test_the_plan_tells_what_is_known(recipe_file: Path, run: Run, home_path: Path, stages: Any) -> None:
+    recipe = load_recipe(str(recipe_file))
+    fresh = plan(recipe, None, None)
+    assert [stage.status for stage in fresh] == ["to run", "unknown", "unknown"]
+    assert [stage.waits_for for stage in fresh] == [(), ("first",), ("second",)]
+    with pytest.raises(Interrupted):
+        run(stop_requested=stop_after(3))
+    with Home.open(home_path, write=False) as home:
+        assert plan(recipe, home, None)[0].resumes_at == 2
+    result = run(until="first")
+    with Home.open(home_path, write=False) as home:
+        planned = plan(recipe, home, None)
+        assert [stage.status for stage in planned] == ["cached", "to run", "unknown"]
+        assert planned[0].key == result.stages[0].key
+    assert run().stages[1].key == planned[1].key
+
+
+def test_artifacts_and_models_are_found(run: Run, home_path: Path, base: Path) -> None:
+    first, _, check = (stage.artifact for stage in run().stages)
+    with Home.open(home_path, write=False) as home:
+        assert find_artifact(home, "small/first") == first
+        assert find_artifact(home, first.digest[:10]) == first
+        with pytest.raises(RecipeError) as caught:
+            find_artifact(home, "small/frist")
+        assert caught.value.fix == "did you mean 'small/first'?"
+    assert find_model(str(base), home_path) == base
+    assert (find_model("small/second", home_path) / "weights.txt").read_text() == "baseaaab"
+    assert (find_model(first.digest[:10], home_path) / "weights.txt").read_text() == "baseaaa"
+    with pytest.raises(RecipeError, match="of kind 'evaluation'"):
+        find_model(check.digest[:10], home_path)
+    with pytest.raises(RecipeError, match="missing model"):
+        find_model("small/second", home_path / "nowhere")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_thinking_is_told_apart_however_the_text_is_cut(size: int) -> None:
+    text = "a <b <think>3 < 8</thi </think> so <answer>8</answer> <thin"
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    parts = list(split_thinking(pieces))
+    assert "".join(part for part, _ in parts) == text
+    assert "".join(part for part, inside in parts if inside) == "<think>3 < 8</thi </think>"
+
+
+def test_text_that_can_be_no_tag_is_not_held_back() -> None:
+    pieces = iter(["one ", "two <", "x"])
+    parts = split_thinking(pieces)
+    assert next(parts) == ("one ", False)
+    assert next(parts) == ("two ", False)
+    assert next(parts) == ("<x", False)

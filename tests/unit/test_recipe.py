@@ -1,0 +1,318 @@
+"""Recipes: what is read, what is refused and where the message says it is, and what keys depend on."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from reasonmill.errors import RecipeError
+from reasonmill.recipe.code_digest import code_digest, source_files
+from reasonmill.recipe.graph import directory_digest, stage_key
+from reasonmill.recipe.load import load_recipe
+from reasonmill.recipe.origin import Origins
+from reasonmill.recipe.reference import DirectorySource, StageSource, references
+from reasonmill.stages.context import Input
+from reasonmill.stages.registry import kinds
+
+
+def refused(path: Path, *overrides: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), overrides)
+    return caught.value
+
+
+def edited(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def line_of(path: Path, text: str) -> str:
+    """The place of a line as messages give it."""
+    return f"{path}:{path.read_text().splitlines().index(text) + 1}"
+
+
+def test_a_recipe_is_read_with_its_defaults(recipe_file: Path, base: Path) -> None:
+    recipe = load_recipe(str(recipe_file))
+    assert (recipe.name, recipe.seed) == ("small", 0)
+    assert [node.settings.name for node in recipe.nodes] == ["first", "second", "check"]
+    first, second, _ = recipe.nodes
+    assert dict(first.settings)["tasks"] == {"countdown": 0.5}
+    assert dict(second.settings)["steps"] == 1
+    assert first.sources == {"from": DirectorySource(base)}
+    assert second.sources == {"from": StageSource("first")}
+    assert recipe.resolved()["stage"][1]["from"] == "first"
+
+
+def test_optional_references_count_only_when_they_are_set(recipe_file: Path, base: Path) -> None:
+    recipe = load_recipe(str(recipe_file), ["second.teacher=first"])
+    assert references(recipe.nodes[0].settings) == {"from": str(base)}
+    assert references(recipe.nodes[1].settings) == {"from": "first", "teacher": "first"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what", "fix"),
+    [
+        ("steps = 3", "stepz = 3", "unknown key 'stepz'", "did you mean 'steps'?"),
+        ("steps = 3", 'steps = "3"', "steps: Input should be a valid integer, got \"3\"", ""),
+        ("steps = 3", "steps = true", "steps: Input should be a valid integer, got true", ""),
+        ("steps = 3", "from_ = 3", "unknown key 'from_'", "did you mean 'from'?"),
+        ("countdown = 0.5", 'countdown = "much"', "tasks.countdown: Input should be a valid number, got \"much\"", ""),
+        ("steps = 3", "loss = { clop = 0.1 }", "unknown key 'loss.clop'", "did you mean 'clip'?"),
+        ("steps = 3", "loss.clop = 0.1", "unknown key 'loss.clop'", "did you mean 'clip'?"),
+        ("steps = 3", 'loss.form = "K2"', "loss.form: Input should be 'k1' or 'k2', got \"K2\"", "did you mean 'k2'?"),
+        ('kind = "measure"', 'kind = "mesure"', "unknown kind 'mesure'", "did you mean 'measure'?"),
+        ('name = "small"', 'name = "Very small"', "name: String should match pattern", ""),
+        ('name = "small"', 'name = "small"\nsede = 1', "unknown key 'sede'", "did you mean 'seed'?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_shown_with_its_line_and_a_suggestion(
+    recipe_file: Path, old: str, new: str, what: str, fix: str
+) -> None:
+    edited(recipe_file, old, new)
+    error = refused(recipe_file)
+    assert error.where == line_of(recipe_file, new.splitlines()[-1])
+    assert error.what.startswith(what)
+    assert error.fix == fix
+
+
+def test_a_combination_that_can_not_work_is_shown_at_its_stage(recipe_file: Path) -> None:
+    error = refused(recipe_file, "second.teacher=first", "second.steps=101")
+    assert error.what == "a teacher has no patience for more than 100 steps"
+    assert error.where == f"{recipe_file}:14"
+
+
+def test_two_stages_can_not_share_a_name(recipe_file: Path) -> None:
+    edited(recipe_file, 'name = "check"', 'name = "first"')
+    error = refused(recipe_file)
+    assert error.what == "two stages are named 'first'"
+    assert error.where == f"{recipe_file}:21"
+
+
+def test_a_missing_key_is_shown_at_its_stage(recipe_file: Path) -> None:
+    edited(recipe_file, 'from = "second"\n', "")
+    error = refused(recipe_file)
+    assert error.what == "the key 'from' is missing"
+    assert error.where == f"{recipe_file}:20"
+
+
+@pytest.mark.parametrize(
+    ("reference", "what"),
+    [
+        ("frist", "missing model: 'frist' is no earlier stage, no shipped base and no directory"),
+        ("check", "stage 'check' has not run at this point"),  # it comes later
+        ("second", "stage 'second' has not run at this point"),  # itself
+    ],
+)
+def test_references_must_lead_back(recipe_file: Path, reference: str, what: str) -> None:
+    edited(recipe_file, 'from = "first"', f'from = "{reference}"')
+    error = refused(recipe_file)
+    assert error.what.startswith(f"from: {what}")
+    assert error.where == line_of(recipe_file, f'from = "{reference}"')
+    assert "first" in error.fix
+
+
+def test_a_directory_without_a_model_is_refused(recipe_file: Path, base: Path) -> None:
+    (base / "config.json").unlink()
+    assert "holds no config.json" in refused(recipe_file).what
+
+
+def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
+    edited(recipe_file, "steps = 3", "stepz = 3")
+    edited(recipe_file, 'kind = "measure"', 'kind = "mesure"')
+    message = str(refused(recipe_file))
+    assert "2 mistakes" in message
+    assert f"{recipe_file}:9: unknown key 'stepz' (did you mean 'steps'?)" in message
+    assert f"{recipe_file}:22: unknown kind 'mesure' (did you mean 'measure'?)" in message
+
+
+def test_broken_toml_and_missing_files_are_mistakes_of_the_user(recipe_file: Path, tmp_path: Path) -> None:
+    edited(recipe_file, "steps = 3", "steps = ")
+    assert refused(recipe_file).where == f"{recipe_file}:9"
+    assert "missing recipe" in refused(tmp_path / "nowhere.toml").what
+    (tmp_path / "empty.toml").write_text("")
+    assert "2 mistakes" in refused(tmp_path / "empty.toml").what  # no name and no stage
+    (tmp_path / "single.toml").write_text('name = "x"\n[stage]\nname = "y"\n')
+    assert refused(tmp_path / "single.toml").where == f"{tmp_path / 'single.toml'}:2"
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("first.steps=7", {"steps": 7}),
+        ("first.steps = 7", {"steps": 7}),
+        ("first.text=word", {"text": "word"}),
+        ('first.text="two words"', {"text": "two words"}),
+        ("first.text='3'", {"text": "3"}),
+        ("first.tasks.arithmetic-2=0.25", {"tasks": {"countdown": 0.5, "arithmetic-2": 0.25}}),
+        ('first.tasks."with.dot"=1', {"tasks": {"countdown": 0.5, "with.dot": 1.0}}),
+        ("first.tasks={a = 1, b = 2}", {"tasks": {"a": 1.0, "b": 2.0}}),
+    ],
+)
+def test_overrides_are_toml_values_or_bare_words(recipe_file: Path, override: str, read: dict[str, Any]) -> None:
+    settings = dict(load_recipe(str(recipe_file), [override]).nodes[0].settings)
+    assert {key: settings[key] for key in read} == read
+
+
+def test_later_overrides_win_and_the_seed_is_one(recipe_file: Path) -> None:
+    recipe = load_recipe(str(recipe_file), ["seed=3", "second.loss.clip=0.3", "second.steps=2", "second.steps=5"])
+    assert recipe.seed == 3
+    assert recipe.resolved()["stage"][1]["loss"]["clip"] == 0.3
+    assert recipe.resolved()["stage"][1]["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "fix"),
+    [
+        ("frist.steps=7", "the recipe has no stage 'frist'", "did you mean 'first'?"),
+        ("first.stepz=7", "unknown key 'stepz'", "did you mean 'steps'?"),
+        ("first.loss.clop=7", "unknown key 'loss.clop'", "did you mean 'clip'?"),
+        ("first.steps=many", "steps: Input should be a valid integer, got \"many\"", ""),
+        ("sede=7", "unknown key 'sede'", "did you mean 'seed'?"),
+        ("first.text.inner=7", "'text' is no table, so it has no key 'inner'", ""),
+        ("first.steps", "the override can't be read", "write it as stage.key=value or seed=value"),
+        ("first.steps=", "the override can't be read", "write it as stage.key=value or seed=value"),
+        ("=7", "the override can't be read", "write it as stage.key=value or seed=value"),
+        ("first.=7", "the override can't be read", "write it as stage.key=value or seed=value"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_named(recipe_file: Path, override: str, what: str, fix: str) -> None:
+    error = refused(recipe_file, override)
+    assert (error.what, error.where, error.fix) == (what, f"--set {override}", fix)
+
+
+def test_a_value_of_several_words_needs_quotes(recipe_file: Path) -> None:
+    assert "quote" in refused(recipe_file, "first.text=two words").fix
+    assert "quote" in refused(recipe_file, "first.text=1\nsteps = 9").fix
+
+
+def test_the_last_override_takes_the_blame(recipe_file: Path) -> None:
+    edited(recipe_file, "countdown = 0.5", 'countdown = "much"')
+    assert refused(recipe_file, 'first.tasks={countdown = "little"}').where.startswith("--set")
+
+
+def test_until_names_a_stage(recipe_file: Path) -> None:
+    recipe = load_recipe(str(recipe_file))
+    assert [node.settings.name for node in recipe.up_to("second")] == ["first", "second"]
+    with pytest.raises(RecipeError) as caught:
+        recipe.up_to("secnd")
+    assert caught.value.fix == "did you mean 'second'?"
+
+
+def test_places_are_found_whatever_the_toml_looks_like() -> None:
+    text = (
+        'text = """\nsteps = 1\n[[stage]]\n"""\n'  # lines 1 to 4: one value
+        "list = [\n  1, # ]\n  2,\n]\n"  # lines 5 to 8
+        "[[stage]]\n"  # 9
+        '"quoted key" = 1\n'
+        "[stage.tasks]\n"  # 11
+        "a.b = 1\n"
+        "[[stage]]\n"  # 13
+        "inline = { c = 1 }\n"
+        "[[stage.deep]]\n"  # 15
+        "d = 1\n"
+        "[[stage.deep]]\n"  # 17
+        "d = 1\n"
+    )
+    origins = Origins(text, "f")
+    assert origins.place(("text",)) == "f:1"
+    assert origins.place(("list", 1)) == "f:5"
+    assert origins.place(("stage", 0, "quoted key")) == "f:10"
+    assert origins.place(("stage", 0, "tasks")) == "f:11"
+    assert origins.place(("stage", 0, "tasks", "a", "b")) == "f:12"
+    assert origins.place(("stage", 0, "unwritten")) == "f:9"
+    assert origins.place(("stage", 1, "inline", "c")) == "f:14"
+    assert origins.place(("stage", 1, "deep", 0, "d")) == "f:16"
+    assert origins.place(("stage", 1, "deep", 1, "d")) == "f:18"
+    assert origins.place(("nothing",)) == "f"
+
+
+def key(
+    path: Path, *overrides: str, seed: int = 0, base: str = "digest", module: ModuleType | None = None, stage: int = 0
+) -> str:
+    node = load_recipe(str(path), overrides).nodes[stage]
+    return stage_key(node, {"from": Input(path, base)}, seed, module or kinds()["train"])
+
+
+def test_a_key_depends_on_settings_inputs_seed_and_code(recipe_file: Path) -> None:
+    original = key(recipe_file)
+    assert key(recipe_file) == original
+    assert key(recipe_file, "first.steps=4") != original
+    assert key(recipe_file, seed=1) != original
+    assert key(recipe_file, base="other") != original
+    module = kinds()["train"]
+    source = Path(str(module.__file__))
+    source.write_text(source.read_text() + "# changed\n")
+    assert key(recipe_file, module=module) != original
+
+
+def test_a_model_counts_by_its_content(base: Path) -> None:
+    original = directory_digest(base)
+    moved = base.rename(base.with_name("moved"))
+    assert directory_digest(moved) == original
+    (moved / "weights.txt").write_text("esab")
+    changed = directory_digest(moved)
+    assert changed != original
+    (moved / "weights.txt").rename(moved / "weights.bin")
+    assert directory_digest(moved) not in (original, changed)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package `toy` whose module toy.stages.a imports some modules, and does not import others."""
+    files = {
+        "__init__.py": "",
+        "stages/__init__.py": "",
+        "stages/a.py": "import json\nfrom toy.maths import add\nfrom . import b\ndef run():\n    import toy.late\n",
+        "stages/b.py": "from ..deep import inner\n",
+        "stages/c.py": "",
+        "maths.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.hints import Hint\n",
+        "hints.py": "import toy.stages.a\n",
+        "late.py": "",
+        "deep/__init__.py": "from .inner import thing\n",
+        "deep/inner.py": "",
+        "deep/other.py": "",
+    }
+    for name, text in files.items():
+        path = tmp_path / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "toy"
+
+
+def test_code_is_what_a_module_imports_directly_or_not(package: Path) -> None:
+    found = source_files("toy.stages.a", package / "stages" / "a.py", package)
+    assert {name: path.relative_to(package).as_posix() for name, path in found.items()} == {
+        "toy": "__init__.py",
+        "toy.stages": "stages/__init__.py",
+        "toy.stages.a": "stages/a.py",
+        "toy.stages.b": "stages/b.py",
+        "toy.maths": "maths.py",
+        "toy.hints": "hints.py",
+        "toy.late": "late.py",
+        "toy.deep": "deep/__init__.py",
+        "toy.deep.inner": "deep/inner.py",
+    }
+
+
+@pytest.mark.parametrize(("changed", "counts"), [("deep/inner.py", True), ("late.py", True), ("stages/c.py", False)])
+def test_only_code_that_is_imported_changes_the_digest(package: Path, changed: str, counts: bool) -> None:
+    source = package / "stages" / "a.py"
+    before = code_digest("toy.stages.a", source, package)
+    (package / changed).write_text("VALUE = 1\n")
+    assert (code_digest("toy.stages.a", source, package) != before) == counts
+
+
+def test_a_stage_module_must_define_a_stage(stages: Any) -> None:
+    assert sorted(kinds()) == ["measure", "train"]
+    (stages.folder / "fake_broken.py").write_text('KIND = "broken"\n')
+    with pytest.raises(TypeError, match="fake_broken is no stage: it does not define Settings, run"):
+        kinds()
+
+
+def test_two_stages_can_not_share_a_kind(stages: Any) -> None:
+    (stages.folder / "fake_twin.py").write_text((stages.folder / "fake_train.py").read_text())
+    with pytest.raises(TypeError, match="both define 'train'"):
+        kinds()

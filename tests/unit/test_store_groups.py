@@ -1,0 +1,121 @@
+"""Groups to Parquet and back, to the last bit."""
+
+import math
+import struct
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasonmill.errors import StoreError
+from reasonmill.store.groups import read_groups, write_groups
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | finite | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+problems = st.builds(
+    Problem,
+    task=st.text(max_size=5),
+    messages=st.lists(
+        st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=st.text(max_size=10)),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
+    answer=st.text(max_size=5),
+    meta=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
+)
+token = st.integers(0, 2**31 - 1)
+
+
+@st.composite
+def completions(draw: st.DrawFn) -> Completion:
+    length = draw(st.integers(0, 5))
+    logprobs = st.lists(st.floats(allow_nan=False), min_size=length, max_size=length).map(tuple)
+    return Completion(
+        tokens=tuple(draw(st.lists(token, min_size=length, max_size=length))),
+        logprobs=draw(st.none() | logprobs),
+        sampled=tuple(draw(st.lists(st.booleans(), min_size=length, max_size=length))),
+        text=draw(st.text(max_size=10)),
+        finish=draw(st.sampled_from(["stop", "length", "abort"])),
+        policy_version=draw(st.integers(-1, 2**40)),
+    )
+
+
+parts = st.dictionaries(st.text(max_size=5), finite, max_size=3)
+grades = st.builds(Grade, reward=finite, parts=parts, error=st.text(max_size=5)) | st.builds(
+    Grade, reward=st.none(), parts=parts, error=st.text(min_size=1, max_size=5)
+)
+rollouts = st.builds(
+    Rollout, prompt_tokens=st.lists(token, max_size=4).map(tuple), completion=completions(), grade=grades
+)
+groups_strategy = st.lists(st.builds(Group, problem=problems, rollouts=st.lists(rollouts, max_size=3).map(tuple)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups=groups_strategy)
+def test_groups_come_back_equal(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("groups") / "groups.parquet"
+    write_groups(path, groups)
+    loaded = read_groups(path)
+
+    assert loaded == groups
+    assert [group.problem.id for group in loaded] == [group.problem.id for group in groups]
+
+
+def group(meta: dict[str, object], parts: dict[str, float], logprobs: tuple[float, ...] | None = (-0.5,)) -> Group:
+    completion = Completion((7,), logprobs, (True,), "x", "stop", 3)
+    problem = Problem("sums", (Message("user", "1 + 1?"),), "2", meta)
+    return Group(problem, (Rollout((1, 2), completion, Grade(1.0, parts)),) * 2)
+
+
+def bits(value: float) -> bytes:
+    return struct.pack("<d", value)
+
+
+def test_floats_that_compare_oddly_keep_their_bits(tmp_path: Path) -> None:
+    for odd in (-0.0, math.nan, -math.inf, 5e-324, 0.1 + 0.2):
+        write_groups(tmp_path / "g", [group({}, {"odd": odd}, logprobs=(odd,))])
+        rollout = read_groups(tmp_path / "g")[0].rollouts[0]
+        assert rollout.completion.logprobs is not None
+        assert bits(rollout.completion.logprobs[0]) == bits(odd)
+        assert bits(rollout.grade.parts["odd"]) == bits(odd)
+
+
+def test_equal_groups_give_equal_bytes_whatever_the_order_of_keys(tmp_path: Path) -> None:
+    one = [group({"a": 1, "b": {"c": 2, "d": 3}}, {"x": 1.0, "y": 2.0})]
+    two = [group({"b": {"d": 3, "c": 2}, "a": 1}, {"y": 2.0, "x": 1.0})]
+    assert one == two
+    write_groups(tmp_path / "one", one)
+    write_groups(tmp_path / "two", two)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_other_tools_see_one_row_per_rollout(tmp_path: Path) -> None:
+    write_groups(tmp_path / "g", [group({}, {}), group({}, {}, logprobs=None)])
+    rows = pq.read_table(tmp_path / "g").to_pylist()
+
+    assert [row["group"] for row in rows] == [0, 0, 1, 1]
+    assert [row["logprobs"] for row in rows] == [[-0.5], [-0.5], None, None]
+    assert rows[0]["messages"] == [{"role": "user", "content": "1 + 1?"}]
+
+
+@pytest.mark.parametrize("meta", [{"numbers": (3, 8, 1)}, {"by_number": {1: "a"}}, {"x": math.nan}])
+def test_meta_that_would_come_back_different_is_refused(tmp_path: Path, meta: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_groups(tmp_path / "g", [group(meta, {})])
+
+
+def test_a_damaged_a_foreign_and_a_missing_file_are_store_errors(tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"PAR1 and no more")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "foreign")
+    for name in ("damaged", "foreign", "missing"):
+        with pytest.raises(StoreError) as caught:
+            read_groups(tmp_path / name)
+        assert caught.value.where == str(tmp_path / name)

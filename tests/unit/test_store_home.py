@@ -1,0 +1,101 @@
+"""The home: what can be opened, by whom, and what opening leaves alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from reasonmill.errors import StoreError
+from reasonmill.store.home import Home
+
+
+def write_a(directory: Path) -> None:
+    (directory / "a").write_text("a")
+
+
+def test_opening_makes_a_home_that_can_be_opened_again(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "new" / "home") as home:
+        digest = home.objects.put(write_a)
+        home.ledger.begin_run("r", {}, [])
+        assert home.path == tmp_path / "new" / "home"
+
+    with Home.open(str(home.path)) as again:
+        assert again.objects.path(digest) == home.path / "objects" / digest
+        assert [run.name for run in again.ledger.runs()] == ["r"]
+        again.close()  # and once more when the block ends
+
+
+def test_a_second_writer_is_told_who_holds_the_home(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home"):
+        with pytest.raises(StoreError, match=f"process {os.getpid()} on") as caught:
+            Home.open(tmp_path / "home")
+        assert caught.value.where == str(tmp_path / "home" / "lock")
+        assert caught.value.fix
+    Home.open(tmp_path / "home").close()
+
+
+def test_a_reader_needs_no_lock_and_changes_nothing(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as writer, Home.open(tmp_path / "home", write=False) as reader:
+        writer.ledger.begin_run("r", {}, [])
+        assert [run.name for run in reader.ledger.runs()] == ["r"]
+        with pytest.raises(StoreError, match="reading only"):
+            reader.objects.put(write_a)
+        with pytest.raises(StoreError, match="readonly"):
+            reader.ledger.begin_run("s", {}, [])
+        assert not reader.run_dir("r").exists()
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_home_that_is_a_file_or_lies_below_one_is_refused(tmp_path: Path, write: bool) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "home"):
+        with pytest.raises(StoreError) as caught:
+            Home.open(path, write=write)
+        assert caught.value.fix
+        assert str(tmp_path / "file") in caught.value.where
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_reading_a_missing_home_is_refused_and_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no home"):
+        Home.open(tmp_path / "home", write=False)
+    assert not (tmp_path / "home").exists()
+
+
+def test_leftovers_are_removed_when_the_writer_opens(tmp_path: Path) -> None:
+    Home.open(tmp_path / "home").close()
+    (tmp_path / "home" / "tmp" / "put-x").mkdir()
+    (tmp_path / "home" / "tmp" / "put-x" / "half").write_text("half")
+    (tmp_path / "home" / "tmp" / "file").write_text("x")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "home" / "tmp" / "link").symlink_to(tmp_path / "outside")
+
+    Home.open(tmp_path / "home", write=False).close()
+    assert len(list((tmp_path / "home" / "tmp").iterdir())) == 3
+    Home.open(tmp_path / "home").close()
+    assert list((tmp_path / "home" / "tmp").iterdir()) == []
+    assert (tmp_path / "outside").is_dir()
+
+
+def test_a_directory_with_a_foreign_tmp_is_not_taken_as_a_home(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "mine").write_text("mine")
+    for _ in range(2):  # the first attempt must not make it look like a home
+        with pytest.raises(StoreError, match="tmp"):
+            Home.open(tmp_path)
+    assert (tmp_path / "tmp" / "mine").read_text() == "mine"
+
+
+def test_a_run_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        assert home.run_dir("r1") == home.path / "runs" / "r1"
+        assert home.run_dir("r1").is_dir()
+        for name in ("", "..", "a/b", "../x"):
+            with pytest.raises(StoreError):
+                home.run_dir(name)
+
+
+def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        stat = os.statvfs(home.path)
+        assert 0 < home.free_bytes() <= stat.f_blocks * stat.f_frsize

@@ -1,0 +1,175 @@
+"""Objects and the commit protocol."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from reasonmill.errors import StoreError
+from reasonmill.store.commit import MANIFEST, replace_file
+from reasonmill.store.objects import ObjectStore
+
+FILES = {"a.txt": b"alpha", "weights/model.bin": b"\x00\x01\x02"}
+
+
+def writer(files: Mapping[str, bytes]) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        for name, data in files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    return write
+
+
+def open_store(root: Path, *, write: bool = True) -> ObjectStore:
+    for name in ("objects", "tmp"):
+        (root / name).mkdir(exist_ok=True)
+    return ObjectStore(root / "objects", root / "tmp", write=write)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(tmp_path)
+
+
+def blake2b(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def test_an_object_is_named_by_its_manifest_which_lists_every_file(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    path = store.path(digest)
+
+    assert path == tmp_path / "objects" / digest
+    assert {name: (path / name).read_bytes() for name in FILES} == FILES
+    manifest = (path / MANIFEST).read_bytes()
+    assert blake2b(manifest) == digest
+    assert json.loads(manifest) == [
+        {"path": "a.txt", "size": 5, "blake2b": blake2b(b"alpha")},
+        {"path": "weights/model.bin", "size": 3, "blake2b": blake2b(b"\x00\x01\x02")},
+    ]
+    assert store.digests() == [digest]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_equal_content_gives_the_equal_digest_whatever_the_order_of_writing(store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = open_store(tmp_path / "other")
+    backwards = dict(reversed(FILES.items()))
+
+    assert store.put(writer(FILES)) == other.put(writer(backwards))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.txt": b"alphA", "weights/model.bin": b"\x00\x01\x02"},
+        {"b.txt": b"alpha", "weights/model.bin": b"\x00\x01\x02"},
+        {"a.txt": b"alpha"},
+    ],
+    ids=["content", "name", "fewer"],
+)
+def test_other_content_gives_another_digest(store: ObjectStore, files: dict[str, bytes]) -> None:
+    assert store.put(writer(files)) != store.put(writer(FILES))
+
+
+def test_a_commit_never_overwrites(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    before = {path: path.stat().st_ino for path in store.path(digest).rglob("*")}
+
+    assert store.put(writer(FILES)) == digest
+    assert {path: path.stat().st_ino for path in store.path(digest).rglob("*")} == before
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "weights/model.bin", MANIFEST])
+def test_a_flipped_bit_is_reported_with_the_file_name(store: ObjectStore, tmp_path: Path, name: str) -> None:
+    digest = store.put(writer(FILES))
+    flip_last_byte(store.path(digest) / name)
+
+    with pytest.raises(StoreError, match=name) as caught:
+        open_store(tmp_path).path(digest)
+    assert caught.value.where == str(tmp_path / "objects" / digest / name)
+    assert caught.value.fix
+
+
+def test_a_missing_and_an_added_file_are_damage(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    (store.path(digest) / "weights" / "stray.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"weights/stray\.json"):
+        open_store(tmp_path).path(digest)
+
+    (tmp_path / "objects" / digest / "a.txt").unlink()
+    with pytest.raises(StoreError, match=r"a\.txt"):
+        open_store(tmp_path).path(digest)
+
+
+def test_a_put_does_not_hand_out_a_damaged_equal_object(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    flip_last_byte(store.path(digest) / "a.txt")
+
+    with pytest.raises(StoreError, match=r"a\.txt"):
+        open_store(tmp_path).put(writer(FILES))
+
+
+def test_a_deleted_object_is_gone_and_can_be_put_again(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    store.delete(digest)
+
+    assert not store.exists(digest)
+    assert store.digests() == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    with pytest.raises(StoreError, match=digest):
+        store.path(digest)
+    with pytest.raises(StoreError, match=digest):
+        store.delete(digest)
+    assert store.put(writer(FILES)) == digest
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "../tmp", "", "0" * 63])
+def test_an_unknown_digest_is_an_error(store: ObjectStore, digest: str) -> None:
+    store.put(writer(FILES))
+    assert not store.exists(digest)
+    with pytest.raises(StoreError):
+        store.path(digest)
+
+
+def test_only_plain_files_can_be_committed(store: ObjectStore, tmp_path: Path) -> None:
+    def link(directory: Path) -> None:
+        (directory / "link").symlink_to(tmp_path / "elsewhere")
+
+    for write, message in [(link, "link"), (writer({}), "at least one file"), (writer({MANIFEST: b"[]"}), "manifest")]:
+        with pytest.raises(ValueError, match=message):
+            store.put(write)
+    assert store.digests() == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_store_open_for_reading_refuses_to_write(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    reader = open_store(tmp_path, write=False)
+
+    assert reader.path(digest) == store.path(digest)
+    with pytest.raises(StoreError, match="reading only"):
+        reader.put(writer({"b": b"b"}))
+    with pytest.raises(StoreError, match="reading only"):
+        reader.delete(digest)
+    assert reader.digests() == [digest]
+
+
+def test_replace_file_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    replace_file(path, b"first, and longer")
+    replace_file(path, b"second")
+
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
