@@ -10,6 +10,7 @@ import itertools
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,10 +234,14 @@ def lineage(
 
 
 class _StopSignals:
-    """Turns SIGINT and SIGTERM into a request to stop; a second SIGINT raises KeyboardInterrupt at once."""
+    """Turns SIGINT and SIGTERM into a request to stop; a later SIGINT raises KeyboardInterrupt at once."""
+
+    # One Ctrl-C can arrive twice: at the process itself and at its group.
+    SAME_REQUEST_S = 1.0
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._received_at_s = 0.0
         self._before: dict[int, Any] = {}
 
     def requested(self) -> bool:
@@ -256,14 +261,19 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT == self._received:
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_at_s = number, now
+        elif number == signal.SIGINT and now - self._received_at_s > self.SAME_REQUEST_S:
             raise KeyboardInterrupt
-        self._received = number
 
 
 def _device(choice: str) -> str:
     """The device to compute on: "cpu" or "cuda"."""
     import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # reasonmill shows its own
 
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:

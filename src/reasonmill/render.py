@@ -29,7 +29,8 @@ class _TokenizerText:
 
     def text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self.stop_tokens]
-        return self._tokenizer.decode(kept, skip_special_tokens=False)
+        decoded: str = self._tokenizer.decode(kept, skip_special_tokens=False)
+        return decoded
 
     def num_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from reasonmill.algo.losses import Normalisation
 from reasonmill.types import Example, Group
@@ -11,7 +14,9 @@ from reasonmill.types import Example, Group
 def pg_examples(
     group: Group, advantages: Sequence[float | None], normalisation: Normalisation, max_tokens: int
 ) -> list[Example]:
-    """Policy-gradient examples of a group's rollouts; a rollout without an advantage (ungraded) gives none.
+    """Policy-gradient examples of a group's rollouts.
+
+    A rollout gives none if it has no advantage (ungraded) or no token that the policy sampled.
 
     With "sequence" and "constant" normalisation a completion's weights sum to 1 and to C / max_tokens, so that each
     completion counts as one, or by its length alone; with "token" every token counts as one.
@@ -22,7 +27,7 @@ def pg_examples(
     examples = []
     for rollout, advantage in zip(group.rollouts, advantages, strict=True):
         completion = rollout.completion
-        if advantage is None or not completion.tokens:
+        if advantage is None or not any(completion.sampled):
             continue
         if completion.logprobs is None:
             raise ValueError("a rollout without log-probs can't be trained on by policy gradient")
@@ -43,5 +48,5 @@ def pg_examples(
 def denominator(examples: Sequence[Example], normalisation: Normalisation) -> float:
     """What a step's summed loss is divided by: its trained tokens, or its completions."""
     if normalisation == "token":
-        return sum(sum(example.weights) for example in examples)
+        return math.fsum(float(np.asarray(example.weights, np.float64).sum()) for example in examples)
     return float(len(examples))

@@ -76,5 +76,5 @@ def token_logprobs(
     """
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.float32)
-    result: Tensor = _ChunkedLogprobs.apply(hidden, weight, targets, temperature, softcap)
+    result: Tensor = _ChunkedLogprobs.apply(hidden, weight, targets, temperature, softcap)  # type: ignore[no-untyped-call]
     return result

@@ -91,13 +91,7 @@ def clipped_ratio(policy_logprobs: Tensor, batch: Batch, settings: LossSettings)
 
 def clipped_sequence_ratio(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
     """As `clipped_ratio`, with the geometric mean of a sequence's ratios in place of each (GSPO, arXiv 2507.18071)."""
-    trained = (batch.weights > 0).float()
-    difference = (policy_logprobs - _required(batch.sampler_logprobs)) * trained
-    count = len(batch.lengths)
-    sums = torch.zeros(count, device=difference.device).index_add(0, batch.sequence, difference)
-    sizes = torch.zeros(count, device=difference.device).index_add(0, batch.sequence, trained)
-    ratio = torch.exp(sums / sizes.clamp(min=1))[batch.sequence]
-    return _pessimistic(ratio, _required(batch.advantages), settings)
+    return _pessimistic(_sequence_ratio(policy_logprobs, batch), _required(batch.advantages), settings)
 
 
 def clipped_weight(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
@@ -142,7 +136,8 @@ def token_losses(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) 
     losses = _SURROGATES[settings.algorithm](policy_logprobs, batch, settings)
     ratio = _ratio(policy_logprobs, batch).detach()
     low, high = settings.clip
-    statistics = {"policy/clipped": ((ratio < 1 - low) | (ratio > 1 + high)).float()}
+    bounded = _sequence_ratio(policy_logprobs, batch).detach() if settings.algorithm == "gspo" else ratio
+    statistics = {"policy/clipped": ((bounded < 1 - low) | (bounded > 1 + high)).float()}
     if settings.correction != "none":
         losses = losses * _correction(ratio, settings)
     if settings.kl_coefficient > 0:
@@ -170,6 +165,16 @@ def kl_to_reference(policy_logprobs: Tensor, batch: Batch, estimator: KLEstimato
 
 def _ratio(policy_logprobs: Tensor, batch: Batch) -> Tensor:
     return torch.exp(policy_logprobs - _required(batch.sampler_logprobs, "sampler_logprobs"))
+
+
+def _sequence_ratio(policy_logprobs: Tensor, batch: Batch) -> Tensor:
+    """The geometric mean of the ratios of a sequence's trained tokens, at each of its positions."""
+    trained = (batch.weights > 0).float()
+    difference = (policy_logprobs - _required(batch.sampler_logprobs, "sampler_logprobs")) * trained
+    count = len(batch.lengths)
+    sums = torch.zeros(count, device=difference.device).index_add(0, batch.sequence, difference)
+    sizes = torch.zeros(count, device=difference.device).index_add(0, batch.sequence, trained)
+    return torch.exp(sums / sizes.clamp(min=1))[batch.sequence]
 
 
 def _pessimistic(ratio: Tensor, advantages: Tensor, settings: LossSettings) -> Tensor:

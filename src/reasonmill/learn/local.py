@@ -59,7 +59,7 @@ class LocalLearner:
         batch = batch.to(self._decoder.device)
         losses, statistics = token_losses(self._policy_logprobs(batch), batch, loss)
         total = (losses * batch.weights).sum() / denominator
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         sums = {name: float((values * batch.weights).sum()) for name, values in statistics.items()}
         return {"loss": float(total.detach()) * denominator, **sums}
 

@@ -7,7 +7,7 @@ sequence lies and which keys a token may see. Models pass the layout through to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from reasonmill.errors import UnsupportedModel
 NAME = "reasonmill"
 # What some architectures pass along and our attention honours or may ignore; anything else is refused by name.
 _HARMLESS = frozenset(
-    {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
-     "cache_position", "logits_to_keep", "position_embeddings", "past_key_values", "attention_mask", "num_items_in_batch",
+    {"dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
+     "cache_position", "logits_to_keep", "position_embeddings", "past_key_values", "num_items_in_batch",
      "input_ids", "return_dict"}
 )  # fmt: skip
 
@@ -57,14 +57,40 @@ def _reasonmill_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    refused = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    refused = _refused_parts(module, attention_mask, sliding_window, others)
     if refused:
         raise UnsupportedModel(
             f"{type(module).__name__} uses {', '.join(refused)} in its attention, which the native engine can't run",
             fix="use another sampler backend, or another model",
         )
     rule = AttentionRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    return layout.attend(module.layer_idx, query[0], key[0], value[0], rule)[None], None
+    layer = cast(int, module.layer_idx)
+    return layout.attend(layer, query[0], key[0], value[0], rule)[None], None
+
+
+def _refused_parts(
+    module: nn.Module, attention_mask: Tensor | None, sliding_window: int | None, others: dict[str, Any]
+) -> list[str]:
+    """What the call asks for beyond a causal mask, a window, a scale and a soft cap."""
+    others = dict(others)
+    refused = []
+    if others.pop("is_causal", None) is False:
+        refused.append("is_causal=False")
+    # transformers builds no mask for an attention function that it does not know: this one is the model's own.
+    if attention_mask is not None:
+        refused.append("attention_mask")
+    if sliding_window is None and _mask_has_window(module):
+        refused.append("a sliding window by mask alone")
+    return refused + sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+
+
+def _mask_has_window(module: nn.Module) -> bool:
+    config: Any = getattr(module, "config", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return bool(layer_types[module.layer_idx] == "sliding_attention")
+    # A field of the config's class, not one that a checkpoint happens to carry along.
+    return hasattr(type(config), "sliding_window") and config.sliding_window is not None
 
 
 AttentionInterface.register(NAME, _reasonmill_attention)
@@ -97,7 +123,7 @@ class PackedLayout:
         """[H, N, D] -> [B, H, L, D]"""
         rows = states.transpose(0, 1)
         padded = rows if self._is_dense else rows.index_select(0, self._row_index)
-        return padded.unflatten(0, self._shape).transpose(1, 2)
+        return padded.view(*self._shape, *padded.shape[1:]).transpose(1, 2)
 
 
 def attend_causally(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:

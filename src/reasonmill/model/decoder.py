@@ -14,6 +14,8 @@ from reasonmill.model.attention import NAME, Layout, PackedLayout
 
 # Layer kinds whose state is a key and a value for each token; others (state space, linear attention) are refused.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+# Rotary embeddings whose frequencies follow the longest sequence of a batch, for all of its sequences.
+_BATCH_WIDE_ROTATIONS = {"dynamic", "longrope"}
 # Post-processing of logits that some architectures do outside their head.
 _LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -30,10 +32,13 @@ class Decoder:
         self.network = network
         self.config: PreTrainedConfig = network.config
         self.softcap: float | None = getattr(network.config, "final_logit_softcapping", None)
-        head = network.get_output_embeddings()
+        head: object = network.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise UnsupportedModel(f"{type(network).__name__} has no plain linear language-model head")
-        self._head = head
+        self._head: nn.Linear = head
+        # Dropout would make the sampler's log-probs and the learner's differ by noise; eval mode does not hinder
+        # gradients.
+        network.eval()
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +76,7 @@ def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype) -> Decoder
         network = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=NAME)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(
-            f"no causal language model can be loaded: {error}",
+            f"no causal language model can be loaded: {_first_line(error)}",
             fix="give a directory that AutoModelForCausalLM.from_pretrained loads",
             where=str(model_dir),
         ) from error
@@ -86,10 +91,17 @@ def working_dtype(precision: Literal["auto", "fp32", "bf16"], device: str) -> to
 
 
 def new_decoder(config: PreTrainedConfig, *, seed: int, device: str, dtype: torch.dtype) -> Decoder:
-    """A decoder with random weights that depend on the config and the seed only."""
+    """A decoder with random weights that depend on the config and the seed only.
+
+    Raises:
+        UnsupportedModel: the config is not of a causal language model, or the native engine can't run it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
+        try:
+            network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
+        except ValueError as error:
+            raise UnsupportedModel(f"no causal language model has this config: {_first_line(error)}") from error
     return Decoder(network.to(device))
 
 
@@ -100,9 +112,10 @@ def config_from(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
         UnsupportedModel: transformers has no such type, or refuses a setting.
     """
     try:
-        return AutoConfig.for_model(model_type, **settings)
+        config: PreTrainedConfig = AutoConfig.for_model(model_type, **settings)
     except (ValueError, TypeError) as error:
         raise UnsupportedModel(f"no config of type {model_type!r} with these settings: {error}") from error
+    return config
 
 
 def _refuse_unsupported(network: PreTrainedModel) -> None:
@@ -115,6 +128,9 @@ def _refuse_unsupported(network: PreTrainedModel) -> None:
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS)
     if others:
         reason = f"it has layers of kind {', '.join(others)}"
+    rotations = sorted(_rotations(config) & _BATCH_WIDE_ROTATIONS)
+    if rotations:
+        reason = f"its rotary embedding ({', '.join(rotations)}) depends on the other sequences of a batch"
     scales = [scale for scale in _LOGIT_SCALES if getattr(config, scale, None) not in (None, 1, 1.0)]
     if scales:
         reason = f"it scales its logits by {', '.join(scales)}"
@@ -122,3 +138,15 @@ def _refuse_unsupported(network: PreTrainedModel) -> None:
         raise UnsupportedModel(
             f"the native engine can't run {name}: {reason}", fix="use another sampler backend, or another model"
         )
+
+
+def _rotations(config: PreTrainedConfig) -> set[str]:
+    """Kinds of rotary embedding: one for all layers, or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {part.get("rope_type", "default") for part in nested or [parameters]}
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of transformers says, without the list of everything that it would have taken."""
+    return str(error).split("\n", 1)[0]

@@ -8,7 +8,16 @@ from pathlib import Path
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
+# What belongs to a model apart from its config and weights.
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+)
 
 
 def save_decoder(decoder: Decoder, target: Path, *, companions: Path) -> None:
@@ -21,8 +30,8 @@ def save_decoder(decoder: Decoder, target: Path, *, companions: Path) -> None:
     Raises:
         UnsupportedModel: `companions` holds no tokenizer to go with the model.
     """
-    for file in sorted(companions.iterdir()):
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in ("config.json", "manifest.json"):
+    for pattern in _COMPANIONS:
+        for file in companions.glob(pattern):
             shutil.copyfile(file, target / file.name)
     if not any(target.glob("tokenizer*")):
         raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))

@@ -75,7 +75,8 @@ def _filtered(logprobs: Tensor, filters: Filters) -> Tensor:
     ranks = torch.arange(vocabulary, device=logprobs.device)
     ordered = ordered.masked_fill(ranks >= top_k[:, None], float("-inf"))
     mass = torch.softmax(ordered, dim=-1)
-    # A token stays if the likelier ones together have not reached top_p.
-    ordered = ordered.masked_fill(mass.cumsum(-1) - mass >= filters.top_p[:, None], float("-inf"))
+    # A token stays if the likelier ones together have not reached top_p. By rounding they may reach 1 before the end.
+    top_p = torch.where(filters.top_p < 1, filters.top_p, float("inf"))
+    ordered = ordered.masked_fill(mass.cumsum(-1) - mass >= top_p[:, None], float("-inf"))
     ordered = torch.log_softmax(ordered, dim=-1)
     return torch.empty_like(logprobs).scatter_(1, order, ordered)

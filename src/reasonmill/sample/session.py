@@ -12,7 +12,7 @@ from reasonmill.sample.native import NativeSampler
 from reasonmill.types import Message, Request, SamplingParams
 
 # What R1's authors advise for talking to it: temperature 0.6, top-p 0.95.
-_PARAMS = {"temperature": 0.6, "top_p": 0.95}
+_TEMPERATURE, _TOP_P = 0.6, 0.95
 _LONGEST_REPLY = 2048
 
 
@@ -34,7 +34,7 @@ class ChatSession:
         prompt = self._renderer.render(messages)
         context = getattr(self._decoder.config, "max_position_embeddings", None)
         room = _LONGEST_REPLY if context is None else min(_LONGEST_REPLY, context - len(prompt))
-        params = SamplingParams(**_PARAMS, max_tokens=max(1, room))
+        params = SamplingParams(temperature=_TEMPERATURE, top_p=_TOP_P, max_tokens=max(1, room))
         request = Request(prompt, params, key("chat", self._seed, len(messages), *prompt))
         tokens: list[int] = []
         shown = ""

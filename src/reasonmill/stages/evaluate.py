@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonmill.algo.intervals import clustered_mean
+from reasonmill.errors import Interrupted
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.protocols import Progress, Renderer
 from reasonmill.recipe.reference import ModelRef
@@ -67,7 +68,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     evaluation = Evaluation(
         inputs["from"].path, settings.tasks, settings.samples, context.seed, settings.sampling.params(), settings.split
     )
-    metrics, groups, tokens = evaluation.run(context.device, context.progress, settings.name)
+    metrics, groups, tokens = evaluation.run(context.device, context.progress, settings.name, context.stop_requested)
     return Outcome(
         "evaluation",
         lambda target: write_groups(target / "groups.parquet", groups),
@@ -87,7 +88,8 @@ def evaluate_model(
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluates a model directory outside of a recipe; {"tasks": {task: figures}}."""
-    return Evaluation(model_dir, tasks, samples, seed, params, split).run(device, progress, model_dir.name)[0]
+    evaluation = Evaluation(model_dir, tasks, samples, seed, params, split)
+    return evaluation.run(device, progress, model_dir.name, stop_requested=lambda: False)[0]
 
 
 class Evaluation:
@@ -109,8 +111,14 @@ class Evaluation:
         self._params = params
         self._split = split
 
-    def run(self, device: str, progress: Progress, name: str) -> tuple[dict[str, Any], list[Group], int]:
-        """(figures by task, all groups, tokens sampled)."""
+    def run(
+        self, device: str, progress: Progress, name: str, stop_requested: Callable[[], bool]
+    ) -> tuple[dict[str, Any], list[Group], int]:
+        """(figures by task, all groups, tokens sampled).
+
+        Raises:
+            Interrupted: the user asked to stop; an evaluation starts from its beginning when it is resumed.
+        """
         decoder = load_decoder(self._model_dir, device=device, dtype=working_dtype("auto", device))
         renderer = renderer_for(self._model_dir)
         sampler = NativeSampler(decoder, renderer)
@@ -118,6 +126,8 @@ class Evaluation:
         figures: dict[str, Any] = {}
         transcripts: list[Group] = []
         for task in self._tasks:
+            if stop_requested():
+                raise Interrupted(f"stopped evaluation {name} before {task}", fix="run the same command again")
             groups = self._ask(task, sampler, renderer, progress, done=len(transcripts) * self._samples)
             transcripts += groups
             figures[task] = {
@@ -146,9 +156,13 @@ class Evaluation:
                 num_samples=self._samples,
                 params=self._params,
                 noise=(self._seed, "evaluate", name, first),
-                on_completion=lambda finished, before=before: progress.advance(before + finished, {}),
+                on_completion=_report_from(before, progress),
             )
         return groups
+
+
+def _report_from(before: int, progress: Progress) -> Callable[[int], None]:
+    return lambda finished: progress.advance(before + finished, {})
 
 
 def task_figures(groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:

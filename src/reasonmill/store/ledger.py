@@ -181,8 +181,12 @@ class Ledger:
         return rows[0][0] if rows else None
 
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Records a step's metrics; a replayed step records them again."""
-        with self._transaction():
+        """Records a step's metrics; a replayed step records them again.
+
+        A power cut may lose the latest of them, which resuming makes again: the next commit of a state or of a
+        step's groups waits for the disk, and takes all that came before with it.
+        """
+        with self._transaction(waits_for_disk=False):
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, metrics) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET metrics = excluded.metrics",
@@ -327,7 +331,6 @@ class Ledger:
         """Sets how the connection writes, and makes the tables of a new ledger."""
         with self._errors():
             mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
         if mode != "wal":
             raise StoreError(
@@ -355,8 +358,9 @@ class Ledger:
             return self._db.execute(query, values).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, waits_for_disk: bool = True) -> Iterator[None]:
         with self._errors():
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if waits_for_disk else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -37,7 +38,7 @@ class EncodedBlocks:
         workers = len(os.sched_getaffinity(0))
         # "spawn": a fork would copy torch's threads in a state in which they can't run.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_one_thread) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
             pending: deque[Future[tuple[TokenRow, TokenRow]]] = deque()
             try:
                 for block in range(start, stop):
@@ -65,6 +66,8 @@ def _rows(tokens: TokenRow, lengths: TokenRow) -> list[TokenRow]:
     return np.split(tokens, np.cumsum(lengths)[:-1])
 
 
-def _use_one_thread() -> None:
-    """Every core has a process already; a tokenizer's own threads would only get in their way."""
+def _prepare_worker() -> None:
+    # Every core has a process already; a tokenizer's own threads would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches the whole process group; the parent alone decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

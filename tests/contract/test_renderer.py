@@ -1,0 +1,111 @@
+"""What every renderer promises, and which one a model directory gets."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from reasonmill.errors import UnsupportedModel
+from reasonmill.protocols import Renderer
+from reasonmill.render import ChatRenderer, PlainRenderer, renderer_for
+from reasonmill.types import Message
+from reasonmill.world.tokenizer import train_tokenizer
+
+TEXTS = ["What is 17 + 4 ? It is 21 .", "the quick brown fox says: <think> hmm </think>", "Grüße aus Köln"]
+QUESTION = "What is 17 + 4 ?"
+ANSWER = "<think> 17 + 4 is 21 </think> <answer> 21 </answer>"
+
+
+def a_tokenizer(*, chat: bool) -> PreTrainedTokenizerFast:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    if not chat:
+        tokenizer.chat_template = None
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Case:
+    renderer: Renderer
+    tokenizer: PreTrainedTokenizerFast
+    prompt: str
+    """The text that the question is put in, up to where the assistant begins."""
+
+
+@pytest.fixture(scope="module", params=["chat", "plain"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    directory = tmp_path_factory.mktemp(request.param)
+    tokenizer = a_tokenizer(chat=request.param == "chat")
+    tokenizer.save_pretrained(directory)
+    prompt = {
+        "chat": f"<|user|> {QUESTION}<|end|><|assistant|>",
+        # Table 1 of the R1 paper.
+        "plain": "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+        "The Assistant first thinks about the reasoning process and then gives the answer. The reasoning is enclosed "
+        "in <think> </think> and the answer in <answer> </answer>, that is, <think> reasoning here </think> <answer> "
+        f"answer here </answer>. User: {QUESTION}. Assistant:",
+    }[request.param]
+    return Case(renderer_for(directory), tokenizer, prompt)
+
+
+def test_a_conversation_ends_where_the_assistant_begins(case: Case) -> None:
+    tokens = case.renderer.render([Message("user", QUESTION)])
+    assert case.tokenizer.decode(tokens) == case.prompt
+    assert case.renderer.render([Message("user", QUESTION)]) == tokens
+
+
+def test_special_marks_are_tokens_of_their_own(case: Case) -> None:
+    tokens = case.renderer.render([Message("user", QUESTION)])
+    marks = [mark for mark in ("<|user|>", "<|assistant|>", "<think>", "</answer>") if mark in case.prompt]
+    assert set(case.tokenizer.convert_tokens_to_ids(marks)) <= set(tokens)
+
+
+def test_every_message_counts(case: Case) -> None:
+    one = case.renderer.render([Message("user", QUESTION)])
+    two = case.renderer.render([Message("system", "Be brief."), Message("user", QUESTION)])
+    text = case.tokenizer.decode(two)
+    assert two != one
+    assert text.index("Be brief.") < text.index(QUESTION)
+
+
+def test_the_text_keeps_the_thinking_and_drops_the_stop_token(case: Case) -> None:
+    tokens = case.tokenizer.encode(ANSWER, add_special_tokens=False)
+    assert case.tokenizer.eos_token_id in case.renderer.stop_tokens
+    assert case.renderer.text([*tokens, case.tokenizer.eos_token_id]) == ANSWER
+
+
+@pytest.mark.parametrize("text", ["", "two  spaces, a\nline", " Grüße – 日本 🙂", "1 + 2 = 3 ."])
+def test_any_text_comes_back_from_its_tokens(case: Case, text: str) -> None:
+    tokens = case.tokenizer.encode(text, add_special_tokens=False)
+    assert case.renderer.text(tokens) == text
+    assert case.renderer.num_tokens(text) == len(tokens)
+
+
+def test_the_chat_template_decides_which_renderer_a_model_gets(tmp_path: Path) -> None:
+    for name, chat, kind in (("chat", True, ChatRenderer), ("plain", False, PlainRenderer)):
+        (tmp_path / name).mkdir()
+        a_tokenizer(chat=chat).save_pretrained(tmp_path / name)
+        assert type(renderer_for(tmp_path / name)) is kind
+
+
+def test_generation_settings_add_their_stop_tokens(tmp_path: Path) -> None:
+    tokenizer = a_tokenizer(chat=True)
+    tokenizer.save_pretrained(tmp_path)
+    for configured, expected in (([7, 9], {7, 9}), (7, {7}), (None, set())):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
+        assert renderer_for(tmp_path).stop_tokens == {tokenizer.eos_token_id, *expected}
+
+
+def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="no tokenizer") as caught:
+        renderer_for(tmp_path)
+    assert caught.value.where == str(tmp_path)
+
+
+def test_a_tokenizer_that_never_ends_a_text_is_refused(tmp_path: Path) -> None:
+    tokenizer = a_tokenizer(chat=True)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="end-of-text"):
+        renderer_for(tmp_path)

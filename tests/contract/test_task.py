@@ -1,0 +1,190 @@
+"""What every task promises, whatever its problems are about."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+
+from reasonmill.errors import RecipeError
+from reasonmill.protocols import Task
+from reasonmill.tasks import registry
+from reasonmill.tasks.splits import SPLITS
+from reasonmill.types import Completion, Grade, Problem
+
+Identity = tuple[object, ...]
+
+
+@pytest.fixture(params=registry.names())
+def task(request: pytest.FixtureRequest) -> Task:
+    return registry.get(request.param)
+
+
+def said(text: str) -> Completion:
+    return Completion((1,), (0.0,), (True,), text, "stop", 0)
+
+
+def rewards(task: Task, problem: Problem, texts: Iterable[str]) -> list[float | None]:
+    return [grade.reward for grade in task.grade(problem, [said(text) for text in texts])]
+
+
+def some_problems(task: Task) -> list[Problem]:
+    return [task.problem(split, seed, index) for split in SPLITS for seed in (0, 7) for index in range(10)]
+
+
+def identity(problem: Problem) -> Identity:
+    """What makes two problems the same, whatever task asks them, in which language and in which order."""
+    meta = problem.meta
+    if "target" in meta:
+        return ("countdown", *sorted(meta["numbers"]), meta["target"])
+    return ("chain", meta["start"], *(tuple(operation) for operation in meta["operations"]))
+
+
+# Problems
+
+
+def test_the_name_is_the_one_that_it_is_found_by(task: Task) -> None:
+    assert registry.get(task.name) is task
+    assert {problem.task for problem in some_problems(task)} == {task.name}
+
+
+def test_the_same_arguments_give_the_same_problem(task: Task) -> None:
+    assert some_problems(task) == some_problems(task)
+    backwards = [task.problem("train", 3, index) for index in reversed(range(10))]
+    assert backwards[::-1] == [task.problem("train", 3, index) for index in range(10)]
+
+
+def test_a_split_in_order_is_its_problems_by_index(task: Task) -> None:
+    for split in SPLITS:
+        first = [problem for problem, _ in zip(task.problems(split, 5), range(12), strict=False)]
+        assert first == [task.problem(split, 5, index) for index in range(12)]
+
+
+def test_ids_are_content_hashes(task: Task) -> None:
+    for problem in some_problems(task):
+        meta = json.loads(json.dumps(dict(problem.meta)))
+        assert Problem(problem.task, problem.messages, problem.answer, meta).id == problem.id
+        assert Problem(problem.task, problem.messages, problem.answer + " ", meta).id != problem.id
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_problems_seldom_come_twice(task: Task, split: str) -> None:
+    problems = [task.problem(split, seed, index) for seed in (0, 1) for index in range(150)]
+    assert len({problem.id for problem in problems}) >= 285
+    assert len({problem.messages for problem in problems}) >= 285
+
+
+def test_an_unknown_split_is_an_error(task: Task) -> None:
+    with pytest.raises(RecipeError, match="unknown split 'valid'"):
+        task.problem("valid", 0, 0)
+
+
+def test_problems_are_in_two_languages(task: Task) -> None:
+    assert {problem.meta["language"] for problem in some_problems(task)} == {"en", "de"}
+
+
+def test_no_problem_is_in_two_splits_of_any_tasks() -> None:
+    """So many problems of three numbers would meet those of another split by the dozen, were splits not kept apart."""
+    found = {
+        split: {
+            identity(registry.get(name).problem(split, seed, index))
+            for name in registry.names()
+            for seed in (0, 1)
+            for index in range(300)
+        }
+        for split in SPLITS
+    }
+    assert min(map(len, found.values())) > 1500
+    assert found["train"].isdisjoint(found["test"])
+    assert found["train"].isdisjoint(found["dev"])
+    assert found["dev"].isdisjoint(found["test"])
+
+
+def test_another_process_asks_the_same_and_needs_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from reasonmill.tasks import registry\n"
+        "print('torch' in sys.modules)\n"
+        "for name in registry.names(): print(registry.get(name).problem('test', 4, 2).id)\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "4321", "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert output.split() == ["False", *(registry.get(name).problem("test", 4, 2).id for name in registry.names())]
+
+
+# Grades
+
+
+def test_gold_answers_are_right(task: Task) -> None:
+    for problem in some_problems(task):
+        gold = problem.answer
+        texts = [
+            f"<think> so</think><answer> {gold}</answer>",
+            f"<think>\nso\n</think>\n<answer>{gold}</answer>\n",
+            f"<answer>\n{gold}\n</answer>",
+            f" so</think><answer> {gold}</answer>",
+            f"<think> <answer> 0</answer> no</think><answer> {gold}</answer>",
+        ]
+        assert rewards(task, problem, texts) == [1.0] * len(texts)
+
+
+def wrong_texts(gold: str) -> dict[str, str]:
+    """Completions that are not right, by what is wrong with them."""
+    return {
+        "empty": "",
+        "blank": " \n",
+        "garbage": "lorem \x00 \ufffd \U0001f600 ipsum",
+        "an empty answer": "<think> so</think><answer></answer>",
+        "a garbage answer": "<think> so</think><answer> lorem </answer>",
+        "no tags": gold,
+        "thinking only": f"<think> {gold}</think>",
+        "no answer tag": f"<think> so</think> {gold}",
+        "an unclosed answer": f"<think> so</think><answer> {gold}",
+        "an answer in unclosed thinking": f"<think> so <answer> {gold}</answer>",
+        "an answer in closed thinking": f"<think> so <answer> {gold}</answer></think>",
+        "thinking in the answer": f"<answer> <think> {gold} </think> </answer>",
+        "gold in a sentence": f"<think> so</think><answer> it is {gold} .</answer>",
+        "gold in a list": f"<think> so</think><answer> 1 , {gold}</answer>",
+        "gold twice in one answer": f"<think> so</think><answer> {gold} {gold}</answer>",
+        "gold with a digit before it": f"<think> so</think><answer>1{gold}</answer>",
+        "gold with a digit after it": f"<think> so</think><answer>{gold}1</answer>",
+        "gold of another sign": f"<think> so</think><answer>-{gold}</answer>",
+        "gold with code around it": f"<think> so</think><answer>eval('{gold}')</answer>",
+        "several answers": f"<answer> {gold}</answer><answer> 0</answer>",
+        "the right answer last": f"<think> so</think><answer> 0</answer><answer> {gold}</answer>",
+        "the right answer twice": f"<think> so</think><answer> {gold}</answer><answer> {gold}</answer>",
+        "nested answers": f"<answer> <answer> {gold}</answer></answer>",
+        "10,000 characters of digits": f"<answer>{'9' * 10_000}</answer>",
+        "10,000 characters after gold": f"<answer>{gold}{' + 0' * 2500}</answer>",
+        "10,000 characters of nesting": f"<answer>{'(' * 5000}{gold}{')' * 5000}</answer>",
+        "10,000 characters of tags": "<answer>" * 1250,
+        "10,000 characters of answers": f"<answer>{gold}</answer>" * 400,
+    }
+
+
+@pytest.mark.parametrize("what", wrong_texts(""))
+def test_anything_else_is_wrong(task: Task, what: str) -> None:
+    for problem in some_problems(task)[::12]:
+        start = time.perf_counter()
+        assert rewards(task, problem, [wrong_texts(problem.answer)[what]]) == [0.0]
+        assert time.perf_counter() - start < 1.0
+
+
+def test_the_answer_to_another_problem_is_wrong(task: Task) -> None:
+    problems = some_problems(task)
+    for problem, other in pairwise(problems):
+        if problem.answer != other.answer and identity(problem) != identity(other):
+            assert rewards(task, problem, [f"<answer> {other.answer}</answer>"]) == [0.0]
+
+
+def test_each_completion_has_its_grade_with_its_accuracy(task: Task) -> None:
+    problem = task.problem("train", 0, 0)
+    completions = [said(""), said(f"<answer> {problem.answer}</answer>"), said("<answer> lorem</answer>")]
+    assert task.grade(problem, completions) == [Grade(a, {"accuracy": a}) for a in (0.0, 1.0, 0.0)]
+    assert task.grade(problem, []) == []

@@ -1,0 +1,110 @@
+"""The main job at reduced size, from the command line: it learns, it is cached, and a killed run ends in the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from reasonmill.store.home import Home
+
+SMALLER = (
+    "zero.steps=8",
+    "zero.problems_per_step=16",
+    "zero.state_every=3",
+    "base-eval.tasks={countdown-3=20}",
+    "zero-eval.tasks={countdown-3=20}",
+)
+
+
+def command(home: Path) -> list[str]:
+    settings = [argument for setting in SMALLER for argument in ("--set", setting)]
+    return [sys.executable, "-m", "reasonmill", "run", "r1-zero-tiny", "--home", str(home), *settings]
+
+
+def run(home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(home), capture_output=True, text=True, check=True)
+
+
+def summary(home: Path) -> dict:
+    return json.loads((home / "runs" / "r1-zero-tiny" / "summary.json").read_text())
+
+
+def steps(home: Path) -> list[dict]:
+    with Home.open(home, write=False) as opened:
+        keys = {stage.name: stage.key for stage in opened.ledger.runs()[0].stages}
+        return opened.ledger.metrics(keys["zero"]) if "zero" in keys else []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("finished")
+    run(home)
+    return home
+
+
+def test_reward_rises(finished: Path) -> None:
+    rewards = [step["reward/mean"] for step in steps(finished)]
+    assert len(rewards) == 8
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.15
+
+
+def test_run_directory_holds_what_the_readme_promises(finished: Path) -> None:
+    directory = finished / "runs" / "r1-zero-tiny"
+    stages = summary(finished)["stages"]
+    assert [(stage["name"], stage["kind"]) for stage in stages] == [
+        ("base-eval", "evaluate"),
+        ("zero", "rl"),
+        ("zero-eval", "evaluate"),
+    ]
+    figure = stages[2]["metrics"]["tasks"]["countdown-3"]["pass@1"]
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    assert all(stage["digest"] and stage["seconds"] > 0 and stage["tokens"] > 0 for stage in stages)
+    assert "<svg" in (directory / "report.html").read_text()
+
+
+def test_model_runs_outside_of_reasonmill(finished: Path) -> None:
+    script = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "chat = [{'role': 'user', 'content': 'start at 2 then + 3 - 1 * 2 . result ?'}]\n"
+        "text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)\n"
+        "tokens = tokenizer(text, return_tensors='pt', add_special_tokens=False)\n"
+        "out = model.generate(**tokens, max_new_tokens=120, do_sample=False)\n"
+        "print(tokenizer.decode(out[0, tokens['input_ids'].shape[1]:]))\n"
+        "assert 'reasonmill' not in sys.modules\n"
+    )
+    model = finished / "runs" / "r1-zero-tiny" / "model"
+    result = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
+    assert "<answer>" in result.stdout
+    assert "<|end|>" in result.stdout
+
+
+def test_second_run_is_all_cache_hits(finished: Path) -> None:
+    before = (finished / "runs" / "r1-zero-tiny" / "report.html").stat().st_mtime_ns
+    again = run(finished)
+    assert again.stderr.count("cached") == 3
+    assert (finished / "runs" / "r1-zero-tiny" / "report.html").stat().st_mtime_ns == before
+
+
+def test_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    home = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    # Step 5: past a saved state (before step 3) and past committed groups that have to be replayed.
+    while not (home / "ledger.sqlite").exists() or len(steps(home)) < 5:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run(home)
+    digests = {stage["name"]: stage["digest"] for stage in summary(finished)["stages"]}
+    assert {stage["name"]: stage["digest"] for stage in summary(home)["stages"]} == digests

@@ -1,0 +1,97 @@
+"""Chunked log-probs against a plain log-softmax in double precision, values and gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from reasonmill.algo import logprobs
+from reasonmill.algo.logprobs import token_logprobs
+
+POSITIONS, WIDTH, VOCABULARY = 7, 5, 11
+
+
+@pytest.fixture
+def case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, head, targets, and the gradient that comes from above."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(POSITIONS, WIDTH, generator=generator)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    # The first and the last token of the vocabulary, and one twice.
+    targets = torch.tensor([0, VOCABULARY - 1, 4, 4, 7, 1, 9])
+    return hidden, weight, targets, torch.randn(POSITIONS, generator=generator)
+
+
+def plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, above: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    values = torch.log_softmax(logits / temperature, -1)[torch.arange(len(targets)), targets]
+    grads = torch.autograd.grad(values, (hidden, weight), above.double())
+    return values.detach(), *grads
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("softcap", [None, 2.5])
+# Chunks of one position, of three (7 leaves a last one), of all but one, and a single one.
+@pytest.mark.parametrize("chunk", [1, 3, 6, 100])
+def test_log_probs_are_those_of_a_plain_softmax(
+    case: tuple[Tensor, Tensor, Tensor, Tensor],
+    temperature: float,
+    softcap: float | None,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logprobs, "_CPU_LOGITS", chunk * VOCABULARY)
+    hidden, weight, targets, above = case
+    expected = plain(hidden, weight, targets, above, temperature, softcap)
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    values = token_logprobs(hidden, weight, targets, temperature=temperature, softcap=softcap)
+    grads = torch.autograd.grad(values, (hidden, weight), above)
+    for got, wanted in zip((values, *grads), expected, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row() -> None:
+    vocabulary = logprobs._CPU_LOGITS + 1
+    hidden = torch.tensor([[1.0], [-1.0]])
+    weight = torch.zeros(vocabulary, 1)
+    weight[5] = 3.0
+    values = token_logprobs(hidden, weight, torch.tensor([5, 5]))
+    rest = torch.tensor(float(vocabulary - 1)).double()
+    expected = [3.0 - torch.log(rest + torch.tensor(3.0).double().exp()), -3.0 - torch.log(rest + 0.049787068)]
+    assert values.tolist() == pytest.approx([float(value) for value in expected], rel=1e-6)
+
+
+def test_huge_logits_stay_finite() -> None:
+    hidden = torch.tensor([[1.0], [1.0]], requires_grad=True)
+    weight = torch.tensor([[3e4], [-3e4], [0.0]], requires_grad=True)
+    values = token_logprobs(hidden, weight, torch.tensor([0, 1]))
+    values.sum().backward()
+    assert values.tolist() == [0.0, -6e4]
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert hidden.grad.tolist() == [[0.0], [-6e4]]
+    assert weight.grad.tolist() == [[-1.0], [1.0], [0.0]]
+
+
+def test_bf16_states_give_fp32_log_probs_and_gradients_of_their_own_type(
+    case: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    hidden, weight, targets, above = case
+    hidden, weight = hidden.bfloat16(), weight.bfloat16()
+    expected = plain(hidden, weight, targets, above, 1.0, None)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    values = token_logprobs(hidden, weight, targets)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.detach().double(), expected[0], rtol=0.02, atol=0.02)
+    for got, wanted in zip(torch.autograd.grad(values, (hidden, weight), above), expected[1:], strict=True):
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.double(), wanted, rtol=0.05, atol=0.05)
+
+
+def test_no_positions_give_no_log_probs() -> None:
+    assert token_logprobs(torch.zeros(0, 4), torch.zeros(9, 4), torch.zeros(0, dtype=torch.int64)).shape == (0,)
