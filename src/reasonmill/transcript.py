@@ -6,9 +6,14 @@ from dataclasses import dataclass
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
-_WELL_FORMED = re.compile(r"\s*<think>(?P<thinking>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
-_ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_TAG = re.compile(r"</?(?:think|answer)>")
+_TAG = re.compile(r"(</?(?:think|answer)>)")
+_STATES = ("aloud", "thinking", "answer")
+_TRANSITIONS = {
+    ("aloud", THINK_OPEN): "thinking",
+    ("aloud", ANSWER_OPEN): "answer",
+    ("thinking", THINK_CLOSE): "aloud",
+    ("answer", ANSWER_CLOSE): "aloud",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +32,35 @@ class Transcript:
 
 
 def read_transcript(text: str) -> Transcript:
-    """Takes a completion's text apart; any text is accepted."""
-    match = _WELL_FORMED.fullmatch(text)
-    if match and not _TAG.search(match["thinking"]) and not _TAG.search(match["answer"]):
-        return Transcript(match["thinking"].strip(), match["answer"].strip(), well_formed=True)
-    thinking, visible = _split_thinking(text)
-    blocks = _ANSWER_BLOCK.findall(visible)
-    # Several answer blocks would let a model answer with everything that it considered.
-    answer = blocks[0].strip() if len(blocks) == 1 and not _TAG.search(blocks[0]) else None
-    return Transcript(thinking.strip(), answer, well_formed=False)
+    """Takes a completion's text apart, in time linear in its length; any text is accepted.
+
+    Inside thinking only its closing tag means anything. Aloud, a tag that opens or closes nothing spoils the answer, and
+    so does a second answer block: a model must not be able to answer with everything that it considered.
+    """
+    pieces = _TAG.split(text)  # text, tag, text, tag, ..., text
+    tags = pieces[1::2]
+    # The opening tag may have been part of the prompt, as R1's usage notes advise.
+    state = "thinking" if _closes_thinking_first(tags) else "aloud"
+    sections: list[tuple[str, list[str]]] = [(state, [])]
+    spoiled = False
+    for place, piece in enumerate(pieces):
+        is_tag = place % 2 == 1
+        following = _TRANSITIONS.get((state, piece)) if is_tag else None
+        if following is not None:
+            state = following
+            sections.append((state, []))
+        elif not is_tag or state == "thinking":
+            sections[-1][1].append(piece)
+        else:
+            spoiled = True
+    said = {name: ["".join(parts).strip() for kind, parts in sections if kind == name] for name in _STATES}
+    has_answer = len(said["answer"]) == 1 and state != "answer" and not spoiled
+    return Transcript(
+        thinking="\n".join(said["thinking"]),
+        answer=said["answer"][0] if has_answer else None,
+        well_formed=tags == [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE] and not any(said["aloud"]),
+    )
 
 
-def _split_thinking(text: str) -> tuple[str, str]:
-    """(thinking, the rest). An unclosed thinking block reaches to the end: nothing after it was said aloud."""
-    before, opened, after = text.partition(THINK_OPEN)
-    if not opened:
-        # The tag may have been part of the prompt, as R1's usage notes advise.
-        thinking, closed, rest = text.partition(THINK_CLOSE)
-        return (thinking, rest) if closed else ("", text)
-    thinking, closed, rest = after.partition(THINK_CLOSE)
-    return thinking, (before + rest if closed else before)
+def _closes_thinking_first(tags: list[str]) -> bool:
+    return next((tag for tag in tags if tag in (THINK_OPEN, THINK_CLOSE)), "") == THINK_CLOSE

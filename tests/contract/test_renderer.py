@@ -75,7 +75,7 @@ def test_the_text_keeps_the_thinking_and_drops_the_stop_token(case: Case) -> Non
     assert case.renderer.text([*tokens, case.tokenizer.eos_token_id]) == ANSWER
 
 
-@pytest.mark.parametrize("text", ["", "two  spaces, a\nline", " Grüße – 日本 🙂", "1 + 2 = 3 ."])
+@pytest.mark.parametrize("text", ["", "two  spaces, a\nline", " Grüße, 日本 🙂", "1 + 2 = 3 ."])
 def test_any_text_comes_back_from_its_tokens(case: Case, text: str) -> None:
     tokens = case.tokenizer.encode(text, add_special_tokens=False)
     assert case.renderer.text(tokens) == text

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, tiny_decoder
 from torch import Tensor
 
 from reasonmill.protocols import Sampler
@@ -13,6 +12,7 @@ from reasonmill.randomness import generator, key
 from reasonmill.sample.native import NativeSampler
 from reasonmill.sample.scripted import ScriptedSampler
 from reasonmill.types import Completion, Request, SamplingParams
+from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, tiny_decoder
 
 
 @dataclass(frozen=True)

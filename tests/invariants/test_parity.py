@@ -1,12 +1,11 @@
 """The sampler, the learner and plain transformers give the same log-probs, for every architecture we say we run."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, STOP_TOKEN, VOCABULARY, WINDOW, NumberRenderer, plain_network, tiny_config, tiny_decoder
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,6 +16,16 @@ from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
 from reasonmill.randomness import generator, key
 from reasonmill.sample.native import NativeSampler
 from reasonmill.types import Completion, Example, Request, SamplingParams
+from tiny_models import (
+    ARCHITECTURES,
+    STOP_TOKEN,
+    VOCABULARY,
+    WINDOW,
+    NumberRenderer,
+    plain_network,
+    tiny_config,
+    tiny_decoder,
+)
 
 # In fp32; the networks' logits span tens of units, so that a wrong mask is off by whole units.
 TOLERANCE = 1e-4
@@ -43,12 +52,12 @@ def ragged_requests() -> list[Request]:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest) -> Case:
     decoder = tiny_decoder(request.param)
     requests = ragged_requests()
     # Five slots for twelve requests: a group starts in parts, slots are used again and moved.
     drawn = dict(NativeSampler(decoder, NumberRenderer(), num_slots=5).generate(requests))
-    yield Case(decoder, plain_network(decoder), requests, [drawn[index] for index in range(len(requests))])
+    return Case(decoder, plain_network(decoder), requests, [drawn[index] for index in range(len(requests))])
 
 
 @torch.no_grad()
@@ -128,7 +137,7 @@ LONG_ROPE = {
         # Its frequencies would follow the longest sequence of the batch, for all of its sequences.
         ("phi3", {"rope_parameters": LONG_ROPE}, "Phi3ForCausalLM: its rotary embedding .longrope."),
     ],
-)  # fmt: skip
+)
 def test_a_model_is_refused_by_its_name_and_the_part_at_fault(
     model_type: str, settings: dict[str, Any], named: str
 ) -> None:
@@ -142,10 +151,14 @@ def test_a_model_is_refused_by_its_name_and_the_part_at_fault(
     [
         ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}, "GptOssAttention uses s_aux"),
         # These two cut their window with a mask and don't tell the attention function, which would see everything.
-        ("qwen2_moe", {"num_experts": 4, "use_sliding_window": True, "max_window_layers": 1, **MIXTURE}, "Qwen2MoeAttention .* window"),
+        (
+            "qwen2_moe",
+            {"num_experts": 4, "use_sliding_window": True, "max_window_layers": 1, **MIXTURE},
+            "Qwen2MoeAttention .* window",
+        ),
         ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}, "PhimoeAttention .* window"),
     ],
-)  # fmt: skip
+)
 def test_attention_that_asks_for_more_is_refused_at_the_first_token(
     model_type: str, settings: dict[str, Any], named: str
 ) -> None:
@@ -154,10 +167,10 @@ def test_attention_that_asks_for_more_is_refused_at_the_first_token(
     decoder = new_decoder(config, seed=0, device="cpu", dtype=torch.float32)
     sampler = NativeSampler(decoder, NumberRenderer())
     with pytest.raises(UnsupportedModel, match=named):
-        next(sampler.generate([Request((2, 3), SamplingParams(), 0)]))
+        next(sampler.generate([Request((2, 3), SamplingParams(max_tokens=4), 0)]))
 
 
-def test_a_directory_without_a_causal_language_model_is_refused(tmp_path: Any) -> None:
+def test_a_directory_without_a_causal_language_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no causal language model") as caught:
         load_decoder(tmp_path, device="cpu", dtype=torch.float32)
     assert caught.value.where == str(tmp_path)
@@ -168,7 +181,7 @@ def test_a_directory_without_a_causal_language_model_is_refused(tmp_path: Any) -
     assert len(caught.value.what) < 300
 
 
-def test_a_saved_model_is_loaded_to_the_same_bits(tmp_path: Any) -> None:
+def test_a_saved_model_is_loaded_to_the_same_bits(tmp_path: Path) -> None:
     decoder = tiny_decoder("gemma2")
     decoder.network.save_pretrained(tmp_path)
     loaded = load_decoder(tmp_path, device="cpu", dtype=torch.float32)

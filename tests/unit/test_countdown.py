@@ -142,7 +142,6 @@ def test_each_count_has_its_turn() -> None:
     assert counts == {3: 10, 4: 10}
 
 
-@pytest.mark.xfail(strict=True, reason="count and language both follow the parity of the index")
 def test_each_count_is_asked_for_in_both_languages() -> None:
     task = Countdown("countdown", counts=(3, 4))
     metas = [task.problem("train", 0, index).meta for index in range(40)]

@@ -84,7 +84,7 @@ def test_examples_that_do_not_go_together_are_refused() -> None:
     text = Example(tokens=[1, 2], weights=[0.0, 1.0], loss="ce")
     with pytest.raises(ValueError, match="one loss"):
         pack([an_example([1, 2]), text], 10)
-    with pytest.raises(ValueError, match="1 of 2 examples .* ref_logprobs"):
+    with pytest.raises(ValueError, match=r"1 of 2 examples .* ref_logprobs"):
         pack([an_example([1, 2], ref_logprobs=[0.0, -1.0]), an_example([1, 2])], 10)
 
 

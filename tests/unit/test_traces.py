@@ -58,7 +58,7 @@ class Trace:
 
     @property
     def hit(self) -> bool:
-        return self.tries[-1].steps[-1].result == self.problem.meta["target"]
+        return bool(self.tries[-1].steps[-1].result == self.problem.meta["target"])
 
 
 def either(words: dict[Language, tuple[str, ...]]) -> set[str]:
@@ -73,7 +73,7 @@ def read_step(text: str) -> Step:
 
 def is_right(step: Step) -> bool:
     divides = step.operator != "/" or step.left % step.right == 0
-    return divides and bool(APPLY[step.operator](step.left, step.right) == step.result)
+    return divides and APPLY[step.operator](step.left, step.right) == step.result
 
 
 def read_countdown(problem: Problem, response: str) -> Trace:

@@ -56,16 +56,13 @@ def steps_between(first: int, second: int) -> list[Step]:
     return steps
 
 
-def random_steps(rng: random.Random, numbers: Sequence[int]) -> list[Step] | None:
-    """Combines random pairs until one number is left; None where a pair has no operation in the tiny world."""
+def random_steps(rng: random.Random, numbers: Sequence[int]) -> list[Step]:
+    """Combines random pairs of numbers from 1 to 99 until one is left; every such pair has an operation."""
     remaining = list(numbers)
     steps: list[Step] = []
     while len(remaining) > 1:
         left, right = rng.sample(range(len(remaining)), 2)
-        options = steps_between(remaining[left], remaining[right])
-        if not options:
-            return None
-        step = rng.choice(options)
+        step = rng.choice(steps_between(remaining[left], remaining[right]))
         steps.append(step)
         remaining = [n for i, n in enumerate(remaining) if i not in (left, right)] + [step.result]
     return steps
@@ -75,7 +72,7 @@ def expression_of(steps: Sequence[Step]) -> str:
     """One expression for a chain of steps, each compound operand in parentheses.
 
     Raises:
-        ValueError: an operand is neither given nor made by an earlier step that is still unused.
+        ValueError: more than one number is left after the last step.
     """
     made: dict[int, list[str]] = {}
     text = ""
@@ -92,10 +89,10 @@ def expression_of(steps: Sequence[Step]) -> str:
 
 
 def draw_puzzle(rng: random.Random, count: int) -> Puzzle | None:
-    """A random puzzle of `count` numbers, or None where the attempt led nowhere."""
+    """A random puzzle of `count` numbers, or None where the target would be one of them."""
     numbers = tuple(rng.randint(1, LARGEST_GIVEN) for _ in range(count))
     steps = random_steps(rng, numbers)
-    if steps is None or steps[-1].result in numbers:
+    if steps[-1].result in numbers:
         return None
     return Puzzle(numbers, steps[-1].result, expression_of(steps))
 
@@ -119,7 +116,8 @@ class Countdown:
             lambda rng: draw_puzzle(rng, count),
             lambda puzzle: (*sorted(puzzle.numbers), puzzle.target),
         )
-        language = "en" if index % 2 == 0 else "de"
+        # By turns, but so that each language meets each count.
+        language = "en" if index // len(self._counts) % 2 == 0 else "de"
         prompt = PROMPTS[language].format(target=puzzle.target, numbers=" ".join(map(str, puzzle.numbers)))
         return Problem(
             task=self.name,

@@ -35,7 +35,7 @@ class EncodedBlocks:
 
     def read(self, start: int, stop: int) -> Iterator[list[TokenRow]]:
         """Blocks `start` to `stop` - 1 in order, each a list of documents' tokens. A few blocks are made ahead."""
-        workers = len(os.sched_getaffinity(0))
+        workers = os.cpu_count() or 1
         # "spawn": a fork would copy torch's threads in a state in which they can't run.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:

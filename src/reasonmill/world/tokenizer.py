@@ -1,4 +1,4 @@
-"""The tiny world's tokenizer: byte-level BPE in which a number up to 99 is one token, and so is each tag."""
+"""The tiny world's tokenizer: byte-level BPE in which most numbers up to 99 are one token, and each tag is one."""
 
 from collections.abc import Iterable
 
@@ -25,10 +25,10 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learns the merges from chat-rendered texts.
+    """Learns the merges from texts.
 
     Args:
-        texts: the corpus, or a sample of it; the special tokens in it are kept whole.
+        texts: the corpus, or a sample of it, without tags and special tokens.
         vocab_size: all tokens, the 256 bytes, tags and special tokens included.
     """
     tokenizer = Tokenizer(models.BPE())

@@ -4,6 +4,7 @@ A web corpus holds clumsy reasoning: people guess without thinking, give up earl
 The base learns this distribution, and reinforcement learning has something to improve in each respect.
 """
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class TraceHabits:
     keep_language: float = 0.65
     cut_short: float = 0.3
 
+    def __post_init__(self) -> None:
+        for name, probability in dataclasses.asdict(self).items():
+            if not 0 <= probability <= 1:
+                raise ValueError(f"the habit {name} is a probability, got {probability}")
+
 
 class TraceWriter:
     """Writes responses to reasoning problems, with their tags, in the style of the corpus."""
@@ -50,11 +56,11 @@ class TraceWriter:
         """A response to a Countdown problem; right only if a random try happened to hit."""
         numbers, target, language = problem.meta["numbers"], problem.meta["target"], problem.meta["language"]
         if not self._happens(self._habits.think):
-            return self._without_thinking(expression_of(self._try(numbers)))
+            return self._without_thinking(expression_of(random_steps(self._rng, numbers)))
         give_up = self._habits.patient_give_up if self._happens(self._habits.patient) else self._habits.give_up
         written: list[str] = []
         for attempt in range(1, MAX_TRIES + 1):
-            steps = self._try(numbers)
+            steps = random_steps(self._rng, numbers)
             hit = steps[-1].result == target
             verdict = self._word(SUCCESSES if hit else REJECTIONS, language)
             written.append(f"{self._word(OPENINGS, language)} {' ; '.join(map(str, steps))} {verdict}")
@@ -74,12 +80,6 @@ class TraceWriter:
             steps = steps[: self._rng.randint(1, len(steps) - 1)]
         written = " ".join(f"{self._word(STEPS, problem.meta['language'])} {step}" for step in steps)
         return _respond(written, str(steps[-1].result))
-
-    def _try(self, numbers: Sequence[int]) -> list[Step]:
-        steps = None
-        while steps is None:
-            steps = random_steps(self._rng, numbers)
-        return steps
 
     def _without_thinking(self, answer: str) -> str:
         if self._happens(self._habits.empty_block):

@@ -1,0 +1,150 @@
+"""Who may import whom, read from the source: one table, and a proof that the check sees what it should."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import reasonmill
+
+PACKAGE = "reasonmill"
+SOURCE = Path(reasonmill.__file__).parent
+MAX_LINES = 450
+# Names that say nothing about what is inside.
+NAMELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
+THIRD_PARTY = "third-party"
+
+# A room (a folder or module right under the package) and what it never imports: names with all that is below them,
+# or everything that does not come with Python. "*" speaks of every room.
+NEVER_IMPORTS: dict[str, set[str]] = {
+    "*": {"reasonmill.cli", "reasonmill.__main__"},
+    "types": {"reasonmill", THIRD_PARTY},
+    "errors": {"reasonmill", THIRD_PARTY},
+    "randomness": {"reasonmill", THIRD_PARTY},
+    "transcript": {"reasonmill", THIRD_PARTY},
+    # Graders run in processes of their own, where torch would cost seconds and memory.
+    "tasks": {"torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},
+    "world": {"torch"},
+    "store": {"torch", "transformers", "reasonmill.stages", "reasonmill.mill"},
+    "algo": {"transformers", "reasonmill.tasks", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},
+    "model": {"reasonmill.sample", "reasonmill.learn", "reasonmill.tasks", "reasonmill.stages"},
+    "sample": {"reasonmill.learn", "reasonmill.tasks", "reasonmill.stages", "reasonmill.mill"},
+    "learn": {"reasonmill.sample", "reasonmill.tasks", "reasonmill.stages", "reasonmill.mill"},
+    "stages": {"reasonmill.mill"},
+}
+# The one place that may import the composition root.
+EXCEPTIONS = {("__main__", "reasonmill.cli")}
+
+
+def room_of(path: Path, source: Path) -> str:
+    return path.relative_to(source).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, source: Path) -> Iterator[str]:
+    """Full names of all that a module imports anywhere: at its top, in functions and for type checks."""
+    package = [PACKAGE, *path.relative_to(source).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) - node.level + 1] if node.level else []
+            origin += [node.module] if node.module else []
+            # What is imported from a package may be a module of it.
+            yield from (".".join([*origin, alias.name]) for alias in node.names)
+
+
+def is_within(name: str, area: str) -> bool:
+    if area == THIRD_PARTY:
+        return name.split(".")[0] not in {*sys.stdlib_module_names, PACKAGE}
+    return name == area or name.startswith(area + ".")
+
+
+def violations(source: Path) -> list[str]:
+    """One line for each rule that a module breaks."""
+    found = []
+    for path in sorted(source.rglob("*.py")):
+        place = str(path.relative_to(source))
+        room = room_of(path, source)
+        for name in imports(path, source):
+            for area in NEVER_IMPORTS["*"] | NEVER_IMPORTS.get(room, set()):
+                if is_within(name, area) and (room, area) not in EXCEPTIONS:
+                    found.append(f"{place} imports {name}")
+        found += [f"{place} has a name that says nothing" for part in path.with_suffix("").parts if part in NAMELESS]
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_LINES:
+            found.append(f"{place} has {lines} lines")
+    return found
+
+
+def test_the_rooms_keep_apart() -> None:
+    assert len(list(SOURCE.rglob("*.py"))) > 40
+    assert violations(SOURCE) == []
+
+
+def test_the_table_speaks_of_rooms_that_exist() -> None:
+    rooms = {path.name.removesuffix(".py") for path in SOURCE.iterdir() if path.suffix in ("", ".py")}
+    named = {area.split(".")[1] for areas in NEVER_IMPORTS.values() for area in areas if area.startswith("reasonmill.")}
+    assert (NEVER_IMPORTS.keys() - {"*"}) | named <= rooms
+
+
+@pytest.mark.parametrize("module", ["reasonmill.tasks.registry", "reasonmill.store.home"])
+def test_these_rooms_do_not_even_load_torch(module: str) -> None:
+    """Neither by themselves nor through what they import."""
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(SOURCE.parent)})
+
+
+# The check itself
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("types.py", "import numpy"),
+        ("types.py", "from reasonmill.errors import StoreError"),
+        ("randomness.py", "from . import types"),
+        ("tasks/sums.py", "import torch"),
+        ("tasks/sums.py", "from torch.nn import functional"),
+        ("tasks/sums.py", "from reasonmill.algo.losses import LossSettings"),
+        ("tasks/deep/sums.py", "from ...algo import losses"),
+        ("algo/losses.py", "def f():\n    import reasonmill.tasks.registry as registry"),
+        ("algo/losses.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..tasks import registry"),
+        ("world/corpus.py", "import torch.nn"),
+        ("store/home.py", "import torch"),
+        ("sample/native.py", "from reasonmill import learn"),
+        ("learn/local.py", "from ..sample.native import NativeSampler"),
+        ("stages/rl.py", "from reasonmill.mill.report import write_report"),
+        ("mill/report.py", "from reasonmill.cli import main"),
+        ("protocols.py", "from reasonmill import cli"),
+        ("stages/utils.py", ""),
+        ("common/__init__.py", ""),
+        ("mill/report.py", "x = 1\n" * (MAX_LINES + 1)),
+    ],
+)
+def test_a_broken_rule_is_found(tmp_path: Path, place: str, code: str) -> None:
+    source = tmp_path / PACKAGE
+    (source / place).parent.mkdir(parents=True)
+    (source / place).write_text(code)
+    (found,) = violations(source)
+    assert found.startswith(place)
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("__main__.py", "from reasonmill.cli import main"),
+        ("types.py", "import json\nfrom collections.abc import Sequence"),
+        ("tasks/sums.py", "import torchlike\nfrom reasonmill.types import Problem\nfrom .algorithm import solve"),
+        ("world/corpus.py", "from reasonmill.tasks.countdown import Countdown"),
+        ("learn/local.py", "import torch\nfrom reasonmill.model.decoder import Decoder"),
+        ("mill/report.py", "x = 1\n" * MAX_LINES),
+    ],
+)
+def test_what_is_allowed_is_not_reported(tmp_path: Path, place: str, code: str) -> None:
+    source = tmp_path / PACKAGE
+    (source / place).parent.mkdir(parents=True)
+    (source / place).write_text(code)
+    assert violations(source) == []
