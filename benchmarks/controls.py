@@ -179,7 +179,7 @@ def _verdicts(tables: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _print_tables(tables: Mapping[str, Any], seeds: Sequence[int]) -> None:
-    print(f"{TASK}, {len(seeds)} seeds; 95 % intervals clustered by problem\n")
+    print(f"{TASK}, {len(seeds)} seeds; 95 % intervals clustered by problem; shares in percent\n")
     for arm, table in tables.items():
         print(f"{arm:18}{'before':>26}{'after':>26}{'change':>26}")
         for name, figures in table.items():
@@ -196,7 +196,7 @@ def _shown(estimate: Estimate, name: str) -> str:
 
 
 def _number(value: float, name: str) -> str:
-    return f"{value:.1f}" if name == "thinking tokens" else f"{value * 100:.1f} %"
+    return f"{value if name == 'thinking tokens' else value * 100:.1f}"
 
 
 if __name__ == "__main__":

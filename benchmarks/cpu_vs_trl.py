@@ -34,6 +34,7 @@ from reasonmill.types import Completion, Problem
 
 STEP_BAR = 6.0  # how many times shorter reasonmill's median step must be
 TOKENS_BAR = 5.0  # how many times more tokens a second its rollouts must make
+BUSY_LOAD = 0.5  # above this load average something else is running
 LAST_STEPS = 5  # the steps whose rewards are compared
 TASK = "countdown-3"
 REWARDS = {"accuracy": 1.0, "format": 1.0}
@@ -98,6 +99,9 @@ def main() -> int:
         threads=options.threads,
     )
     _say(f"model {base.model}; seeds {list(range(options.seeds))}; {base.steps} steps of {base.rollouts} rollouts")
+    load = os.getloadavg()[0]
+    if load > BUSY_LOAD:
+        _say(f"warning: the load average is {load:.1f}; threads that wait for a shared core spoil the timings")
     batch_size, pilot = _fastest_batch_size(base, options.trl_batch_sizes, options.pilot_steps)
     sides: dict[str, Callable[[Workload], Measured]] = {
         "reasonmill": _run_reasonmill,
@@ -115,7 +119,7 @@ def main() -> int:
         workload = {**asdict(base), "seed": list(range(options.seeds))}
         trl = {"per_device_train_batch_size": batch_size, "pilot_median_step_s": pilot}
         details = {name: [asdict(run) for run in measured] for name, measured in runs.items()}
-        print(json.dumps({"workload": workload, "trl": trl, **result, "runs": details}, indent=2))
+        print(json.dumps({"workload": workload, "load_before": load, "trl": trl, **result, "runs": details}, indent=2))
     else:
         _print_table(result)
     return 0 if all(bar["met"] for bar in result["bars"].values()) else 1

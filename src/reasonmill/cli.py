@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import signal
 import sys
 import time
@@ -52,6 +53,9 @@ DEFAULT_HOME = Path("mill")
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits; errors that a user can act on are shown without a traceback."""
+    # Threads that spin while they wait ruin each other where another program needs a core: seconds become minutes.
+    # OpenMP reads this when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
     except ReasonmillError as error:
@@ -134,7 +138,7 @@ def evaluate(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each problem.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 384,
     split: SplitOption = "test",
     device: DeviceOption = "auto",
     home: HomeOption = DEFAULT_HOME,
@@ -273,7 +277,7 @@ def _device(choice: str) -> str:
     import torch
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # reasonmill shows its own
+    logging.disable_progress_bar()  # reasonmill shows its own
 
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:

@@ -1,4 +1,4 @@
-"""What a completion says: its thinking and its answer, told apart by the tags of R1-Zero's template (paper, Table 1)."""
+"""What a completion says: its thinking and its answer, told apart by the tags of R1-Zero's template (Table 1)."""
 
 import re
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class Transcript:
 def read_transcript(text: str) -> Transcript:
     """Takes a completion's text apart, in time linear in its length; any text is accepted.
 
-    Inside thinking only its closing tag means anything. Aloud, a tag that opens or closes nothing spoils the answer, and
-    so does a second answer block: a model must not be able to answer with everything that it considered.
+    Inside thinking only its closing tag means anything. Aloud, a tag that opens or closes nothing spoils the answer,
+    and so does a second answer block: a model must not be able to answer with everything that it considered.
     """
     pieces = _TAG.split(text)  # text, tag, text, tag, ..., text
     tags = pieces[1::2]

@@ -6,7 +6,7 @@ Lengths in brackets: Q tokens of a prompt, C tokens of a completion, T tokens of
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 

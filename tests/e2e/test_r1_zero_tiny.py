@@ -1,4 +1,4 @@
-"""The main job at reduced size, from the command line: it learns, it is cached, and a killed run ends in the same bits."""
+"""The main job at reduced size, from the command line: it learns, is cached, and survives a kill to the bit."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from reasonmill.store.home import Home
 
 SMALLER = (

@@ -192,9 +192,8 @@ def test_a_saved_model_is_loaded_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_dropout_is_off() -> None:
     """Log-probs with noise of their own would not be those that the tokens were drawn with."""
-    network = new_decoder(
-        tiny_config("phi3", resid_pdrop=0.5, embd_pdrop=0.5), seed=0, device="cpu", dtype=torch.float32
-    )
+    config = tiny_config("phi3", resid_pdrop=0.5, embd_pdrop=0.5)
+    decoder = new_decoder(config, seed=0, device="cpu", dtype=torch.float32)
     tokens, positions = torch.arange(9), torch.arange(9)
-    once, again = (network.hidden(tokens, positions, network.packed_layout((9,))) for _ in range(2))
+    once, again = (decoder.hidden(tokens, positions, decoder.packed_layout((9,))) for _ in range(2))
     assert torch.equal(once, again)

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+
 from reasonmill.recipe.load import shipped_recipes
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.store.commit import seal
-from safetensors import safe_open
 
 BASES = shipped_bases()
 

@@ -6,7 +6,7 @@ from reasonmill.errors import TrainingDiverged
 
 
 class DivergenceGuard:
-    """Counts optimizer steps that were skipped because of a gradient that is not finite; too many in a row end the run."""
+    """Counts updates that were skipped because their gradient was not finite; too many in a row end the run."""
 
     def __init__(self, limit: int = 3) -> None:
         self._limit = limit

@@ -47,8 +47,6 @@ class LocalLearner:
         self._first = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
         self._second = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
         self._num_updates = 0
-        # Dropout would make the policy's probabilities differ from those that were sampled from.
-        decoder.network.eval()
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(weights * token losses) / denominator to the gathered gradients.

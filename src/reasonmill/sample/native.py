@@ -147,7 +147,7 @@ class NativeSampler:
                 )
 
     def _admit(self, waiting: deque[tuple[int, Request]], slots: _Slots, cache: SlotCache) -> Tensor:
-        """Starts waiting requests in free slots, each distinct prompt read once; logits [new, V] of their next token."""
+        """Starts waiting requests in free slots, reading each distinct prompt once; logits [new, V] of what follows."""
         prompts: dict[tuple[int, ...], list[int]] = {}
         started = len(slots.running)
         budget = self._prefill_tokens

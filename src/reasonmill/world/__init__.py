@@ -1,1 +1,1 @@
-"""The synthetic tiny world: a corpus, a tokenizer and bases small enough for two CPU cores. Nothing here imports torch."""
+"""The synthetic tiny world: a corpus, a tokenizer and bases small enough for two CPU cores. Without torch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -52,7 +53,7 @@ class EncodedBlocks:
                     future.cancel()
 
     def _encode(self, block: int) -> tuple[TokenRow, TokenRow]:
-        """All tokens of a block end to end and the documents' lengths: two arrays travel between processes in no time."""
+        """All tokens of a block end to end and the documents' lengths; two arrays travel fast between processes."""
         tokenizer = Tokenizer.from_str(self.tokenizer)
         first = block * self.size
         texts = [document.text for document in documents(self.seed, first, first + self.size, self.habits)]
@@ -71,3 +72,12 @@ def _prepare_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Ctrl-C reaches the whole process group; the parent alone decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
