@@ -53,9 +53,9 @@ DEFAULT_HOME = Path("mill")
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits; errors that a user can act on are shown without a traceback."""
-    # Threads that spin while they wait ruin each other where another program needs a core: seconds become minutes.
-    # OpenMP reads this when torch loads it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait ruin each other where another program needs a core: seconds become
+    # minutes. A short spin costs a quiet machine nothing. GNU's OpenMP reads this when torch loads it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
     except ReasonmillError as error:
