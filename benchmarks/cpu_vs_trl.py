@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "--trl-batch-sizes",
         type=int,
         nargs="+",
-        default=[64, 128, 512],
+        default=[32, 64, 128, 512],
         help="TRL's per_device_train_batch_size; of several, a pilot takes the fastest",
     )
     parser.add_argument("--pilot-steps", type=int, default=3, help="steps of the pilot at each batch size")
