@@ -138,7 +138,7 @@ def evaluate(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each problem.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 384,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 256,
     split: SplitOption = "test",
     device: DeviceOption = "auto",
     home: HomeOption = DEFAULT_HOME,

@@ -36,7 +36,7 @@ def summary(home: Path) -> dict:
 
 def steps(home: Path) -> list[dict]:
     with Home.open(home, write=False) as opened:
-        keys = {stage.name: stage.key for stage in opened.ledger.runs()[0].stages}
+        keys = {stage.name: stage.key for run in opened.ledger.runs() for stage in run.stages}
         return opened.ledger.metrics(keys["zero"]) if "zero" in keys else []
 
 

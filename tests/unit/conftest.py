@@ -15,6 +15,7 @@ import reasonmill.stages.registry
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
 TRAIN = """
 import os
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -72,10 +73,11 @@ def run(settings, inputs, context):
         context.progress.advance(step + 1, {})
         interrupt = HERE / "interrupt"
         if interrupt.exists():
-            at, *numbers = map(int, interrupt.read_text().split())
+            at, pause_s, *numbers = map(float, interrupt.read_text().split())
             if at == step:
                 for number in numbers:
-                    os.kill(os.getpid(), number)
+                    os.kill(os.getpid(), int(number))
+                    time.sleep(pause_s)
     context.progress.end({})
 
     def write(directory):
@@ -127,9 +129,9 @@ class FakeStages:
         """Steps that were taken as "stage step", in order, since the last look."""
         return self._read("steps")
 
-    def interrupt(self, at: int, *signals: int) -> None:
-        """Makes the process send itself signals at the end of a step of a "train" stage."""
-        (self.folder / "interrupt").write_text(" ".join(map(str, (at, *signals))))
+    def interrupt(self, at: int, *signals: int, pause_s: float = 0.0) -> None:
+        """Makes the process send itself signals at the end of a step of a "train" stage, with a pause after each."""
+        (self.folder / "interrupt").write_text(" ".join(map(str, (at, pause_s, *signals))))
 
     def do_not_interrupt(self) -> None:
         (self.folder / "interrupt").unlink()

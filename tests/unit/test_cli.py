@@ -169,8 +169,15 @@ def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     assert stages.steps == ["first 2", "second 0"]
 
 
-def test_a_second_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any) -> None:
+def test_one_ctrl_c_that_arrives_twice_is_one_request(recipe_file: Path, home: Path, stages: Any) -> None:
     stages.interrupt(0, signal.SIGINT, signal.SIGINT)
+    stopped = in_a_process(stages, "run", recipe_file, "--home", home, "--device", "cpu")
+    assert stopped.returncode == 130
+    assert "the same command resumes this run" in stopped.stderr
+
+
+def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any) -> None:
+    stages.interrupt(0, signal.SIGINT, signal.SIGINT, pause_s=1.2)
     aborted = in_a_process(stages, "run", recipe_file, "--home", home, "--device", "cpu")
     assert aborted.returncode == 130
     assert "resumes" not in aborted.stderr
