@@ -197,7 +197,7 @@ def test_the_ledger_knows_runs_and_parents(run: Run, home_path: Path) -> None:
 def test_a_stage_can_not_start_from_an_evaluation(recipe_file: Path, run: Run) -> None:
     with recipe_file.open("a") as file:
         file.write('[[stage]]\nname = "last"\nkind = "train"\nfrom = "check"\n')
-    with pytest.raises(RecipeError, match="stage 'check' makes no model but an evaluation"):
+    with pytest.raises(RecipeError, match="stage 'check' makes no model but an artifact of kind 'evaluation'"):
         run()
 
 

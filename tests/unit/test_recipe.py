@@ -1,17 +1,29 @@
 """Recipes: what is read, what is refused and where the message says it is, and what keys depend on."""
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.code_digest import code_digest, source_files
 from reasonmill.recipe.graph import directory_digest, stage_key
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.origin import Origins
-from reasonmill.recipe.reference import DirectorySource, StageSource, references
+from reasonmill.recipe.reference import (
+    DatasetRef,
+    DirectorySource,
+    Mention,
+    ModelRef,
+    Reference,
+    RewardModelRef,
+    StageSource,
+    find_source,
+    references,
+)
 from reasonmill.stages.context import Input
 from reasonmill.stages.registry import kinds
 
@@ -42,14 +54,36 @@ def test_a_recipe_is_read_with_its_defaults(recipe_file: Path, base: Path) -> No
     assert dict(first.settings)["tasks"] == {"countdown": 0.5}
     assert dict(second.settings)["steps"] == 1
     assert first.sources == {"from": DirectorySource(base)}
-    assert second.sources == {"from": StageSource("first")}
+    assert second.sources == {"from": StageSource("first", ("model", "verdict"))}
     assert recipe.resolved()["stage"][1]["from"] == "first"
 
 
 def test_optional_references_count_only_when_they_are_set(recipe_file: Path, base: Path) -> None:
     recipe = load_recipe(str(recipe_file), ["second.teacher=first"])
-    assert references(recipe.nodes[0].settings) == {"from": str(base)}
-    assert references(recipe.nodes[1].settings) == {"from": "first", "teacher": "first"}
+    texts = [{mention.key: mention.text for mention in references(node.settings)} for node in recipe.nodes]
+    assert texts[:2] == [{"from": str(base)}, {"from": "first", "teacher": "first"}]
+
+
+def test_references_stand_in_lists_and_tables_too() -> None:
+    class Settings(BaseModel):
+        data: list[DatasetRef]
+        judges: dict[str, RewardModelRef] = {}
+        teacher: ModelRef | None = None
+
+    settings = Settings(data=["one", "two"], judges={"safety": "three"})
+    found = {mention.key: (mention.text, mention.reference.kinds) for mention in references(settings)}
+    assert found == {
+        "data[0]": ("one", ("dataset",)),
+        "data[1]": ("two", ("dataset",)),
+        "judges.safety": ("three", ("reward-model",)),
+    }
+
+
+def test_data_comes_from_stages_only(base: Path) -> None:
+    mention = Mention("data[0]", str(base), Reference(("dataset",)))
+    with pytest.raises(RecipeError, match="is no earlier stage"):
+        find_source(mention, earlier=["first"], later=[])
+    assert find_source(dataclasses.replace(mention, text="first"), ["first"], []) == StageSource("first", ("dataset",))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
-from reasonmill.recipe.reference import DirectorySource, StageSource
+from reasonmill.recipe.hub import HubModel, fetch
+from reasonmill.recipe.reference import HubSource, StageSource, shipped_bases
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import MANIFEST, disk_errors, replace_file
@@ -37,7 +38,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What a run would do with a stage. `key` is None, and `waits_for` not empty, while an input does not exist."""
+    """What a run would do with a stage. `key` is None, and `waits_for` not empty, while an input does not exist.
+
+    `artifact` is what a cached stage made.
+    """
 
     name: str
     kind: str
@@ -45,6 +49,7 @@ class PlannedStage:
     status: Literal["cached", "to run", "unknown"]
     waits_for: tuple[str, ...] = ()
     resumes_at: int | None = None
+    artifact: Artifact | None = None
 
 
 def run_recipe(
@@ -70,8 +75,12 @@ def run_recipe(
     """
     run = _Run(recipe, home, progress, device, stop_requested)
     nodes = recipe.up_to(until)
-    for node in nodes:
-        run.finish(node)
+    try:
+        for node in nodes:
+            run.finish(node)
+    except BaseException:
+        run.publish_finished()
+        raise
     return run.publish()
 
 
@@ -85,11 +94,11 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
         if missing:
             planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
             continue
-        key = stage_key(node, _inputs(node, done, home), recipe.seed, kinds()[kind])
+        key = stage_key(node, _inputs(node, done, home, recipe.models), recipe.seed, kinds()[kind])
         record = home.ledger.stage(key) if home else None
         if home and record and home.objects.exists(record.artifact.digest):
             done[name] = record.artifact
-            planned.append(PlannedStage(name, kind, key, "cached"))
+            planned.append(PlannedStage(name, kind, key, "cached", artifact=record.artifact))
         else:
             state = home.ledger.latest_state(key) if home else None
             planned.append(PlannedStage(name, kind, key, "to run", resumes_at=state[0] if state else None))
@@ -113,15 +122,13 @@ class _Run:
 
     def finish(self, node: Node) -> None:
         """Takes the stage from the ledger, or runs it and commits what it made."""
-        inputs = _inputs(node, self._artifacts, self._home)
+        inputs = _inputs(node, self._artifacts, self._home, self._recipe.models)
         module = kinds()[node.settings.kind]
         key = stage_key(node, inputs, self._recipe.seed, module)
         self._begun.append((node.settings.name, node.settings.kind, key))
         self._home.ledger.begin_run(self._recipe.name, self._recipe.resolved(), self._begun)
         result = self._committed(node, key)
         if result is None:
-            if self._results:
-                self.publish()  # so that a run that ends here has what it has
             if self._stop_requested():
                 raise Interrupted(
                     f"stopped before stage {node.settings.name!r}", fix="the same command goes on from here"
@@ -148,6 +155,11 @@ class _Run:
             write_summary(directory, summary)
         return RunResult(directory, tuple(self._results), summary)
 
+    def publish_finished(self) -> None:
+        """Shows what a run that ended early has."""
+        if self._results:
+            self.publish()
+
     def _publish_model(self, directory: Path, digest: str | None, shown: str | None) -> None:
         """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
         target, new, old = (directory / name for name in (MODEL, f".{MODEL}.new", f".{MODEL}.old"))
@@ -157,7 +169,7 @@ class _Run:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             if digest is not None:
-                source = self._home.objects.path(digest)
+                source = model_path(self._home, digest, self._recipe.models)
                 shutil.copytree(source, new, ignore=lambda at, _: [MANIFEST] if Path(at) == source else [])
             # Aside first: a crash in between leaves no model here, and the next run puts it back from the store.
             if target.exists():
@@ -190,6 +202,10 @@ class _Run:
         """Runs the stage and commits what it made."""
         settings = node.settings
         self._register_bases(node, inputs)
+        for model in self._recipe.models.values():
+            if model.digest in {read.digest for read in inputs.values()}:
+                self._progress.note(f"{settings.name}  looks for {model.hub}")
+                fetch(model)
         context = StageContext(
             key=key,
             seed=self._recipe.seed,
@@ -206,7 +222,7 @@ class _Run:
             digest=digest,
             kind=outcome.kind,
             stage=settings.name,
-            parents=tuple(read.digest for read in inputs.values()),
+            parents=(*(read.digest for read in inputs.values()), *self._verdicts(node)),
             config_digest=content_digest(settings.model_dump(mode="json", by_alias=True)),
             metrics=outcome.metrics,
         )
@@ -221,12 +237,17 @@ class _Run:
         )
         return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens)
 
+    def _verdicts(self, node: Node) -> list[str]:
+        """The verdicts through which the stage came by its models: they belong to its lineage, too."""
+        sources = [self._artifacts[name] for name in node.stage_inputs]
+        return [artifact.digest for artifact in sources if artifact.kind == "verdict"]
+
     def _register_bases(self, node: Node, inputs: Mapping[str, Input]) -> None:
         """Makes the models from outside of the home known to the ledger, so that they can be parents."""
         for name, source in node.sources.items():
-            if isinstance(source, DirectorySource):
-                digest = inputs[name].digest
-                self._home.ledger.register(Artifact(digest, "base", source.path.name, (), content_digest(None)))
+            if not isinstance(source, StageSource):
+                base = source.model.hub if isinstance(source, HubSource) else source.path.name
+                self._home.ledger.register(Artifact(inputs[name].digest, "base", base, (), content_digest(None)))
 
     def _drop_states(self, key: str) -> None:
         """Removes the states of a finished stage, which only an unfinished one needs. Also done for a cached stage,
@@ -237,20 +258,39 @@ class _Run:
                 self._home.objects.delete(digest)
 
 
-def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None) -> dict[str, Input]:
+def _inputs(
+    node: Node, artifacts: Mapping[str, Artifact], home: Home | None, models: Mapping[str, HubModel]
+) -> dict[str, Input]:
     """What a stage reads, by the key of the settings that refers to it."""
     inputs = {}
     for name, source in node.sources.items():
         if isinstance(source, StageSource):
-            artifact = artifacts[source.stage]
-            if artifact.kind != "model":
-                raise RecipeError(
-                    f"stage {source.stage!r} makes no model but an {artifact.kind}",
-                    where=f"{name} of stage {node.settings.name!r}",
-                    fix="refer to a stage that makes a model",
-                )
             assert home is not None  # it holds the artifact
-            inputs[name] = Input(home.objects.path(artifact.digest), artifact.digest)
+            where = f"{name} of stage {node.settings.name!r}"
+            inputs[name] = _made_by(source, artifacts[source.stage], where, home, models)
+        elif isinstance(source, HubSource):
+            inputs[name] = Input(source.model.directory, source.model.digest)
         else:
             inputs[name] = Input(source.path, directory_digest(source.path))
     return inputs
+
+
+def _made_by(source: StageSource, artifact: Artifact, where: str, home: Home, models: Mapping[str, HubModel]) -> Input:
+    """What an earlier stage made; a verdict stands for the model that it promoted."""
+    if artifact.kind not in source.kinds:
+        raise RecipeError(
+            f"stage {source.stage!r} makes no {source.kinds[0]} but an artifact of kind {artifact.kind!r}",
+            where=where,
+            fix=f"refer to a stage that makes a {' or '.join(source.kinds)}",
+        )
+    digest = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
+    return Input(model_path(home, digest, models), digest)
+
+
+def model_path(home: Home, digest: str, models: Mapping[str, HubModel]) -> Path:
+    """The directory of an object, or of the model from outside that a gate left in place and no home holds."""
+    if home.objects.exists(digest):
+        return home.objects.path(digest)
+    outside = [model.directory for model in models.values() if model.digest == digest]
+    outside += [base for base in shipped_bases().values() if directory_digest(base) == digest]
+    return outside[0] if outside else home.objects.path(digest)

@@ -35,8 +35,11 @@ class StageResult:
 
 
 def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
-    """The content of summary.json. `model` is the digest of the last model, or None where no stage made one."""
-    models = [result.artifact.digest for result in results if result.artifact.kind == "model"]
+    """The content of summary.json. `model` is the digest of the recipe's result or, as long as that is not finished,
+    of the last model; None where no stage made one."""
+    holders = [result for result in results if result.artifact.kind in ("model", "verdict")]
+    models = {result.name: _model(result.artifact) for result in holders}
+    last = next(reversed(models.values()), None)
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -45,7 +48,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "machine": _machine(device),
-        "model": models[-1] if models else None,
+        "model": models.get(recipe.result, last) if recipe.result else last,
         "stages": [
             {
                 "name": result.name,
@@ -60,6 +63,12 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
             for result in results
         ],
     }
+
+
+def _model(artifact: Artifact) -> str:
+    """The digest of the model that an artifact is or, for a verdict, promoted."""
+    digest: str = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
+    return digest
 
 
 def same_outcome(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.code_digest import code_digest
+from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import Source, StageSource, suggestion
 from reasonmill.stages.context import Input, StageSettings
 from reasonmill.types import content_digest
@@ -19,7 +20,7 @@ from reasonmill.types import content_digest
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a recipe, and where each of the models that it refers to comes from."""
+    """A stage of a recipe, and where all that it refers to comes from."""
 
     settings: StageSettings
     sources: Mapping[str, Source]
@@ -32,11 +33,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; a node comes after the nodes that it reads."""
+    """A checked recipe; a node comes after the nodes that it reads.
+
+    `result` is the stage whose model the run hands over; None for the last one that makes a model. `models` are those
+    of the hub that stages may refer to, by name.
+    """
 
     name: str
     seed: int
     nodes: tuple[Node, ...]
+    result: str | None = None
+    models: Mapping[str, HubModel] = field(default_factory=dict)
 
     def up_to(self, stage: str | None) -> tuple[Node, ...]:
         """The nodes up to and including a stage; all of them for None.
@@ -55,7 +62,8 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON, all defaults and overrides filled in."""
         stages = [node.settings.model_dump(mode="json", by_alias=True) for node in self.nodes]
-        return {"name": self.name, "seed": self.seed, "stage": stages}
+        models = {name: model.model_dump(mode="json") for name, model in self.models.items()}
+        return {"name": self.name, "seed": self.seed, "result": self.result, "models": models, "stage": stages}
 
 
 def stage_key(node: Node, inputs: Mapping[str, Input], seed: int, module: ModuleType) -> str:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.origin import KeyPath, Origins
+from reasonmill.recipe.hub import HubModel
+from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, find_source, references, suggestion
 from reasonmill.stages.context import StageSettings
 from reasonmill.stages.registry import kinds
@@ -26,6 +28,7 @@ from reasonmill.stages.registry import kinds
 Model = TypeVar("Model", bound=BaseModel)
 
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
+_REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
 
 class _File(BaseModel):
@@ -33,8 +36,11 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
+    result: str | None = Field(default=None, description="the stage whose model is the run's; the last one's if unset")
+    cycle: Cycle | None = None
+    models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
     stage: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -56,15 +62,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: the name of a shipped recipe, or the path of a TOML file.
-        overrides: `stage.key=value` or `seed=value`; the value is TOML, and a bare word is a string.
+        overrides: `stage.key=value`, `cycle.key=value`, `models.name.key=value` or `seed=value`; the value is TOML, and
+            a bare word is a string. A stage as it is written is changed in all generations, one with a generation's
+            "-g2" in that one.
 
     Raises:
         RecipeError: the file, an override or a setting is wrong.
     """
     file = _find(name_or_path)
     table, origins = _parse(file)
-    mistakes = [mistake for text in overrides if (mistake := _override(table, origins, text)) is not None]
-    _refuse(mistakes)
+    stages = table.get("stage")
+    written = _names(stages) if isinstance(stages, list) else []
+    late = [text for text in overrides if _REPEATED.match(text) and text.split(".")[0].strip() not in written]
+    recipe = _recipe(table, origins, [text for text in overrides if text not in late])
+    if "cycle" in table:
+        expand(table, origins, recipe.nodes)
+    return _recipe(table, origins, late) if "cycle" in table or late else recipe
+
+
+def _recipe(table: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> Recipe:
+    """Changes the table as the overrides ask, and checks it."""
+    _refuse([mistake for text in overrides if (mistake := _override(table, origins, text)) is not None])
     recipe, mistakes = _validate(table, origins)
     _refuse(mistakes)
     assert recipe is not None  # there are no mistakes
@@ -105,17 +123,17 @@ def _override(table: dict[str, Any], origins: Origins, text: str) -> _Mistake | 
     except RecipeError as error:
         return _Mistake(error.what, place, error.fix)
     path: KeyPath = tuple(keys)
-    if len(keys) > 1:
-        stages = table.get("stage")
-        names = _names(stages) if isinstance(stages, list) else []
-        if keys[0] not in names:
-            fix = suggestion(keys[0], names)
-            return _Mistake(f"the recipe has no stage {keys[0]!r}", place, fix or f"its stages: {', '.join(names)}")
+    stages = table.get("stage")
+    names = _names(stages) if isinstance(stages, list) else []
+    if len(keys) > 1 and keys[0] in names:
         path = ("stage", names.index(keys[0]), *keys[1:])
-    inner: Any = table if len(path) == 1 else table["stage"][path[1]]
-    for key in path[2:-1]:
-        inner = inner.setdefault(key, {})
-        if not isinstance(inner, dict):
+    elif len(keys) > 1 and keys[0] not in ("cycle", "models"):
+        fix = suggestion(keys[0], names)
+        return _Mistake(f"the recipe has no stage {keys[0]!r}", place, fix or f"its stages: {', '.join(names)}")
+    inner: Any = table
+    for key in path[:-1]:
+        inner = inner[key] if isinstance(key, int) else inner.setdefault(key, {})
+        if not isinstance(inner, dict) and inner is not stages:
             return _Mistake(f"{key!r} is no table, so it has no key {path[-1]!r}", place)
     inner[path[-1]] = value
     origins.override(path, value, place)
@@ -165,13 +183,20 @@ def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, l
             mistakes.append(_Mistake(what, origins.place((*path, "name")), "give each stage a name of its own"))
         settings, wrong = _stage_settings(entry, path, origins, modules)
         mistakes += wrong
-        if settings is not None:
-            sources, wrong = _sources(settings, names, path, origins)
+        if settings is not None and head is not None:  # without the head, references to its models would look wrong
+            sources, wrong = _sources(settings, names, head.models, path, origins)
             mistakes += wrong
             nodes.append(Node(settings, sources))
+    for name in head.models if head is not None else ():
+        if name in names:
+            what = f"a stage and a model are both named {name!r}"
+            mistakes.append(_Mistake(what, origins.place(("models", name)), "give each a name of its own"))
+    if head is not None and head.result is not None and head.result not in names:
+        fix = suggestion(head.result, names) or f"its stages: {', '.join(names)}"
+        mistakes.append(_Mistake(f"the recipe has no stage {head.result!r}", origins.place(("result",)), fix))
     if mistakes or head is None:
         return None, mistakes
-    return Recipe(head.name, head.seed, tuple(nodes)), []
+    return Recipe(head.name, head.seed, tuple(nodes), head.result, head.models), []
 
 
 def _names(entries: Sequence[Any]) -> list[str]:
@@ -194,16 +219,17 @@ def _stage_settings(
 
 
 def _sources(
-    settings: StageSettings, names: Sequence[str], path: KeyPath, origins: Origins
+    settings: StageSettings, names: Sequence[str], models: Mapping[str, HubModel], path: KeyPath, origins: Origins
 ) -> tuple[dict[str, Source], list[_Mistake]]:
     """What each reference of a stage means."""
     index = cast(int, path[1])
     sources, mistakes = {}, []
-    for key, text in references(settings).items():
+    for mention in references(settings):
         try:
-            sources[key] = find_source(text, earlier=names[:index], later=names[index:])
+            sources[mention.key] = find_source(mention, names[:index], names[index:], models)
         except RecipeError as error:
-            mistakes.append(_Mistake(f"{key}: {error.what}", origins.place((*path, key)), error.fix))
+            place = origins.place((*path, *key_path(mention.key)))
+            mistakes.append(_Mistake(f"{mention.key}: {error.what}", place, error.fix))
     return sources, mistakes
 
 
@@ -243,9 +269,13 @@ def _mistake(model: type[BaseModel], detail: ErrorDetails, path: KeyPath, origin
 def _keys(model: Any, location: Collection[str | int]) -> list[str]:
     """The keys that the table at a location may have, as a recipe writes them; empty where that is not known."""
     for part in location:
+        if get_origin(model) is dict:  # `part` is one of its names, all of which mean the same kind of table
+            model = get_args(model)[1]
+            continue
         fields = model.model_fields if _is_model(model) else {}
         inner = next((field.annotation for name, field in fields.items() if part in (name, field.alias)), None)
-        model = next((candidate for candidate in (inner, *get_args(inner)) if _has_keys(candidate)), None)
+        named = get_origin(inner) is dict
+        model = inner if named else next((kind for kind in (inner, *get_args(inner)) if _has_keys(kind)), None)
     if _is_model(model):
         return [field.alias or name for name, field in model.model_fields.items()]
     return [field.name for field in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []

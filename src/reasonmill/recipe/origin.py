@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from typing import Any
 
 KeyPath = tuple[str | int, ...]  # ("stage", 0, "tasks", "countdown"): keys of tables, and places in arrays
+
+
+def key_path(key: str) -> KeyPath:
+    """`data[0]` as ("data", 0), `judges.safety` as ("judges", "safety")."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
 
 
 class Origins:
@@ -38,6 +44,11 @@ class Origins:
             del self._places[known]
         self._places[path] = place
         self._record(path, value, place)
+
+    def copy(self, path: KeyPath, target: KeyPath) -> None:
+        """The keys at `target` are repeated from those at `path`, and so have their places."""
+        places = {known: place for known, place in self._places.items() if known[: len(path)] == path}
+        self._places.update({(*target, *known[len(path) :]): place for known, place in places.items()})
 
     def _record(self, path: KeyPath, value: Any, place: str) -> None:
         """Records all keys in a value that `path` leads to; places that are known already stay."""

@@ -1,31 +1,53 @@
-"""How settings refer to models: an earlier stage of the recipe, a base that ships with the package, or a directory."""
+"""How settings refer to what they read: an earlier stage, a model of the recipe, a shipped base, or a directory."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel
 
 from reasonmill.errors import RecipeError
+from reasonmill.recipe.hub import HubModel
 
 
-class _ModelRefMarker:
-    """Marks the settings whose text refers to a model."""
+@dataclass(frozen=True)
+class Reference:
+    """Marks the settings whose text refers to an artifact, and says of which kinds it may be.
+
+    A "model" may also be a verdict, which stands for the model that it promoted.
+    """
+
+    kinds: tuple[str, ...]
 
 
-ModelRef = Annotated[str, _ModelRefMarker()]
+ModelRef = Annotated[str, Reference(("model", "verdict"))]
+RolloutsRef = Annotated[str, Reference(("rollouts", "evaluation"))]
+DatasetRef = Annotated[str, Reference(("dataset",))]
+EvaluationRef = Annotated[str, Reference(("evaluation",))]
+RewardModelRef = Annotated[str, Reference(("reward-model",))]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A reference that settings make: the key that makes it, its text and what it may refer to."""
+
+    key: str
+    text: str
+    reference: Reference
 
 
 @dataclass(frozen=True)
 class StageSource:
-    """The model comes from an earlier stage of the same recipe."""
+    """An earlier stage of the same recipe makes it, as one of these kinds of artifact."""
 
     stage: str
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,17 +57,41 @@ class DirectorySource:
     path: Path
 
 
-Source = StageSource | DirectorySource
+@dataclass(frozen=True)
+class HubSource:
+    """The model is one of the recipe's `[models]`."""
+
+    name: str
+    model: HubModel
 
 
-def references(settings: BaseModel) -> dict[str, str]:
-    """What the settings refer to: {key in the TOML file: text}; optional references that are not set are left out."""
-    found = {}
+Source = StageSource | DirectorySource | HubSource
+
+
+def references(settings: BaseModel) -> list[Mention]:
+    """All references that the settings make; optional ones that are not set are left out.
+
+    A key is that of the TOML file, with the place in a list or a table behind it: `data[0]`, `judges.safety`.
+    """
+    found: list[Mention] = []
     for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if value is not None and (_is_marked(field.metadata) or _holds_model_ref(field.annotation)):
-            found[field.alias or name] = value
+        reference = _marker(field.metadata) or _marker_within(field.annotation)
+        if reference is not None:
+            key = field.alias or name
+            found += (Mention(k, text, reference) for k, text in _texts(key, getattr(settings, name)))
     return found
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The texts in a value, each with its own key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(f"{key}.{name}", inner)
+    elif value is not None:
+        for place, inner in enumerate(value):
+            yield from _texts(f"{key}[{place}]", inner)
 
 
 def shipped_bases() -> dict[str, Path]:
@@ -74,25 +120,39 @@ def model_directory(text: str) -> Path:
     return path.resolve()
 
 
-def find_source(text: str, earlier: Collection[str], later: Collection[str]) -> Source:
-    """What a reference in a stage means, given the names of the stages before it and of itself and those after it.
+def find_source(
+    mention: Mention,
+    earlier: Collection[str],
+    later: Collection[str],
+    models: Mapping[str, HubModel] = MappingProxyType({}),
+) -> Source:
+    """What a reference of a stage means, given the names of the stages before it and of itself and those after it.
+
+    Args:
+        models: the recipe's, by name.
 
     Raises:
         RecipeError: it means nothing, or a stage that has not run by then.
     """
+    text, takes_model = mention.text, "model" in mention.reference.kinds
     if text in earlier:
-        return StageSource(text)
+        return StageSource(text, mention.reference.kinds)
     if text in later:
+        known = [*earlier, *models, *shipped_bases()] if takes_model else list(earlier)
         raise RecipeError(
             f"stage {text!r} has not run at this point; a stage can only use stages above it",
-            fix=f"move stage {text!r} up, or use one of: {', '.join([*earlier, *shipped_bases()]) or 'a directory'}",
+            fix=f"move stage {text!r} up, or use one of: {', '.join(known) or 'a directory'}",
         )
+    if not takes_model:
+        raise RecipeError(f"{text!r} is no earlier stage", fix=suggestion(text, earlier))
+    if text in models:
+        return HubSource(text, models[text])
     try:
         return DirectorySource(model_directory(text))
     except RecipeError as error:
         if Path(text).is_dir():
             raise
-        known = [*earlier, *shipped_bases()]
+        known = [*earlier, *models, *shipped_bases()]
         what = f"missing model: {text!r} is no earlier stage, no shipped base and no directory"
         raise RecipeError(what, fix=_fix(text, known)) from error
 
@@ -108,10 +168,11 @@ def _fix(text: str, known: Collection[str]) -> str:
     return " ".join(part for part in (suggestion(text, known), listed) if part)
 
 
-def _is_marked(metadata: Collection[Any]) -> bool:
-    return any(isinstance(item, _ModelRefMarker) for item in metadata)
+def _marker(metadata: Collection[Any]) -> Reference | None:
+    return next((item for item in metadata if isinstance(item, Reference)), None)
 
 
-def _holds_model_ref(annotation: Any) -> bool:
-    """Whether an annotation such as `ModelRef | None` holds the marker."""
-    return _is_marked(getattr(annotation, "__metadata__", ())) or any(map(_holds_model_ref, get_args(annotation)))
+def _marker_within(annotation: Any) -> Reference | None:
+    """The marker in an annotation such as `ModelRef | None` or `list[DatasetRef]`."""
+    own = _marker(getattr(annotation, "__metadata__", ()))
+    return own or next((found for inner in get_args(annotation) if (found := _marker_within(inner))), None)

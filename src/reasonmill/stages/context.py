@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from reasonmill.protocols import Progress
 from reasonmill.store.home import Home
 
-ArtifactKind = Literal["model", "evaluation"]
+ArtifactKind = Literal["model", "rollouts", "dataset", "reward-model", "evaluation", "verdict"]
 
 
 class StageSettings(BaseModel):

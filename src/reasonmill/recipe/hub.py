@@ -1,0 +1,85 @@
+"""Models of the Hugging Face hub: a recipe's `[models.NAME]` table names a repository and one of its commits.
+
+The commit identifies the weights, so that a stage's key can be told before the model is there, and whatever else other
+programs keep in the same cache makes no difference. A branch or a tag can move, and is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.types import content_digest
+
+
+class HubModel(BaseModel):
+    """A `[models.NAME]` table. Its sizes are for estimates only; those of a model that is on disk go before them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of the repository")
+    revision: str = Field(description="the commit, 40 hexadecimal digits")
+    parameters: float = Field(gt=0)
+    active_parameters: float | None = Field(
+        default=None, gt=0, description="those that a token meets, in a mixture of experts; all if unset"
+    )
+    layers: int | None = Field(default=None, ge=1)
+    hidden_size: int | None = Field(default=None, ge=1)
+    kv_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1)
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_commit(cls, value: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{40}", value):
+            raise ValueError(f"{value!r} is no commit of 40 hexadecimal digits; a branch or a tag can move")
+        return value
+
+    @property
+    def digest(self) -> str:
+        """Identifies the model's content in the keys of stages and in the ledger."""
+        return content_digest({"hub": self.hub, "revision": self.revision})
+
+    @property
+    def directory(self) -> Path:
+        """Where the hub's cache keeps the model, or will keep it."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+        return cache / repo_folder_name(repo_id=self.hub, repo_type="model") / "snapshots" / self.revision
+
+
+def fetch(model: HubModel) -> None:
+    """Makes sure that all files of the model are in its directory; downloads what is missing.
+
+    Raises:
+        RecipeError: the hub has no such repository or commit, or does not give it out.
+        ReasonmillError: the hub can't be reached, and the cache does not have all files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"{model.hub} at {model.revision}"
+    try:
+        snapshot_download(model.hub, revision=model.revision)
+    except RevisionNotFoundError as error:
+        raise RecipeError("the hub's repository has no such commit", where=where, fix="mend the revision") from error
+    except RepositoryNotFoundError as error:  # a gated one too
+        raise RecipeError(
+            "the hub has no such repository, or does not give it to this user",
+            where=where,
+            fix="mend the name; for a closed one, accept its terms on the hub and log in with `hf auth login`",
+        ) from error
+    except Exception as error:  # the client lets through what its transport raises
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise ReasonmillError(
+            f"the model can't be downloaded: {str(error).split(chr(10), 1)[0] or type(error).__name__}",
+            where=where,
+            fix="run the same command where the hub can be reached, or put the model into its cache beforehand",
+        ) from error

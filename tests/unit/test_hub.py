@@ -1,0 +1,175 @@
+"""Models of the Hugging Face hub in recipes: what is refused, what needs no network, and what a failure says."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from rich.console import Console
+
+from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.mill.display import LineDisplay
+from reasonmill.mill.pipeline import RunResult, model_path, plan, run_recipe
+from reasonmill.recipe.hub import HubModel, fetch
+from reasonmill.recipe.load import load_recipe
+from reasonmill.recipe.reference import HubSource
+from reasonmill.store.home import Home
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODEL = HubModel(hub="owner/policy", revision=COMMIT, parameters=1e6)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def hub_recipe(recipe_file: Path, base: Path) -> Path:
+    """The recipe of the fake stages, whose first one starts from a model of the hub."""
+    text = recipe_file.read_text().replace(f'from = "{base}"', 'from = "policy"')
+    table = f'[models.policy]\nhub = "owner/policy"\nrevision = "{COMMIT}"\nparameters = 1e6\n'
+    recipe_file.write_text(text.replace('name = "small"\n', f'name = "small"\n\n{table}'))
+    return recipe_file
+
+
+def put_into(cache: Path, base: Path) -> Path:
+    """The hub's cache as it is after a download."""
+    target = cache / "models--owner--policy" / "snapshots" / COMMIT
+    shutil.copytree(base, target)
+    return target
+
+
+def run(path: Path, home_path: Path) -> RunResult:
+    with Home.open(home_path) as home:
+        return run_recipe(
+            load_recipe(str(path)),
+            home,
+            LineDisplay(Console(file=StringIO())),
+            until=None,
+            device="cpu",
+            stop_requested=lambda: False,
+        )
+
+
+def test_a_stage_refers_to_a_model_of_the_recipe(hub_recipe: Path) -> None:
+    recipe = load_recipe(str(hub_recipe))
+    assert recipe.nodes[0].sources == {"from": HubSource("policy", MODEL)}
+    assert recipe.resolved()["models"]["policy"]["revision"] == COMMIT
+
+
+def test_another_commit_is_another_model(hub_recipe: Path) -> None:
+    other = "f" * 40
+    recipe = load_recipe(str(hub_recipe), [f"models.policy.revision={other}"])
+    assert recipe.models["policy"].revision == other
+    assert recipe.models["policy"].digest != MODEL.digest
+    assert MODEL.model_copy(update={"parameters": 2e6}).digest == MODEL.digest  # a size is no content
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what", "fix"),
+    [
+        (COMMIT, "main", "models.policy.revision: 'main' is no commit of 40 hexadecimal digits", ""),
+        ('"owner/policy"', '"policy"', "models.policy.hub: String should match pattern", ""),
+        ("parameters = 1e6\n", "", "the key 'models.policy.parameters' is missing", "add parameters = ..."),
+        ("parameters =", "parameter = 1\nparameters =", "unknown key 'models.policy.parameter'",
+         "did you mean 'parameters'?"),
+        ("[models.policy]", "[models.first]", "the recipe has 2 mistakes", ""),
+        ('from = "policy"', 'from = "polcy"', "from: missing model: 'polcy'", "did you mean 'policy'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told(hub_recipe: Path, old: str, new: str, what: str, fix: str) -> None:
+    text = hub_recipe.read_text()
+    assert old in text
+    hub_recipe.write_text(text.replace(old, new))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(hub_recipe))
+    assert caught.value.what.startswith(what)
+    assert caught.value.fix.startswith(fix)
+
+
+def test_a_stage_and_a_model_can_not_share_a_name(hub_recipe: Path) -> None:
+    hub_recipe.write_text(hub_recipe.read_text().replace("policy", "first"))
+    with pytest.raises(RecipeError, match="a stage and a model are both named 'first'"):
+        load_recipe(str(hub_recipe))
+
+
+def test_a_plan_needs_neither_network_nor_model(
+    hub_recipe: Path, base: Path, cache: Path, tmp_path: Path, stages: Any
+) -> None:
+    recipe = load_recipe(str(hub_recipe))
+    fresh = plan(recipe, None, None)
+    assert [stage.status for stage in fresh] == ["to run", "unknown", "unknown"]
+    put_into(cache, base)
+    made = run(hub_recipe, tmp_path / "home")
+    assert made.stages[0].key == fresh[0].key
+    shutil.rmtree(cache)
+    with Home.open(tmp_path / "home", write=False) as home:
+        assert [stage.status for stage in plan(recipe, home, None)] == ["cached"] * 3
+    assert [stage.cached for stage in run(hub_recipe, tmp_path / "home").stages] == [True] * 3
+
+
+def test_a_run_reads_the_model_from_the_cache_of_the_hub(
+    hub_recipe: Path, base: Path, cache: Path, tmp_path: Path
+) -> None:
+    assert put_into(cache, base) == MODEL.directory
+    result = run(hub_recipe, tmp_path / "home")
+    assert (result.directory / "model" / "weights.txt").read_text() == "baseaaab"
+    with Home.open(tmp_path / "home", write=False) as home:
+        (parent,) = result.stages[0].artifact.parents
+        assert home.ledger.artifact(parent).stage == "owner/policy"
+        # A gate may leave the model of the hub in place: then its digest is all that a stage knows of it.
+        assert model_path(home, MODEL.digest, {"policy": MODEL}) == MODEL.directory
+
+
+def test_a_model_that_can_not_be_had_stops_the_run_before_the_stage(
+    hub_recipe: Path, cache: Path, tmp_path: Path, stages: Any
+) -> None:
+    with pytest.raises(ReasonmillError, match="the model can't be downloaded") as caught:
+        run(hub_recipe, tmp_path / "home")
+    assert caught.value.where == f"owner/policy at {COMMIT}"
+    assert stages.calls == []
+
+
+@pytest.fixture
+def refusing_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub on this machine that refuses every request with the error codes in the list, the last one for good."""
+    codes = ["RepoNotFound"]
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", codes[0])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield codes
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("code", "what"), [("RepoNotFound", "the hub has no such repository"), ("RevisionNotFound", "has no such commit")]
+)
+def test_what_the_hub_does_not_have_is_a_mistake_of_the_recipe(refusing_hub: list[str], code: str, what: str) -> None:
+    refusing_hub[0] = code
+    with pytest.raises(RecipeError, match=what) as caught:
+        fetch(MODEL)
+    assert caught.value.where == f"owner/policy at {COMMIT}"
