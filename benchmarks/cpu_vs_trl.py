@@ -22,12 +22,11 @@ from typing import Any
 from reasonmill.algo.intervals import Estimate, clustered_mean
 from reasonmill.algo.losses import LossSettings
 from reasonmill.errors import ReasonmillError
-from reasonmill.learn.local import OptimizerSettings
+from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.recipe.reference import model_directory
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import RewardWeights
-from reasonmill.stages.rl import GROUPS_FILE
-from reasonmill.store.groups import read_groups
+from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry
 from reasonmill.types import Completion, Problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from reasonmill.errors import TooManyUngraded
 from reasonmill.protocols import Renderer, Sampler, Task
 from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import RewardWeights
@@ -70,6 +71,21 @@ def collect(
         rollouts = [Rollout(prompts[place], c, g) for c, g in zip(drawn, grades, strict=True)]
         groups.append(Group(problem, tuple(rollouts)))
     return groups
+
+
+def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
+    """Checks that at most the share `limit` of the rollouts could not be graded.
+
+    Raises:
+        TooManyUngraded: more could not.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    errors = [rollout.grade.error for rollout in rollouts if rollout.grade.reward is None]
+    if len(errors) > limit * len(rollouts):
+        raise TooManyUngraded(
+            f"{len(errors)} of {len(rollouts)} rollouts could not be graded, for example: {errors[0]}",
+            fix="mend the grader, or raise max_ungraded",
+        )
 
 
 def thinking_tokens(rollout: Rollout, renderer: Renderer) -> int:

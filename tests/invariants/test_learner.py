@@ -14,8 +14,9 @@ from reasonmill.algo.examples import denominator
 from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.errors import TrainingDiverged
+from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.divergence import DivergenceGuard
-from reasonmill.learn.local import LocalLearner, OptimizerSettings
+from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.reference import Reference
 from reasonmill.model.decoder import Decoder, new_decoder
 from reasonmill.randomness import generator

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from reasonmill.algo.packing import pack, unpack
 from reasonmill.errors import UnsupportedModel
-from reasonmill.learn.local import LocalLearner, OptimizerSettings
+from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.local import LocalLearner
 from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
 from reasonmill.randomness import generator, key
 from reasonmill.sample.native import NativeSampler

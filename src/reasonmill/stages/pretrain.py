@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -13,12 +12,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerFast
 
-from reasonmill.algo.losses import LossSettings
-from reasonmill.algo.packing import pack
 from reasonmill.algo.schedules import Schedule
-from reasonmill.learn.checkpoints import Checkpoints
-from reasonmill.learn.divergence import DivergenceGuard
-from reasonmill.learn.local import LocalLearner, OptimizerSettings
+from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.model.decoder import config_from, new_decoder, working_dtype
 from reasonmill.model.saving import save_decoder
 from reasonmill.randomness import key
@@ -78,7 +75,16 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         dtype=working_dtype(settings.precision, context.device),
     )
     learner = LocalLearner(decoder, settings.optimizer)
-    tokens = _train(settings, context, learner, tokenizer)
+    tokens = supervise(
+        context,
+        learner,
+        _feed(settings, context.seed, tokenizer),
+        name=settings.name,
+        steps=settings.steps,
+        schedule=settings.schedule,
+        tokens_per_batch=settings.tokens_per_batch,
+        state_every=settings.state_every,
+    )
 
     def write(target: Path) -> None:
         with TemporaryDirectory() as companions:
@@ -91,30 +97,17 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     return Outcome("model", write, metrics, tokens)
 
 
-def _train(settings: Settings, context: StageContext, learner: LocalLearner, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Runs all steps that the ledger has no state for; returns the tokens that were trained on, resumed ones too."""
-    checkpoints = Checkpoints(context, settings.state_every)
-    start = checkpoints.resume(learner.load_state)
-    guard = DivergenceGuard()
-    ledger = context.home.ledger
-    context.progress.begin(settings.name, settings.steps, "steps")
-    blocks = EncodedBlocks(
-        tokenizer.backend_tokenizer.to_str(), context.seed, settings.habits, settings.documents_per_step
-    )
-    for step, rows in enumerate(blocks.read(start, settings.steps), start=start):
-        checkpoints.before_step(step, settings.steps, learner.state)
-        weights = np.ones(max(map(len, rows)), np.float32)
-        weights[0] = 0.0
-        examples = [Example(row, weights[: len(row)], "ce") for row in rows]
-        batches = pack(examples, settings.tokens_per_batch)
-        count = sum(batch.num_tokens for batch in batches)
-        sums = [learner.forward_backward(batch, LossSettings(), count) for batch in batches]
-        updated = learner.optim_step(settings.schedule.at(step, settings.steps))
-        guard.check(step, updated)
-        metrics = {"loss/ce": math.fsum(s["loss"] for s in sums) / count, "tokens": float(count), **updated}
-        ledger.record_metrics(context.key, step, metrics)
-        context.progress.advance(step + 1, metrics)
-    return int(sum(entry["tokens"] for entry in ledger.metrics(context.key)))
+def _feed(settings: Settings, seed: int, tokenizer: PreTrainedTokenizerFast) -> Feed:
+    """The corpus, step by step: every token is learned but a document's first, which nothing predicts."""
+    blocks = EncodedBlocks(tokenizer.backend_tokenizer.to_str(), seed, settings.habits, settings.documents_per_step)
+
+    def feed(start: int, stop: int) -> Iterator[Sequence[Example]]:
+        for rows in blocks.read(start, stop):
+            weights = np.ones(max(map(len, rows)), np.float32)
+            weights[0] = 0.0
+            yield [Example(row, weights[: len(row)], "ce") for row in rows]
+
+    return feed
 
 
 def _tokenizer(settings: Settings, seed: int) -> PreTrainedTokenizerFast:

@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from reasonmill.errors import StoreError
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
+# What an artifact that holds groups calls their file.
+GROUPS_FILE = "groups.parquet"
+
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 # `group` numbers the groups of a file; the columns up to `meta` repeat for each rollout and compress to nearly nothing.

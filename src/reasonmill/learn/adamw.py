@@ -1,0 +1,98 @@
+"""AdamW (arXiv 1711.05101) on named parameters, with gradient clipping and fp32 master weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class OptimizerSettings(BaseModel):
+    """AdamW (arXiv 1711.05101) and gradient clipping."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient; longer ones are scaled down")
+
+
+class AdamW:
+    """Updates parameters in place from the gradients that were gathered on them.
+
+    Parameters in bf16 get fp32 master weights, and hold their rounded values.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], settings: OptimizerSettings) -> None:
+        self._settings = settings
+        self._parameters = dict(parameters)
+        self._masters = {
+            name: p if p.dtype == torch.float32 else p.detach().float().clone() for name, p in self._parameters.items()
+        }
+        self._first = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
+        self._second = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
+        self._num_updates = 0
+
+    def step(self, learning_rate: float) -> dict[str, float]:
+        """One update; a gradient that is not finite is dropped and reported as `optim/skipped` 1.0."""
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g.float()).double() ** 2) for g in gradients.values()))
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self._update(gradients, learning_rate, scale=min(1.0, self._settings.clip_norm / (norm + 1e-6)))
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        return {"optim/grad_norm": norm, "optim/skipped": float(skipped), "optim/learning_rate": learning_rate}
+
+    @torch.no_grad()
+    def _update(self, gradients: Mapping[str, Tensor], learning_rate: float, scale: float) -> None:
+        settings = self._settings
+        self._num_updates += 1
+        names = list(gradients)
+        masters = [self._masters[name] for name in names]
+        grads = [gradients[name].float() for name in names]
+        torch._foreach_mul_(grads, scale)
+        first, second = [self._first[n] for n in names], [self._second[n] for n in names]
+        torch._foreach_lerp_(first, grads, 1 - settings.beta1)
+        torch._foreach_mul_(second, settings.beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - settings.beta2)
+        # Bias corrections of Adam, folded into the step size and the denominator.
+        correction1 = 1 - settings.beta1**self._num_updates
+        correction2 = 1 - settings.beta2**self._num_updates
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominators, math.sqrt(correction2))
+        torch._foreach_add_(denominators, settings.epsilon)
+        if settings.weight_decay:
+            # Only matrices decay: shrinking norms and biases has no purpose.
+            torch._foreach_mul_([m for m in masters if m.ndim > 1], 1 - learning_rate * settings.weight_decay)
+        torch._foreach_addcdiv_(masters, first, denominators, -learning_rate / correction1)
+        for name, master in zip(names, masters, strict=True):
+            if self._parameters[name] is not master:
+                self._parameters[name].copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """Master weights, both moments and the number of updates: all that later updates depend on."""
+        state = {"updates": torch.tensor(self._num_updates)}
+        for part, tensors in (("master", self._masters), ("first", self._first), ("second", self._second)):
+            state.update({f"{part}/{name}": tensor.detach().clone() for name, tensor in tensors.items()})
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes a state back; the parameters follow.
+
+        Raises:
+            KeyError: the state is of other parameters.
+        """
+        self._num_updates = int(state["updates"])
+        for part, tensors in (("master", self._masters), ("first", self._first), ("second", self._second)):
+            for name, tensor in tensors.items():
+                tensor.copy_(state[f"{part}/{name}"])
+        for name, parameter in self._parameters.items():
+            if parameter is not self._masters[name]:
+                parameter.copy_(self._masters[name])

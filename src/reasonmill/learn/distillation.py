@@ -1,0 +1,52 @@
+"""The learner of on-policy distillation: a teacher scores what the student wrote."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reasonmill.algo.losses import LossSettings
+from reasonmill.algo.packing import Batch
+from reasonmill.algo.reverse_kl import Head, reverse_kl
+from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.local import LocalLearner
+from reasonmill.model.decoder import Decoder
+
+
+class DistillationLearner(LocalLearner):
+    """A learner whose "kl" batches are trained towards a teacher: reverse KL at each position of the batch.
+
+    Args:
+        teacher: frozen; it must read the same tokens as the decoder.
+        temperature: that of both distributions, the sampler's.
+    """
+
+    def __init__(
+        self, decoder: Decoder, teacher: Decoder, optimizer: OptimizerSettings, *, temperature: float = 1.0
+    ) -> None:
+        super().__init__(decoder, optimizer, temperature=temperature)
+        self._teacher = teacher
+
+    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+        if batch.loss != "kl":
+            return super()._token_losses(batch, loss)
+        divergence = reverse_kl(
+            _hidden(self._decoder, batch),
+            _head(self._decoder),
+            self._teacher_hidden(batch),
+            _head(self._teacher),
+            temperature=self._temperature,
+        )
+        return divergence, {"loss/kl": divergence.detach()}
+
+    @torch.no_grad()
+    def _teacher_hidden(self, batch: Batch) -> Tensor:
+        return _hidden(self._teacher, batch)
+
+
+def _hidden(decoder: Decoder, batch: Batch) -> Tensor:
+    return decoder.hidden(batch.inputs, batch.positions, decoder.packed_layout(batch.lengths))
+
+
+def _head(decoder: Decoder) -> Head:
+    return Head(decoder.head_weight, decoder.softcap)

@@ -1,0 +1,108 @@
+"""The loop of all stages that learn from examples which are known beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from reasonmill.algo.losses import LossSettings
+from reasonmill.algo.packing import pack
+from reasonmill.algo.schedules import Schedule
+from reasonmill.learn import checkpoints
+from reasonmill.learn.divergence import DivergenceGuard
+from reasonmill.protocols import Learner, Progress
+from reasonmill.types import Example
+
+Feed = Callable[[int, int], Iterator[Sequence[Example]]]
+Passes = Callable[[int, int], Iterator[Mapping[str, float]]]
+
+
+class Run(checkpoints.Run, Protocol):
+    """What the loop needs of a stage's context."""
+
+    @property
+    def progress(self) -> Progress: ...
+
+
+class Optimised(Protocol):
+    """What the loop needs of a learner."""
+
+    def optim_step(self, learning_rate: float) -> dict[str, float]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def supervise(
+    run: Run,
+    learner: Learner,
+    feed: Feed,
+    *,
+    name: str,
+    steps: int,
+    schedule: Schedule,
+    tokens_per_batch: int,
+    state_every: int,
+    loss: LossSettings | None = None,
+) -> int:
+    """Trains for `steps` optimizer steps, from where an interrupted run left off.
+
+    Args:
+        feed: `feed(start, stop)` yields the examples of each of the steps start to stop - 1.
+        name: the stage's, for the display.
+        loss: settings of losses that have some; cross-entropy has none.
+
+    Returns:
+        The tokens of all steps, those of earlier runs too.
+
+    Raises:
+        Interrupted: the user asked to stop; the state is saved.
+        TrainingDiverged: the gradient was not finite several times in a row.
+    """
+    loss_settings = loss or LossSettings()
+
+    def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
+        for examples in feed(start, stop):
+            batches = pack(examples, tokens_per_batch)
+            denominator = math.fsum(float(batch.weights.double().sum()) for batch in batches)
+            sums = [learner.forward_backward(batch, loss_settings, denominator) for batch in batches]
+            means = {key: math.fsum(entry[key] for entry in sums) / denominator for key in sums[0]}
+            yield {**means, "tokens": float(sum(batch.num_tokens for batch in batches))}
+
+    return optimise(run, learner, passes, name=name, steps=steps, schedule=schedule, state_every=state_every)
+
+
+def optimise(
+    run: Run,
+    learner: Optimised,
+    passes: Passes,
+    *,
+    name: str,
+    steps: int,
+    schedule: Schedule,
+    state_every: int,
+) -> int:
+    """The loop itself, whatever the loss: `passes` gathers the gradients of each step, and this takes the step.
+
+    Args:
+        passes: `passes(start, stop)` gathers a step's gradients in the learner and yields the step's metrics, "tokens"
+            among them, for each of the steps start to stop - 1.
+
+    Returns and raises as `supervise`.
+    """
+    saved = checkpoints.Checkpoints(run, state_every)
+    start = saved.resume(learner.load_state)
+    guard = DivergenceGuard()
+    ledger = run.home.ledger
+    run.progress.begin(name, steps, "steps")
+    for step, means in enumerate(passes(start, steps), start=start):
+        # Gathered gradients are no part of the state: what is saved here is what the step goes on from.
+        saved.before_step(step, steps, learner.state)
+        updated = learner.optim_step(schedule.at(step, steps))
+        guard.check(step, updated)
+        metrics = {**means, **updated}
+        ledger.record_metrics(run.key, step, metrics)
+        run.progress.advance(step + 1, metrics)
+    return int(sum(entry["tokens"] for entry in ledger.metrics(run.key)))
