@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasonmill.types import Completion, Grade, Message, Problem, Request
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
     from reasonmill.algo.losses import LossSettings
     from reasonmill.algo.packing import Batch
+
+# Reasoning has answers that a rule can check. General prompts are judged by reward models: each belongs either to the
+# prompts that want help or to those that put safety to the test (R1 paper, section 3).
+Domain = Literal["reasoning", "helpfulness", "safety"]
 
 
 class Renderer(Protocol):
@@ -25,6 +29,10 @@ class Renderer(Protocol):
 
     def text(self, tokens: Sequence[int]) -> str:
         """Text of completion tokens, thinking tags included, stop tokens left out."""
+        ...
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """Tokens of an assistant's turn that says `text`, its stop token last: what fine-tuning learns to write."""
         ...
 
     def num_tokens(self, text: str) -> int:
@@ -76,6 +84,7 @@ class Task(Protocol):
     """Problems and what decides whether an attempt solves one."""
 
     name: str
+    domain: Domain
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         """Problem `index` of a split; the same arguments give the same problem everywhere."""

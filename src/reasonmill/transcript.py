@@ -62,5 +62,15 @@ def read_transcript(text: str) -> Transcript:
     )
 
 
+def final_answer(text: str) -> str | None:
+    """What a response to a general prompt answers: its answer block, or all of it where it has no tag at all.
+
+    None where there are tags, and no one answer block outside the thinking.
+    """
+    if not _TAG.search(text):
+        return text.strip()
+    return read_transcript(text).answer
+
+
 def _closes_thinking_first(tags: list[str]) -> bool:
     return next((tag for tag in tags if tag in (THINK_OPEN, THINK_CLOSE)), "") == THINK_CLOSE

@@ -1,4 +1,7 @@
-"""What every task promises, whatever its problems are about."""
+"""What every task promises, whatever its problems are about.
+
+Answers of general tasks have no one right text, so a few promises are of reasoning tasks only.
+"""
 
 import json
 import os
@@ -24,6 +27,16 @@ def task(request: pytest.FixtureRequest) -> Task:
     return registry.get(request.param)
 
 
+@pytest.fixture(params=[name for name in registry.names() if registry.get(name).domain == "reasoning"])
+def reasoning(request: pytest.FixtureRequest) -> Task:
+    return registry.get(request.param)
+
+
+def splits(task: Task) -> tuple[str, ...]:
+    """The splits that a task has; the tiny world holds out only one of its general prompts."""
+    return SPLITS if task.domain == "reasoning" else ("train", "test")
+
+
 def said(text: str) -> Completion:
     return Completion((1,), (0.0,), (True,), text, "stop", 0)
 
@@ -33,7 +46,7 @@ def rewards(task: Task, problem: Problem, texts: Iterable[str]) -> list[float | 
 
 
 def some_problems(task: Task) -> list[Problem]:
-    return [task.problem(split, seed, index) for split in SPLITS for seed in (0, 7) for index in range(10)]
+    return [task.problem(split, seed, index) for split in splits(task) for seed in (0, 7) for index in range(10)]
 
 
 def identity(problem: Problem) -> Identity:
@@ -41,6 +54,8 @@ def identity(problem: Problem) -> Identity:
     meta = problem.meta
     if "target" in meta:
         return ("countdown", *sorted(meta["numbers"]), meta["target"])
+    if "start" not in meta:
+        return (problem.messages[-1].content,)
     return ("chain", meta["start"], *(tuple(operation) for operation in meta["operations"]))
 
 
@@ -59,7 +74,7 @@ def test_the_same_arguments_give_the_same_problem(task: Task) -> None:
 
 
 def test_a_split_in_order_is_its_problems_by_index(task: Task) -> None:
-    for split in SPLITS:
+    for split in splits(task):
         first = [problem for problem, _ in zip(task.problems(split, 5), range(12), strict=False)]
         assert first == [task.problem(split, 5, index) for index in range(12)]
 
@@ -72,8 +87,8 @@ def test_ids_are_content_hashes(task: Task) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_problems_seldom_come_twice(task: Task, split: str) -> None:
-    problems = [task.problem(split, seed, index) for seed in (0, 1) for index in range(150)]
+def test_problems_seldom_come_twice(reasoning: Task, split: str) -> None:
+    problems = [reasoning.problem(split, seed, index) for seed in (0, 1) for index in range(150)]
     assert len({problem.id for problem in problems}) >= 285
     assert len({problem.messages for problem in problems}) >= 285
 
@@ -93,6 +108,7 @@ def test_no_problem_is_in_two_splits_of_any_tasks() -> None:
         split: {
             identity(registry.get(name).problem(split, seed, index))
             for name in registry.names()
+            if split in splits(registry.get(name))
             for seed in (0, 1)
             for index in range(300)
         }
@@ -135,20 +151,33 @@ def test_gold_answers_are_right(task: Task) -> None:
 
 
 def wrong_texts(gold: str) -> dict[str, str]:
-    """Completions that are not right, by what is wrong with them."""
+    """Completions that are right for no task, by what is wrong with them."""
     return {
         "empty": "",
         "blank": " \n",
         "garbage": "lorem \x00 \ufffd \U0001f600 ipsum",
         "an empty answer": "<think> so</think><answer></answer>",
         "a garbage answer": "<think> so</think><answer> lorem </answer>",
-        "no tags": gold,
         "thinking only": f"<think> {gold}</think>",
         "no answer tag": f"<think> so</think> {gold}",
         "an unclosed answer": f"<think> so</think><answer> {gold}",
         "an answer in unclosed thinking": f"<think> so <answer> {gold}</answer>",
         "an answer in closed thinking": f"<think> so <answer> {gold}</answer></think>",
         "thinking in the answer": f"<answer> <think> {gold} </think> </answer>",
+        "several answers": f"<answer> {gold}</answer><answer> 0</answer>",
+        "the right answer last": f"<think> so</think><answer> 0</answer><answer> {gold}</answer>",
+        "the right answer twice": f"<think> so</think><answer> {gold}</answer><answer> {gold}</answer>",
+        "nested answers": f"<answer> <answer> {gold}</answer></answer>",
+        "10,000 characters of digits": f"<answer>{'9' * 10_000}</answer>",
+        "10,000 characters of tags": "<answer>" * 1250,
+        "10,000 characters of answers": f"<answer>{gold}</answer>" * 400,
+    }
+
+
+def inexact_texts(gold: str) -> dict[str, str]:
+    """Completions that hold the gold answer and are not exactly it."""
+    return {
+        "no tags": gold,
         "gold in a sentence": f"<think> so</think><answer> it is {gold} .</answer>",
         "gold in a list": f"<think> so</think><answer> 1 , {gold}</answer>",
         "gold twice in one answer": f"<think> so</think><answer> {gold} {gold}</answer>",
@@ -156,15 +185,8 @@ def wrong_texts(gold: str) -> dict[str, str]:
         "gold with a digit after it": f"<think> so</think><answer>{gold}1</answer>",
         "gold of another sign": f"<think> so</think><answer>-{gold}</answer>",
         "gold with code around it": f"<think> so</think><answer>eval('{gold}')</answer>",
-        "several answers": f"<answer> {gold}</answer><answer> 0</answer>",
-        "the right answer last": f"<think> so</think><answer> 0</answer><answer> {gold}</answer>",
-        "the right answer twice": f"<think> so</think><answer> {gold}</answer><answer> {gold}</answer>",
-        "nested answers": f"<answer> <answer> {gold}</answer></answer>",
-        "10,000 characters of digits": f"<answer>{'9' * 10_000}</answer>",
         "10,000 characters after gold": f"<answer>{gold}{' + 0' * 2500}</answer>",
         "10,000 characters of nesting": f"<answer>{'(' * 5000}{gold}{')' * 5000}</answer>",
-        "10,000 characters of tags": "<answer>" * 1250,
-        "10,000 characters of answers": f"<answer>{gold}</answer>" * 400,
     }
 
 
@@ -176,15 +198,31 @@ def test_anything_else_is_wrong(task: Task, what: str) -> None:
         assert time.perf_counter() - start < 1.0
 
 
-def test_the_answer_to_another_problem_is_wrong(task: Task) -> None:
-    problems = some_problems(task)
+@pytest.mark.parametrize("what", inexact_texts(""))
+def test_anything_around_the_answer_makes_it_wrong(reasoning: Task, what: str) -> None:
+    for problem in some_problems(reasoning)[::12]:
+        start = time.perf_counter()
+        assert rewards(reasoning, problem, [inexact_texts(problem.answer)[what]]) == [0.0]
+        assert time.perf_counter() - start < 1.0
+
+
+def test_the_answer_to_another_problem_is_wrong(reasoning: Task) -> None:
+    problems = some_problems(reasoning)
     for problem, other in pairwise(problems):
         if problem.answer != other.answer and identity(problem) != identity(other):
-            assert rewards(task, problem, [f"<answer> {other.answer}</answer>"]) == [0.0]
+            assert rewards(reasoning, problem, [f"<answer> {other.answer}</answer>"]) == [0.0]
 
 
 def test_each_completion_has_its_grade_with_its_accuracy(task: Task) -> None:
     problem = task.problem("train", 0, 0)
     completions = [said(""), said(f"<answer> {problem.answer}</answer>"), said("<answer> lorem</answer>")]
-    assert task.grade(problem, completions) == [Grade(a, {"accuracy": a}) for a in (0.0, 1.0, 0.0)]
+    grades = task.grade(problem, completions)
+    assert [(grade.reward, grade.parts["accuracy"]) for grade in grades] == [(0.0, 0.0), (1.0, 1.0), (0.0, 0.0)]
+    assert all(0 <= value <= 1 for grade in grades for value in grade.parts.values())
+    assert len({frozenset(grade.parts) for grade in grades}) == 1
     assert task.grade(problem, []) == []
+
+
+def test_reasoning_has_no_part_but_its_accuracy(reasoning: Task) -> None:
+    problem = reasoning.problem("train", 0, 0)
+    assert reasoning.grade(problem, [said(f"<answer> {problem.answer}</answer>")]) == [Grade(1.0, {"accuracy": 1.0})]

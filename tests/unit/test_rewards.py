@@ -1,15 +1,21 @@
 """Rewards: what the rules measure, and how parts and weights make a reward."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import pytest
 
-from reasonmill.rewards.combination import RewardWeights, reward_names
-from reasonmill.rewards.rule import RULES, format_reward, random_reward
+from reasonmill.errors import RecipeError
+from reasonmill.protocols import Domain
+from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights, check_rewards, reward_names
+from reasonmill.rewards.rule import format_reward, language_reward, random_reward
+from reasonmill.tasks import registry
 from reasonmill.types import Completion, Finish, Grade, Message, Problem
 
 PROBLEM = Problem("fake", (Message("user", "?"),), "24")
+ENGLISH = Problem("fake", (Message("user", "?"),), "24", {"language": "en"})
+GERMAN = Problem("fake", (Message("user", "?"),), "24", {"language": "de"})
 WELL_FORMED = "<think> so</think><answer> 24</answer>"
 PLAIN = "<answer> 24</answer>"
 
@@ -23,8 +29,9 @@ class FakeTask:
 
     name = "fake"
 
-    def __init__(self, *grades: Grade) -> None:
+    def __init__(self, *grades: Grade, domain: Domain = "reasoning") -> None:
         self._grades = list(grades)
+        self.domain: Domain = domain
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         return PROBLEM
@@ -34,6 +41,18 @@ class FakeTask:
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return self._grades
+
+
+class FakeScorer:
+    """Gives out the scores that it was made with, and remembers how often it was asked."""
+
+    def __init__(self, *scores: float) -> None:
+        self._scores = list(scores)
+        self.calls = 0
+
+    def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
+        self.calls += 1
+        return self._scores
 
 
 RIGHT = Grade(1.0, {"accuracy": 1.0})
@@ -74,6 +93,46 @@ def test_format(text: str, finish: Finish, reward: float) -> None:
     assert format_reward(PROBLEM, said(text, finish), ()) == reward
 
 
+# Language
+
+
+@pytest.mark.parametrize(
+    ("text", "english", "german"),
+    [
+        ("<think> try 3 * 8 = 24 yes</think><answer> 3 * 8</answer>", 1.0, 0.0),
+        ("<think> try 3 * 7 = 21 no nimm 3 * 8 = 24 yes</think><answer> 3 * 8</answer>", 0.75, 0.25),
+        ("<think> nimm 3 * 8 = 24 ja", 0.0, 1.0),  # cut off: what was thought so far
+        ("<think> ja</think><answer> the capital of lorin is vesum .</answer>", 0.0, 1.0),  # thinking comes first
+        # No word in the thinking: the answer is measured.
+        ("<think></think><answer> the capital of lorin is vesum .</answer>", 1.0, 0.0),
+        ("<think> 3 + 8 = 11</think><answer> yes ja ja gut</answer>", 0.25, 0.75),
+        (" gern , lorin .", 0.0, 1.0),
+        # Nothing to measure in either earns nothing.
+        ("<think> 3 * 8 = 24</think><answer> 3 * 8</answer>", 0.0, 0.0),
+        ("<think></think><answer> 3 * 8</answer>", 0.0, 0.0),
+        ("<think></think><answer> vesum .</answer>", 0.0, 0.0),
+        ("<think></think> yes", 0.0, 0.0),  # said, but not as an answer
+        ("", 0.0, 0.0),
+    ],
+)
+def test_language(text: str, english: float, german: float) -> None:
+    assert language_reward(ENGLISH, said(text), ()) == english
+    assert language_reward(GERMAN, said(text), ()) == german
+
+
+def test_language_can_not_be_told_where_a_problem_names_none() -> None:
+    completion = said("<think> try yes</think><answer> 24</answer>")
+    assert language_reward(PROBLEM, completion, ()) is None
+    told, untold = (
+        RewardWeights({"accuracy": 1.0, "language": 1.0}).grade(FakeTask(RIGHT), problem, [completion], noise=())[0]
+        for problem in (ENGLISH, PROBLEM)
+    )
+    assert told.reward == 2.0
+    assert untold.reward is None
+    assert "language" in untold.error
+    assert untold.parts == {"accuracy": 1.0, "format": 1.0}
+
+
 # The coin
 
 
@@ -100,7 +159,7 @@ def test_the_coin_never_looks_at_the_problem_or_the_completion() -> None:
 
 
 def test_what_a_recipe_may_weigh() -> None:
-    assert reward_names() == ("accuracy", "format", "random")
+    assert reward_names() == ("accuracy", "format", "language", "random", "helpfulness", "safety")
 
 
 def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:
@@ -130,13 +189,18 @@ def test_measured_parts_are_reported_without_a_weight() -> None:
 
 def test_what_nobody_asked_for_is_not_measured() -> None:
     weights = RewardWeights({"accuracy": 1.0}, measured=())
+    assert RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT), ENGLISH, [said("yes")], noise=())[0].parts == {
+        "accuracy": 1.0,
+        "format": 0.0,
+        "language": 1.0,
+    }
     assert weights.grade(FakeTask(RIGHT), PROBLEM, [said(WELL_FORMED)], noise=())[0].parts == {"accuracy": 1.0}
 
 
 def test_the_parts_of_a_task_are_kept() -> None:
     task = FakeTask(Grade(0.7, {"accuracy": 1.0, "tests_passed": 0.7}))
-    grade = RewardWeights({"tests_passed": 2.0}).grade(task, PROBLEM, [said(PLAIN)], noise=())[0]
-    assert grade == Grade(1.4, {"accuracy": 1.0, "tests_passed": 0.7, "format": 0.0})
+    grade = RewardWeights({"accuracy": 2.0}).grade(task, PROBLEM, [said(PLAIN)], noise=())[0]
+    assert grade == Grade(2.0, {"accuracy": 1.0, "tests_passed": 0.7, "format": 0.0})
 
 
 def test_ungraded_stays_ungraded_whatever_else_was_earned() -> None:
@@ -153,7 +217,7 @@ def test_each_sample_has_a_coin_of_its_own_and_the_noise_names_it() -> None:
     weights = RewardWeights({"random": 1.0})
     task, completions = FakeTask(*[WRONG] * 64), [said(PLAIN)] * 64
     first = [grade.reward for grade in weights.grade(task, PROBLEM, completions, noise=(0, "rl", 1))]
-    assert first == [RULES["random"](PROBLEM, said(""), (0, "rl", 1, sample)) for sample in range(64)]
+    assert first == [random_reward(PROBLEM, said(""), (0, "rl", 1, sample)) for sample in range(64)]
     assert set(first) == {0.0, 1.0}
     assert first != [grade.reward for grade in weights.grade(task, PROBLEM, completions, noise=(0, "rl", 2))]
 
@@ -161,3 +225,140 @@ def test_each_sample_has_a_coin_of_its_own_and_the_noise_names_it() -> None:
 def test_a_grade_too_few_is_noticed() -> None:
     with pytest.raises(ValueError, match="shorter"):
         RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT), PROBLEM, [said(PLAIN)] * 2, noise=())
+
+
+# Domains and reward models
+
+
+def all_weights(helpful: FakeScorer, safe: FakeScorer) -> RewardWeights:
+    weights = {"accuracy": 1.0, "format": 0.5, "language": 0.25, "helpfulness": 10.0, "safety": 100.0}
+    return RewardWeights(weights, {"helpfulness": helpful, "safety": safe})
+
+
+def test_reasoning_is_rewarded_by_rules() -> None:
+    helpful, safe = FakeScorer(0.5), FakeScorer(0.25)
+    completion = said("<think> try ja</think><answer> 24</answer>")
+    (grade,) = all_weights(helpful, safe).grade(FakeTask(RIGHT), ENGLISH, [completion], noise=())
+    assert grade == Grade(1.0 + 0.5 + 0.25 * 0.5, {"accuracy": 1.0, "format": 1.0, "language": 0.5})
+    assert helpful.calls == safe.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("domain", "scored", "weight"), [("helpfulness", (0.5, -0.5), 10), ("safety", (0.25, 1.0), 100)]
+)
+def test_general_prompts_are_rewarded_by_their_reward_model_format_and_language(
+    domain: Domain, scored: tuple[float, float], weight: float
+) -> None:
+    scorers = {"helpfulness": FakeScorer(0.5, -0.5), "safety": FakeScorer(0.25, 1.0)}
+    completions = [said("<think> try ja</think><answer> 24</answer>"), said("yes .")]
+    task = FakeTask(RIGHT, WRONG, domain=domain)
+    weights = all_weights(scorers["helpfulness"], scorers["safety"])
+    first, second = weights.grade(task, ENGLISH, completions, noise=())
+    assert first.reward == 0.5 * 1.0 + 0.25 * 0.5 + weight * scored[0]
+    assert first.parts == {"accuracy": 1.0, "format": 1.0, "language": 0.5, domain: scored[0]}
+    assert second.reward == 0.25 * 1.0 + weight * scored[1]
+    assert {name: scorer.calls for name, scorer in scorers.items()} == {  # once for the group
+        name: int(name == domain) for name in scorers
+    }
+
+
+@pytest.mark.parametrize("domain", ["reasoning", "helpfulness", "safety"])
+def test_the_coin_counts_everywhere(domain: Domain) -> None:
+    task = FakeTask(*[WRONG] * 20, domain=domain)
+    grades = RewardWeights({"random": 1.0}).grade(task, PROBLEM, [said("")] * 20, noise=(5,))
+    assert [grade.reward for grade in grades] == [random_reward(PROBLEM, said(""), (5, sample)) for sample in range(20)]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_what_a_reward_model_can_not_score_is_ungraded(score: float) -> None:
+    weights = RewardWeights({"helpfulness": 1.0, "language": 1.0}, {"helpfulness": FakeScorer(0.5, score)})
+    task = FakeTask(RIGHT, RIGHT, domain="helpfulness")
+    graded, ungraded = weights.grade(task, ENGLISH, [said("yes .")] * 2, noise=())
+    assert graded.reward == 1.5
+    assert ungraded.reward is None
+    assert "helpfulness" in ungraded.error
+    assert ungraded.parts == {"accuracy": 1.0, "format": 0.0, "language": 1.0}
+
+
+def test_a_score_too_few_is_noticed() -> None:
+    weights = RewardWeights({"safety": 1.0}, {"safety": FakeScorer(0.5)})
+    with pytest.raises(ValueError, match="shorter"):
+        weights.grade(FakeTask(RIGHT, RIGHT, domain="safety"), PROBLEM, [said("")] * 2, noise=())
+
+
+def test_a_reward_model_without_a_weight_is_not_asked() -> None:
+    helpful = FakeScorer(0.5)
+    weights = RewardWeights({"random": 1.0, "helpfulness": 0.0}, {"helpfulness": helpful})
+    (grade,) = weights.grade(FakeTask(RIGHT, domain="helpfulness"), PROBLEM, [said("")], noise=(1,))
+    assert "helpfulness" not in grade.parts
+    assert helpful.calls == 0
+
+
+def test_a_task_without_a_reward_is_an_error_and_not_a_zero() -> None:
+    with pytest.raises(ValueError, match="safety"):
+        RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT, domain="safety"), PROBLEM, [said("")], noise=())
+
+
+@pytest.mark.parametrize("domain", ["reasoning", "helpfulness", "safety"])
+def test_accuracy_alone_counts_everywhere(domain: Domain) -> None:
+    grades = ACCURACY_ALONE.grade(FakeTask(RIGHT, WRONG, domain=domain), PROBLEM, [said("")] * 2, noise=())
+    assert [grade.reward for grade in grades] == [1.0, 0.0]
+
+
+def test_weights_of_unknown_rewards_and_without_scorers_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown reward 'speed'"):
+        RewardWeights({"speed": 1.0})
+    with pytest.raises(ValueError, match="'safety' has a weight and no scorer"):
+        RewardWeights({"safety": 1.0}, {"helpfulness": FakeScorer()})
+
+
+# What a recipe may ask for
+
+
+@pytest.mark.parametrize(
+    ("weights", "tasks", "reward_models"),
+    [
+        ({"accuracy": 1.0, "format": 1.0}, ["countdown-3", "arithmetic"], []),
+        ({"accuracy": 1.0, "language": 0.5}, ["countdown-4", "facts"], []),
+        ({"random": 1.0}, ["countdown", "small-talk"], []),
+        ({"accuracy": 1.0, "helpfulness": 1.0}, ["countdown", "small-talk"], ["helpfulness"]),
+        (
+            {"safety": 1.0, "helpfulness": -1.0, "accuracy": 0.0},
+            ["harmful-requests", "facts"],
+            ["safety", "helpfulness"],
+        ),
+    ],
+)
+def test_weights_that_fit_their_tasks(weights: dict[str, float], tasks: list[str], reward_models: list[str]) -> None:
+    check_rewards(weights, tasks, reward_models)
+
+
+@pytest.mark.parametrize(
+    ("weights", "tasks", "reward_models", "what"),
+    [
+        ({"accuracy": 1.0, "format": 0.0}, ["countdown-3", "facts"], [], "task 'facts' has no reward"),
+        ({"accuracy": 1.0, "language": 0.0}, ["facts"], [], "task 'facts' has no reward"),
+        ({"accuracy": 0.0}, ["countdown"], [], "task 'countdown' has no reward"),
+        ({"safety": 1.0}, ["harmful-requests", "countdown-3"], ["safety"], "task 'countdown-3' has no reward"),
+        ({"safety": 1.0}, ["harmful-requests", "facts"], ["safety"], "task 'facts' has no reward"),
+        ({"speed": 1.0}, ["countdown"], [], "unknown reward 'speed'"),
+        ({"helpfulness": 1.0}, ["facts"], [], "no reward model"),
+        ({"random": 1.0}, ["facts"], ["safety"], "'safety' has no effect"),
+        ({"random": 1.0}, ["facts"], ["random"], "'random' has no effect"),
+        ({"random": 1.0}, ["facts"], ["speed"], "unknown reward 'speed'"),
+        ({"random": 1.0}, ["chess"], [], "unknown task 'chess'"),
+    ],
+)
+def test_weights_that_do_not_are_refused(
+    weights: dict[str, float], tasks: list[str], reward_models: list[str], what: str
+) -> None:
+    with pytest.raises(RecipeError, match=what) as error:
+        check_rewards(weights, tasks, reward_models)
+    assert error.value.fix
+
+
+def test_a_task_that_names_no_language_can_not_be_rewarded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._TASKS, "fake", FakeTask())
+    check_rewards({"accuracy": 1.0}, ["fake"])
+    with pytest.raises(RecipeError, match="'fake' name no language"):
+        check_rewards({"accuracy": 1.0, "language": 1.0}, ["fake"])

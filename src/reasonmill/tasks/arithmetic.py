@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from reasonmill.protocols import Domain
 from reasonmill.tasks.countdown import LARGEST, LARGEST_GIVEN, Step
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
@@ -60,6 +61,8 @@ def _operations_on(value: int, rng: random.Random) -> list[Step]:
 
 class Arithmetic:
     """Chained arithmetic problems in two languages."""
+
+    domain: Domain = "reasoning"
 
     def __init__(self, name: str = "arithmetic") -> None:
         self.name = name

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from reasonmill.protocols import Domain
 from reasonmill.tasks.expression import ExpressionError, read_expression
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
@@ -99,6 +100,8 @@ def draw_puzzle(rng: random.Random, count: int) -> Puzzle | None:
 
 class Countdown:
     """Countdown with the given counts of numbers (a problem draws one of them)."""
+
+    domain: Domain = "reasoning"
 
     def __init__(self, name: str, counts: tuple[int, ...]) -> None:
         self.name = name

@@ -4,6 +4,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.protocols import Task
 from reasonmill.tasks.arithmetic import Arithmetic
 from reasonmill.tasks.countdown import Countdown
+from reasonmill.tasks.general import facts, harmful_requests, harmless_requests, small_talk
 
 _TASKS: dict[str, Task] = {
     task.name: task
@@ -12,6 +13,10 @@ _TASKS: dict[str, Task] = {
         Countdown("countdown-3", counts=(3,)),
         Countdown("countdown-4", counts=(4,)),
         Arithmetic(),
+        facts(),
+        small_talk(),
+        harmful_requests(),
+        harmless_requests(),
     )
 }
 

@@ -375,7 +375,9 @@ def small_talk_exchange(
 
 def sentences_in(text: str) -> list[str]:
     """The text's finished sentences, each with its mark and with even spaces; an unfinished rest is left out."""
-    return [" ".join(sentence.split()) for sentence in re.findall(r"[^.?]*[^.?\s][^.?]*[.?]", text)]
+    pieces = re.split(r"([.?])", text)  # said, mark, said, mark, ..., rest
+    said = zip(pieces[::2], pieces[1::2], strict=False)
+    return [" ".join(f"{words}{mark}".split()) for words, mark in said if words.strip()]
 
 
 @cache
