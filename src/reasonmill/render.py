@@ -32,6 +32,12 @@ class _TokenizerText:
         decoded: str = self._tokenizer.decode(kept, skip_special_tokens=False)
         return decoded
 
+    def response(self, text: str) -> tuple[int, ...]:
+        # The tokenizer's own end token where it has one; a model that only its generation config ends has others.
+        end = self._tokenizer.eos_token_id
+        stop = min(self.stop_tokens) if end is None else end
+        return (*self._tokenizer.encode(text, add_special_tokens=False), stop)
+
     def num_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length", "abort"]
 LossKind = Literal["ce", "pg", "kl"]
+ConversationSource = Literal["reasoning", "general"]
 
 
 class Row(Protocol):
@@ -152,6 +153,26 @@ class Group:
         """Whether no rollout is better than another, so that nothing can be learned from comparing them."""
         graded = [reward for reward in self.rewards if reward is not None]
         return len(graded) < 2 or max(graded) - min(graded) < 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row of a dataset: the turns up to the user's last one, and what the assistant should say to it.
+
+    It is text, tags included, so that students with any tokenizer can read it. `problem_id` is the id of the problem,
+    or of the fact, small talk or request that general data is about.
+    """
+
+    messages: tuple[Message, ...]
+    response: str
+    source: ConversationSource
+    problem_id: str
+
+    def __post_init__(self) -> None:
+        if not self.messages or self.messages[-1].role != "user":
+            raise ValueError(f"the prompt of conversation {self.problem_id!r} must end with a turn of the user")
+        if not self.response:
+            raise ValueError(f"the response of conversation {self.problem_id!r} is empty")
 
 
 @dataclass(frozen=True, slots=True)

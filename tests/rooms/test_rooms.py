@@ -28,6 +28,7 @@ NEVER_IMPORTS: dict[str, set[str]] = {
     # Graders run in processes of their own, where torch would cost seconds and memory.
     "tasks": {"torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},
     "world": {"torch"},
+    "curation": {"torch", "reasonmill.algo", "reasonmill.learn", "reasonmill.sample", "reasonmill.stages"},
     "store": {"torch", "transformers", "reasonmill.stages", "reasonmill.mill"},
     "algo": {"transformers", "reasonmill.tasks", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},
     "model": {"reasonmill.sample", "reasonmill.learn", "reasonmill.tasks", "reasonmill.stages"},
@@ -90,7 +91,9 @@ def test_the_table_speaks_of_rooms_that_exist() -> None:
     assert (NEVER_IMPORTS.keys() - {"*"}) | named <= rooms
 
 
-@pytest.mark.parametrize("module", ["reasonmill.tasks.registry", "reasonmill.store.home"])
+@pytest.mark.parametrize(
+    "module", ["reasonmill.tasks.registry", "reasonmill.store.home", "reasonmill.curation.selection"]
+)
 def test_these_rooms_do_not_even_load_torch(module: str) -> None:
     """Neither by themselves nor through what they import."""
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -113,6 +116,7 @@ def test_these_rooms_do_not_even_load_torch(module: str) -> None:
         ("algo/losses.py", "def f():\n    import reasonmill.tasks.registry as registry"),
         ("algo/losses.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..tasks import registry"),
         ("world/corpus.py", "import torch.nn"),
+        ("curation/filters.py", "from reasonmill.stages.collect import Settings"),
         ("store/home.py", "import torch"),
         ("sample/native.py", "from reasonmill import learn"),
         ("learn/local.py", "from ..sample.native import NativeSampler"),

@@ -1,0 +1,105 @@
+"""What makes a sample worth learning from: correctness, format and readable thinking (R1 paper, cold start)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reasonmill.errors import RecipeError
+from reasonmill.transcript import read_transcript
+from reasonmill.types import Completion, ConversationSource, Grade, Problem
+from reasonmill.world.lexicon import LANGUAGES, Language, language_share
+
+SampleFault = Literal["ungraded", "incorrect", "malformed"]
+ThinkingFault = Literal["too_short", "too_long", "repetitive", "mixed_language"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One attempt at a problem that may become a conversation of a dataset."""
+
+    problem: Problem
+    completion: Completion
+    grade: Grade
+    source: ConversationSource
+
+
+class Keep(BaseModel):
+    """Which samples are kept. Lengths are in words: what white space separates, numbers and operators too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    correct: bool = Field(default=True, description="only what the task graded with an accuracy of 1")
+    well_formed: bool = Field(default=True, description="only ended responses of one thinking and one answer block")
+    min_thinking_words: int = Field(default=0, ge=0)
+    max_thinking_words: int | None = Field(default=None, ge=1)
+    max_repetition: float = Field(default=1.0, ge=0, le=1, description="share of repeated n-grams within the thinking")
+    repetition_words: int = Field(default=8, ge=1, description="words of these n-grams")
+    min_language: float = Field(default=0.0, ge=0, le=1, description="share of words in the prompt's language")
+    per_problem: int | None = Field(default=None, ge=1, description="samples kept of each problem; all if unset")
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Keep:
+        if self.max_thinking_words is not None and self.min_thinking_words > self.max_thinking_words:
+            raise ValueError(
+                f"no thinking has at least {self.min_thinking_words} and at most {self.max_thinking_words} words"
+            )
+        return self
+
+
+def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
+    """Why the sample as it was drawn is not kept; None if it is fine."""
+    if sample.grade.reward is None:
+        return "ungraded"
+    if keep.correct and sample.grade.parts["accuracy"] != 1.0:
+        return "incorrect"
+    text, finish = sample.completion.text, sample.completion.finish
+    if not text or (keep.well_formed and not (finish == "stop" and read_transcript(text).well_formed)):
+        return "malformed"  # an empty response teaches nothing, whatever the rules say
+    return None
+
+
+def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault | None:
+    """Why the thinking of a response is not kept; None if it is fine.
+
+    Raises:
+        RecipeError: a share of the prompt's language is asked for, and the problem does not say which that is.
+    """
+    thinking = read_transcript(response).thinking
+    words = len(thinking.split())
+    if words < keep.min_thinking_words:
+        return "too_short"
+    if keep.max_thinking_words is not None and words > keep.max_thinking_words:
+        return "too_long"
+    if repetition(thinking, keep.repetition_words) > keep.max_repetition:
+        return "repetitive"
+    if keep.min_language > 0:
+        # Thinking without a word of any language, sums for example, mixes none.
+        share = language_share(thinking, prompt_language(problem))
+        if share is not None and share < keep.min_language:
+            return "mixed_language"
+    return None
+
+
+def repetition(text: str, num_words: int) -> float:
+    """Share of the text's n-grams of words that stood in it before; 0.0 for a text without any n-gram."""
+    words = text.lower().split()
+    grams = [tuple(words[start : start + num_words]) for start in range(len(words) - num_words + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def prompt_language(problem: Problem) -> Language:
+    """The language that the problem is asked in.
+
+    Raises:
+        RecipeError: the problem does not say.
+    """
+    for language in LANGUAGES:
+        if problem.meta.get("language") == language:
+            return language
+    raise RecipeError(
+        f"the problems of task {problem.task!r} do not say which language they are asked in",
+        fix="leave min_language and rewriting out for this task, or let its problems' meta name a language",
+    )

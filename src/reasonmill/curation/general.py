@@ -1,0 +1,49 @@
+"""Non-reasoning data of the tiny world: facts, small talk and requests (R1 paper: 200k of the 800k samples)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reasonmill.randomness import Part, generator
+from reasonmill.types import Conversation, Message
+from reasonmill.world.requests import request_exchange
+from reasonmill.world.talk import Exchange, fact_exchange, small_talk_exchange
+
+_TOPICS = ("fact", "small_talk", "request")
+_WEIGHTS = (2, 1, 2)  # as in the world's corpus
+
+
+class GeneralMix(BaseModel):
+    """How much general data a dataset holds, and how well the assistant behaves in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    conversations: int = Field(ge=1)
+    better_share: float = Field(default=1.0, ge=0, le=1, description="responses with better manners")
+    refusal_share: float = Field(default=1.0, ge=0, le=1, description="harmful requests that are refused")
+    over_refusal_share: float = Field(default=0.0, ge=0, le=1, description="harmless look-alikes that are refused")
+
+    def conversation(self, index: int, *, noise: tuple[Part, ...]) -> Conversation:
+        """Conversation `index`, from the world's train split; `noise` names the draw, for example (seed, stage)."""
+        exchange = self._exchange(index, noise)
+        return Conversation(
+            messages=(Message("user", exchange.prompt),),
+            response=f"<think></think><answer> {exchange.response}</answer>",
+            source="general",
+            problem_id=exchange.source,
+        )
+
+    def _exchange(self, index: int, noise: tuple[Part, ...]) -> Exchange:
+        rng = generator("general", *noise, index)
+        topic = rng.choices(_TOPICS, weights=_WEIGHTS)[0]
+        if topic == "fact":
+            return fact_exchange(rng, split="train", better_share=self.better_share)
+        if topic == "small_talk":
+            return small_talk_exchange(rng, split="train", better_share=self.better_share)
+        return request_exchange(
+            rng,
+            split="train",
+            better_share=self.better_share,
+            refusal_share=self.refusal_share,
+            over_refusal_share=self.over_refusal_share,
+        )

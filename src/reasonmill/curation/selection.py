@@ -1,0 +1,114 @@
+"""Samples become conversations or are dropped, each under the first reason that applies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from reasonmill.curation.decontamination import HeldOut
+from reasonmill.curation.deduplication import Seen, Turns, normalised_turns
+from reasonmill.curation.filters import Keep, Sample, SampleFault, ThinkingFault, sample_fault, thinking_fault
+from reasonmill.transcript import read_transcript
+from reasonmill.types import Conversation
+
+JudgeFault = Literal["judged_wrong", "not_judged"]
+Surplus = Literal["contaminated", "duplicate", "per_problem", "max_conversations"]
+Reason = SampleFault | ThinkingFault | Surplus
+REASONS: tuple[Reason, ...] = tuple(
+    reason for kind in (SampleFault, ThinkingFault, Surplus) for reason in get_args(kind)
+)
+
+Rewrite = Callable[[Sample], str]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of all samples; `dropped` has every reason, those that dropped nothing too.
+
+    Raises:
+        RuntimeError: the numbers do not add up, so that a sample was lost or counted twice.
+    """
+
+    sampled: int
+    kept: int
+    dropped: Mapping[Reason | JudgeFault, int]
+
+    def __post_init__(self) -> None:
+        if self.sampled != self.kept + sum(self.dropped.values()):
+            raise RuntimeError(
+                f"{self.sampled} samples, but {self.kept} kept and {sum(self.dropped.values())} dropped: {self.dropped}"
+            )
+
+    def as_metrics(self) -> dict[str, Any]:
+        """The form in which they are stored."""
+        return {"sampled": self.sampled, "kept": self.kept, "dropped": dict(self.dropped)}
+
+
+class Selection:
+    """The rules, in the order in which they are tried: the reasons' order in `REASONS`.
+
+    Correctness and format are asked of the sample as it was drawn. What passes is rewritten, and all other rules are
+    about the text that will be trained on: a rewrite may mend what would else be dropped.
+
+    Args:
+        rewrite: makes the response to train on; it keeps the answer. None leaves responses as they were drawn.
+        held_out: what no conversation may overlap.
+        max_conversations: how many are kept at most; all if None.
+    """
+
+    def __init__(
+        self, keep: Keep, held_out: HeldOut, *, rewrite: Rewrite | None = None, max_conversations: int | None = None
+    ) -> None:
+        self._keep = keep
+        self._held_out = held_out
+        self._rewrite = rewrite
+        self._max_conversations = max_conversations
+
+    def select(self, samples: Sequence[Sample]) -> tuple[list[Conversation], Counts]:
+        """The conversations that are kept, in the order of their samples: where only some can be, the first ones."""
+        kept: list[Conversation] = []
+        dropped: Counter[Reason] = Counter()
+        seen, per_problem = Seen(), Counter[Turns]()
+        for sample in samples:
+            fault = sample_fault(sample, self._keep)
+            if fault is not None:
+                dropped[fault] += 1
+                continue
+            conversation = self._conversation(sample)
+            turns = normalised_turns(conversation.messages)
+            reason = self._why_dropped(sample, conversation, seen, per_problem[turns], len(kept))
+            if reason is not None:
+                dropped[reason] += 1
+                continue
+            per_problem[turns] += 1
+            kept.append(conversation)
+        return kept, Counts(len(samples), len(kept), {reason: dropped[reason] for reason in REASONS})
+
+    def _conversation(self, sample: Sample) -> Conversation:
+        problem, drawn = sample.problem, sample.completion.text
+        response = drawn if self._rewrite is None else self._rewrite(sample)
+        if response != drawn:
+            before, after = read_transcript(drawn), read_transcript(response)
+            if after.answer != before.answer or not after.well_formed:
+                raise RuntimeError(
+                    f"rewriting spoiled a response to problem {problem.id}: {drawn!r} became {response!r}"
+                )
+        return Conversation(problem.messages, response, sample.source, problem.id)
+
+    def _why_dropped(
+        self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int
+    ) -> Reason | None:
+        fault = thinking_fault(conversation.response, sample.problem, self._keep)
+        if fault is not None:
+            return fault
+        if self._held_out.overlaps(conversation):
+            return "contaminated"
+        if not seen.is_new(conversation.messages, conversation.response):
+            return "duplicate"
+        if self._keep.per_problem is not None and num_of_problem >= self._keep.per_problem:
+            return "per_problem"
+        if self._max_conversations is not None and num_kept >= self._max_conversations:
+            return "max_conversations"
+        return None

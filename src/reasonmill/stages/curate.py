@@ -1,0 +1,190 @@
+"""Curation: collected samples become a dataset (R1 paper: cold-start data, rejection sampling, the 800k samples)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from reasonmill.curation.decontamination import HeldOut
+from reasonmill.curation.filters import Keep, Sample, prompt_language, sample_fault
+from reasonmill.curation.general import GeneralMix
+from reasonmill.curation.rewriting import in_world_style
+from reasonmill.curation.selection import Counts, JudgeFault, Reason, Rewrite, Selection
+from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.protocols import Progress
+from reasonmill.randomness import generator
+from reasonmill.recipe.reference import RolloutsRef
+from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
+from reasonmill.stages.collect import ProblemCounts
+from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
+from reasonmill.store.groups import GROUPS_FILE, read_groups
+from reasonmill.tasks import registry
+from reasonmill.transcript import final_answer
+from reasonmill.types import Conversation, ConversationSource, Problem
+
+KIND = "curate"
+COUNTS_FILE = "curation.json"
+_VERDICTS_FILE = "verdicts.json"
+# Verdicts that are asked for together, and saved before the next are.
+_VERDICTS_AT_ONCE = 256
+
+
+class Settings(StageSettings):
+    """Settings of a `curate` stage."""
+
+    kind: Literal["curate"]
+    data: list[RolloutsRef] = Field(min_length=1)
+    keep: Keep = Keep()
+    judge: JudgeSettings | None = Field(
+        default=None, description="a model behind a server that must call an answer correct, beside what `keep` asks"
+    )
+    rewrite: Literal["none", "world-style"] = "none"
+    drop_repeated_tries: bool = Field(default=False, description="a part of world-style rewriting")
+    decontaminate: ProblemCounts = Field(
+        default={}, description="evaluation tasks, and how many of their test problems must not be in the data"
+    )
+    max_conversations: int | None = Field(
+        default=None, ge=1, description="samples kept at most; what `general` mixes in comes on top"
+    )
+    general: GeneralMix | None = Field(default=None, description="non-reasoning data to mix in; none if unset")
+
+    @model_validator(mode="after")
+    def _can_rewrite(self) -> Settings:
+        if self.rewrite != "none" and not self.keep.well_formed:
+            raise ValueError("only well-formed responses can be rewritten: leave keep.well_formed at true")
+        if self.drop_repeated_tries and self.rewrite != "world-style":
+            raise ValueError('drop_repeated_tries is a part of rewrite = "world-style"')
+        return self
+
+
+def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
+    """Curates the rollouts that `data` refers to; the outcome is a dataset and the account of what was dropped."""
+    samples = _samples([inputs[f"data[{place}]"].path for place in range(len(settings.data))])
+    noise = (context.seed, settings.name)
+    # One shuffle decides which samples are kept where only some can be, and in which order they are read.
+    generator("curate", *noise).shuffle(samples)
+    context.progress.begin(settings.name, len(samples), "samples")
+    held_out = _held_out(settings.decontaminate, context.seed)
+    selection = Selection(
+        settings.keep, held_out, rewrite=_rewrite(settings), max_conversations=settings.max_conversations
+    )
+    judged, refused = _judged(settings, samples, context)
+    conversations, counts = selection.select(judged)
+    counts = Counts(len(samples), counts.kept, {**counts.dropped, **refused})
+    _refuse_nothing(counts, settings.name)
+    metrics: dict[str, Any] = counts.as_metrics()
+    if settings.general is not None:
+        drawn = [settings.general.conversation(index, noise=noise) for index in range(settings.general.conversations)]
+        general = [conversation for conversation in drawn if not held_out.overlaps(conversation)]
+        dropped = len(drawn) - len(general)
+        metrics["general"] = Counts(len(drawn), len(general), {"contaminated": dropped}).as_metrics()
+        conversations += general
+        generator("mix", *noise).shuffle(conversations)
+    metrics["conversations"] = len(conversations)
+    metrics["sources"] = dict(sorted(Counter(conversation.source for conversation in conversations).items()))
+    context.progress.advance(len(samples), {})
+    context.progress.end(metrics)
+    return Outcome("dataset", lambda target: _write(target, conversations, metrics), metrics)
+
+
+def _samples(directories: Sequence[Path]) -> list[Sample]:
+    return [
+        Sample(group.problem, rollout.completion, rollout.grade, _source(group.problem))
+        for directory in directories
+        for group in read_groups(directory / GROUPS_FILE)
+        for rollout in group.rollouts
+    ]
+
+
+def _judged(
+    settings: Settings, samples: Sequence[Sample], context: StageContext
+) -> tuple[list[Sample], dict[Reason | JudgeFault, int]]:
+    """The samples without those that the judge did not call correct, in their order, and how many those were.
+
+    The judge is asked about samples that `keep` would let pass; others stay, to be dropped for what is wrong with them.
+    """
+    if settings.judge is None:
+        return list(samples), {}
+    asked = [place for place, sample in enumerate(samples) if sample_fault(sample, settings.keep) is None]
+    claims = [Claim(samples[place].problem, final_answer(samples[place].completion.text) or "") for place in asked]
+    verdicts = dict(zip(asked, _verdicts(settings.name, settings.judge, claims, context), strict=True))
+    counted = Counter(verdicts.values())
+    kept = [sample for place, sample in enumerate(samples) if verdicts.get(place, True)]
+    return kept, {"judged_wrong": counted[False], "not_judged": counted[None]}
+
+
+def _verdicts(stage: str, settings: JudgeSettings, claims: Sequence[Claim], context: StageContext) -> list[bool | None]:
+    """The judge's verdicts; those that an interrupted run saved are not asked for again.
+
+    Raises:
+        Interrupted: the user asked to stop; the verdicts are saved.
+        ServerError: the judge can't be reached, or refuses a request; earlier verdicts are saved.
+    """
+    judge = Judge(settings)
+    saved = context.home.ledger.latest_state(context.key)
+    verdicts: list[bool | None] = []
+    if saved is not None:
+        verdicts = json.loads((context.home.objects.path(saved[1]) / _VERDICTS_FILE).read_text(encoding="utf-8"))
+    while len(verdicts) < len(claims):
+        if context.stop_requested():
+            raise Interrupted(f"stopped stage {stage!r} after {len(verdicts)} of {len(claims)} verdicts")
+        waiting = claims[len(verdicts) : len(verdicts) + _VERDICTS_AT_ONCE]
+        verdicts += judge.correct(waiting, on_verdict=_report_from(len(verdicts), context.progress))
+        _save(verdicts, context)
+    return verdicts
+
+
+def _save(verdicts: Sequence[bool | None], context: StageContext) -> None:
+    text = json.dumps(list(verdicts))
+    state = context.home.objects.put(lambda target: _write_text(target / _VERDICTS_FILE, text))
+    context.home.ledger.commit_state(context.key, len(verdicts), state)
+
+
+def _report_from(before: int, progress: Progress) -> Callable[[int], None]:
+    return lambda finished: progress.advance(before + finished, {})
+
+
+def _source(problem: Problem) -> ConversationSource:
+    return "reasoning" if registry.get(problem.task).domain == "reasoning" else "general"
+
+
+def _held_out(counts: Mapping[str, int], seed: int) -> HeldOut:
+    """The problems that an `evaluate` stage of the same recipe asks on its split "test"."""
+    tasks = {name: registry.get(name) for name in counts}
+    problems = (tasks[name].problem("test", seed, index) for name, count in counts.items() for index in range(count))
+    return HeldOut(problems, open_ended=[name for name, task in tasks.items() if task.domain != "reasoning"])
+
+
+def _rewrite(settings: Settings) -> Rewrite | None:
+    if settings.rewrite == "none":
+        return None
+    return lambda sample: in_world_style(
+        sample.completion.text,
+        prompt_language(sample.problem),
+        drop_repeated_tries=settings.drop_repeated_tries,
+    )
+
+
+def _refuse_nothing(counts: Counts, stage: str) -> None:
+    if counts.kept == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.dropped.items() if count)
+        raise RecipeError(
+            f"none of the {counts.sampled} samples is left after curation: {reasons or 'nothing was sampled'}",
+            where=f"keep of stage {stage!r}",
+            fix="loosen the rule that dropped most, or collect from a better model or with more samples",
+        )
+
+
+def _write(target: Path, conversations: Sequence[Conversation], metrics: Mapping[str, Any]) -> None:
+    write_conversations(target / CONVERSATIONS_FILE, conversations)
+    _write_text(target / COUNTS_FILE, json.dumps(metrics, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Supervised fine-tuning: cross-entropy on the responses of curated conversations (R1 paper: cold start, stage 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from reasonmill.algo.schedules import Schedule
+from reasonmill.errors import RecipeError
+from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.supervised import supervise
+from reasonmill.model.decoder import load_decoder, working_dtype
+from reasonmill.model.saving import save_decoder
+from reasonmill.protocols import Renderer
+from reasonmill.randomness import generator
+from reasonmill.recipe.reference import DatasetRef, ModelRef
+from reasonmill.render import renderer_for
+from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
+from reasonmill.types import Conversation, Example
+
+KIND = "sft"
+
+
+class Settings(StageSettings):
+    """Settings of an `sft` stage."""
+
+    kind: Literal["sft"]
+    from_: ModelRef = Field(alias="from")
+    data: list[DatasetRef] = Field(min_length=1)
+    epochs: int = Field(default=2, ge=1, description="times that each conversation is read")
+    conversations_per_step: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=512, ge=2, description="longer conversations are left out, and counted")
+    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
+    schedule: Schedule
+    optimizer: OptimizerSettings = OptimizerSettings()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    state_every: int = Field(default=50, ge=1, description="steps between saved states")
+
+
+def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
+    """Fine-tunes the model `from` refers to on all conversations of `data`."""
+    model_dir = inputs["from"].path
+    decoder = load_decoder(model_dir, device=context.device, dtype=working_dtype(settings.precision, context.device))
+    learner = LocalLearner(decoder, settings.optimizer)
+    paths = [read.path for key, read in inputs.items() if key.startswith("data[")]
+    conversations = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
+    all_examples = [ce_example(conversation, renderer_for(model_dir)) for conversation in conversations]
+    examples = [example for example in all_examples if len(example.tokens) <= settings.max_tokens]
+    if not examples:
+        raise RecipeError(
+            f"none of the {len(conversations)} conversations has at most {settings.max_tokens} tokens",
+            where=f"max_tokens of stage {settings.name!r}",
+            fix="raise max_tokens, or look at what the data's stage kept",
+        )
+    order = Epochs(len(examples), settings.conversations_per_step, (context.seed, settings.name))
+
+    def feed(start: int, stop: int) -> Iterator[Sequence[Example]]:
+        for step in range(start, stop):
+            yield [examples[row] for row in order.rows(step)]
+
+    tokens = supervise(
+        context,
+        learner,
+        feed,
+        name=settings.name,
+        steps=settings.epochs * order.steps_per_epoch,
+        schedule=settings.schedule,
+        tokens_per_batch=settings.tokens_per_batch,
+        state_every=settings.state_every,
+    )
+    metrics = {
+        "conversations": len(examples),
+        "too_long": len(all_examples) - len(examples),
+        "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"],
+    }
+    context.progress.end(metrics)
+    return Outcome("model", lambda target: save_decoder(decoder, target, companions=model_dir), metrics, tokens)
+
+
+def ce_example(conversation: Conversation, renderer: Renderer) -> Example:
+    """The conversation in the model's own tokens; only the response, its stop token included, is learned."""
+    prompt, response = renderer.render(conversation.messages), renderer.response(conversation.response)
+    weights = np.zeros(len(prompt) + len(response), np.float32)
+    weights[len(prompt) :] = 1.0
+    return Example(np.asarray(prompt + response, np.int64), weights, "ce")
+
+
+class Epochs:
+    """Which rows each step reads: every epoch reads each row once, in an order of its own.
+
+    Args:
+        noise: names the draw, for example (seed, stage).
+    """
+
+    def __init__(self, num_rows: int, rows_per_step: int, noise: tuple[int | str, ...]) -> None:
+        self.steps_per_epoch = math.ceil(num_rows / rows_per_step)
+        self._num_rows = num_rows
+        self._rows_per_step = rows_per_step
+        self._noise = noise
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = list(range(self._num_rows))
+        generator("epoch", *self._noise, epoch).shuffle(order)
+        return order[place * self._rows_per_step : (place + 1) * self._rows_per_step]
