@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonmill.algo.packing import pack, unpack
+from reasonmill.algo.packing import pack, pack_texts, unpack
 from reasonmill.types import Example
 
 
@@ -112,3 +112,22 @@ def test_unpack_refuses_values_of_other_batches() -> None:
     examples = [an_example([1, 2, 3])]
     with pytest.raises(ValueError, match="belong"):
         unpack(torch.zeros(3), pack(examples, 10), examples)
+
+
+# Whole texts
+
+
+def test_a_row_of_whole_texts_by_hand() -> None:
+    (row,) = pack_texts([[(7, 8), (9,)], [(1, 2, 3), (4, 5)]], 100)
+    assert row.units == (1, 0)  # the unit with the longest text first; a unit's texts in their order
+    assert row.lengths == (3, 2, 2, 1)
+    assert row.tokens.tolist() == [1, 2, 3, 4, 5, 7, 8, 9]
+    assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 0]
+    assert row.last.tolist() == [2, 4, 6, 7]
+
+
+def test_units_of_texts_are_never_cut() -> None:
+    units = [[(1,) * 3, (1,) * 2], [(1,) * 9], [(1,) * 2, (1,) * 3], [(1,)]]
+    assert [row.units for row in pack_texts(units, 10)] == [(1,), (0, 2), (3,)]
+    assert [row.units for row in pack_texts(units, 4)] == [(1,), (0,), (2,), (3,)]
+    assert pack_texts([], 4) == []

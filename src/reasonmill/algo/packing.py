@@ -129,3 +129,53 @@ def unpack(values: Tensor, batches: Sequence[Batch], examples: Sequence[Example]
     for index, row in zip(order, torch.split(values.cpu(), lengths), strict=True):
         result[index] = [0.0, *row.tolist()]
     return result
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """Whole texts end to end in one row of N positions, nothing shifted: for models that read and predict nothing.
+
+    Attributes:
+        units: which of the units that were packed the row holds, in its order.
+        lengths: tokens of each text.
+        tokens, positions: [N] token ids and their places in their texts.
+        last: place in the row of each text's last token.
+    """
+
+    units: tuple[int, ...]
+    lengths: tuple[int, ...]
+    tokens: Tensor
+    positions: Tensor
+    last: Tensor
+
+
+def pack_texts(units: Sequence[Sequence[Sequence[int]]], tokens_per_batch: int) -> list[TextRow]:
+    """Packs units of texts into rows of at most `tokens_per_batch` positions; a longer unit gets a row of its own.
+
+    The texts of a unit (the two of a pair, or one) stay together and in their order. Units are ordered by their
+    longest text, so that attention, which pads, wastes little. The result depends on nothing but the arguments.
+    """
+    ordered = sorted(range(len(units)), key=lambda unit: -max(map(len, units[unit])))
+    rows: list[list[int]] = []
+    filled = 0
+    for unit in ordered:
+        size = sum(map(len, units[unit]))
+        if not rows or filled + size > tokens_per_batch:
+            rows.append([])
+            filled = 0
+        rows[-1].append(unit)
+        filled += size
+    return [_pack_row(units, row) for row in rows]
+
+
+def _pack_row(units: Sequence[Sequence[Sequence[int]]], row: Sequence[int]) -> TextRow:
+    texts = [text for unit in row for text in units[unit]]
+    sizes = torch.tensor([len(text) for text in texts])
+    ends = torch.cumsum(sizes, 0)
+    return TextRow(
+        units=tuple(row),
+        lengths=tuple(sizes.tolist()),
+        tokens=_join(texts, np.int64),
+        positions=torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - sizes, sizes),
+        last=ends - 1,
+    )

@@ -28,7 +28,7 @@ class Decoder:
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
-        _refuse_unsupported(network)
+        refuse_unsupported(network)
         self.network = network
         self.config: PreTrainedConfig = network.config
         self.softcap: float | None = getattr(network.config, "final_logit_softcapping", None)
@@ -76,7 +76,7 @@ def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype) -> Decoder
         network = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=NAME)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(
-            f"no causal language model can be loaded: {_first_line(error)}",
+            f"no causal language model can be loaded: {first_line(error)}",
             fix="give a directory that AutoModelForCausalLM.from_pretrained loads",
             where=str(model_dir),
         ) from error
@@ -101,7 +101,7 @@ def new_decoder(config: PreTrainedConfig, *, seed: int, device: str, dtype: torc
         try:
             network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
         except ValueError as error:
-            raise UnsupportedModel(f"no causal language model has this config: {_first_line(error)}") from error
+            raise UnsupportedModel(f"no causal language model has this config: {first_line(error)}") from error
     return Decoder(network.to(device))
 
 
@@ -118,7 +118,12 @@ def config_from(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _refuse_unsupported(network: PreTrainedModel) -> None:
+def refuse_unsupported(network: PreTrainedModel) -> None:
+    """Refuses by name what packed rows can't be run through.
+
+    Raises:
+        UnsupportedModel: with the part that can not be run.
+    """
     name, config = type(network).__name__, network.config
     reason = ""
     if config.is_encoder_decoder:
@@ -147,6 +152,6 @@ def _rotations(config: PreTrainedConfig) -> set[str]:
     return {part.get("rope_type", "default") for part in nested or [parameters]}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error of transformers says, without the list of everything that it would have taken."""
     return str(error).split("\n", 1)[0]

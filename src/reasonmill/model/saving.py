@@ -30,9 +30,18 @@ def save_decoder(decoder: Decoder, target: Path, *, companions: Path) -> None:
     Raises:
         UnsupportedModel: `companions` holds no tokenizer to go with the model.
     """
+    copy_companions(companions, target)
+    decoder.network.save_pretrained(target)
+
+
+def copy_companions(companions: Path, target: Path) -> None:
+    """Copies what belongs to a model apart from its config and weights.
+
+    Raises:
+        UnsupportedModel: `companions` holds no tokenizer.
+    """
     for pattern in _COMPANIONS:
         for file in companions.glob(pattern):
             shutil.copyfile(file, target / file.name)
     if not any(target.glob("tokenizer*")):
         raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
-    decoder.network.save_pretrained(target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,26 +16,25 @@ from reasonmill.algo.examples import denominator, pg_examples
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import Batch, pack, unpack
 from reasonmill.algo.schedules import Schedule
-from reasonmill.errors import TooManyUngraded
-from reasonmill.learn.checkpoints import Checkpoints
-from reasonmill.learn.divergence import DivergenceGuard
-from reasonmill.learn.local import LocalLearner, OptimizerSettings
+from reasonmill.errors import RecipeError
+from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.on_policy import train_on_policy
 from reasonmill.learn.reference import Reference
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.model.saving import save_decoder
 from reasonmill.protocols import Renderer
-from reasonmill.recipe.reference import ModelRef
+from reasonmill.recipe.reference import ModelRef, RewardModelRef
 from reasonmill.render import renderer_for
-from reasonmill.rewards.combination import RewardWeights, reward_names
-from reasonmill.rollouts import TaskMix, collect, thinking_tokens
+from reasonmill.rewards.combination import RewardWeights, Scorer, check_rewards, reward_names
+from reasonmill.rewards.model import ModelScorer, Preference
+from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, thinking_tokens
 from reasonmill.sample.native import NativeSampler
 from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
-from reasonmill.store.groups import read_groups, write_groups
 from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams
 
 KIND = "rl"
-GROUPS_FILE = "groups.parquet"
 
 # The published settings of R1-Zero (Nature 645, supplement B.4); what a recipe sets itself goes before them.
 R1_PRESET: dict[str, Any] = {
@@ -69,6 +67,16 @@ class Settings(StageSettings):
     preset: Literal["r1"] | None = None
     tasks: dict[str, float] = Field(min_length=1, description="tasks and their shares")
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 1.0}, min_length=1)
+    reward_models: dict[Preference, RewardModelRef] = Field(
+        default={}, description="the models of the rewards helpfulness and safety, which count on general tasks"
+    )
+    preference_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the last steps in which reward models count; the problems of general tasks, which have "
+        "no other judge, are only drawn in these steps",
+    )
     steps: int = Field(ge=1)
     problems_per_step: int = Field(default=32, ge=1)
     group_size: int = Field(default=16, ge=2)
@@ -106,16 +114,43 @@ class Settings(StageSettings):
     def _known_rewards(cls, value: dict[str, float]) -> dict[str, float]:
         return _checked_shares(value, reward_names(), "reward", positive=False)
 
+    @model_validator(mode="after")
+    def _rewards_fit_tasks(self) -> Settings:
+        try:
+            check_rewards(self.rewards, self.tasks, self.reward_models)
+        except RecipeError as error:
+            raise ValueError(f"{error.what}; {error.fix}") from error
+        domains = {registry.get(name).domain for name in self.tasks}
+        if self.reward_models and domains == {"reasoning"}:
+            raise ValueError("reward models have no effect without a general task; add one, or remove reward_models")
+        if self.preference_share < 1 and not self.reward_models:
+            raise ValueError("preference_share has no effect without reward models; remove it, or add reward_models")
+        if self.preference_share < 1 and "reasoning" not in domains:
+            raise ValueError("there is nothing to learn before reward models count; add a reasoning task")
+        return self
+
+    @property
+    def first_preference_step(self) -> int:
+        """The step from which reward models count, and general problems are drawn; 0 without reward models."""
+        return self.steps - max(1, round(self.preference_share * self.steps))
+
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Trains the model `from` refers to; the outcome is the trained model."""
-    return Trainer(settings, inputs["from"].path, context).run()
+    reward_models = {name: inputs[f"reward_models.{name}"] for name in settings.reward_models}
+    return Trainer(settings, inputs["from"].path, reward_models, context).run()
 
 
 class Trainer:
-    """The loop over steps, and what it needs at hand."""
+    """What a step samples and what it learns, and what that needs at hand."""
 
-    def __init__(self, settings: Settings, model_dir: Path, context: StageContext) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model_dir: Path,
+        reward_models: Mapping[Preference, Input],
+        context: StageContext,
+    ) -> None:
         self.settings = settings
         self.context = context
         self.model_dir = model_dir
@@ -125,67 +160,74 @@ class Trainer:
         self.learner = LocalLearner(self.decoder, settings.optimizer, temperature=settings.sampling.temperature)
         self.reference = Reference(self.learner, settings.reference_every) if settings.loss.kl_coefficient else None
         self.sampler = NativeSampler(self.decoder, self.renderer, num_slots=settings.sampling.slots)
-        self.rewards = RewardWeights(settings.rewards)
+        scorers: dict[str, Scorer] = {
+            name: ModelScorer(
+                read.path, name, device=context.device, dtype=dtype, tokens_per_batch=settings.tokens_per_batch
+            )
+            for name, read in reward_models.items()
+        }
+        self.rewards = RewardWeights(settings.rewards, scorers)
         self.tasks = {name: registry.get(name) for name in settings.tasks}
         self.mix = TaskMix(self.tasks, settings.tasks)
+        rule_shares = {name: share for name, share in settings.tasks.items() if self.tasks[name].domain == "reasoning"}
+        self.rule_mix = TaskMix(self.tasks, rule_shares)
 
     def run(self) -> Outcome:
         settings, context = self.settings, self.context
-        ledger = context.home.ledger
-        checkpoints = Checkpoints(context, settings.state_every)
-        start = checkpoints.resume(self._load_state)
-        self.sampler.load(self.learner.weights(), version=start)
-        guard = DivergenceGuard()
-        context.progress.begin(settings.name, settings.steps, "steps")
-        for entry in ledger.metrics(context.key)[:start]:
-            context.progress.advance(entry["step"] + 1, entry)
-        for step in range(start, settings.steps):
-            checkpoints.before_step(step, settings.steps, self._state)
-            began = time.monotonic()
-            groups = self._committed_groups(step)
-            sampled = time.monotonic()
-            if self.reference is not None:
-                self.reference.before_step(step)
-            examples = self._examples(groups)
-            updates = list(self._fit(examples, settings.schedule.at(step, settings.steps)))
-            for updated in updates:
-                guard.check(step, updated)
-            self.sampler.load(self.learner.weights(), version=step + 1)
-            metrics = {**rollout_metrics(groups, self.renderer), **_mean_metrics(updates)}
-            metrics["speed/sampling_s"], metrics["speed/step_s"] = sampled - began, time.monotonic() - began
-            metrics["speed/tokens_per_s"] = metrics["tokens/sampled"] / metrics["speed/step_s"]
-            ledger.record_metrics(context.key, step, metrics)
-            context.progress.advance(step + 1, metrics)
-        return self._outcome()
-
-    def _committed_groups(self, step: int) -> list[Group]:
-        """The step's groups: the committed ones of an earlier run, else new ones, committed before they are used."""
-        ledger, objects = self.context.home.ledger, self.context.home.objects
-        digest = ledger.step_groups(self.context.key, step)
-        if digest is not None:
-            return read_groups(objects.path(digest) / GROUPS_FILE)
-        groups = self._sample(step)
-        _refuse_ungraded(groups, self.settings.max_ungraded)
-        ledger.commit_step(
-            self.context.key, step, objects.put(lambda target: write_groups(target / GROUPS_FILE, groups))
+        metrics, tokens = train_on_policy(
+            context,
+            self.sampler,
+            self.learner,
+            name=settings.name,
+            steps=settings.steps,
+            state_every=settings.state_every,
+            sample=self._sample,
+            fit=self._fit,
+            measure=lambda groups: rollout_metrics(groups, self.renderer),
+            state=self._state,
+            load_state=self._load_state,
         )
-        return groups
+        context.progress.end(metrics)
+        return Outcome(
+            "model", lambda target: save_decoder(self.decoder, target, companions=self.model_dir), metrics, tokens
+        )
 
     def _sample(self, step: int) -> list[Group]:
+        """The step's graded groups.
+
+        Raises:
+            TooManyUngraded: more rollouts than the settings allow could not be graded.
+        """
         settings, seed = self.settings, self.context.seed
+        mix = self.mix if step >= settings.first_preference_step else self.rule_mix
         first = step * settings.problems_per_step
-        problems = [self.mix.problem("train", seed, first + i) for i in range(settings.problems_per_step)]
-        params = SamplingParams(temperature=settings.sampling.temperature, max_tokens=settings.sampling.max_tokens)
-        return collect(
+        groups = collect(
             self.sampler,
             self.renderer,
             self.tasks,
-            problems,
+            [mix.problem("train", seed, first + i) for i in range(settings.problems_per_step)],
             rewards=self.rewards,
             num_samples=settings.group_size,
-            params=params,
+            params=SamplingParams(temperature=settings.sampling.temperature, max_tokens=settings.sampling.max_tokens),
             noise=(seed, settings.name, step),
         )
+        refuse_ungraded(groups, settings.max_ungraded)
+        return groups
+
+    def _fit(self, step: int, groups: Sequence[Group]) -> Iterator[dict[str, float]]:
+        """One optimizer step for each share of the groups; yields its metrics."""
+        settings, loss = self.settings, self.settings.loss
+        if self.reference is not None:
+            self.reference.before_step(step)
+        for share in _shares(self._examples(groups), settings.updates_per_step):
+            examples = [example for group in share for example in group]
+            if self.reference is not None:
+                examples = self._with_reference(examples)
+            total = denominator(examples, loss.normalisation)
+            batches = pack(examples, settings.tokens_per_batch)
+            sums = [self.learner.forward_backward(batch, loss, total) for batch in batches]
+            means = {name: math.fsum(entry[name] for entry in sums) / total for name in sums[0]}
+            yield {**means, **self.learner.optim_step(settings.schedule.at(step, settings.steps))}
 
     def _examples(self, groups: Sequence[Group]) -> list[list[Example]]:
         """The examples of each group that has something to learn from; a flat group has none."""
@@ -195,19 +237,6 @@ class Trainer:
             for group in groups
             if not group.is_flat
         ]
-
-    def _fit(self, examples: Sequence[Sequence[Example]], learning_rate: float) -> Iterator[dict[str, float]]:
-        """One optimizer step for each share of the groups; yields its metrics."""
-        loss = self.settings.loss
-        for share in _shares(examples, self.settings.updates_per_step):
-            flat = [example for group in share for example in group]
-            if self.reference is not None:
-                flat = self._with_reference(flat)
-            total = denominator(flat, loss.normalisation)
-            batches = pack(flat, self.settings.tokens_per_batch)
-            sums = [self.learner.forward_backward(batch, loss, total) for batch in batches]
-            means = {name: math.fsum(entry[name] for entry in sums) / total for name in sums[0]}
-            yield {**means, **self.learner.optim_step(learning_rate)}
 
     def _with_reference(self, examples: Sequence[Example]) -> list[Example]:
         assert self.reference is not None
@@ -222,15 +251,6 @@ class Trainer:
         self.learner.load_state(state)
         if self.reference is not None:
             self.reference.load_state(state)
-
-    def _outcome(self) -> Outcome:
-        steps = self.context.home.ledger.metrics(self.context.key)
-        tokens = int(sum(entry["tokens/sampled"] for entry in steps))
-        last = {name: value for name, value in steps[-1].items() if name != "step" and not name.startswith("speed/")}
-        self.context.progress.end(last)
-        return Outcome(
-            "model", lambda target: save_decoder(self.decoder, target, companions=self.model_dir), last, tokens
-        )
 
 
 def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, float]:
@@ -249,7 +269,7 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
         "tokens/sampled": float(tokens),
     }
     for part in sorted({name for rollout in graded for name in rollout.grade.parts}):
-        metrics[f"reward/{part}"] = _mean([rollout.grade.parts[part] for rollout in graded])
+        metrics[f"reward/{part}"] = _mean([r.grade.parts[part] for r in graded if part in r.grade.parts])
     return metrics
 
 
@@ -261,21 +281,6 @@ def _shares(groups: Sequence[Sequence[Example]], count: int) -> list[Sequence[Se
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
-
-
-def _mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = updates[0] if updates else ()
-    return {name: _mean([updated[name] for updated in updates]) for name in names}
-
-
-def _refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    errors = [rollout.grade.error for rollout in rollouts if rollout.grade.reward is None]
-    if len(errors) > limit * len(rollouts):
-        raise TooManyUngraded(
-            f"{len(errors)} of {len(rollouts)} rollouts of a step could not be graded, for example: {errors[0]}",
-            fix="mend the grader, or raise max_ungraded",
-        )
 
 
 def _checked_shares(value: dict[str, float], known: Sequence[str], what: str, *, positive: bool) -> dict[str, float]:

@@ -1,0 +1,136 @@
+"""Preferences: which pairs of responses to learn from, the losses of reward models, and their calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from reasonmill.randomness import Part, generator, key
+from reasonmill.types import Problem, Rollout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A response that may be compared or labelled.
+
+    Attributes:
+        shown: the text that judge and reward model see of it.
+        prompt, response: token ids of the problem's messages, and of `shown` as the assistant's turn.
+    """
+
+    problem: Problem
+    rollout: Rollout
+    shown: str
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """What the reward model reads."""
+        return self.prompt + self.response
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to the same problem, and by how much the judge prefers the chosen one."""
+
+    chosen: Candidate
+    rejected: Candidate
+    margin: float
+
+
+# How much better the first response is than the second in the judge's opinion; negative where it is worse.
+Judge = Callable[[Candidate, Candidate], float]
+
+
+# Selection
+
+
+def is_held_out(problem_id: str, share: float) -> bool:
+    """Whether a problem is kept from training; about `share` of all problems are, the same ones in every run."""
+    return key("held-out", problem_id) < share * 2**63
+
+
+def draw(items: Sequence[T], limit: int, *noise: Part) -> list[T]:
+    """Up to `limit` of the items, without replacement; the parts of `noise` name the draw."""
+    return generator("draw", *noise).sample(list(items), min(limit, len(items)))
+
+
+def judged(judge: Judge, first: Candidate, second: Candidate) -> Pair:
+    """The pair with the mean of the verdicts in both orders, so that a judge's liking for a place does not decide."""
+    margin = (judge(first, second) - judge(second, first)) / 2
+    return Pair(first, second, margin) if margin >= 0 else Pair(second, first, -margin)
+
+
+def with_balanced_lengths(pairs: Sequence[Pair], *noise: Part) -> list[Pair]:
+    """The pairs without the surplus of those whose chosen response is longer, or shorter, so that length says nothing.
+
+    Which of the surplus go is drawn; pairs of equal length all stay. The order is kept.
+    """
+    places = range(len(pairs))
+    longer = [place for place in places if _tokens_longer(pairs[place]) > 0]
+    shorter = [place for place in places if _tokens_longer(pairs[place]) < 0]
+    surplus = longer if len(longer) > len(shorter) else shorter
+    dropped = set(generator("lengths", *noise).sample(surplus, abs(len(longer) - len(shorter))))
+    return [pairs[place] for place in places if place not in dropped]
+
+
+def _tokens_longer(pair: Pair) -> int:
+    return len(pair.chosen.response) - len(pair.rejected.response)
+
+
+# Losses
+
+
+def pairwise_losses(chosen: Tensor, rejected: Tensor, centring: float = 0.0) -> Tensor:
+    """-log sigmoid(chosen - rejected) of each pair's rewards [P] (Bradley-Terry).
+
+    The difference leaves the level of the rewards open. `centring` adds centring * (chosen + rejected)^2, which keeps
+    it near 0 (arXiv 2312.09244, section 2), where a sigmoid of the reward still tells responses apart.
+    """
+    losses = F.softplus(rejected - chosen)
+    return losses + centring * (chosen + rejected) ** 2 if centring else losses
+
+
+def pointwise_losses(rewards: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of sigmoid(reward) with labels 0 or 1, for each response [R]."""
+    return F.binary_cross_entropy_with_logits(rewards, labels, reduction="none")
+
+
+# Calibration
+
+
+def calibration_error(probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = 10) -> float:
+    """Expected calibration error: |mean probability - share of outcomes| in equal bins of [0, 1], weighted by count.
+
+    (Naeini et al. 2015, arXiv 1706.04599 section 2.)
+    """
+    _require_same_length(probabilities, outcomes)
+    gaps = [0.0] * bins
+    for probability, outcome in zip(probabilities, outcomes, strict=True):
+        gaps[min(int(probability * bins), bins - 1)] += probability - outcome
+    return math.fsum(map(abs, gaps)) / len(probabilities)
+
+
+def brier_score(probabilities: Sequence[float], outcomes: Sequence[bool]) -> float:
+    """Mean squared difference of probability and outcome; 0.25 is what always saying one half gets."""
+    _require_same_length(probabilities, outcomes)
+    squares = ((p - outcome) ** 2 for p, outcome in zip(probabilities, outcomes, strict=True))
+    return math.fsum(squares) / len(probabilities)
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)) without overflow."""
+    return (1 + math.tanh(value / 2)) / 2
+
+
+def _require_same_length(probabilities: Sequence[float], outcomes: Sequence[bool]) -> None:
+    if not probabilities or len(probabilities) != len(outcomes):
+        raise ValueError(f"{len(probabilities)} probabilities and {len(outcomes)} outcomes")

@@ -1,0 +1,129 @@
+"""Reward models: a decoder with a scalar head on the last token of a text (R1 paper, reward models)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from reasonmill.algo.packing import TextRow, pack_texts
+from reasonmill.errors import UnsupportedModel
+from reasonmill.model.attention import NAME, PackedLayout
+from reasonmill.model.decoder import first_line, load_decoder, refuse_unsupported
+from reasonmill.model.saving import copy_companions
+
+# What of a completion a reward model is shown: the final answer without the thinking, or all of it.
+View = Literal["answer", "response"]
+
+
+class RewardModel:
+    """A network of transformers' sequence classification with one label, run on packed rows.
+
+    Args:
+        network: made with `attn_implementation="reasonmill"`.
+    """
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        refuse_unsupported(network)
+        head: object = getattr(network, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
+            raise UnsupportedModel(f"{type(network).__name__} has no scalar head: a reward model gives one number")
+        self.network: PreTrainedModel = network
+        self._head: nn.Linear = head
+        network.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self._head.weight.device
+
+    @property
+    def view(self) -> View:
+        """What it was trained to look at."""
+        view: View = self.network.config.reward_view
+        return view
+
+    def rewards(self, row: TextRow) -> Tensor:
+        """Rewards [texts of the row], fp32, with gradient."""
+        output = self.network.get_decoder()(
+            input_ids=row.tokens.to(self.device)[None],
+            position_ids=row.positions.to(self.device)[None],
+            use_cache=False,
+            layout=PackedLayout(row.lengths, self.device),
+        )
+        last: Tensor = output.last_hidden_state[0].index_select(0, row.last.to(self.device))
+        rewards: Tensor = self._head(last).float().squeeze(1)
+        return rewards
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[Sequence[int]], tokens_per_batch: int) -> list[float]:
+        """The reward of each text (token ids); packed rows hold at most `tokens_per_batch` positions."""
+        scores = [0.0] * len(texts)
+        for row in pack_texts([[text] for text in texts], tokens_per_batch):
+            for unit, reward in zip(row.units, self.rewards(row).tolist(), strict=True):
+                scores[unit] = reward
+        return scores
+
+
+def new_reward_model(
+    policy_dir: Path, *, view: View, stop_tokens: Collection[int], device: str, dtype: torch.dtype
+) -> RewardModel:
+    """The policy of a model directory with a scalar head of zeros in place of its language-model head.
+
+    Args:
+        stop_tokens: what texts end with. transformers takes the last token that is no padding for the last one, so a
+            policy that pads with a stop token gives a reward model without a padding token, which scores one text at
+            a time outside of reasonmill.
+
+    Raises:
+        UnsupportedModel: the policy can't be loaded, or transformers has no sequence classification for it.
+    """
+    body = load_decoder(policy_dir, device="cpu", dtype=dtype).network.base_model
+    config = copy.deepcopy(body.config)
+    config.num_labels = 1
+    config.reward_view = view
+    if config.pad_token_id in stop_tokens:
+        config.pad_token_id = None
+    with torch.random.fork_rng(devices=[]):  # random weights are made and thrown away
+        try:
+            network = AutoModelForSequenceClassification.from_config(config, attn_implementation=NAME, dtype=dtype)
+        except ValueError as error:
+            raise UnsupportedModel(f"no scalar head for {config.model_type}: {first_line(error)}") from error
+    network.base_model.load_state_dict(body.state_dict(), assign=True)
+    nn.init.zeros_(network.score.weight)
+    return RewardModel(network.to(device))
+
+
+def load_reward_model(model_dir: Path, *, device: str, dtype: torch.dtype) -> RewardModel:
+    """Loads the directory of a reward model.
+
+    Raises:
+        UnsupportedModel: there is no reward model of reasonmill in the directory.
+    """
+    fix = "give a directory that a reward-model stage wrote"
+    try:
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            model_dir, dtype=dtype, attn_implementation=NAME, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(
+            f"no reward model can be loaded: {first_line(error)}", fix=fix, where=str(model_dir)
+        ) from error
+    if report["missing_keys"] or not hasattr(network.config, "reward_view"):
+        raise UnsupportedModel("the model in the directory is no reward model", fix=fix, where=str(model_dir))
+    return RewardModel(network.to(device))
+
+
+def save_reward_model(model: RewardModel, target: Path, *, companions: Path) -> None:
+    """Writes a directory that AutoModelForSequenceClassification loads, the tokenizer alongside.
+
+    Args:
+        target: an existing directory.
+        companions: the model directory whose tokenizer the model keeps.
+    """
+    copy_companions(companions, target)
+    model.network.save_pretrained(target)

@@ -1,0 +1,318 @@
+"""Reward models: helpfulness from judged pairs, safety from labelled responses (R1 paper, second RL stage).
+
+The responses are rollouts of general tasks, and the label of each is a part of its grade. Problems are held out by a
+hash of their id: their responses are never trained on, and tell how often the model is right and how sure it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from reasonmill.algo.intervals import clustered_mean
+from reasonmill.algo.packing import TextRow, pack_texts
+from reasonmill.algo.preferences import (
+    Candidate,
+    Judge,
+    Pair,
+    brier_score,
+    calibration_error,
+    draw,
+    is_held_out,
+    judged,
+    pairwise_losses,
+    pointwise_losses,
+    sigmoid,
+    with_balanced_lengths,
+)
+from reasonmill.algo.schedules import Schedule
+from reasonmill.errors import RecipeError
+from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.scalar import ScalarLearner
+from reasonmill.learn.supervised import optimise
+from reasonmill.model.decoder import working_dtype
+from reasonmill.model.reward import RewardModel, View, new_reward_model, save_reward_model
+from reasonmill.protocols import Renderer
+from reasonmill.recipe.reference import ModelRef, RolloutsRef
+from reasonmill.render import renderer_for
+from reasonmill.rewards.model import VIEWS, shown
+from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.sft import Epochs
+from reasonmill.store.groups import GROUPS_FILE, read_groups
+from reasonmill.tasks import registry
+from reasonmill.types import Group, Problem, Rollout
+
+KIND = "reward-model"
+
+Objective = Literal["pairwise", "pointwise"]
+_VIEWS: Mapping[Objective, View] = {"pairwise": VIEWS["helpfulness"], "pointwise": VIEWS["safety"]}
+# Why a response can't be used.
+_UNUSABLE = ("unlabelled", "no_answer", "too_long")
+_PAIRWISE_ONLY = ("pairs_per_problem", "min_margin", "centring")
+# Rounding of margins such as 0.6 - 0.3 must not decide about a pair.
+_ROUNDING = 1e-9
+
+
+class Settings(StageSettings):
+    """Settings of a `reward-model` stage. Pairwise is for helpfulness, pointwise for safety."""
+
+    kind: Literal["reward-model"]
+    from_: ModelRef = Field(alias="from", description="the policy whose decoder gets the scalar head")
+    data: list[RolloutsRef] = Field(min_length=1)
+    objective: Objective
+    label: str = Field(description="the part of the grades that judges: more is better; pointwise: 0 or 1")
+    judge: Literal["world"] = "world"
+    tasks: list[str] = Field(default=[], description="the tasks whose rollouts count; all that have the label if empty")
+    pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
+    min_margin: float = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
+    centring: float = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of problems that are never trained on")
+    epochs: int = Field(default=1, ge=1, description="times that each example is read")
+    examples_per_step: int = Field(default=64, ge=1, description="pairs or responses of an optimizer step")
+    max_tokens: int = Field(default=8192, ge=2, description="longer texts are dropped")
+    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
+    schedule: Schedule
+    optimizer: OptimizerSettings = OptimizerSettings()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    state_every: int = Field(default=50, ge=1, description="steps between saved states")
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in registry.names():
+                raise ValueError(f"unknown task {name!r}; use one of {', '.join(registry.names())}")
+        return value
+
+    @model_validator(mode="after")
+    def _pairwise_settings_have_effect(self) -> Settings:
+        idle = [name for name in _PAIRWISE_ONLY if name in self.model_fields_set]
+        if self.objective == "pointwise" and idle:
+            raise ValueError(f"{', '.join(idle)} belong to pairs; remove them from a pointwise reward model")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What the model learns from: one response and its label, or the chosen and the rejected response of a pair."""
+
+    problem_id: str
+    texts: tuple[tuple[int, ...], ...]
+    label: float = 1.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Examples to train on and held-out ones, and how many of those drawn were dropped for which reason."""
+
+    train: list[Labelled]
+    held_out: list[Labelled]
+    dropped: Mapping[str, int]
+
+    def counts(self) -> dict[str, int]:
+        """`examples/drawn` is the sum of all others."""
+        kept = {"examples/train": len(self.train), "examples/held_out": len(self.held_out)}
+        dropped = {f"examples/dropped_{reason}": count for reason, count in self.dropped.items()}
+        return {"examples/drawn": sum(kept.values()) + sum(dropped.values()), **kept, **dropped}
+
+
+def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
+    """Trains the model `from` refers to, with a scalar head, on the labels of the rollouts in `data`."""
+    policy_dir = inputs["from"].path
+    renderer = renderer_for(policy_dir)
+    groups = [
+        group
+        for name, read in inputs.items()
+        if name.startswith("data[")
+        for group in read_groups(read.path / GROUPS_FILE)
+    ]
+    selection = select(settings, groups, renderer, context.seed)
+    _require_enough(settings, selection)
+    model = new_reward_model(
+        policy_dir,
+        view=_VIEWS[settings.objective],
+        stop_tokens=renderer.stop_tokens,
+        device=context.device,
+        dtype=working_dtype(settings.precision, context.device),
+    )
+    tokens = _train(settings, context, model, selection.train)
+    metrics = {**held_out_metrics(model, selection.held_out, settings.tokens_per_batch), **selection.counts()}
+    context.progress.end(metrics)
+    return Outcome(
+        "reward-model", lambda target: save_reward_model(model, target, companions=policy_dir), metrics, tokens
+    )
+
+
+# Selection
+
+
+def select(settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int) -> Selection:
+    """The examples of the rollouts of `settings.tasks`; everything that is drawn is kept or counted as dropped."""
+    chosen = [group for group in groups if not settings.tasks or group.problem.task in settings.tasks]
+    selectors = {"pairwise": _select_pairs, "pointwise": _select_responses}
+    return selectors[settings.objective](settings, chosen, renderer, seed)
+
+
+def part_judge(label: str) -> Judge:
+    """The world's judge: it compares a part of the grades."""
+    return lambda first, second: first.rollout.grade.parts[label] - second.rollout.grade.parts[label]
+
+
+def _select_pairs(settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int) -> Selection:
+    judge = part_judge(settings.label)
+    dropped = dict.fromkeys((*_UNUSABLE, "small_margin", "length_balance"), 0)
+    pairs = []
+    for place, group in enumerate(groups):
+        candidates = _candidates(settings, group, renderer)
+        for drawn in draw(list(combinations(candidates, 2)), settings.pairs_per_problem, seed, settings.name, place):
+            pair = _pair(settings, judge, *drawn)
+            if isinstance(pair, Pair):
+                pairs.append(pair)
+            else:
+                dropped[pair] += 1
+    kept_back = [is_held_out(pair.chosen.problem.id, settings.held_out) for pair in pairs]
+    parts = {}
+    for side in (False, True):
+        part = [pair for pair, is_kept_back in zip(pairs, kept_back, strict=True) if is_kept_back == side]
+        # Each side by itself: lengths must neither teach the model anything nor make it look right.
+        balanced = with_balanced_lengths(part, seed, settings.name, int(side))
+        dropped["length_balance"] += len(part) - len(balanced)
+        parts[side] = [Labelled(pair.chosen.problem.id, (pair.chosen.text, pair.rejected.text)) for pair in balanced]
+    return Selection(parts[False], parts[True], dropped)
+
+
+def _pair(settings: Settings, judge: Judge, first: Candidate | str, second: Candidate | str) -> Pair | str:
+    """The judged pair, or the reason why it is dropped: a response that can't be used, or its margin."""
+    if isinstance(first, str):
+        return first
+    if isinstance(second, str):
+        return second
+    pair = judged(judge, first, second)
+    return pair if pair.margin >= settings.min_margin - _ROUNDING else "small_margin"
+
+
+def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int) -> Selection:
+    dropped = dict.fromkeys(_UNUSABLE, 0)
+    parts: dict[bool, list[Labelled]] = {False: [], True: []}
+    for group in groups:
+        for candidate in _candidates(settings, group, renderer):
+            if isinstance(candidate, str):
+                dropped[candidate] += 1
+                continue
+            label = candidate.rollout.grade.parts[settings.label]
+            if label not in (0.0, 1.0):
+                raise RecipeError(
+                    f"the part {settings.label!r} of a grade is {label}, and a pointwise label is 0 or 1",
+                    where=f"label of stage {settings.name!r}",
+                    fix='name another part, or use objective = "pairwise"',
+                )
+            part = parts[is_held_out(group.problem.id, settings.held_out)]
+            part.append(Labelled(group.problem.id, (candidate.text,), label))
+    return Selection(parts[False], parts[True], dropped)
+
+
+def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
+    """The group's responses as judge and model see them; in place of one that can't be used, the reason."""
+    prompt = renderer.render(group.problem.messages)
+    return [_candidate(settings, group.problem, prompt, rollout, renderer) for rollout in group.rollouts]
+
+
+def _candidate(
+    settings: Settings, problem: Problem, prompt: tuple[int, ...], rollout: Rollout, renderer: Renderer
+) -> Candidate | str:
+    if rollout.grade.reward is None or settings.label not in rollout.grade.parts:
+        return "unlabelled"
+    text = shown(rollout.completion.text, _VIEWS[settings.objective])
+    if text is None:
+        return "no_answer"
+    candidate = Candidate(problem, rollout, text, prompt, renderer.response(text))
+    return "too_long" if len(candidate.text) > settings.max_tokens else candidate
+
+
+def _require_enough(settings: Settings, selection: Selection) -> None:
+    if not selection.train or len({example.problem_id for example in selection.held_out}) < 2:
+        counts = ", ".join(f"{name} {count}" for name, count in selection.counts().items())
+        raise RecipeError(
+            f"stage {settings.name!r} needs examples to train on, and two held-out problems: {counts}",
+            where=f"data of stage {settings.name!r}",
+            fix="collect more rollouts, or change label, min_margin or held_out",
+        )
+
+
+# Training
+
+
+def _train(settings: Settings, context: StageContext, model: RewardModel, examples: Sequence[Labelled]) -> int:
+    """All steps that the ledger has no state for; returns the tokens that were trained on, resumed ones too."""
+    learner = ScalarLearner(model, settings.optimizer)
+    order = Epochs(len(examples), settings.examples_per_step, (context.seed, settings.name))
+
+    def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
+        for step in range(start, stop):
+            chosen = [examples[row] for row in order.rows(step)]
+            rows = pack_texts([example.texts for example in chosen], settings.tokens_per_batch)
+            total, right = 0.0, 0
+            for row in rows:
+                labels = torch.tensor([chosen[unit].label for unit in row.units])
+
+                def losses(rewards: Tensor, labels: Tensor = labels) -> Tensor:
+                    if settings.objective == "pairwise":
+                        return pairwise_losses(rewards[0::2], rewards[1::2], settings.centring)
+                    return pointwise_losses(rewards, labels.to(rewards.device))
+
+                loss, rewards = learner.forward_backward(row, losses, len(chosen))
+                total += loss
+                right += sum(
+                    (p > 0.5) == (label > 0.5) for p, label in zip(_chances(row, rewards), labels, strict=True)
+                )
+            yield {
+                f"loss/{settings.objective}": total / len(chosen),
+                "reward/right": float(right) / len(chosen),
+                "tokens": float(sum(sum(row.lengths) for row in rows)),
+            }
+
+    return optimise(
+        context,
+        learner,
+        passes,
+        name=settings.name,
+        steps=settings.epochs * order.steps_per_epoch,
+        schedule=settings.schedule,
+        state_every=settings.state_every,
+    )
+
+
+def _chances(row: TextRow, rewards: Tensor) -> list[float]:
+    """For each example of a row, how likely the model finds its label 1: that the first of two is the better one."""
+    numbers = rewards[0::2] - rewards[1::2] if len(row.lengths) == 2 * len(row.units) else rewards
+    return [sigmoid(number) for number in numbers.tolist()]
+
+
+def held_out_metrics(model: RewardModel, examples: Sequence[Labelled], tokens_per_batch: int) -> dict[str, Any]:
+    """How often the model is right about examples that it never saw, with an interval clustered by problem, and how
+    well its probabilities are calibrated."""
+    chances, outcomes, problems = [], [], []
+    for row in pack_texts([example.texts for example in examples], tokens_per_batch):
+        with torch.no_grad():
+            rewards = model.rewards(row)
+        for unit, chance in zip(row.units, _chances(row, rewards), strict=True):
+            chances.append(chance)
+            outcomes.append(examples[unit].label > 0.5)
+            problems.append(examples[unit].problem_id)
+    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(problems))}
+    right = [float((chance > 0.5) == outcome) for chance, outcome in zip(chances, outcomes, strict=True)]
+    if len(examples[0].texts) == 2:
+        # A pair in one order only would have no outcome but "the first is better".
+        chances, outcomes = [*chances, *(1 - c for c in chances)], [*outcomes, *(not o for o in outcomes)]
+    return {
+        "held_out/accuracy": clustered_mean(right, [numbers[problem] for problem in problems]).as_metric(),
+        "held_out/calibration_error": calibration_error(chances, outcomes),
+        "held_out/brier": brier_score(chances, outcomes),
+        "held_out/problems": len(numbers),
+    }
