@@ -19,7 +19,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None
     ) -> Tensor:
         normalisers, logprobs = [], []
-        for part in _chunks(hidden, weight):
+        for part in chunks(hidden, weight):
             logits, _ = scaled_logits(hidden[part], weight, temperature, softcap)
             normaliser = torch.logsumexp(logits, dim=-1)
             chosen = logits.gather(1, targets[part, None]).squeeze(1)
@@ -34,7 +34,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, normalisers = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part in _chunks(hidden, weight):
+        for part in chunks(hidden, weight):
             logits, slope = scaled_logits(hidden[part], weight, ctx.temperature, ctx.softcap)
             # d logprob / d logit = [is target] - probability
             grad = torch.exp(logits - normalisers[part, None]).mul_(-grads[0][part, None])
@@ -45,7 +45,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Runs of positions whose logits are made together; the same in forward and backward."""
     size = max(1, (_CPU_LOGITS if hidden.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]

@@ -132,7 +132,7 @@ def token_losses(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) 
         losses = cross_entropy(policy_logprobs, batch, settings)
         return losses, {"loss/ce": losses.detach()}
     if batch.loss == "kl":
-        raise ValueError("distillation losses are not made from LossSettings")
+        raise ValueError("log-probs of single tokens don't make a kl loss; use a learner that has a teacher")
     losses = _SURROGATES[settings.algorithm](policy_logprobs, batch, settings)
     ratio = _ratio(policy_logprobs, batch).detach()
     low, high = settings.clip
