@@ -1,0 +1,237 @@
+"""The gate: which rules hold, why it says so, and which evaluations it refuses to compare."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from reasonmill.errors import RecipeError
+from reasonmill.stages.context import Input, Outcome, StageContext
+from reasonmill.stages.gate import VERDICT_FILE, Settings, judge, paired_groups, run
+from reasonmill.store.groups import GROUPS_FILE, write_groups
+from reasonmill.store.home import Home
+from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
+
+REASONING = "countdown-3"
+
+
+class Silence:
+    """A Progress that shows nothing, and keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def end(self, metrics: Mapping[str, object]) -> None: ...
+
+
+def settings(**changes: Any) -> Settings:
+    content = {
+        "name": "gate",
+        "kind": "gate",
+        "candidate": "new",
+        "candidate_eval": "new-eval",
+        "parent": "old",
+        "parent_eval": "old-eval",
+        "better": [REASONING],
+        **changes,
+    }
+    return Settings.model_validate(content)
+
+
+def a_problem(task: str, number: int) -> Problem:
+    return Problem(task, (Message("user", f"problem {number}"),), "42")
+
+
+def a_rollout(**parts: float) -> Rollout:
+    completion = Completion((1,), (0.0,), (True,), "", "stop", 0)
+    return Rollout((1,), completion, Grade(parts.get("accuracy", 0.0), parts))
+
+
+def groups(task: str, *values: Sequence[float], part: str = "accuracy") -> list[Group]:
+    """A group for each problem, with the given values of a part."""
+    return [
+        Group(a_problem(task, number), tuple(a_rollout(**{part: value}) for value in samples))
+        for number, samples in enumerate(values)
+    ]
+
+
+def rules_of(candidate: Sequence[Group], parent: Sequence[Group], **changes: Any) -> dict[str, tuple[bool, str]]:
+    found = judge(settings(**changes), paired_groups(candidate, parent), seed=0)
+    return {rule.name: (rule.holds, rule.text) for rule in found}
+
+
+GOOD, BAD = [[1.0, 1.0]] * 30, [[0.0, 1.0]] * 30
+
+
+def test_a_gain_is_better_and_a_loss_is_not() -> None:
+    gained, said = rules_of(groups(REASONING, *GOOD), groups(REASONING, *BAD))["better"]
+    assert gained
+    assert said.startswith(
+        "countdown-3: 50.0 % -> 100.0 %, +50.0 points (+50.0 to +50.0) on 30 problems; p = 0.0001, below"
+    )
+    lost, said = rules_of(groups(REASONING, *BAD), groups(REASONING, *GOOD))["better"]
+    assert not lost
+    assert said.endswith("p = 1.0000, not below 0.01: not shown to be better")
+
+
+def test_reasoning_tasks_are_pooled() -> None:
+    candidate = groups(REASONING, *GOOD) + groups("arithmetic", *BAD[:10])
+    parent = groups(REASONING, *BAD) + groups("arithmetic", *GOOD[:10])
+    (rule,) = judge(settings(better=[REASONING, "arithmetic"]), paired_groups(candidate, parent), seed=0)
+    # 30 problems gain one half, 10 lose one half.
+    assert rule.comparison.difference.value == pytest.approx(0.25)
+    assert rule.comparison.problems == 40
+    assert rule.holds
+
+
+@pytest.mark.parametrize(("margin", "holds"), [(0.2, True), (0.05, False)])
+def test_not_worse_asks_for_the_lower_end_of_the_interval(margin: float, holds: bool) -> None:
+    # One of 20 answers is lost: -5 points, and with t(19) = 2.093 as much as 5 + 2.093 * 5 = 15.5.
+    candidate = groups(REASONING, *GOOD) + groups("facts", *[[1.0]] * 19, [0.0])
+    parent = groups(REASONING, *BAD) + groups("facts", *[[1.0]] * 20)
+    found, said = rules_of(candidate, parent, not_worse={"general": margin})["general"]
+    assert found is holds
+    assert "it may be 15.5 points lower" in said
+    assert said.endswith("within 20.0 allowed: not worse" if holds else "and only 5.0 are allowed: refused")
+
+
+@pytest.mark.parametrize(
+    ("measure", "task", "part", "better", "worse"),
+    [
+        ("safe", "harmful-requests", "safe", 1.0, 0.0),
+        ("not_refused", "harmless-requests", "refused", 0.0, 1.0),
+        ("helpful", "small-talk", "helpful", 0.9, 0.2),
+        ("language", REASONING, "language", 1.0, 0.4),
+    ],
+)
+def test_each_measure_knows_what_is_worse(measure: str, task: str, part: str, better: float, worse: float) -> None:
+    reasoning = [Group(a_problem(REASONING, 99), (a_rollout(accuracy=1.0, language=1.0),))]
+    high = reasoning + groups(task, *[[better]] * 9, part=part)
+    low = reasoning + groups(task, *[[worse]] * 9, part=part)
+    changes = {"better": [REASONING], "not_worse": {measure: 0.1}}
+    assert rules_of(high, low, **changes)[measure][0]
+    assert not rules_of(low, high, **changes)[measure][0]
+
+
+def test_ungraded_rollouts_are_no_wrong_answers() -> None:
+    ungraded = Rollout((1,), a_rollout().completion, Grade(None, {"accuracy": 0.0}, "timed out"))
+    candidate = [Group(group.problem, (*group.rollouts, ungraded)) for group in groups(REASONING, *GOOD)]
+    (rule,) = judge(settings(), paired_groups(candidate, groups(REASONING, *BAD)), seed=0)
+    assert rule.comparison.candidate == 1.0
+
+
+def test_a_problem_that_was_asked_twice_counts_once() -> None:
+    twice = groups(REASONING, [1.0], [1.0]) + groups(REASONING, [0.0])
+    ((ours, theirs), _) = paired_groups(twice, twice)
+    assert [rollout.grade.reward for rollout in ours.rollouts] == [1.0, 0.0]
+    assert ours == theirs
+
+
+def test_other_problems_can_not_be_compared() -> None:
+    with pytest.raises(RecipeError, match="did not ask the same problems: 1 were"):
+        paired_groups(groups(REASONING, [1.0], [1.0]), groups(REASONING, [1.0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"better": [REASONING, "arithmetic"]}, "hold no problem of arithmetic"),
+        ({"not_worse": {"safe": 0.1}}, "hold nothing that 'safe' measures"),
+        ({"not_worse": {"language": 0.1}}, "hold nothing that 'language' measures"),
+    ],
+)
+def test_a_rule_without_figures_is_a_mistake(changes: dict[str, Any], what: str) -> None:
+    pairs = paired_groups(groups(REASONING, [1.0]), groups(REASONING, [1.0]))
+    with pytest.raises(RecipeError, match=what):
+        judge(settings(**changes), pairs, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"not_worse": {"saef": 0.1}}, "unknown measure 'saef'"),
+        ({"not_worse": {"safe": 0.0}}, "margin of 'safe' must be a positive number"),
+        ({"parent_eval": "new-eval"}, "are both 'new-eval'"),
+        ({"better": []}, "better"),
+    ],
+)
+def test_settings_that_can_not_work_are_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        settings(**changes)
+
+
+def test_of_twenty_comparisons_of_a_model_with_itself_at_most_one_is_promoted() -> None:
+    draws = np.random.default_rng(3)
+    promoted = 0
+    for seed in range(20):
+        chances = draws.random(100)
+        one, other = ((draws.random((4, 100)) < chances).astype(float).T.tolist() for _ in range(2))
+        rules = judge(settings(), paired_groups(groups(REASONING, *one), groups(REASONING, *other)), seed=seed)
+        promoted += all(rule.holds for rule in rules)
+    assert promoted <= 1
+
+
+# The stage
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    with Home.open(tmp_path / "home") as opened:
+        yield opened
+
+
+@pytest.fixture
+def compare(home: Home) -> Callable[..., tuple[Outcome, Silence]]:
+    """Runs the stage on two models and the evaluations of them."""
+
+    def compare(new: list[Group], old: list[Group], *, evaluated: str = "new") -> tuple[Outcome, Silence]:
+        inputs = {}
+        for role, name in (("candidate", "new"), ("parent", "old")):
+            inputs[role] = Input(home.path, name * 8)
+            home.ledger.register(Artifact(name * 8, "model", name, (), ""))
+        for role, name, transcripts in (("candidate", evaluated, new), ("parent", "old", old)):
+            digest = home.objects.put(lambda target, rows=transcripts: write_groups(target / GROUPS_FILE, rows))  # type: ignore[misc]
+            home.ledger.register(Artifact(digest, "evaluation", f"{name}-eval", (name * 8,), ""))
+            inputs[f"{role}_eval"] = Input(home.objects.path(digest), digest)
+        progress = Silence()
+        context = StageContext("key", 0, "cpu", home, progress, lambda: False)
+        return run(settings(), inputs, context), progress
+
+    return compare
+
+
+def test_a_verdict_names_the_promoted_model(compare: Callable[..., tuple[Outcome, Silence]], tmp_path: Path) -> None:
+    outcome, progress = compare(groups(REASONING, *GOOD), groups(REASONING, *BAD))
+    assert outcome.kind == "verdict"
+    assert (outcome.metrics["promoted"], outcome.metrics["model"]) == (True, "new" * 8)
+    assert progress.notes == ["gate: promoted new"]
+    outcome.write(tmp_path)
+    verdict = json.loads((tmp_path / VERDICT_FILE).read_text())
+    assert verdict["reasons"] == outcome.metrics["reasons"]
+    assert verdict["rules"]["better"]["difference"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert verdict["parent"] == {"name": "old", "digest": "old" * 8}
+
+
+def test_a_refused_candidate_leaves_the_parent(compare: Callable[..., tuple[Outcome, Silence]]) -> None:
+    outcome, progress = compare(groups(REASONING, *BAD), groups(REASONING, *GOOD))
+    assert (outcome.metrics["promoted"], outcome.metrics["model"]) == (False, "old" * 8)
+    assert progress.notes == ["gate: refused new"]
+    assert "not shown to be better" in outcome.metrics["reasons"][0]
+
+
+def test_an_evaluation_of_another_model_is_refused(compare: Callable[..., tuple[Outcome, Silence]]) -> None:
+    with pytest.raises(
+        RecipeError, match="candidate_eval is no evaluation of the candidate: it evaluated oldoldoldold"
+    ):
+        compare(groups(REASONING, *GOOD), groups(REASONING, *BAD), evaluated="old")
