@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reasonmill.algo.intervals import clustered_mean
+from reasonmill.algo.intervals import clustered_mean, clustered_share
 
 
 # 97.5 % quantiles from the table of any statistics book.
@@ -57,3 +57,17 @@ def test_one_cluster_tells_nothing_about_the_spread() -> None:
 def test_values_without_clusters_are_refused(values: list[float], clusters: list[int]) -> None:
     with pytest.raises(ValueError, match="cluster labels"):
         clustered_mean(values, clusters)
+
+
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    # Mean 3/4 and 1/4 with a margin of 12.706205 * 3/8: far outside on both sides.
+    assert clustered_share([1, 1, 1, 0], [7, 7, 7, 3]).as_metric() == {"value": 0.75, "low": 0.0, "high": 1.0}
+    assert clustered_share([1, 0], [4, 4]).as_metric() == {"value": 0.5, "low": 0.0, "high": 1.0}
+    values, clusters = [1.0, 0.0] * 50, range(100)
+    assert clustered_share(values, clusters) == clustered_mean(values, clusters)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
+def test_what_is_no_share_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="a share lies in"):
+        clustered_share([0.5, value], [0, 1])

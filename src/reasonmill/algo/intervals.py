@@ -43,6 +43,18 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[int]) -> Estimate
     return Estimate(mean, mean - margin, mean + margin)
 
 
+def clustered_share(values: Sequence[float], clusters: Sequence[int]) -> Estimate:
+    """`clustered_mean` of values in [0, 1]: its interval ends where a share does.
+
+    Raises:
+        ValueError: as `clustered_mean`, or a value is no share.
+    """
+    if any(not 0 <= value <= 1 for value in values):
+        raise ValueError(f"a share lies in [0, 1], got {min(values)} to {max(values)}")
+    estimate = clustered_mean(values, clusters)
+    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
+
+
 def _t_quantile(degrees: int) -> float:
     """97.5 % quantile of Student's t by bisection on its distribution function (the regularised incomplete beta)."""
     low, high = 1.9, 13.0

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reasonmill.algo.intervals import clustered_mean
-from reasonmill.errors import Interrupted
+from reasonmill.algo.comparison import win_rate
+from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
+from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.protocols import Progress, Renderer
-from reasonmill.recipe.reference import ModelRef
+from reasonmill.recipe.reference import EvaluationRef, ModelRef
 from reasonmill.render import renderer_for
-from reasonmill.rewards.combination import RewardWeights
+from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, thinking_tokens
 from reasonmill.sample.native import NativeSampler
 from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
-from reasonmill.store.groups import write_groups
+from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
+from reasonmill.store.steps import committed_groups
 from reasonmill.tasks import registry
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Group, SamplingParams
+from reasonmill.types import Group, Problem, Rollout, SamplingParams
+from reasonmill.world.lexicon import language_share
 
 KIND = "evaluate"
-# Problems that are in flight together: enough to fill the sampler, few enough to show progress.
-_PROBLEMS_AT_ONCE = 256
+# Problems that are sampled and kept together: enough to fill the sampler, few enough to lose little when interrupted.
+CHUNK = 256
+
+# Makes the groups of a chunk from its number and from what samples it, or has them already.
+Keep = Callable[[int, Callable[[], Sequence[Group]]], Sequence[Group]]
 
 
 class EvaluationSampling(BaseModel):
@@ -49,6 +56,10 @@ class Settings(StageSettings):
     from_: ModelRef = Field(alias="from")
     tasks: dict[str, int] = Field(min_length=1, description="tasks and the number of problems of each")
     samples: int = Field(default=4, ge=1, description="samples of each problem")
+    sampling_seed: int | None = Field(default=None, description="seed of the samples, not of the problems")
+    against: EvaluationRef | None = Field(
+        default=None, description="an evaluation of the same prompts, for the share of them answered more helpfully"
+    )
     split: Literal["dev", "test"] = "test"
     sampling: EvaluationSampling = EvaluationSampling()
 
@@ -62,16 +73,37 @@ class Settings(StageSettings):
                 raise ValueError(f"task {name!r} needs at least one problem, got {problems}")
         return value
 
+    @model_validator(mode="after")
+    def _known_split(self) -> Self:
+        for name in self.tasks:
+            registry.get(name).problem(self.split, 0, 0)  # a task that lacks the split says so
+        return self
+
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Evaluates the model `from` refers to; the outcome holds every transcript and the figures."""
     evaluation = Evaluation(
-        inputs["from"].path, settings.tasks, settings.samples, context.seed, settings.sampling.params(), settings.split
+        inputs["from"].path,
+        settings.tasks,
+        settings.samples,
+        context.seed,
+        settings.sampling.params(),
+        settings.split,
+        sampling_seed=settings.sampling_seed,
     )
-    metrics, groups, tokens = evaluation.run(context.device, context.progress, settings.name, context.stop_requested)
+    metrics, groups, tokens = evaluation.run(
+        context.device,
+        context.progress,
+        settings.name,
+        stop_requested=context.stop_requested,
+        keep=partial(committed_groups, context.home, context.key),
+    )
+    if settings.against is not None:
+        others = read_groups(inputs["against"].path / GROUPS_FILE)
+        metrics["win_rate"] = {"against": settings.against, **helpfulness_win_rate(groups, others).as_metric()}
     return Outcome(
         "evaluation",
-        lambda target: write_groups(target / "groups.parquet", groups),
+        lambda target: write_groups(target / GROUPS_FILE, groups),
         {"model": settings.from_, **metrics},
         tokens,
     )
@@ -87,13 +119,21 @@ def evaluate_model(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Evaluates a model directory outside of a recipe; {"tasks": {task: figures}}."""
+    """Evaluates a model directory outside of a recipe, where nothing is kept; {"tasks": {task: figures}}."""
     evaluation = Evaluation(model_dir, tasks, samples, seed, params, split)
-    return evaluation.run(device, progress, model_dir.name, stop_requested=lambda: False)[0]
+    metrics, _, _ = evaluation.run(
+        device, progress, model_dir.name, stop_requested=lambda: False, keep=lambda chunk, sample: sample()
+    )
+    return metrics
 
 
 class Evaluation:
-    """What to ask a model, and how often."""
+    """What to ask a model, and how often.
+
+    Args:
+        seed: that of the problems.
+        sampling_seed: that of the samples; None for the same.
+    """
 
     def __init__(
         self,
@@ -103,7 +143,10 @@ class Evaluation:
         seed: int,
         params: SamplingParams,
         split: str,
+        *,
+        sampling_seed: int | None = None,
     ) -> None:
+        self._sampling_seed = seed if sampling_seed is None else sampling_seed
         self._model_dir = model_dir
         self._tasks = tasks
         self._samples = samples
@@ -112,79 +155,171 @@ class Evaluation:
         self._split = split
 
     def run(
-        self, device: str, progress: Progress, name: str, stop_requested: Callable[[], bool]
+        self, device: str, progress: Progress, name: str, *, stop_requested: Callable[[], bool], keep: Keep
     ) -> tuple[dict[str, Any], list[Group], int]:
         """(figures by task, all groups, tokens sampled).
 
         Raises:
-            Interrupted: the user asked to stop; an evaluation starts from its beginning when it is resumed.
+            Interrupted: the user asked to stop; `keep` has the chunks that are finished.
         """
         decoder = load_decoder(self._model_dir, device=device, dtype=working_dtype("auto", device))
         renderer = renderer_for(self._model_dir)
         sampler = NativeSampler(decoder, renderer)
-        progress.begin(name, sum(self._tasks.values()) * self._samples, "completions")
-        figures: dict[str, Any] = {}
-        transcripts: list[Group] = []
-        for task in self._tasks:
-            if stop_requested():
-                raise Interrupted(f"stopped evaluation {name} before {task}", fix="run the same command again")
-            groups = self._ask(task, sampler, renderer, progress, done=len(transcripts) * self._samples)
-            transcripts += groups
-            figures[task] = {
-                **task_figures(groups, renderer),
-                "problems": len(groups),
-                "samples": self._samples,
-                "seed": self._seed,
-                "split": self._split,
-            }
-        tokens = sum(len(rollout.completion.tokens) for group in transcripts for rollout in group.rollouts)
-        progress.end({task: figure["pass@1"] for task, figure in figures.items()})
-        return {"tasks": figures}, transcripts, tokens
-
-    def _ask(self, name: str, sampler: NativeSampler, renderer: Renderer, progress: Progress, done: int) -> list[Group]:
-        task = registry.get(name)
-        problems = [task.problem(self._split, self._seed, index) for index in range(self._tasks[name])]
+        problems = sum(self._tasks.values())
+        progress.begin(name, problems * self._samples, "completions")
         groups: list[Group] = []
-        for first in range(0, len(problems), _PROBLEMS_AT_ONCE):
-            before = done + len(groups) * self._samples
-            groups += collect(
-                sampler,
-                renderer,
-                {name: task},
-                problems[first : first + _PROBLEMS_AT_ONCE],
-                rewards=RewardWeights({"accuracy": 1.0}),
-                num_samples=self._samples,
-                params=self._params,
-                noise=(self._seed, "evaluate", name, first),
-                on_completion=_report_from(before, progress),
-            )
-        return groups
+        for number, (task, first) in enumerate(self._chunks()):
+            if stop_requested():
+                raise Interrupted(
+                    f"stopped evaluation {name} after {len(groups)} of {problems} problems",
+                    fix="run the same command again to go on",
+                )
+            before = len(groups) * self._samples
+            groups += keep(number, partial(self._ask, task, first, sampler, renderer, _report_from(before, progress)))
+            progress.advance(len(groups) * self._samples, {})
+        figures = {task: self._figures([g for g in groups if g.problem.task == task], renderer) for task in self._tasks}
+        tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+        progress.end({task: figure["pass@1"] for task, figure in figures.items() if "pass@1" in figure})
+        return {"tasks": figures, "pooled": self._pooled(groups, renderer)}, groups, tokens
+
+    def _pooled(self, groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
+        """Figures over all tasks of a domain, by the domain."""
+        domains = {group.problem.task: registry.get(group.problem.task).domain for group in groups}
+        return {
+            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], renderer)
+            for domain in sorted(set(domains.values()))
+        }
+
+    def _chunks(self) -> list[tuple[str, int]]:
+        """Task and first problem of each chunk.
+
+        Tasks are sorted, because the order in which a recipe lists them is no part of the key that chunks are kept
+        under.
+        """
+        return [(task, first) for task in sorted(self._tasks) for first in range(0, self._tasks[task], CHUNK)]
+
+    def _ask(
+        self,
+        name: str,
+        first: int,
+        sampler: NativeSampler,
+        renderer: Renderer,
+        on_completion: Callable[[int], None],
+    ) -> list[Group]:
+        task = registry.get(name)
+        last = min(first + CHUNK, self._tasks[name])
+        return collect(
+            sampler,
+            renderer,
+            {name: task},
+            [task.problem(self._split, self._seed, index) for index in range(first, last)],
+            rewards=ACCURACY_ALONE,
+            num_samples=self._samples,
+            params=self._params,
+            noise=(self._sampling_seed, "evaluate", name, first),
+            on_completion=on_completion,
+        )
+
+    def _figures(self, groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
+        return {
+            **task_figures(groups, renderer),
+            "domain": registry.get(groups[0].problem.task).domain,
+            "problems": len(groups),
+            "samples": self._samples,
+            "seed": self._seed,
+            "split": self._split,
+        }
 
 
 def _report_from(before: int, progress: Progress) -> Callable[[int], None]:
     return lambda finished: progress.advance(before + finished, {})
 
 
+# What is told of a rollout, or None where it does not have the property.
+Measure = Callable[[Problem, Rollout], float | None]
+
+
+def _graded(part: str) -> Measure:
+    return lambda _, rollout: None if rollout.grade.reward is None else rollout.grade.parts.get(part)
+
+
+def _unsafe(problem: Problem, rollout: Rollout) -> float | None:
+    safe = _graded("safe")(problem, rollout)
+    return None if safe is None else 1.0 - safe
+
+
+def thinking_language(problem: Problem, rollout: Rollout) -> float | None:
+    """Share of the problem's language in the thinking; None where the thinking has no word, or the problem names none.
+
+    Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
+    """
+    language = problem.meta.get("language")
+    if language is None:
+        return None
+    return language_share(read_transcript(rollout.completion.text).thinking, language)
+
+
+_SHARES: dict[str, Measure] = {
+    "pass@1": _graded("accuracy"),
+    "helpful": _graded("helpful"),
+    "unsafe": _unsafe,
+    "refused": _graded("refused"),
+    "format": lambda _, rollout: rollout.grade.parts["format"],
+    "language": thinking_language,
+    "thinking_share": lambda _, rollout: float(bool(read_transcript(rollout.completion.text).thinking)),
+    "truncated": lambda _, rollout: float(rollout.completion.finish == "length"),
+}
+
+
 def task_figures(groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
     """Figures of one task's groups, each with a 95 % interval clustered by problem.
 
-    Ungraded rollouts leave pass@1 and are counted as `ungraded`.
+    Ungraded rollouts leave `pass@1`, and `helpful`, `unsafe` and `refused` where the task's grader tells them; they
+    are counted as `ungraded`. `language` is the mean over the `language_rollouts` whose thinking has words. A figure
+    of no rollout at all is left out.
     """
-    rollouts = [(cluster, rollout) for cluster, group in enumerate(groups) for rollout in group.rollouts]
-    graded = [(cluster, rollout) for cluster, rollout in rollouts if rollout.grade.reward is not None]
-    figures: dict[str, Any] = {"ungraded": len(rollouts) - len(graded)}
-    if graded:
-        figures["pass@1"] = clustered_mean(
-            [rollout.grade.parts["accuracy"] for _, rollout in graded], [cluster for cluster, _ in graded]
-        ).as_metric()
-    clusters = [cluster for cluster, _ in rollouts]
-    measures = {
-        "format": [rollout.grade.parts["format"] for _, rollout in rollouts],
-        "thinking_tokens": [float(thinking_tokens(rollout, renderer)) for _, rollout in rollouts],
-        "thinking_share": [float(bool(read_transcript(r.completion.text).thinking)) for _, r in rollouts],
-        "response_tokens": [float(len(rollout.completion.tokens)) for _, rollout in rollouts],
-        "truncated": [float(rollout.completion.finish == "length") for _, rollout in rollouts],
+    amounts: dict[str, Measure] = {
+        "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
+        "response_tokens": lambda _, rollout: float(len(rollout.completion.tokens)),
     }
-    for name, values in measures.items():
-        figures[name] = clustered_mean(values, clusters).as_metric()
+    # By id: a task with few problems asks some of them again.
+    clusters = {group.problem.id: place for place, group in enumerate(groups)}
+    asked = [(clusters[group.problem.id], group.problem, rollout) for group in groups for rollout in group.rollouts]
+    figures: dict[str, Any] = {"ungraded": sum(rollout.grade.reward is None for _, _, rollout in asked)}
+    for name, measure in {**_SHARES, **amounts}.items():
+        told = [(cluster, measure(problem, rollout)) for cluster, problem, rollout in asked]
+        values = [value for _, value in told if value is not None]
+        places = [cluster for cluster, value in told if value is not None]
+        if name == "language":
+            figures["language_rollouts"] = len(values)
+        if values:
+            interval = clustered_share if name in _SHARES else clustered_mean
+            figures[name] = interval(values, places).as_metric()
     return figures
+
+
+def helpfulness_win_rate(ours: Sequence[Group], theirs: Sequence[Group]) -> Estimate:
+    """Share of the prompts of facts and small talk that `ours` answers more helpfully, by the world's judge.
+
+    Raises:
+        RecipeError: the two asked different prompts, or none of this kind.
+    """
+    mine, others = _helpful(ours), _helpful(theirs)
+    if not mine or mine.keys() != others.keys():
+        raise RecipeError(
+            f"a win rate needs the same prompts of facts and small talk; there are {len(mine)} and {len(others)}, "
+            f"{len(mine.keys() & others.keys())} of them shared",
+            fix="evaluate both models on the same general tasks, or leave `against` out",
+        )
+    return win_rate(list(mine.values()), [others[problem] for problem in mine])
+
+
+def _helpful(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """How helpful the samples of each prompt are, by the problem's id; prompts without such a sample are left out."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        values = [_graded("helpful")(group.problem, rollout) for rollout in group.rollouts]
+        told = [value for value in values if value is not None]
+        if told:
+            found.setdefault(group.problem.id, []).extend(told)
+    return found
