@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeEr
 from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
+    from reasonmill.mill.estimate import Device, Estimate
     from reasonmill.recipe.graph import Recipe
     from reasonmill.store.home import Home
     from reasonmill.store.ledger import RunStage
@@ -88,12 +89,12 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
-        _show_plan(loaded, home, until)
+        _show_plan(loaded, home, until, device)
         return
 
     from reasonmill.mill.display import make_progress
     from reasonmill.mill.pipeline import run_recipe
-    from reasonmill.mill.report import print_table
+    from reasonmill.mill.results import print_table, read_stages
     from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is told before a home is made
@@ -107,7 +108,10 @@ def run(
             _print(Console(stderr=True), Text("  the same command resumes this run"))
             raise typer.Exit(stop.exit_code(error)) from error
     console = Console()
-    print_table(console, result.summary)
+    print_table(console, read_stages(result.summary))
+    for stage in result.stages:
+        if stage.artifact.kind == "verdict":
+            _print_verdict(console, stage.name, stage.artifact.metrics)
     _print(console, Text(f"run: {result.directory}"))
 
 
@@ -159,7 +163,7 @@ def evaluate(
     directory = find_model(model, home)
 
     from reasonmill.mill.display import make_progress
-    from reasonmill.mill.report import print_table
+    from reasonmill.mill.results import print_table, read_results
     from reasonmill.stages.evaluate import evaluate_model
 
     with make_progress(Console(stderr=True)) as progress:
@@ -170,7 +174,7 @@ def evaluate(
     if as_json:
         print(json.dumps(metrics, indent=2, ensure_ascii=False))
     else:
-        print_table(Console(), {"stages": [{"name": "eval", "metrics": metrics}]})
+        print_table(Console(), read_results({"stages": [{"name": "eval", "kind": "evaluate", "metrics": metrics}]}))
 
 
 @app.command()
@@ -234,7 +238,7 @@ def lineage(
     from reasonmill.store.home import Home
 
     with Home.open(home, write=False) as opened:
-        Console().print(_lineage_tree(opened, find_artifact(opened, artifact).digest, None))
+        Console().print(_lineage_tree(opened, find_artifact(opened, artifact).digest, None, set()))
 
 
 class _StopSignals:
@@ -285,21 +289,86 @@ def _device(choice: str) -> str:
     return "cuda" if available and choice != "cpu" else "cpu"
 
 
-def _show_plan(recipe: Recipe, home: Path, until: str | None) -> None:
-    """What a run would do; nothing is written, and a home that does not exist is not made."""
+def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> None:
+    """What a run would do, and what it would take; nothing is written, and a home that does not exist is not made.
+
+    With `--device cuda` where there is no GPU, the estimates are for one.
+    """
+    from reasonmill.mill.estimate import estimate, total
     from reasonmill.mill.pipeline import plan
 
     with _existing_home(home) as opened:
         planned = plan(recipe, opened, until)
-    table = _table(f"{recipe.name}, seed {recipe.seed}", "stage", "kind", "would be", "key")
+    assumed = _assumed_device(device)
+    estimates = estimate(recipe.up_to(until), planned, assumed)
+    columns = ("stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory")
+    table = _table(f"{recipe.name}, seed {recipe.seed}", *columns)
     for stage in planned:
         status = stage.status
         if stage.waits_for:
             state = f"{status} until {', '.join(stage.waits_for)} exists"
         else:
             state = status if stage.resumes_at is None else f"{status}, resumes at step {stage.resumes_at}"
-        table.add_row(stage.name, stage.kind, state, (stage.key or "")[:12])
-    Console().print(table)
+        shown = estimates.get(stage.name)
+        table.add_row(stage.name, stage.kind, state, *(_estimate_cells(shown) if shown else ("", "", "")))
+    whole = total(estimates)
+    table.add_row("total", "", "", *_estimate_cells(whole))
+    # One line a stage, however many columns a file or a pipe is said to have.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    _print(console, Text(f"estimates for {assumed.name} with {_gigabytes(assumed.memory_bytes)} of memory"))
+    _print(console, Text("the rates and the lengths of responses are assumptions: expect factors of 2 or 3"))
+    for name, shown in estimates.items():
+        if shown.unknown:
+            _print(console, Text(f"not known of {name}: {', '.join(shown.unknown)}"))
+    if whole.unknown:
+        _print(console, Text(f"not in the total: {', '.join(whole.unknown)}"))
+    absent = [model.hub for model in recipe.models.values() if not model.directory.is_dir()]
+    if absent:
+        _print(console, Text(f"still to be downloaded: {', '.join(absent)}"))
+    large = [name for name, shown in estimates.items() if (shown.memory_bytes or 0) > assumed.memory_bytes]
+    if large:
+        _print(console, Text(f"does not fit into the memory: {', '.join(large)}", style="yellow"))
+
+
+def _assumed_device(choice: str) -> Device:
+    """The device class that estimates are made for."""
+    import torch
+
+    from reasonmill.mill.estimate import cpu, gpu
+
+    if torch.cuda.is_available() and choice != "cpu":
+        return gpu(torch.cuda.get_device_properties(0).total_memory)
+    return gpu() if choice == "cuda" else cpu(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _estimate_cells(estimate: Estimate) -> tuple[str, str, str]:
+    """Tokens, time and memory of a row; a question mark for what is not known."""
+    tokens, seconds, memory = estimate.tokens, estimate.seconds, estimate.memory_bytes
+    return (
+        "?" if tokens is None else f"{_count(tokens.expected)} ({_count(tokens.at_most)})",
+        "?" if seconds is None else f"{_duration(seconds.expected)} ({_duration(seconds.at_most)})",
+        "?" if memory is None else _gigabytes(memory),
+    )
+
+
+def _count(number: float) -> str:
+    """1234567 as "1.2M"."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2g}{unit}" if number < 10 * size else f"{number / size:.0f}{unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"
 
 
 @contextmanager
@@ -327,13 +396,27 @@ def _stage_state(home: Home, stage: RunStage | None, steps: int | None) -> tuple
     return f"at step {reached[-1]['step'] + 1}" + (f" of {steps}" if steps is not None else ""), ""
 
 
-def _lineage_tree(home: Home, digest: str, parent: Tree | None) -> Tree:
+def _lineage_tree(home: Home, digest: str, parent: Tree | None, shown: set[str]) -> Tree:
+    """The artifact and its ancestors; what has ancestors is followed where it comes first only."""
     artifact = home.ledger.artifact(digest)
     label = Text.assemble((artifact.stage, "bold"), f"  {artifact.kind}  ", (artifact.digest[:12], "dim"))
+    if artifact.kind == "verdict":
+        label.append("  promoted" if artifact.metrics["promoted"] else "  refused")
+    is_repeated = bool(artifact.parents) and digest in shown
+    if is_repeated:
+        label.append("  (shown above)", "dim")
     tree = Tree(label) if parent is None else parent.add(label)
-    for ancestor in artifact.parents:
-        _lineage_tree(home, ancestor, tree)
+    shown.add(digest)
+    for ancestor in () if is_repeated else artifact.parents:
+        _lineage_tree(home, ancestor, tree, shown)
     return tree
+
+
+def _print_verdict(console: Console, gate: str, verdict: Mapping[str, Any]) -> None:
+    outcome = ("promoted", "bold green") if verdict["promoted"] else ("refused", "bold red")
+    _print(console, Text.assemble((gate, "bold"), ": ", outcome))
+    for reason in verdict["reasons"]:
+        _print(console, Text(f"  {reason}"))
 
 
 def _print_reply(console: Console, pieces: Iterable[str]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from reasonmill.mill.report import print_table, thinking_spans, write_report
+from reasonmill.mill.report import thinking_spans, write_report
+from reasonmill.mill.results import Results, print_table, read_results, read_stages
 from reasonmill.store.groups import write_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
@@ -88,7 +89,10 @@ def figure(value: float, low: float, high: float) -> dict[str, float]:
 
 
 def evaluation(model: str, pass_at_1: dict[str, float], task: str = "countdown-3", **more: Any) -> dict[str, Any]:
-    return {"model": model, "tasks": {task: {"pass@1": pass_at_1, "problems": 500, "samples": 4, "seed": 0, **more}}}
+    return {
+        "model": model,
+        "tasks": {task: {"pass@1": pass_at_1, "domain": "reasoning", "problems": 500, "samples": 4, "seed": 0, **more}},
+    }
 
 
 def summary(*stages: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +160,9 @@ def test_the_table_holds_each_model_in_the_order_of_the_recipe(
     home: Home, tmp_path: Path, trained: dict[str, Any]
 ) -> None:
     text = Page(report(home, tmp_path / "run", trained)).text
-    table = text[text.index("Before and after") : text.index("Small print")]
+    table = text[text.index("Task by task") : text.index("Stages", text.index("Task by task"))]
     assert table.strip() == (
-        "Before and after base eval-base zero eval-zero countdown-3 500 problems × 4 samples, seed 0 "
+        "Task by task base eval-base zero eval-zero countdown-3 500 problems × 4 samples, seed 0 "
         "pass@1 13.5% 11.4–15.6 63.1% 61.0–65.2 "
         "format 71.0% 70.0–72.0 – "
         "thinking tokens 11.2 8.1–14.3 118 115–122"
@@ -269,15 +273,15 @@ def test_thinking_is_told_from_the_answer(text: str, spans: list[tuple[bool, str
     assert thinking_spans(text) == spans
 
 
-def terminal_table(data: dict[str, Any], width: int) -> str:
+def terminal_table(results: Results, width: int) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_table(console, data)
+    print_table(console, results)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_the_terminal_shows_the_same_table(trained: dict[str, Any]) -> None:
-    lines = [" ".join(line.split()) for line in terminal_table(trained, 80).splitlines()]
+    lines = [" ".join(line.split()) for line in terminal_table(read_results(trained), 80).splitlines()]
     assert lines == [
         "base zero",
         "countdown-3",
@@ -289,9 +293,47 @@ def test_the_terminal_shows_the_same_table(trained: dict[str, Any]) -> None:
 
 
 def test_a_narrow_terminal_shows_intervals_below(trained: dict[str, Any]) -> None:
-    lines = [" ".join(line.split()) for line in terminal_table(trained, 45).splitlines()]
+    lines = [" ".join(line.split()) for line in terminal_table(read_results(trained), 45).splitlines()]
     assert lines[2:4] == ["pass@1 13.5% 63.1%", "11.4-15.6 61.0-65.2"]
 
 
 def test_the_terminal_shows_no_table_without_evaluation() -> None:
-    assert terminal_table(summary(stage("zero", "rl")), 80) == ""
+    assert terminal_table(read_stages(summary(stage("zero", "rl"))), 80) == ""
+
+
+def test_the_table_of_stages_has_a_row_for_each_reasoning_task_and_for_what_was_measured_of_the_rest() -> None:
+    base = evaluation("base", figure(0.1, 0.05, 0.15))
+    base["pooled"] = {"reasoning": {"format": figure(0.7, 0.6, 0.8), "thinking_tokens": figure(12.0, 11.0, 13.0)}}
+    r1 = evaluation("r1", figure(0.7, 0.65, 0.75))
+    r1["tasks"]["harmful-requests"] = {
+        **r1["tasks"]["countdown-3"],
+        "domain": "safety",
+        "unsafe": figure(0.2, 0.1, 0.3),
+    }
+    r1["win_rate"] = {"against": "dev3-eval", **figure(0.6, 0.5, 0.7)}
+    data = summary(stage("a", "evaluate", metrics=base), stage("b", "evaluate", metrics=r1))
+    lines = [" ".join(line.split()) for line in terminal_table(read_stages(data), 80).splitlines()]
+    assert lines[:-1] == [
+        "base r1",
+        "countdown-3 10.0% 5.0-15.0 70.0% 65.0-75.0",
+        "format 70.0% 60.0-80.0 -",
+        "helpfulness (win rate) - 60.0% 50.0-70.0",
+        "unsafe - 20.0% 10.0-30.0",
+        "thinking tokens 12.0 11.0-13.0 -",
+    ]
+
+
+def test_the_page_says_why_a_gate_decided(home: Home, tmp_path: Path) -> None:
+    verdict = stage("gate", "gate", metrics={"promoted": False, "reasons": ["reasoning is worse"]})
+    text = Page(report(home, tmp_path / "run", summary(verdict))).text
+    assert "gate refused reasoning is worse" in text
+
+
+def test_columns_follow_the_models_and_not_their_evaluations() -> None:
+    some = figure(0.5, 0.4, 0.6)
+    data = summary(
+        stage("zero", "rl"),
+        stage("r1", "rl"),
+        *(stage(f"{model}-eval", "evaluate", metrics=evaluation(model, some)) for model in ("r1", "base", "zero")),
+    )
+    assert terminal_table(read_stages(data), 80).splitlines()[0].split() == ["base", "zero", "r1"]

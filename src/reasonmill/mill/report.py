@@ -1,4 +1,4 @@
-"""The page and the table that say what a run did: before and after, the curves, rollouts early and late."""
+"""The page that says what a run did: before and after, the curves, rollouts early and late."""
 
 import io
 import math
@@ -15,11 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from reasonmill.mill.display import format_duration
+from reasonmill.mill.results import read_results, read_stages
 from reasonmill.store.commit import replace_file
 from reasonmill.store.groups import read_groups
 from reasonmill.store.home import Home
@@ -29,16 +27,6 @@ from reasonmill.types import Group, Rollout
 PAGE = "report.html"
 PROBLEMS_SHOWN = 3
 SMOOTH_FROM = 40  # curves with fewer steps are drawn as they are
-
-# Metrics of an evaluation: (name, label, whether it is a share). Others with an interval follow as they come.
-EVALUATION_METRICS = (
-    ("pass@1", "pass@1", True),
-    ("format", "format", True),
-    ("thinking_share", "with thinking", True),
-    ("thinking_tokens", "thinking tokens", False),
-    ("response_tokens", "response tokens", False),
-    ("truncated", "truncated", True),
-)
 
 # Charts of a stage: (title, values that the axis shows in any case, curves as (metric, label)).
 CHARTS = (
@@ -51,37 +39,6 @@ CHARTS = (
 # Colours that matplotlib writes into the figure and that the page replaces by its own, which follow light and dark.
 CURVE_COLOURS = {f"#fe000{i}": f"var(--curve-{i})" for i in (1, 2, 3)}
 INK_COLOURS = {"#fe0010": "var(--dim)", "#fe0011": "var(--rule)"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure as the table shows it; `interval` is empty where there is none."""
-
-    value: str
-    interval: str
-
-
-@dataclass(frozen=True)
-class Row:
-    label: str
-    cells: tuple[Cell | None, ...]
-
-
-@dataclass(frozen=True)
-class TaskResults:
-    """One task's rows; `setting` says how it was measured."""
-
-    task: str
-    setting: str
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Results:
-    """The table before and after: a column for each evaluation, in the order of the recipe."""
-
-    columns: tuple[tuple[str, str], ...]  # (model, evaluate stage)
-    tasks: tuple[TaskResults, ...]
 
 
 @dataclass(frozen=True)
@@ -131,44 +88,12 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
     page = environment.from_string(template).render(
         name=summary["name"],
         facts=_facts(summary),
+        overview=read_stages(summary),
         results=read_results(summary),
         sections=[_section(home, stage, stage_keys[stage["name"]], summary["name"]) for stage in summary["stages"]],
         stages=[{**stage, "time": format_duration(stage["seconds"])} for stage in summary["stages"]],
     )
     replace_file(run_dir / PAGE, page.encode())
-
-
-def print_table(console: Console, summary: Mapping[str, Any]) -> None:
-    """Prints the table before and after; prints nothing where the recipe evaluates nothing."""
-    results = read_results(summary)
-    if not results.tasks:
-        return
-    table = _terminal_table(results, separator=" ")
-    unbounded = console.options.update(width=10_000)  # a measurement is never wider than its options
-    if console.measure(table, options=unbounded).maximum > console.width:
-        table = _terminal_table(results, separator="\n")
-    console.print(table)
-    console.print(Text("after each figure: its 95% interval", style="dim"))
-
-
-def _terminal_table(results: Results, separator: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("", no_wrap=True)
-    for model, _ in results.columns:
-        table.add_column(Text(model))
-    for number, task in enumerate(results.tasks):
-        if number:
-            table.add_row()
-        table.add_row(Text(task.task, style="bold"))
-        for row in task.rows:
-            table.add_row(Text(f"  {row.label}"), *(_terminal_cell(cell, separator) for cell in row.cells))
-    return table
-
-
-def _terminal_cell(cell: Cell | None, separator: str) -> Text:
-    if cell is None:
-        return Text("-", style="dim")
-    return Text.assemble(cell.value, separator, (cell.interval.replace("–", "-"), "dim"))
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -181,47 +106,6 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("threads", str(summary["threads"])),
         *((library, str(summary[library])) for library in ("reasonmill", "torch", "transformers")),
     ]
-
-
-def read_results(summary: Mapping[str, Any]) -> Results:
-    """The table before and after, of all stages that evaluated a model."""
-    evaluations = [stage for stage in summary["stages"] if "tasks" in stage["metrics"]]
-    columns = tuple((stage["metrics"]["model"], stage["name"]) for stage in evaluations)
-    names = dict.fromkeys(task for stage in evaluations for task in stage["metrics"]["tasks"])
-    tasks = [_task_results(name, [stage["metrics"]["tasks"].get(name) for stage in evaluations]) for name in names]
-    return Results(columns, tuple(tasks))
-
-
-def _task_results(task: str, evaluations: Sequence[Mapping[str, Any] | None]) -> TaskResults:
-    measured = [evaluation for evaluation in evaluations if evaluation is not None]
-    known = [name for name, _, _ in EVALUATION_METRICS]
-    found = dict.fromkeys(name for evaluation in measured for name, value in evaluation.items() if _is_figure(value))
-    shares = {name for name, _, is_share in EVALUATION_METRICS if is_share}
-    labels = {name: label for name, label, _ in EVALUATION_METRICS}
-    rows = []
-    for name in sorted(found, key=lambda name: known.index(name) if name in known else len(known)):
-        is_share = name in shares or name.startswith("pass@")
-        cells = (_cell((evaluation or {}).get(name), is_share) for evaluation in evaluations)
-        rows.append(Row(labels.get(name, name), tuple(cells)))
-    settings = dict.fromkeys(_setting(evaluation) for evaluation in measured)
-    return TaskResults(task, "; ".join(settings), tuple(rows))
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys()
-
-
-def _setting(evaluation: Mapping[str, Any]) -> str:
-    problems, samples = evaluation["problems"], evaluation["samples"]
-    return f"{problems:,} problems × {samples} {'sample' if samples == 1 else 'samples'}, seed {evaluation['seed']}"
-
-
-def _cell(figure: Mapping[str, float] | None, is_share: bool) -> Cell | None:
-    if figure is None:
-        return None
-    value, low, high = ((100 if is_share else 1) * figure[bound] for bound in ("value", "low", "high"))
-    digits = 1 if is_share or abs(value) < 100 else 0
-    return Cell(f"{value:.{digits}f}{'%' if is_share else ''}", f"{low:.{digits}f}–{high:.{digits}f}")
 
 
 def _section(home: Home, stage: Mapping[str, Any], key: str, salt: str) -> StageSection:
