@@ -1,55 +1,102 @@
 """What every sampler promises, whatever is behind it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from chat_server import Answer, chat_server, says
+from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Sampler
 from reasonmill.randomness import generator, key
+from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings
 from reasonmill.sample.native import NativeSampler
 from reasonmill.sample.scripted import ScriptedSampler
-from reasonmill.types import Completion, Request, SamplingParams
+from reasonmill.types import Completion, Message, Request, SamplingParams
 from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, tiny_decoder
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler, and weights that it can load."""
+    """A sampler, the tokens that it knows a prompt of numbers by, and weights to load."""
 
     sampler: Sampler
+    prompt: Callable[[tuple[int, ...]], tuple[int, ...]]
     weights: Mapping[str, Tensor]
 
 
-def native() -> Case:
+@contextmanager
+def native() -> Iterator[Case]:
     # Fewer slots than requests, so that slots are used again.
     decoder = tiny_decoder()
     weights = {name: parameter.detach().clone() for name, parameter in decoder.network.named_parameters()}
-    return Case(NativeSampler(decoder, NumberRenderer(), num_slots=7), weights)
+    yield Case(NativeSampler(decoder, NumberRenderer(), num_slots=7), tuple, weights)
 
 
-def scripted() -> Case:
+@contextmanager
+def scripted() -> Iterator[Case]:
     def script(request: Request, version: int) -> Sequence[int]:
         numbers = generator(request.noise_key, version)
         return [numbers.randrange(12) for _ in range(40)]
 
-    return Case(ScriptedSampler(NumberRenderer(), script), {"w": torch.zeros(1)})
+    yield Case(ScriptedSampler(NumberRenderer(), script), tuple, {"w": torch.zeros(1)})
+
+
+@contextmanager
+def http() -> Iterator[Case]:
+    """A teacher that writes words of its own, which the seed and the conversation decide."""
+
+    def respond(body: dict[str, Any], _: int) -> Answer:
+        numbers = generator(body["seed"], body["messages"][-1]["content"])
+        words = [str(numbers.randrange(99)) for _ in range(numbers.randint(1, 40))]
+        cut = len(words) > body["max_tokens"]
+        return says(" ".join(words[: body["max_tokens"]]), "length" if cut else "stop")
+
+    def prompt(numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return ConversationRenderer().render([Message("user", " ".join(map(str, numbers)))])
+
+    with chat_server(respond) as fake:
+        yield Case(
+            HttpSampler(TeacherSettings(url=fake.url, model="teacher", concurrency=4)), prompt, {"w": torch.zeros(1)}
+        )
+
+
+def started(request: pytest.FixtureRequest) -> Iterator[Case]:
+    making: Callable[[], AbstractContextManager[Case]] = request.param
+    with making() as made:
+        yield made
+
+
+@pytest.fixture(params=[native, scripted, http])
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """Every sampler."""
+    yield from started(request)
 
 
 @pytest.fixture(params=[native, scripted])
-def case(request: pytest.FixtureRequest) -> Case:
-    made: Case = request.param()
-    return made
+def policy(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """Those that sample a policy, whose tokens are known here and can be learned from."""
+    yield from started(request)
 
 
-def requests(count: int = 60) -> list[Request]:
+@pytest.fixture(params=[http])
+def teacher(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """Those whose weights and tokens are somewhere else."""
+    yield from started(request)
+
+
+def requests(case: Case, count: int = 60) -> list[Request]:
     """Ragged prompts, some of them shared by a group, and ragged limits."""
     numbers = generator("requests")
     prompts = [tuple(numbers.randrange(2, VOCABULARY) for _ in range(numbers.randint(1, 9))) for _ in range(count // 3)]
     return [
-        Request(prompts[index // 3], SamplingParams(max_tokens=numbers.choice([1, 5, 30])), key("noise", index))
+        Request(
+            case.prompt(prompts[index // 3]), SamplingParams(max_tokens=numbers.choice([1, 5, 30])), key("noise", index)
+        )
         for index in range(count)
     ]
 
@@ -60,7 +107,7 @@ def completions(sampler: Sampler, asked: Sequence[Request]) -> list[Completion]:
 
 
 def test_every_request_is_answered_exactly_once(case: Case) -> None:
-    asked = requests()
+    asked = requests(case)
     assert sorted(index for index, _ in case.sampler.generate(asked)) == list(range(len(asked)))
 
 
@@ -68,10 +115,10 @@ def test_no_requests_no_completions(case: Case) -> None:
     assert list(case.sampler.generate([])) == []
 
 
-def test_a_completion_ends_at_its_first_stop_token_or_at_its_limit(case: Case) -> None:
-    asked = requests()
+def test_a_completion_ends_at_its_first_stop_token_or_at_its_limit(policy: Case) -> None:
+    asked = requests(policy)
     finishes = set()
-    for request, completion in zip(asked, completions(case.sampler, asked), strict=True):
+    for request, completion in zip(asked, completions(policy.sampler, asked), strict=True):
         finishes.add(completion.finish)
         assert 1 <= len(completion.tokens) <= request.params.max_tokens
         assert STOP_TOKEN not in completion.tokens[:-1]
@@ -83,50 +130,68 @@ def test_a_completion_ends_at_its_first_stop_token_or_at_its_limit(case: Case) -
     assert finishes == {"stop", "length"}
 
 
-def test_a_stop_token_at_the_limit_is_a_stop(case: Case) -> None:
+def test_a_stop_token_at_the_limit_is_a_stop(policy: Case) -> None:
     """The limit is where each completion stopped by itself."""
-    asked = requests()
+    asked = requests(policy)
     stopped = [
         (request, completion)
-        for request, completion in zip(asked, completions(case.sampler, asked), strict=True)
+        for request, completion in zip(asked, completions(policy.sampler, asked), strict=True)
         if completion.finish == "stop"
     ]
     exact = [
         Request(request.prompt_tokens, SamplingParams(max_tokens=len(completion.tokens)), request.noise_key)
         for request, completion in stopped
     ]
-    assert [completion.finish for completion in completions(case.sampler, exact)] == ["stop"] * len(exact)
+    assert [completion.finish for completion in completions(policy.sampler, exact)] == ["stop"] * len(exact)
 
 
-def test_the_text_is_that_of_the_tokens_without_the_stop_token(case: Case) -> None:
-    for completion in completions(case.sampler, requests()):
+def test_the_text_is_that_of_the_tokens_without_the_stop_token(policy: Case) -> None:
+    for completion in completions(policy.sampler, requests(policy)):
         assert completion.text.split() == [str(token) for token in completion.tokens if token != STOP_TOKEN]
 
 
-def test_every_token_has_a_log_prob_and_was_sampled(case: Case) -> None:
-    for completion in completions(case.sampler, requests()):
+def test_every_token_has_a_log_prob_and_was_sampled(policy: Case) -> None:
+    for completion in completions(policy.sampler, requests(policy)):
         assert completion.logprobs is not None
         assert all(-100 < logprob <= 0 for logprob in completion.logprobs)
         assert all(completion.sampled)
 
 
-def test_completions_carry_the_version_of_the_weights(case: Case) -> None:
-    asked = requests(9)
-    assert {c.policy_version for c in completions(case.sampler, asked)} == {case.sampler.version} == {0}
-    case.sampler.load(case.weights, version=7)
-    assert {c.policy_version for c in completions(case.sampler, asked)} == {case.sampler.version} == {7}
+def test_completions_carry_the_version_of_the_weights(policy: Case) -> None:
+    asked = requests(policy, 9)
+    assert {c.policy_version for c in completions(policy.sampler, asked)} == {policy.sampler.version} == {0}
+    policy.sampler.load(policy.weights, version=7)
+    assert {c.policy_version for c in completions(policy.sampler, asked)} == {policy.sampler.version} == {7}
+
+
+def test_completions_end_by_themselves_or_at_their_limit(case: Case) -> None:
+    assert {completion.finish for completion in completions(case.sampler, requests(case))} == {"stop", "length"}
 
 
 def test_neither_the_order_of_requests_nor_earlier_ones_matter(case: Case) -> None:
-    asked = requests()
+    asked = requests(case)
     first = completions(case.sampler, asked)
     again = completions(case.sampler, asked[::-1])[::-1]
     assert [c.tokens for c in again] == [c.tokens for c in first]
+    assert [c.text for c in again] == [c.text for c in first]
     assert [c.finish for c in again] == [c.finish for c in first]
 
 
 def test_an_abandoned_call_leaves_nothing_behind(case: Case) -> None:
-    asked = requests()
+    asked = requests(case)
     expected = completions(case.sampler, asked)
     next(iter(case.sampler.generate(asked)))
-    assert [c.tokens for c in completions(case.sampler, asked)] == [c.tokens for c in expected]
+    assert [(c.tokens, c.text) for c in completions(case.sampler, asked)] == [(c.tokens, c.text) for c in expected]
+
+
+def test_a_teacher_takes_no_weights_and_stays_what_it_is(teacher: Case) -> None:
+    with pytest.raises(UnsupportedModel):
+        teacher.sampler.load(teacher.weights, version=7)
+    asked = requests(teacher, 9)
+    assert {c.policy_version for c in completions(teacher.sampler, asked)} == {teacher.sampler.version} == {0}
+
+
+def test_a_teacher_gives_text_without_tokens(teacher: Case) -> None:
+    for drawn in completions(teacher.sampler, requests(teacher)):
+        assert (drawn.tokens, drawn.logprobs, drawn.sampled) == ((), None, ())
+        assert drawn.text

@@ -1,0 +1,124 @@
+"""The sampler of a foreign teacher: a model behind any OpenAI-compatible server, with a tokenizer of its own.
+
+Requests hold tokens, and nobody here knows the teacher's. So conversations travel as bytes: `ConversationRenderer`
+writes a prompt's messages down, and `HttpSampler` reads them again and sends them as messages. Collection then works
+as with any other sampler. What comes back is text alone; its completions have no tokens and no log-probs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from reasonmill.errors import RecipeError, UnsupportedModel
+from reasonmill.sample.http_client import ChatReply, ChatRequest, ChatServer, ServerSettings
+from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from reasonmill.types import Completion, Message, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_END = 256  # the one token that is no byte
+# Some servers read seeds as signed numbers of 32 bits.
+_SEEDS = 2**31
+
+
+class TeacherSettings(ServerSettings):
+    """Where a teacher is served, and what it is told beyond the problem."""
+
+    instructions: str | None = Field(
+        default=None,
+        min_length=1,
+        description="put behind the user's last turn, for example how to write the answer; not kept with the data",
+    )
+
+
+class ConversationRenderer:
+    """The renderer of models whose tokenizer is not here: tokens are bytes of UTF-8, a prompt is a list of messages."""
+
+    stop_tokens = frozenset({_END})
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        turns = [[message.role, message.content] for message in messages]
+        return tuple(json.dumps(turns, ensure_ascii=False).encode())
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if token != _END).decode(errors="replace")
+
+    def response(self, text: str) -> tuple[int, ...]:
+        return (*text.encode(), _END)
+
+    def num_tokens(self, text: str) -> int:
+        return len(text.encode())
+
+    def messages(self, tokens: Sequence[int]) -> tuple[Message, ...]:
+        """The messages that `render` wrote down.
+
+        Raises:
+            ValueError: another renderer made these tokens.
+        """
+        try:
+            return tuple(Message(role, content) for role, content in json.loads(bytes(tokens)))
+        except (ValueError, TypeError) as error:
+            raise ValueError("these tokens are no conversation: use the renderer of this sampler") from error
+
+
+class HttpSampler:
+    """Draws completions from a teacher behind a server. Its version is always 0: its weights are not ours to change."""
+
+    def __init__(self, settings: TeacherSettings) -> None:
+        self.version = 0
+        self._server = ChatServer(settings)
+        self._renderer = ConversationRenderer()
+        self._instructions = settings.instructions
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """Yields (index, completion) as the server answers. Prompts must be rendered by `ConversationRenderer`.
+
+        Raises:
+            RecipeError: a request has a top-k, which is no part of OpenAI's interface.
+            ServerError: the server can't be reached, or refuses a request.
+        """
+        asked = [self._asked(request) for request in requests]
+        for index, reply in self._server.complete(asked):
+            yield index, Completion((), None, (), transcript_of(reply), reply.finish, self.version)
+
+    def load(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """A served model takes no weights.
+
+        Raises:
+            UnsupportedModel: always.
+        """
+        raise UnsupportedModel(
+            "a model behind a server can't be trained from here", fix="train a model that reasonmill holds itself"
+        )
+
+    def _asked(self, request: Request) -> ChatRequest:
+        if request.params.top_k > 0:
+            raise RecipeError("an OpenAI-compatible server takes no top_k", fix="leave top_k at 0, or use top_p")
+        messages = self._renderer.messages(request.prompt_tokens)
+        if self._instructions is not None:
+            # In the turn itself, because templates of reasoning models often have no system prompt.
+            *before, last = messages
+            messages = (*before, Message(last.role, f"{last.content}\n\n{self._instructions}"))
+        return ChatRequest(messages, request.params, request.noise_key % _SEEDS)
+
+
+def transcript_of(reply: ChatReply) -> str:
+    """The reply as one text with the tags of R1-Zero's template.
+
+    Where the server tells reasoning and content apart, they become thinking and answer, unless the content has answer
+    tags of its own. What was cut off stays open. Other content is taken as it is.
+    """
+    if not reply.reasoning:
+        return reply.content
+    thinking = f"{THINK_OPEN}{reply.reasoning}"
+    if not reply.content:
+        return thinking if reply.finish == "length" else f"{thinking}{THINK_CLOSE}"
+    if ANSWER_OPEN in reply.content:
+        return f"{thinking}{THINK_CLOSE}{reply.content}"
+    closing = ANSWER_CLOSE if reply.finish == "stop" else ""
+    return f"{thinking}{THINK_CLOSE}{ANSWER_OPEN}{reply.content}{closing}"

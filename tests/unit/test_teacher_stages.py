@@ -1,0 +1,203 @@
+"""Collection from a teacher and curation by a judge: the stages around the servers."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from chat_server import Answer, ChatServerFake, chat_server, says
+from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.randomness import key
+from reasonmill.sample.http_client import ServerError
+from reasonmill.stages import collect, curate
+from reasonmill.stages.context import Input, Outcome, StageContext
+from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
+from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
+from reasonmill.store.home import Home
+from reasonmill.tasks import registry
+from reasonmill.types import Completion, Grade, Group, Rollout
+
+COUNTDOWN = registry.get("countdown-3")
+
+
+class Recorder:
+    """Progress that remembers how far the stage said it was."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+
+    def begin(self, stage: str, total: int, unit: str) -> None: ...
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        self.done.append(done)
+
+    def note(self, text: str) -> None: ...
+    def end(self, metrics: Mapping[str, object]) -> None: ...
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    with Home.open(tmp_path / "home") as opened:
+        yield opened
+
+
+def context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
+    return StageContext("k" * 8, 0, "cpu", home, Recorder(), stop)
+
+
+def server(fake: ChatServerFake) -> dict[str, Any]:
+    return {"url": fake.url, "model": "large", "retries": 0, "concurrency": 2}
+
+
+# Collection
+
+
+def collecting(**changed: object) -> collect.Settings:
+    chosen = {"name": "teacher-rollouts", "kind": "collect", "tasks": {"countdown-3": 4}, "problems_per_commit": 2}
+    return collect.Settings.model_validate({**chosen, "samples": 3, "sampling": {"max_tokens": 64}, **changed})
+
+
+# The teacher knows which problems the stage draws.
+_SEED = key("problems", 0, "teacher-rollouts")
+ANSWERS = {
+    problem.messages[0].content: problem.answer
+    for problem in (COUNTDOWN.problem("train", _SEED, index) for index in range(4))
+}
+
+
+def solves_every_second(body: dict[str, Any], number: int) -> Answer:
+    """Gives the right answer where the seed is even."""
+    answer = ANSWERS[body["messages"][-1]["content"]]
+    return says(answer if body["seed"] % 2 == 0 else "1 + 1", reasoning_content="let me see")
+
+
+def rollouts(outcome: Outcome, directory: Path) -> list[Group]:
+    directory.mkdir()
+    outcome.write(directory)
+    return read_groups(directory / GROUPS_FILE)
+
+
+def test_a_teacher_is_collected_from_like_any_other_model(home: Home, tmp_path: Path) -> None:
+    with chat_server(solves_every_second) as fake:
+        outcome = collect.run(collecting(teacher=server(fake)), {}, context(home))
+    groups = rollouts(outcome, tmp_path / "rollouts")
+    assert len(fake.bodies) == 12
+    assert len({body["seed"] for body in fake.bodies}) == 12
+    rights = [rollout.grade.parts["accuracy"] for group in groups for rollout in group.rollouts]
+    assert 0 < sum(rights) < 12
+    assert sum(rights) == sum(body["seed"] % 2 == 0 for body in fake.bodies)
+    completion = groups[0].rollouts[0].completion
+    assert completion.text.startswith("<think>let me see</think><answer>")
+    assert (completion.tokens, completion.logprobs) == ((), None)
+    assert outcome.metrics["collected"]["countdown-3"]["pass@1"]["value"] == pytest.approx(sum(rights) / 12)
+
+
+def test_after_a_failure_only_what_was_not_committed_is_asked_again(home: Home, tmp_path: Path) -> None:
+    with chat_server(lambda b, n: solves_every_second(b, n) if n < 6 else Answer({}, 503)) as fake:
+        settings = collecting(teacher=server(fake))
+        with pytest.raises(ServerError, match="HTTP 503"):
+            collect.run(settings, {}, context(home))
+        first = [body["seed"] for body in fake.bodies[:6]]
+    with chat_server(solves_every_second) as fake:
+        outcome = collect.run(collecting(teacher=server(fake)), {}, context(home))
+        assert not set(first) & {body["seed"] for body in fake.bodies}
+        assert len(fake.bodies) == 6
+    assert len(rollouts(outcome, tmp_path / "rollouts")) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "exactly one of from"),
+        ({"from": "tiny-base", "teacher": {"url": "http://host/v1", "model": "large"}}, "exactly one of from"),
+        ({"teacher": {"url": "http://host/v1", "model": "large"}, "sampling": {"top_k": 3}}, "no top_k"),
+        ({"teacher": {"url": "http://host/v1", "model": "large"}, "sampling": {"slots": 512}}, "slots and precision"),
+        ({"teacher": {"url": "http://host/v1", "model": "large"}, "precision": "auto"}, "slots and precision"),
+        ({"teacher": {"url": "http://host/v1"}}, "model"),
+    ],
+)
+def test_settings_of_a_teacher_that_make_no_sense_are_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        collecting(**changed)
+
+
+# Curation
+
+
+def curating(fake: ChatServerFake, **changed: object) -> curate.Settings:
+    chosen = {"name": "judged-data", "kind": "curate", "data": ["rollouts"], "keep": {"correct": False}}
+    return curate.Settings.model_validate({**chosen, "judge": server(fake), **changed})
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Input:
+    """Ten problems with one answer each: its own number. Graders call none of them right; two are not readable."""
+    directory = tmp_path / "collected"
+    directory.mkdir()
+    groups = []
+    for index in range(10):
+        text = f"<think> hm {index}</think><answer> {index}</answer>" if index < 8 else f"aloud {index}"
+        completion = Completion((), None, (), text, "stop", 0)
+        rollout = Rollout((1,), completion, Grade(0.0, {"accuracy": 0.0}))
+        groups.append(Group(COUNTDOWN.problem("train", 0, index), (rollout,)))
+    write_groups(directory / GROUPS_FILE, groups)
+    return Input(directory, "digest")
+
+
+def by_number(body: dict[str, Any], number: int) -> Answer:
+    """Calls 0 to 3 correct and 4 to 6 wrong, and talks about 7."""
+    answer = int(body["messages"][-1]["content"].split("===== THE ANSWER TO CHECK\n")[1].split("\n")[0])
+    return says("CORRECT" if answer < 4 else "INCORRECT" if answer < 7 else "Hard to say.")
+
+
+def test_what_the_judge_calls_correct_is_kept_and_the_rest_is_counted(
+    home: Home, tmp_path: Path, collected: Input
+) -> None:
+    with chat_server(by_number) as fake:
+        outcome = curate.run(curating(fake), {"data[0]": collected}, context(home))
+    (tmp_path / "dataset").mkdir()
+    outcome.write(tmp_path / "dataset")
+    rows = read_conversations(tmp_path / "dataset" / CONVERSATIONS_FILE)
+    assert sorted(row.response for row in rows) == [f"<think> hm {n}</think><answer> {n}</answer>" for n in range(4)]
+    dropped = {reason: count for reason, count in outcome.metrics["dropped"].items() if count}
+    assert dropped == {"malformed": 2, "judged_wrong": 3, "not_judged": 1}
+    assert (outcome.metrics["sampled"], outcome.metrics["kept"]) == (10, 4)
+    assert len(fake.bodies) == 8  # what is not readable is not worth a request
+    assert json.loads((tmp_path / "dataset" / curate.COUNTS_FILE).read_text()) == outcome.metrics
+
+
+def test_grader_and_judge_can_both_be_asked_and_without_a_judge_no_reason_is_its_own(
+    home: Home, collected: Input
+) -> None:
+    with chat_server(by_number) as fake, pytest.raises(RecipeError, match="10 incorrect"):
+        curate.run(curating(fake, keep={"correct": True}), {"data[0]": collected}, context(home))
+    assert fake.bodies == []
+    outcome = curate.run(curating(fake, judge=None), {"data[0]": collected}, context(home))
+    assert outcome.metrics["kept"] == 8
+    assert not {"judged_wrong", "not_judged"} & outcome.metrics["dropped"].keys()
+
+
+def test_saved_verdicts_are_not_asked_for_again(home: Home, collected: Input, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curate, "_VERDICTS_AT_ONCE", 3)
+    with chat_server(lambda b, n: by_number(b, n) if n < 3 else Answer({}, 503)) as fake:
+        with pytest.raises(ServerError):
+            curate.run(curating(fake), {"data[0]": collected}, context(home))
+        first = {body["messages"][0]["content"] for body in fake.bodies[:3]}
+    with chat_server(by_number) as fake:
+        stops = iter([False, True])
+        with pytest.raises(Interrupted, match="6 of 8 verdicts"):
+            curate.run(curating(fake), {"data[0]": collected}, context(home, lambda: next(stops)))
+        last = context(home)
+        outcome = curate.run(curating(fake), {"data[0]": collected}, last)
+        second = {body["messages"][0]["content"] for body in fake.bodies}
+    assert len(fake.bodies) == len(second) == 5
+    assert not first & second
+    assert last.progress.done == [7, 8, 10]  # type: ignore[attr-defined]
+    assert outcome.metrics["dropped"]["judged_wrong"] == 3
+
+
+def test_a_dataset_that_the_judge_left_nothing_of_is_an_error(home: Home, collected: Input) -> None:
+    with chat_server(lambda body, number: says("Well.")) as fake, pytest.raises(RecipeError, match="8 not_judged"):
+        curate.run(curating(fake), {"data[0]": collected}, context(home))
