@@ -1,0 +1,207 @@
+"""Estimates for --dry-run: how long the stages of a recipe take, and whether they fit into the device's memory.
+
+Time is tokens x operations per token / rate: 2 operations per parameter for a forward pass, 6 with the backward pass
+(arXiv 2001.08361, section 2.1); attention itself, loading, grading and the disk are left out. The rates stand here, in
+one place, with where each comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from reasonmill.mill.model_size import ModelSize, sizes_by_stage
+from reasonmill.mill.pipeline import PlannedStage
+from reasonmill.mill.workload import Amount, Data, Workload, workload
+from reasonmill.recipe.graph import Node
+from reasonmill.recipe.reference import StageSource
+from reasonmill.stages.context import StageSettings
+
+GIGABYTE = 1e9
+
+# Two cores of an AMD EPYC (Zen 4), fp32, 1.05 million parameters: 9,000 tokens/s in rollouts and 14,000 in training
+# (docs/results.md, benchmarks/cpu_vs_trl.py). Larger models are assumed to reach the same operations per second.
+_CPU_SAMPLING = 9_000 * 2 * 1.05e6
+_CPU_TRAINING = 14_000 * 6 * 1.05e6
+# One H100 SXM, from NVIDIA's data sheet: bf16 without sparsity, and memory.
+_GPU_PEAK = 989e12
+_GPU_BANDWIDTH = 3.35e12
+# Share of the peak in training. An assumption: a prototype with torch.compile reached 0.39 (0.5B) and 0.51 (1.5B) on
+# one H200, and the learner does not compile.
+_GPU_TRAINING_SHARE = 0.3
+# Share of the bandwidth in sampling. An assumption: a prototype with CUDA graphs and 512 slots reached 0.14 (0.5B),
+# 0.22 (1.5B) and 0.26 (7B) of one H200's.
+_GPU_BANDWIDTH_SHARE = 0.2
+# Seconds that the host needs to launch one layer of a decode step. An assumption: the sampler captures no CUDA graphs.
+_GPU_LAYER_S = 1e-3
+# Sequences that still run, on average, of those that were started together: short ones are done early.
+_RUNNING_SHARE = 0.5
+# Bytes of activations for each token, layer and unit of width in 16 bits, attention scores aside (arXiv 2205.05198,
+# equation 2 without its last term); nothing is recomputed but the logits.
+_ACTIVATION_BYTES = 34
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of a device class. `bandwidth` None: sampling is bound by operations alone.
+
+    Attributes:
+        layer_s: the least time that a layer of a decode step takes, however small it is.
+    """
+
+    name: str
+    memory_bytes: float
+    sampling_flops: float
+    training_flops: float
+    weight_bytes: int
+    bandwidth: float | None = None
+    layer_s: float = 0.0
+
+
+def cpu(memory_bytes: float) -> Device:
+    """Two cores; more are not assumed to be faster."""
+    return Device("two CPU cores", memory_bytes, _CPU_SAMPLING, _CPU_TRAINING, weight_bytes=4)
+
+
+def gpu(memory_bytes: float = 80 * GIGABYTE) -> Device:
+    """One GPU of the H100's class."""
+    return Device(
+        "one GPU of the H100's class",
+        memory_bytes,
+        _GPU_PEAK,
+        _GPU_TRAINING_SHARE * _GPU_PEAK,
+        weight_bytes=2,
+        bandwidth=_GPU_BANDWIDTH_SHARE * _GPU_BANDWIDTH,
+        layer_s=_GPU_LAYER_S,
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will take; a field is None where it can't be told, and `unknown` says why.
+
+    Attributes:
+        memory_bytes: on the device; a lower bound if something is `unknown`.
+    """
+
+    tokens: Amount | None = None
+    seconds: Amount | None = None
+    memory_bytes: float | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device) -> dict[str, Estimate]:
+    """An estimate of each stage that is not cached, by its name; of one that resumes, what is left of it.
+
+    Args:
+        nodes: the stages of a recipe.
+        planned: what `plan` says of them, in the same order.
+    """
+    sizes = sizes_by_stage(nodes)
+    made: dict[str, Data] = {}
+    found = {}
+    for node, stage in zip(nodes, planned, strict=True):
+        name = node.settings.name
+        read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
+        upstream = {key: made[earlier] for key, earlier in read.items() if earlier in made}
+        work = workload(node.settings, upstream, stage.artifact)
+        if work is not None and work.makes is not None:
+            made[name] = work.makes
+        if stage.status != "cached":
+            found[name] = _estimate(node.settings, stage, work, sizes[name], device)
+    return found
+
+
+def total(estimates: Mapping[str, Estimate]) -> Estimate:
+    """The sum of tokens and times and the largest memory; `unknown` lists the stages that are not in the sums."""
+    known = [e for e in estimates.values() if e.seconds is not None and e.tokens is not None]
+    return Estimate(
+        sum((e.tokens for e in known if e.tokens is not None), Amount()),
+        sum((e.seconds for e in known if e.seconds is not None), Amount()),
+        max((e.memory_bytes for e in known if e.memory_bytes is not None), default=None),
+        tuple(name for name, e in estimates.items() if e.seconds is None),
+    )
+
+
+def _estimate(
+    settings: StageSettings,
+    stage: PlannedStage,
+    work: Workload | None,
+    sizes: Mapping[str, ModelSize | None],
+    device: Device,
+) -> Estimate:
+    if work is None:
+        return Estimate(unknown=("how much data it reads",))
+    steps: int | None = getattr(settings, "steps", None)
+    left = 1 - stage.resumes_at / steps if stage.resumes_at is not None and steps else 1.0
+    tokens = work.tokens * left
+    if not tokens.at_most:
+        return Estimate(tokens, Amount(), 0.0)
+    if work.served.at_most:
+        return Estimate(tokens, memory_bytes=0.0, unknown=("how fast the server is",))
+    policy = sizes[""] or sizes.get("from")
+    if policy is None:
+        return Estimate(tokens, unknown=("the size of the model",))
+    device = replace(device, weight_bytes=_weight_bytes(settings, device))
+    memory, unknown = _memory(work, policy, sizes, device)
+    return Estimate(tokens, _seconds(work, policy, sizes, device) * left, memory, unknown)
+
+
+def _weight_bytes(settings: StageSettings, device: Device) -> int:
+    precision = getattr(settings, "precision", "auto")
+    return {"fp32": 4, "bf16": 2}.get(precision, device.weight_bytes)
+
+
+def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> Amount:
+    training = work.trained * (6 * policy.active / device.training_flops)
+    scoring = Amount()
+    for key, tokens in work.scored.items():
+        scoring += tokens * (2 * (sizes.get(key) or policy).active / device.training_flops)
+    response = work.sampled
+    if not response.at_most:
+        return training + scoring
+    running = max(1.0, _RUNNING_SHARE * work.sequences)
+    # A sequence is on average half as long as it will be; the longest are the bound.
+    expected = _seconds_per_token(policy, running, work.longest * response.expected / response.at_most / 2, device)
+    bound = _seconds_per_token(policy, running, work.longest / 2, device)
+    return training + scoring + response * Amount(expected, bound)
+
+
+def _seconds_per_token(policy: ModelSize, running: float, context: float, device: Device) -> float:
+    """Seconds for each sampled token, `running` sequences of `context` tokens being sampled together."""
+    computing = 2 * policy.active / device.sampling_flops
+    if device.bandwidth is None:
+        return computing
+    # Each token of all running sequences reads the weights once, and each sequence its own keys and values.
+    weights = policy.parameters * device.weight_bytes / running
+    cache = context * (policy.cached_values or 0) * device.weight_bytes
+    launching = device.layer_s * (policy.layers or 0) / running
+    return max(computing, (weights + cache) / device.bandwidth, launching)
+
+
+def _memory(
+    work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device
+) -> tuple[float, tuple[str, ...]]:
+    """(bytes at the fullest moment, what is missing from them)."""
+    width = device.weight_bytes
+    held = policy.parameters * width
+    unknown = []
+    for key in work.copies:
+        size = sizes.get(key) or policy
+        held += size.parameters * width
+    if work.trained.at_most:
+        # Gradients, AdamW's two moments, and fp32 master weights where the weights are bf16.
+        held += policy.parameters * (width + 8 + (4 if width == 2 else 0))
+    passing = [0.0]
+    if work.sequences:
+        if policy.cached_values is None:
+            unknown.append("the cache of keys and values")
+        passing.append(work.sequences * work.longest * (policy.cached_values or 0) * width)
+    if work.row:
+        if policy.layers is None or policy.hidden_size is None:
+            unknown.append("activations")
+        shape = work.row * (policy.layers or 0) * (policy.hidden_size or 0)
+        passing.append(shape * _ACTIVATION_BYTES * width / 2)
+        # The optimizer step takes fp32 copies of bf16 gradients.
+        passing.append(policy.parameters * (4 if width == 2 else 0))
+    return held + max(passing), tuple(unknown)

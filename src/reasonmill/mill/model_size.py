@@ -1,0 +1,118 @@
+"""How large models are, as far as estimates of time and memory need it. No weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from reasonmill.errors import UnsupportedModel
+from reasonmill.model.decoder import config_from
+from reasonmill.recipe.graph import Node
+from reasonmill.recipe.hub import HubModel
+from reasonmill.recipe.reference import DirectorySource, HubSource, Source
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a model; None where one is not known.
+
+    Attributes:
+        active: the parameters that a token meets; fewer than all in a mixture of experts.
+        cached_values: numbers that a token leaves in the cache of all layers, as the native sampler keeps them.
+    """
+
+    parameters: float
+    active: float
+    layers: int | None = None
+    hidden_size: int | None = None
+    cached_values: int | None = None
+
+
+def sizes_by_stage(nodes: tuple[Node, ...]) -> dict[str, dict[str, ModelSize | None]]:
+    """The models that each stage reads, by the key of its settings, and under "" the one that it makes."""
+    made: dict[str, ModelSize | None] = {}
+    outside: dict[Source, ModelSize | None] = {}
+    found = {}
+    for node in nodes:
+        read: dict[str, ModelSize | None] = {}
+        for key, source in node.sources.items():
+            if isinstance(source, DirectorySource | HubSource):
+                if source not in outside:
+                    outside[source] = _size_outside(source)
+                read[key] = outside[source]
+            else:
+                read[key] = made.get(source.stage)
+        made[node.settings.name] = _size_made(node.settings, read)
+        found[node.settings.name] = {**read, "": made[node.settings.name]}
+    return found
+
+
+def size_of(config: PreTrainedConfig) -> ModelSize:
+    """The sizes of a causal language model with this config; its parameters are made without memory.
+
+    Raises:
+        ValueError: the config is not of a causal language model.
+    """
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    parameters = sum(p.numel() for p in network.parameters())
+    routed = sum(p.numel() for name, p in network.named_parameters() if ".experts." in name)
+    used, experts = (_first(config, names) for names in (_USED_EXPERTS, _EXPERTS))
+    idle = routed * (1 - used / experts) if used and experts else 0
+    text = config.get_text_config()
+    layers, hidden, heads = text.num_hidden_layers, text.hidden_size, text.num_attention_heads
+    if getattr(text, "kv_lora_rank", None):
+        # Latent attention goes through transformers' attention interface with its keys and values unfolded.
+        per_layer = heads * (text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
+    else:
+        head_dim = getattr(text, "head_dim", None) or hidden // heads
+        per_layer = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
+    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer)
+
+
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
+_USED_EXPERTS = ("num_experts_per_tok", "moe_topk")
+
+
+def _size_outside(source: DirectorySource | HubSource) -> ModelSize | None:
+    if isinstance(source, DirectorySource):
+        return _size_in(source.path)
+    directory = source.model.directory
+    return (_size_in(directory) if (directory / "config.json").is_file() else None) or _told(source.model)
+
+
+def _size_in(directory: Path) -> ModelSize | None:
+    """The size of a model directory; None where its config says too little."""
+    try:
+        return size_of(AutoConfig.from_pretrained(directory))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _told(model: HubModel) -> ModelSize:
+    """What the recipe says of a model that is not on disk."""
+    cached = None
+    if model.layers is not None and model.kv_heads is not None and model.head_dim is not None:
+        cached = model.layers * 2 * model.kv_heads * model.head_dim
+    active = model.active_parameters or model.parameters
+    return ModelSize(model.parameters, active, model.layers, model.hidden_size, cached)
+
+
+def _size_made(settings: Any, read: Mapping[str, ModelSize | None]) -> ModelSize | None:
+    """The size of what a stage makes: that of the model which it starts from, or which its gate promotes."""
+    if settings.kind == "pretrain":
+        try:
+            vocabulary = {"vocab_size": settings.tokenizer.vocab_size}
+            return size_of(config_from(settings.model_type, {**settings.model, **vocabulary}))
+        except (ValueError, UnsupportedModel):
+            return None
+    return read.get("candidate" if settings.kind == "gate" else "from")
+
+
+def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)

@@ -1,0 +1,263 @@
+"""How many tokens the stages of a recipe work through: as many as the settings allow, and as many as are expected.
+
+The settings bound the length of a response and nothing tells how long responses will be, so expectations rest on the
+assumptions below. They are meant to be right within a factor of two or three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+from reasonmill.tasks import registry
+from reasonmill.types import Artifact
+
+if TYPE_CHECKING:
+    from reasonmill.stages import collect, curate, distill, evaluate, pretrain, reward_model, rl, sft
+    from reasonmill.stages.context import StageSettings
+
+# Mean length of a response as a share of its limit. r1-zero-tiny: 0.1 at its beginning, 0.4 at its end; R1-Zero: 0.4 at
+# its end (14k of 32k); R1's 800k samples: 0.16.
+RESPONSE_SHARE = 0.25
+# Tokens of a prompt: 9 to 19 in the tiny world, some 100 more with R1-Zero's template. Small beside long responses.
+PROMPT_TOKENS = 20
+# Share of samples that curation keeps: those that are right, well-formed and readable.
+KEPT_SHARE = 0.5
+# Tokens of a general conversation of the tiny world, and of a document of its corpus (125 million in 4.1 million).
+GENERAL_TOKENS = 30
+DOCUMENT_TOKENS = 30.5
+# Slots of a sampler whose stage does not set them.
+DEFAULT_SLOTS = 512
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number that is expected, and the most that it can be."""
+
+    expected: float = 0.0
+    at_most: float = 0.0
+
+    @classmethod
+    def exactly(cls, number: float) -> Amount:
+        return cls(number, number)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.expected + other.expected, self.at_most + other.at_most)
+
+    def __mul__(self, other: float | Amount) -> Amount:
+        factor = other if isinstance(other, Amount) else Amount.exactly(other)
+        return Amount(self.expected * factor.expected, self.at_most * factor.at_most)
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a stage hands to later ones: texts with their prompts. `problems` and `samples` are those of rollouts."""
+
+    texts: Amount
+    tokens_each: Amount
+    problems: Mapping[str, int] = field(default_factory=dict)
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a stage does, in tokens.
+
+    Attributes:
+        sampled: tokens that the model draws, one after the other in each sequence.
+        trained: tokens of forward and backward passes.
+        scored: tokens of forward passes alone, by the key of the settings that names the model which reads them.
+        served: tokens that a server reads and writes, a teacher's or a judge's.
+        sequences: how many sequences are sampled together, at most.
+        longest: tokens of the longest sequence.
+        row: positions of one forward pass of training; 0 if nothing is trained.
+        copies: models beside the one that is worked on, by the key that names each; "from" is a frozen copy of it.
+        makes: the data that the stage makes; None for models, verdicts and what is not known.
+    """
+
+    sampled: Amount = Amount()
+    trained: Amount = Amount()
+    scored: Mapping[str, Amount] = field(default_factory=dict)
+    served: Amount = Amount()
+    sequences: int = 0
+    longest: int = 0
+    row: int = 0
+    copies: tuple[str, ...] = ()
+    makes: Data | None = None
+
+    @property
+    def tokens(self) -> Amount:
+        """All tokens that are sampled, trained on or scored, here or by a server."""
+        return sum(self.scored.values(), self.sampled + self.trained + self.served)
+
+
+Upstream = Mapping[str, Data]
+NOTHING = Workload()
+
+
+def workload(settings: StageSettings, upstream: Upstream, artifact: Artifact | None = None) -> Workload | None:
+    """What a stage does; None where its kind or the data that it reads is not known.
+
+    Args:
+        upstream: the data that the stage reads, by the key of its settings.
+        artifact: what the stage made, if it is finished: what that counts is no longer guessed.
+    """
+    estimated = WORKLOADS.get(settings.kind)
+    try:
+        found = estimated(settings, upstream) if estimated else None
+    except KeyError:  # data of a stage that is not known
+        return None
+    if found is None or found.makes is None or artifact is None:
+        return found
+    counted = artifact.metrics.get("conversations")
+    return found if counted is None else replace(found, makes=replace(found.makes, texts=Amount.exactly(counted)))
+
+
+def _pretrain(settings: pretrain.Settings, upstream: Upstream) -> Workload:
+    trained = Amount.exactly(settings.steps * settings.documents_per_step * DOCUMENT_TOKENS)
+    return Workload(trained=trained, row=settings.tokens_per_batch)
+
+
+def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
+    trained = Amount()
+    for place in range(len(settings.data)):
+        data = upstream[f"data[{place}]"]
+        trained += data.texts * _cut(data.tokens_each, settings.max_tokens) * settings.epochs
+    return Workload(trained=trained, row=max(settings.tokens_per_batch, settings.max_tokens))
+
+
+def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
+    """Groups whose rewards are all alike are not trained on, which is not taken off: nobody knows how many."""
+    rollouts = settings.steps * settings.problems_per_step * settings.group_size
+    texts = Amount.exactly(rollouts) * _text_length(settings.sampling.max_tokens)
+    prompts = Amount.exactly(settings.steps * settings.problems_per_step * PROMPT_TOKENS)
+    has_reference = settings.loss.kl_coefficient > 0
+    scored = {"from": prompts + texts if has_reference else prompts}
+    for name in settings.reward_models:
+        scored[f"reward_models.{name}"] = texts * (_share_of_general(settings.tasks) * settings.preference_share)
+    return Workload(
+        sampled=Amount.exactly(rollouts) * _length(settings.sampling.max_tokens),
+        trained=texts,
+        scored=scored,
+        sequences=min(settings.sampling.slots, settings.problems_per_step * settings.group_size),
+        longest=PROMPT_TOKENS + settings.sampling.max_tokens,
+        row=max(settings.tokens_per_batch, PROMPT_TOKENS + settings.sampling.max_tokens),
+        copies=(*(("from",) if has_reference else ()), *(f"reward_models.{name}" for name in settings.reward_models)),
+    )
+
+
+def _distill(settings: distill.Settings, upstream: Upstream) -> Workload:
+    samples = settings.steps * settings.problems_per_step * settings.group_size
+    texts = Amount.exactly(samples) * _text_length(settings.sampling.max_tokens)
+    prompts = Amount.exactly(settings.steps * settings.problems_per_step * PROMPT_TOKENS)
+    return Workload(
+        sampled=Amount.exactly(samples) * _length(settings.sampling.max_tokens),
+        trained=texts,
+        scored={"from": prompts, "teacher": texts},
+        sequences=min(settings.sampling.slots, settings.problems_per_step * settings.group_size),
+        longest=PROMPT_TOKENS + settings.sampling.max_tokens,
+        row=max(settings.tokens_per_batch, PROMPT_TOKENS + settings.sampling.max_tokens),
+        copies=("teacher",),
+    )
+
+
+def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:
+    together = min(settings.sampling.slots, settings.problems_per_commit * settings.samples)
+    sampled = _samples(settings.tasks, settings.samples, settings.sampling.max_tokens, together)
+    if settings.teacher is None or sampled.makes is None:
+        return sampled
+    return Workload(served=sampled.makes.texts * sampled.makes.tokens_each, makes=sampled.makes)
+
+
+def _evaluate(settings: evaluate.Settings, upstream: Upstream) -> Workload:
+    return _samples(settings.tasks, settings.samples, settings.sampling.max_tokens, DEFAULT_SLOTS)
+
+
+def _samples(tasks: Mapping[str, int], samples: int, max_tokens: int, together: int) -> Workload:
+    problems = sum(tasks.values())
+    return Workload(
+        sampled=Amount.exactly(problems * samples) * _length(max_tokens),
+        scored={"from": Amount.exactly(problems * PROMPT_TOKENS)},
+        sequences=min(together, problems * samples),
+        longest=PROMPT_TOKENS + max_tokens,
+        makes=Data(Amount.exactly(problems * samples), _text_length(max_tokens), tasks, samples),
+    )
+
+
+def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
+    texts, tokens, served = Amount(), Amount(), Amount()
+    for place in range(len(settings.data)):
+        data = upstream[f"data[{place}]"]
+        most = data.texts
+        if settings.keep.per_problem is not None and data.problems:
+            most = _cut(most, sum(data.problems.values()) * min(settings.keep.per_problem, data.samples))
+        kept = _cut(Amount(data.texts.expected * KEPT_SHARE, most.at_most), most.at_most)
+        texts, tokens = texts + kept, tokens + kept * data.tokens_each
+        if settings.judge is not None:
+            asked = Amount(data.texts.expected * KEPT_SHARE, data.texts.at_most)
+            served += asked * (data.tokens_each + _length(settings.judge.max_tokens))
+    if settings.max_conversations is not None and texts.at_most > settings.max_conversations:
+        cut = _cut(texts, settings.max_conversations)
+        tokens = Amount(tokens.expected * cut.expected / texts.expected, tokens.at_most * cut.at_most / texts.at_most)
+        texts = cut
+    if settings.general is not None:
+        general = Amount.exactly(settings.general.conversations)
+        texts, tokens = texts + general, tokens + general * GENERAL_TOKENS
+    each = Amount(tokens.expected / texts.expected, tokens.at_most / texts.at_most)
+    return Workload(served=served, makes=Data(texts, each))
+
+
+def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Workload:
+    tokens = Amount()
+    for place in range(len(settings.data)):
+        data = upstream[f"data[{place}]"]
+        problems = sum(count for task, count in data.problems.items() if not settings.tasks or task in settings.tasks)
+        each = data.samples
+        if settings.objective == "pairwise":
+            each = 2 * min(settings.pairs_per_problem, comb(data.samples, 2))
+        tokens += Amount.exactly(problems * each) * _cut(data.tokens_each, settings.max_tokens)
+    return Workload(
+        trained=tokens * ((1 - settings.held_out) * settings.epochs),
+        scored={"from": tokens * settings.held_out},
+        row=settings.tokens_per_batch,
+    )
+
+
+def _gate(settings: StageSettings, upstream: Upstream) -> Workload:
+    return NOTHING
+
+
+WORKLOADS: Mapping[str, Callable[[Any, Upstream], Workload]] = {
+    "pretrain": _pretrain,
+    "sft": _sft,
+    "rl": _rl,
+    "distill": _distill,
+    "collect": _collect,
+    "evaluate": _evaluate,
+    "curate": _curate,
+    "reward-model": _reward_model,
+    "gate": _gate,
+}
+
+
+def _length(max_tokens: int) -> Amount:
+    """Tokens of a response."""
+    return Amount(RESPONSE_SHARE * max_tokens, max_tokens)
+
+
+def _text_length(max_tokens: int) -> Amount:
+    """Tokens of a prompt and its response."""
+    return _length(max_tokens) + Amount.exactly(PROMPT_TOKENS)
+
+
+def _cut(amount: Amount, limit: float) -> Amount:
+    return Amount(min(amount.expected, limit), min(amount.at_most, limit))
+
+
+def _share_of_general(tasks: Mapping[str, float]) -> float:
+    general = sum(share for name, share in tasks.items() if registry.get(name).domain != "reasoning")
+    return general / sum(tasks.values())

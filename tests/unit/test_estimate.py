@@ -1,0 +1,258 @@
+"""Estimates: sizes of models, tokens of stages, time and memory, by hand-computed numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from reasonmill.mill.estimate import Device, Estimate, cpu, estimate, gpu, total
+from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
+from reasonmill.mill.pipeline import PlannedStage, plan
+from reasonmill.mill.workload import PROMPT_TOKENS, WORKLOADS, Amount, workload
+from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.recipe.hub import HubModel
+from reasonmill.recipe.load import load_recipe
+from reasonmill.recipe.reference import HubSource, StageSource
+from reasonmill.stages.registry import kinds
+from reasonmill.types import Artifact
+
+SCHEDULE = {"peak": 1e-4}
+# A model that is on no disk: 1,000 million parameters, 10 layers of width 100, 10 x 2 x 2 x 25 = 1,000 cached values.
+BILLION = HubModel(
+    hub="nobody/nothing", revision="0" * 40, parameters=1e9, layers=10, hidden_size=100, kv_heads=2, head_dim=25
+)
+PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e9, weight_bytes=2)
+
+
+def node(kind: str, sources: dict[str, Any] | None = None, **settings: Any) -> Node:
+    """A stage named like its kind that starts from the model of BILLION."""
+    found = kinds()[kind].Settings(**{"name": kind, "kind": kind, **settings})
+    return Node(found, {"from": HubSource("billion", BILLION), **(sources or {})})
+
+
+def rl(**settings: Any) -> Node:
+    given = {"from": "billion", "tasks": {"arithmetic": 1.0}, "steps": 2, "schedule": SCHEDULE, **settings}
+    return node("rl", problems_per_step=3, group_size=4, sampling={"max_tokens": 100, "slots": 8}, **given)
+
+
+def collected(**settings: Any) -> Node:
+    given = {"from": "billion", "tasks": {"arithmetic": 10}, "samples": 4, "sampling": {"max_tokens": 100}, **settings}
+    return node("collect", **given)
+
+
+def fresh(*nodes: Node) -> list[PlannedStage]:
+    return plan(Recipe("test", 0, nodes), None, None)
+
+
+# Sizes
+
+
+def test_the_sizes_of_a_model_on_disk_are_read_from_its_config() -> None:
+    nodes = load_recipe("r1-zero-tiny").nodes
+    # 4 layers x (keys + values) x 1 head x 32; the parameters are those of the shipped weights.
+    assert sizes_by_stage(nodes)["zero"] == {
+        "from": (size := ModelSize(1_049_728, 1_049_728, 4, 128, 256)),
+        "": size,
+    }
+
+
+def test_a_mixture_of_experts_meets_a_part_of_its_parameters() -> None:
+    """DeepSeek-V3: 671 billion parameters of which 37 are active, and latent attention that is kept unfolded."""
+    size = size_of(AutoConfig.for_model("deepseek_v3"))
+    assert size.parameters == pytest.approx(671e9, rel=1e-3)
+    assert size.active == pytest.approx(37.5e9, rel=1e-2)
+    assert size.cached_values == 61 * 128 * (128 + 64 + 128)
+
+
+def test_a_recipe_tells_the_sizes_of_a_model_that_is_not_on_disk() -> None:
+    assert sizes_by_stage((rl(),))["rl"]["from"] == ModelSize(1e9, 1e9, 10, 100, 1000)
+    told = BILLION.model_copy(update={"kv_heads": None, "active_parameters": 1e8})
+    unsaid = Node(rl().settings, {"from": HubSource("billion", told)})
+    assert sizes_by_stage((unsaid,))["rl"]["from"] == ModelSize(1e9, 1e8, 10, 100, None)
+
+
+# Tokens
+
+
+def test_every_kind_of_stage_has_a_workload() -> None:
+    assert WORKLOADS.keys() == kinds().keys()
+
+
+def test_rl_samples_trains_and_scores() -> None:
+    # 2 x 3 x 4 = 24 rollouts of at most 100 tokens, a quarter of that expected, with prompts of 20; 6 prompts are read.
+    assert PROMPT_TOKENS == 20
+    work = workload(rl().settings, {})
+    assert work is not None
+    assert (work.sampled, work.trained) == (Amount(600, 2400), Amount(24 * 45, 24 * 120))
+    assert (work.scored, work.copies) == ({"from": Amount(120, 120)}, ())
+    assert (work.sequences, work.longest, work.row) == (8, 120, 4096)
+    with_reference = workload(rl(loss={"kl_coefficient": 0.1}).settings, {})
+    assert with_reference is not None
+    assert with_reference.scored == {"from": Amount(120 + 24 * 45, 120 + 24 * 120)}
+    assert with_reference.copies == ("from",)
+
+
+def test_reward_models_score_general_prompts_in_the_last_steps() -> None:
+    judged = rl(
+        tasks={"arithmetic": 3.0, "facts": 1.0},
+        rewards={"accuracy": 1.0, "helpfulness": 1.0},
+        reward_models={"helpfulness": "rm"},
+        preference_share=0.5,
+    )
+    work = workload(judged.settings, {})
+    assert work is not None
+    assert work.scored["reward_models.helpfulness"] == Amount(24 * 45 / 8, 24 * 120 / 8)
+
+
+def test_data_flows_from_samples_through_curation_into_training() -> None:
+    samples = workload(collected().settings, {})
+    assert samples is not None
+    assert samples.makes is not None
+    assert samples.makes.texts == Amount(40, 40)
+    # One of four samples for each of 10 problems at most, half of all samples expected: the bound holds for both.
+    curated = node("curate", data=["collect"], keep={"per_problem": 1}, general={"conversations": 10})
+    data = workload(curated.settings, {"data[0]": samples.makes})
+    assert data is not None
+    assert data.makes is not None
+    assert data.makes.texts == Amount(20, 20)
+    # 10 of 45 or 120 tokens, and 10 general ones of 30.
+    assert data.makes.tokens_each == Amount((450 + 300) / 20, (1200 + 300) / 20)
+    given: dict[str, Any] = {"from": "billion", "data": ["curate"], "epochs": 3, "schedule": SCHEDULE}
+    tuned = node("sft", **given)
+    trained = workload(tuned.settings, {"data[0]": data.makes})
+    assert trained is not None
+    assert trained.trained == Amount(3 * 750, 3 * 1500)
+
+
+def test_what_a_finished_stage_counted_is_no_longer_guessed() -> None:
+    samples = workload(collected().settings, {})
+    assert samples is not None
+    assert samples.makes is not None
+    curated = node("curate", data=["collect"]).settings
+    made = Artifact("d", "dataset", "curate", (), "c", {"conversations": 7})
+    data = workload(curated, {"data[0]": samples.makes}, made)
+    assert data is not None
+    assert data.makes is not None
+    assert data.makes.texts == Amount(7, 7)
+
+
+def test_reward_models_train_on_pairs_or_on_responses() -> None:
+    samples = workload(collected(tasks={"facts": 10, "arithmetic": 5}).settings, {})
+    assert samples is not None
+    assert samples.makes is not None
+    common: dict[str, Any] = {
+        "from": "billion",
+        "data": ["collect"],
+        "label": "helpful",
+        "tasks": ["facts"],
+        "schedule": SCHEDULE,
+    }
+    pairs = node("reward-model", objective="pairwise", held_out=0.2, **common)
+    work = workload(pairs.settings, {"data[0]": samples.makes})
+    assert work is not None
+    # Four samples make six pairs of two: 120 texts of 120 tokens, of which four fifths are trained on.
+    assert work.trained.at_most == pytest.approx(0.8 * 120 * 120)
+    assert work.scored["from"].at_most == pytest.approx(0.2 * 120 * 120)
+    single = node("reward-model", objective="pointwise", held_out=0.2, **common)
+    responses = workload(single.settings, {"data[0]": samples.makes})
+    assert responses is not None
+    assert responses.trained.at_most == pytest.approx(0.8 * 40 * 120)
+
+
+def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
+    asked = kinds()["collect"].Settings(
+        name="asked",
+        kind="collect",
+        teacher={"url": "http://127.0.0.1:1/v1", "model": "teacher"},
+        tasks={"arithmetic": 10},
+        samples=4,
+        sampling={"max_tokens": 100},
+    )
+    nodes = (Node(asked, {}),)
+    (found,) = estimate(nodes, fresh(*nodes), PLAIN).values()
+    assert found == Estimate(Amount(40 * 45, 40 * 120), None, 0.0, ("how fast the server is",))
+
+
+# Time and memory
+
+
+def test_two_cpu_cores_are_as_fast_as_they_were_measured_to_be() -> None:
+    tiny = HubModel(hub="nobody/tiny", revision="0" * 40, parameters=1.05e6)
+    nodes = (Node(rl().settings, {"from": HubSource("tiny", tiny)}),)
+    (found,) = estimate(nodes, fresh(*nodes), cpu(1e9)).values()
+    assert found.seconds is not None
+    # 9,000 sampled and 14,000 trained tokens a second; reading takes a third of training.
+    assert found.seconds.expected == pytest.approx(600 / 9000 + (1080 + 120 / 3) / 14_000)
+
+
+def test_sampling_on_a_gpu_waits_for_memory() -> None:
+    nodes = (collected(tasks={"arithmetic": 1000}, samples=1, sampling={"max_tokens": 1000, "slots": 100}),)
+    device = gpu()
+    (found,) = estimate(nodes, fresh(*nodes), device).values()
+    # 50 of 100 slots run; a step reads 2 GB of weights, and of each sequence 1,000 values of 2 bytes for 510 tokens.
+    step_s = (2e9 + 50 * 510 * 2000) / (0.2 * 3.35e12)
+    prompts_s = 20_000 * 2e9 / (0.3 * 989e12)
+    assert found.seconds is not None
+    # The launches of ten layers take 10 ms, and more than that.
+    assert step_s < 0.01
+    assert found.seconds.at_most == pytest.approx(1e6 * 0.01 / 50 + prompts_s)
+    patient = Device("", 1e12, device.sampling_flops, device.training_flops, 2, bandwidth=device.bandwidth)
+    (found,) = estimate(nodes, fresh(*nodes), patient).values()
+    assert found.seconds is not None
+    assert found.seconds.at_most == pytest.approx(1e6 * step_s / 50 + prompts_s)
+
+
+def test_memory_is_counted() -> None:
+    nodes = (rl(loss={"kl_coefficient": 0.1}, tokens_per_batch=10_000),)
+    (bf16,) = estimate(nodes, fresh(*nodes), PLAIN).values()
+    # Weights, reference, gradients: 2 bytes each; master weights 4, moments 8; fp32 gradients 4 in the optimizer step,
+    # which is more than 8 slots x 120 tokens x 1,000 values x 2 and than 10,000 x 10 x 100 x 34 of activations.
+    assert bf16.memory_bytes == pytest.approx(22e9)
+    nodes = (rl(precision="fp32", tokens_per_batch=10_000),)
+    (fp32,) = estimate(nodes, fresh(*nodes), PLAIN).values()
+    assert fp32.memory_bytes == pytest.approx(16e9 + 10_000 * 10 * 100 * 68)
+    nodes = (collected(),)
+    (sampled,) = estimate(nodes, fresh(*nodes), PLAIN).values()
+    assert sampled.memory_bytes == pytest.approx(2e9 + 40 * 120 * 1000 * 2)
+
+
+def test_what_is_not_known_is_said() -> None:
+    bare = HubModel(hub="nobody/bare", revision="0" * 40, parameters=1e9)
+    nodes = (Node(rl().settings, {"from": HubSource("bare", bare)}),)
+    (found,) = estimate(nodes, fresh(*nodes), PLAIN).values()
+    assert found.unknown == ("the cache of keys and values", "activations")
+    given: dict[str, Any] = {"from": "billion", "data": ["strange"], "schedule": SCHEDULE}
+    tuned = node("sft", {"data[0]": StageSource("strange", ("dataset",))}, **given)
+    (found,) = estimate((tuned,), fresh(tuned), PLAIN).values()
+    assert found == Estimate(unknown=("how much data it reads",))
+    assert total({"sft": found}).unknown == ("sft",)
+
+
+def test_only_what_is_left_of_a_run_is_counted() -> None:
+    nodes = (rl(steps=8),)
+    (whole,) = estimate(nodes, fresh(*nodes), PLAIN).values()
+    (left,) = estimate(nodes, [PlannedStage("rl", "rl", "key", "to run", resumes_at=6)], PLAIN).values()
+    assert whole.seconds is not None
+    assert left.seconds is not None
+    assert left.seconds.at_most == pytest.approx(whole.seconds.at_most / 4)
+    assert estimate(nodes, [PlannedStage("rl", "rl", "key", "cached")], PLAIN) == {}
+
+
+def test_the_total_adds_what_runs_one_after_the_other() -> None:
+    found = total(
+        {
+            "one": Estimate(Amount(1, 2), Amount(10, 20), 5e9),
+            "two": Estimate(Amount(3, 4), Amount(30, 40), 3e9),
+            "three": Estimate(Amount(1, 1), unknown=("the size of the model",)),
+        }
+    )
+    assert found == Estimate(Amount(4, 6), Amount(40, 60), 5e9, ("three",))
+
+
+def test_a_model_directory_whose_config_says_nothing_has_no_size(recipe_file: Path) -> None:
+    recipe = load_recipe(str(recipe_file))
+    assert sizes_by_stage(recipe.nodes)["first"]["from"] is None
+    assert {e.unknown for e in estimate(recipe.nodes, plan(recipe, None, None), PLAIN).values()} == {
+        ("how much data it reads",)
+    }
