@@ -1,0 +1,108 @@
+"""The shipped recipes: all are valid, all can be estimated, and r1-paper holds what the paper published."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from reasonmill.cli import main
+from reasonmill.mill.estimate import Estimate, estimate, gpu, total
+from reasonmill.mill.pipeline import plan
+from reasonmill.recipe.load import load_recipe, shipped_recipes
+
+DAY_S = 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model of the hub is on disk, and there is no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def estimates(name: str) -> dict[str, Estimate]:
+    recipe = load_recipe(name)
+    return estimate(recipe.nodes, plan(recipe, None, None), gpu())
+
+
+def settings(name: str) -> dict[str, dict[str, Any]]:
+    return {node.settings.name: node.settings.model_dump(by_alias=True) for node in load_recipe(name).nodes}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_is_valid_and_only_servers_are_unknown(name: str) -> None:
+    found = estimates(name)
+    assert found.keys() == settings(name).keys()
+    served = ["teacher-rollouts", "judged-data"] if name == "teacher-judge" else []
+    assert [stage for stage, each in found.items() if each.unknown] == served
+    assert all(each.tokens is not None and each.memory_bytes is not None for each in found.values())
+    assert load_recipe(name).name == name
+
+
+def test_the_recipes_of_real_models_have_the_stages_of_r1_tiny() -> None:
+    tiny = settings("r1-tiny").keys()
+    assert settings("r1-qwen2.5-1.5b").keys() == tiny
+    # The paper's zero is two stages here, as the limit of lengths is raised on the way, and it distils off-policy only.
+    left_out = {"small-distill", "small-distill-eval", "small-base-eval"}
+    assert settings("r1-paper").keys() == (tiny - left_out) | {"zero-short"}
+
+
+def test_qwen_fits_into_one_gpu_and_takes_days_at_most() -> None:
+    found = estimates("r1-qwen2.5-1.5b")
+    whole = total(found)
+    assert whole.memory_bytes is not None
+    assert whole.memory_bytes < gpu().memory_bytes
+    assert whole.seconds is not None
+    assert whole.seconds.at_most < 7 * DAY_S
+
+
+def test_the_paper_fits_nowhere() -> None:
+    found = estimates("r1-paper")
+    sampling_or_training = [each for each in found.values() if each.tokens is not None and each.tokens.at_most]
+    assert all((each.memory_bytes or 0) > gpu().memory_bytes for each in sampling_or_training)
+
+
+def test_r1_paper_has_the_published_settings() -> None:
+    stages = settings("r1-paper")
+    short, zero, dev2, r1 = (stages[name] for name in ("zero-short", "zero", "dev2", "r1"))
+    assert (short["steps"] + zero["steps"]) * zero["updates_per_step"] == 10_400
+    assert abs(short["steps"] * 16 - 8200) <= 16
+    for stage in (short, zero, dev2, r1):
+        assert (stage["problems_per_step"], stage["group_size"], stage["reference_every"] * 16) == (512, 16, 400)
+        assert (stage["schedule"]["peak"], stage["loss"]["kl_coefficient"]) == (3e-6, 0.001)
+        assert (stage["loss"]["algorithm"], stage["loss"]["clip_high"]) == ("grpo", 10.0)
+    assert [stage["sampling"]["max_tokens"] for stage in (short, zero, dev2, r1)] == [32_768, 65_536, 32_768, 32_768]
+    assert [stage["sampling"]["temperature"] for stage in (short, zero, dev2, r1)] == [1.0, 1.0, 1.0, 0.7]
+    assert abs(r1["steps"] * 16 - 1700) <= 8
+    (node,) = (node for node in load_recipe("r1-paper").nodes if node.settings.name == "r1")
+    assert (r1["steps"] - node.settings.first_preference_step) * 16 == 400  # type: ignore[attr-defined]
+    for name in ("dev1", "dev3"):
+        assert (stages[name]["conversations_per_step"], stages[name]["max_tokens"]) == (128, 32_768)
+        schedule = stages[name]["schedule"]
+        assert (schedule["peak"], schedule["decay"]) == (5e-5, "cosine")
+        assert schedule["peak"] * schedule["final_share"] == pytest.approx(5e-6)
+    assert stages["sft-data"]["max_conversations"] + stages["sft-data"]["general"]["conversations"] == 804_745
+    for name in ("helpfulness-rm", "safety-rm"):
+        model = stages[name]
+        assert (model["examples_per_step"], model["schedule"]["peak"]) == (256, 6e-6)
+        assert (model["epochs"], model["max_tokens"]) == (1, 8192)
+    assert (stages["small-sft"]["schedule"]["peak"], stages["small-sft"]["conversations_per_step"]) == (6e-5, 64)
+    assert (stages["small-rl"]["schedule"]["peak"], stages["small-rl"]["steps"] * 16) == (2e-6, 10_000)
+
+
+@pytest.mark.parametrize("name", ["r1-qwen2.5-1.5b", "r1-paper"])
+def test_a_dry_run_prints_a_line_for_each_stage_and_touches_nothing(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    with pytest.raises(SystemExit) as caught:
+        main(["run", name, "--home", str(home), "--device", "cuda", "--dry-run"])
+    assert caught.value.code == 0
+    assert list(tmp_path.iterdir()) == []
+    lines = capsys.readouterr().out.splitlines()
+    stages = [node.settings.name for node in load_recipe(name).nodes]
+    assert [line.split()[0] for line in lines[2 : 3 + len(stages)]] == [*stages, "total"]
+    hubs = [model.hub for model in load_recipe(name).models.values()]
+    assert f"still to be downloaded: {', '.join(hubs)}" in lines
+    assert any("does not fit" in line for line in lines) == (name == "r1-paper")
