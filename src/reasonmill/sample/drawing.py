@@ -54,17 +54,13 @@ def draw(logits: Tensor, filters: Filters, noise: Tensor) -> tuple[Tensor, Tenso
         logprobs = _filtered(logprobs, filters)
     cumulative = logprobs.exp().cumsum(-1)
     # The total is 1 up to rounding; scaling by it keeps the last token from being drawn by rounding alone.
-    threshold = noise.to(cumulative.dtype) * cumulative[:, -1]
+    total = cumulative[:, -1]
+    # noise * total can round up to the total itself, which no token lies above.
+    threshold = torch.minimum(noise.to(total.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(1)
-    # noise * total can round up to the total itself: stay at the last token that has probability.
-    tokens = torch.minimum(tokens, _last_possible(cumulative))
     if bool(greedy.any()):
         tokens = torch.where(greedy, logits.argmax(-1), tokens)
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
-
-
-def _last_possible(cumulative: Tensor) -> Tensor:
-    return torch.searchsorted(cumulative, cumulative[:, -1:].contiguous(), right=False).squeeze(1)
 
 
 def _filtered(logprobs: Tensor, filters: Filters) -> Tensor:
