@@ -25,7 +25,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
-from reasonmill.types import Message, SamplingParams
+from reasonmill.types import Artifact, Message, SamplingParams
 
 if TYPE_CHECKING:
     from reasonmill.mill.estimate import Device, Estimate
@@ -238,7 +238,7 @@ def lineage(
     from reasonmill.store.home import Home
 
     with Home.open(home, write=False) as opened:
-        Console().print(_lineage_tree(opened, find_artifact(opened, artifact).digest, None, set()))
+        Console().print(_lineage_tree(opened, find_artifact(opened, artifact), None, set()))
 
 
 class _StopSignals:
@@ -396,18 +396,18 @@ def _stage_state(home: Home, stage: RunStage | None, steps: int | None) -> tuple
     return f"at step {reached[-1]['step'] + 1}" + (f" of {steps}" if steps is not None else ""), ""
 
 
-def _lineage_tree(home: Home, digest: str, parent: Tree | None, shown: set[str]) -> Tree:
+def _lineage_tree(home: Home, artifact: Artifact, parent: Tree | None, shown: set[tuple[str, str]]) -> Tree:
     """The artifact and its ancestors; what has ancestors is followed where it comes first only."""
-    artifact = home.ledger.artifact(digest)
+    making = (artifact.stage, artifact.digest)
     label = Text.assemble((artifact.stage, "bold"), f"  {artifact.kind}  ", (artifact.digest[:12], "dim"))
     if artifact.kind == "verdict":
         label.append("  promoted" if artifact.metrics["promoted"] else "  refused")
-    is_repeated = bool(artifact.parents) and digest in shown
+    is_repeated = bool(artifact.parents) and making in shown
     if is_repeated:
         label.append("  (shown above)", "dim")
     tree = Tree(label) if parent is None else parent.add(label)
-    shown.add(digest)
-    for ancestor in () if is_repeated else artifact.parents:
+    shown.add(making)
+    for ancestor in () if is_repeated else home.ledger.parents(artifact):
         _lineage_tree(home, ancestor, tree, shown)
     return tree
 

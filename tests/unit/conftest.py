@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.errors import Interrupted
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.stages.context import Outcome, StageSettings
+from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
 
 KIND = "train"
+MAKES: ArtifactKind = "model"
 HERE = Path(__file__).parent
 
 
@@ -84,7 +85,7 @@ def run(settings, inputs, context):
         (directory / "config.json").write_text("{}")
         (directory / "weights.txt").write_text(text)
 
-    return Outcome("model", write, metrics={"length": len(text)}, tokens=10 * settings.steps)
+    return Outcome(write, metrics={"length": len(text)}, tokens=10 * settings.steps)
 """
 
 # "measure" makes an evaluation of its input.
@@ -95,9 +96,10 @@ from typing import Literal
 from pydantic import Field
 
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.stages.context import Outcome, StageSettings
+from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
 
 KIND = "measure"
+MAKES: ArtifactKind = "evaluation"
 
 
 class Settings(StageSettings):
@@ -109,7 +111,7 @@ def run(settings, inputs, context):
     with (Path(__file__).parent / "calls").open("a") as calls:
         calls.write(f"{settings.name}\\n")
     length = len((inputs["from"].path / "weights.txt").read_text())
-    return Outcome("evaluation", lambda directory: (directory / "length").write_text(str(length)), {"length": length})
+    return Outcome(lambda directory: (directory / "length").write_text(str(length)), {"length": length})
 """
 
 

@@ -77,7 +77,6 @@ def problems_of(home: Home, chosen: Settings) -> list[Problem]:
 def test_every_problem_is_sampled_and_graded(home: Home, tmp_path: Path) -> None:
     outcome = collected(home, settings())
     groups = written(outcome, tmp_path / "rollouts")
-    assert outcome.kind == "rollouts"
     assert [group.problem for group in groups] == problems_of(home, settings())
     assert [group.problem.task for group in groups] == ["arithmetic"] * 2 + ["countdown-3"] * 3
     assert all(len(group.rollouts) == 2 for group in groups)

@@ -82,7 +82,6 @@ def test_rollouts_of_several_stages_become_one_dataset(context: StageContext, tm
     (tmp_path / "dataset").mkdir()
     outcome.write(tmp_path / "dataset")
     rows = read_conversations(tmp_path / "dataset" / CONVERSATIONS_FILE)
-    assert outcome.kind == "dataset"
     assert {(row.problem_id, row.source) for row in rows} == {(countdown.id, "reasoning"), (fact.id, "general")}
     assert (outcome.metrics["sampled"], outcome.metrics["kept"], outcome.metrics["conversations"]) == (3, 2, 2)
     assert {reason: count for reason, count in outcome.metrics["dropped"].items() if count} == {"incorrect": 1}

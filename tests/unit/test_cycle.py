@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reasonmill.errors import RecipeError
+from reasonmill.mill.artifacts import find_model
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.load import load_recipe
@@ -18,9 +19,10 @@ GATE = """
 from typing import Literal
 
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
-from reasonmill.stages.context import Outcome, StageSettings
+from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
 
 KIND = "gate"
+MAKES: ArtifactKind = "verdict"
 
 
 class Settings(StageSettings):
@@ -37,7 +39,7 @@ def run(settings, inputs, context):
     model = inputs["candidate" if promoted else "parent"].digest
     content = f"{settings.name} {lengths}"
     return Outcome(
-        "verdict", lambda directory: (directory / "verdict").write_text(content), {"promoted": promoted, "model": model}
+        lambda directory: (directory / "verdict").write_text(content), {"promoted": promoted, "model": model}
     )
 """
 
@@ -268,6 +270,24 @@ def run(cycle_file: Path, tmp_path: Path) -> Callable[..., RunResult]:
             return run_recipe(recipe, home, Silence(), until=None, device="cpu", stop_requested=lambda: False)
 
     return run
+
+
+def test_a_verdict_stands_for_the_model_that_it_promoted(run: Callable[..., RunResult], tmp_path: Path) -> None:
+    made = artifacts(run())
+    assert find_model("cycle/gate", tmp_path / "home").name == made["gate"].metrics["model"] == made["final"].digest
+
+
+def test_a_model_that_a_gate_left_outside_of_the_home_has_to_be_named(
+    cycle_file: Path, base: Path, tmp_path: Path
+) -> None:
+    text = cycle_file.read_text()
+    cycle_file.write_text('name = "plain"\n' + text[text.index("[[stage]]") :])
+    overrides = [f'gate.parent="{base}"', "gate.parent_eval=final-eval", "gate.candidate_eval=zero-eval"]
+    with Home.open(tmp_path / "home") as home:
+        recipe = load_recipe(str(cycle_file), overrides)
+        run_recipe(recipe, home, Silence(), until=None, device="cpu", stop_requested=lambda: False)
+    with pytest.raises(RecipeError, match="not of this home: 'base'"):
+        find_model("plain/gate", tmp_path / "home")
 
 
 def artifacts(result: RunResult) -> dict[str, Any]:

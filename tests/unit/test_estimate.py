@@ -223,7 +223,7 @@ def test_what_is_not_known_is_said() -> None:
     (found,) = estimate(nodes, fresh(*nodes), PLAIN).values()
     assert found.unknown == ("the cache of keys and values", "activations")
     given: dict[str, Any] = {"from": "billion", "data": ["strange"], "schedule": SCHEDULE}
-    tuned = node("sft", {"data[0]": StageSource("strange", ("dataset",))}, **given)
+    tuned = node("sft", {"data[0]": StageSource("strange")}, **given)
     (found,) = estimate((tuned,), fresh(tuned), PLAIN).values()
     assert found == Estimate(unknown=("how much data it reads",))
     assert total({"sft": found}).unknown == ("sft",)

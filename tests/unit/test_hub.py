@@ -127,7 +127,7 @@ def test_a_run_reads_the_model_from_the_cache_of_the_hub(
         (parent,) = result.stages[0].artifact.parents
         assert home.ledger.artifact(parent).stage == "owner/policy"
         # A gate may leave the model of the hub in place: then its digest is all that a stage knows of it.
-        assert model_path(home, MODEL.digest, {"policy": MODEL}) == MODEL.directory
+        assert model_path(home, MODEL.digest, load_recipe(str(hub_recipe))) == MODEL.directory
 
 
 def test_a_model_that_can_not_be_had_stops_the_run_before_the_stage(

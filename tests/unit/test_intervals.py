@@ -51,6 +51,7 @@ def test_samples_of_the_same_problem_are_no_new_evidence() -> None:
 def test_one_cluster_tells_nothing_about_the_spread() -> None:
     estimate = clustered_mean([1, 0], [4, 4])
     assert (estimate.low, estimate.value, estimate.high) == (-math.inf, 0.5, math.inf)
+    assert estimate.as_metric() == {"value": 0.5, "low": None, "high": None}
 
 
 @pytest.mark.parametrize(("values", "clusters"), [([], []), ([1.0], [0, 1])])

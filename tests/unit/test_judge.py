@@ -1,12 +1,10 @@
 """Judges over HTTP: what they are shown, which replies are verdicts, and what becomes of the others."""
 
-from collections.abc import Callable
-
 import pytest
 from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
-from reasonmill.rewards.judge import Claim, Comparison, Judge, JudgeSettings, verdict
+from reasonmill.rewards.judge import Claim, Judge, JudgeSettings, verdict
 from reasonmill.sample.http_client import ChatReply
 from reasonmill.types import Message, Problem
 
@@ -26,9 +24,6 @@ def prompt_of(body: dict) -> str:
 
 def section(prompt: str, heading: str) -> str:
     return prompt.split(f"===== {heading}\n")[1].split("\n=====")[0]
-
-
-# Correctness
 
 
 def test_the_judge_sees_question_gold_and_answer_and_is_asked_greedily() -> None:
@@ -112,48 +107,9 @@ def test_reasoning_apart_is_no_part_of_the_reply_and_a_cut_reply_is_no_verdict()
     assert verdict(ChatReply("", "CORRECT", "stop")) == ""
 
 
-# Preferences
-
-
-def likes(better: str) -> Callable[[dict, int], Answer]:
-    """A judge that prefers an answer wherever it stands."""
-    return lambda body, number: says("A" if section(prompt_of(body), "ANSWER A") == better else "B")
-
-
-def test_both_orders_are_asked_and_averaged() -> None:
-    with chat_server(likes("good")) as fake:
-        assert judge(fake).margins([Comparison(PROBLEM, "good", "bad"), Comparison(PROBLEM, "bad", "good")]) == [1, -1]
-    shown = [(section(prompt_of(b), "ANSWER A"), section(prompt_of(b), "ANSWER B")) for b in fake.bodies]
-    assert sorted(shown) == [("bad", "good")] * 2 + [("good", "bad")] * 2
-    assert section(prompt_of(fake.bodies[0]), "REQUEST") == "make 24 from 3 8 1"
-
-
-@pytest.mark.parametrize("place", ["A", "B", "TIE"])
-def test_a_liking_for_a_place_decides_nothing(place: str) -> None:
-    with chat_server(lambda body, number: says(place)) as fake:
-        assert judge(fake).margins([Comparison(PROBLEM, "one", "other")]) == [0]
-
-
-def test_a_tie_in_one_order_halves_the_margin() -> None:
-    def half(body: dict, number: int) -> Answer:
-        return says("A" if section(prompt_of(body), "ANSWER A") == "good" else "TIE")
-
-    with chat_server(half) as fake:
-        assert judge(fake).margins([Comparison(PROBLEM, "good", "bad")]) == [0.5]
-
-
-def test_a_pair_without_two_verdicts_has_no_margin() -> None:
-    def one_order(body: dict, number: int) -> Answer:
-        return says("A" if section(prompt_of(body), "ANSWER A") == "good" else "Both are fine.")
-
-    with chat_server(one_order) as fake:
-        assert judge(fake).margins([Comparison(PROBLEM, "good", "bad")]) == [None]
-
-
 def test_nothing_to_judge_asks_nothing() -> None:
     with chat_server(lambda body, number: says("A")) as fake:
         assert judge(fake).correct([]) == []
-        assert judge(fake).margins([]) == []
     assert fake.bodies == []
 
 

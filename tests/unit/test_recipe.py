@@ -54,7 +54,7 @@ def test_a_recipe_is_read_with_its_defaults(recipe_file: Path, base: Path) -> No
     assert dict(first.settings)["tasks"] == {"countdown": 0.5}
     assert dict(second.settings)["steps"] == 1
     assert first.sources == {"from": DirectorySource(base)}
-    assert second.sources == {"from": StageSource("first", ("model", "verdict"))}
+    assert second.sources == {"from": StageSource("first")}
     assert recipe.resolved()["stage"][1]["from"] == "first"
 
 
@@ -83,7 +83,7 @@ def test_data_comes_from_stages_only(base: Path) -> None:
     mention = Mention("data[0]", str(base), Reference(("dataset",)))
     with pytest.raises(RecipeError, match="is no earlier stage"):
         find_source(mention, earlier=["first"], later=[])
-    assert find_source(dataclasses.replace(mention, text="first"), ["first"], []) == StageSource("first", ("dataset",))
+    assert find_source(dataclasses.replace(mention, text="first"), ["first"], []) == StageSource("first")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,20 @@ def test_a_mistake_is_shown_with_its_line_and_a_suggestion(
     assert error.where == line_of(recipe_file, new.splitlines()[-1])
     assert error.what.startswith(what)
     assert error.fix == fix
+
+
+def test_a_stage_that_makes_something_else_is_refused(recipe_file: Path) -> None:
+    with recipe_file.open("a") as file:
+        file.write('\n[[stage]]\nname = "last"\nkind = "train"\nfrom = "check"\nteacher = "second"\n')
+    error = refused(recipe_file)
+    assert error.what == "from: stage 'check' makes no model but an artifact of kind 'evaluation'"
+    assert error.where == line_of(recipe_file, 'from = "check"')
+    assert error.fix == "refer to a stage above it that makes a model or verdict: first, second"
+
+
+def test_a_reference_to_a_stage_of_unknown_kind_is_no_second_mistake(recipe_file: Path) -> None:
+    edited(recipe_file, 'kind = "train"', 'kind = "trian"')
+    assert refused(recipe_file).what == "unknown kind 'trian'"
 
 
 def test_a_combination_that_can_not_work_is_shown_at_its_stage(recipe_file: Path) -> None:
@@ -282,6 +296,11 @@ def test_a_key_depends_on_settings_inputs_seed_and_code(recipe_file: Path) -> No
     assert key(recipe_file, module=module) != original
 
 
+def test_a_key_depends_on_the_order_of_tasks_because_draws_do(recipe_file: Path) -> None:
+    keys = {key(recipe_file, f"first.tasks={{{tasks}}}") for tasks in ("a = 1.0, b = 2.0", "b = 2.0, a = 1.0")}
+    assert len(keys) == 2
+
+
 def test_a_model_counts_by_its_content(base: Path) -> None:
     original = directory_digest(base)
     moved = base.rename(base.with_name("moved"))
@@ -339,10 +358,24 @@ def test_only_code_that_is_imported_changes_the_digest(package: Path, changed: s
     assert (code_digest("toy.stages.a", source, package) != before) == counts
 
 
+def test_all_modules_of_a_folder_that_code_looks_into_change_the_digest(package: Path) -> None:
+    """A registry imports what it finds in a package's folder, so that no import statement names it."""
+    source = package / "stages" / "b.py"
+    source.write_text("import pkgutil\nimport toy.deep\nNAMES = list(pkgutil.iter_modules(toy.deep.__path__))\n")
+    assert "toy.deep.other" in source_files("toy.stages.b", source, package)
+    digests = [code_digest("toy.stages.b", source, package)]
+    for name, text in [("other.py", "VALUE = 1\n"), ("new.py", ""), ("new.py", "import toy.late\n")]:
+        (package / "deep" / name).write_text(text)
+        digests.append(code_digest("toy.stages.b", source, package))
+    (package / "late.py").write_text("VALUE = 1\n")
+    digests.append(code_digest("toy.stages.b", source, package))
+    assert len(set(digests)) == 5
+
+
 def test_a_stage_module_must_define_a_stage(stages: Any) -> None:
     assert sorted(kinds()) == ["measure", "train"]
     (stages.folder / "fake_broken.py").write_text('KIND = "broken"\n')
-    with pytest.raises(TypeError, match="fake_broken is no stage: it does not define Settings, run"):
+    with pytest.raises(TypeError, match="fake_broken is no stage: it does not define MAKES, Settings, run"):
         kinds()
 
 

@@ -44,7 +44,7 @@ def test_the_recipes_of_real_models_have_the_stages_of_r1_tiny() -> None:
     tiny = settings("r1-tiny").keys()
     assert settings("r1-qwen2.5-1.5b").keys() == tiny
     # The paper's zero is two stages here, as the limit of lengths is raised on the way, and it distils off-policy only.
-    left_out = {"small-distill", "small-distill-eval", "small-base-eval"}
+    left_out = {"small-data", "small-distill", "small-distill-eval", "small-base-eval"}
     assert settings("r1-paper").keys() == (tiny - left_out) | {"zero-short"}
 
 

@@ -1,5 +1,5 @@
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,9 @@ def figure(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def evaluation(model: str, pass_at_1: dict[str, float], task: str = "countdown-3", **more: Any) -> dict[str, Any]:
+def evaluation(
+    model: str, pass_at_1: Mapping[str, float | None], task: str = "countdown-3", **more: Any
+) -> dict[str, Any]:
     return {
         "model": model,
         "tasks": {task: {"pass@1": pass_at_1, "domain": "reasoning", "problems": 500, "samples": 4, "seed": 0, **more}},
@@ -142,6 +144,16 @@ def test_the_page_is_balanced_and_needs_nothing_from_outside(
     assert len(page.ids) == len(set(page.ids))
     for outside in ("http://", "https://", "url(//", "@import", " src="):
         assert outside not in html
+
+
+def test_the_page_does_without_the_examples_of_a_step_whose_groups_were_deleted(
+    home: Home, tmp_path: Path, trained: dict[str, Any]
+) -> None:
+    home.objects.delete(str(home.ledger.step_groups("key-zero", 2)))
+    text = Page(report(home, tmp_path / "run", trained)).text
+    assert "make 24 early" in text
+    assert "make 24 in between" in text
+    assert "make 24 late" not in text
 
 
 def test_the_page_tells_the_facts_of_the_run_and_of_its_stages(
@@ -205,6 +217,14 @@ def test_a_run_without_training_has_no_charts(home: Home, tmp_path: Path) -> Non
     page = Page(report(home, tmp_path / "run", summary(stage("eval", "evaluate", metrics=metrics))))
     assert "svg" not in page.tags
     assert "50.0%" in page.text
+
+
+def test_a_figure_of_one_problem_has_no_interval(home: Home, tmp_path: Path) -> None:
+    metrics = evaluation("base", {"value": 0.5, "low": None, "high": None})
+    page = Page(report(home, tmp_path / "run", summary(stage("eval", "evaluate", metrics=metrics))))
+    assert "50.0%" in page.text
+    assert "50.0–" not in page.text
+    assert "None" not in page.text
 
 
 def test_models_that_were_not_evaluated_on_a_task_have_gaps(home: Home, tmp_path: Path) -> None:

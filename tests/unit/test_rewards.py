@@ -9,7 +9,9 @@ import pytest
 from reasonmill.errors import RecipeError
 from reasonmill.protocols import Domain
 from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights, check_rewards, reward_names
-from reasonmill.rewards.rule import format_reward, language_reward, random_reward
+from reasonmill.rewards.rules.format import format_reward
+from reasonmill.rewards.rules.language import language_reward
+from reasonmill.rewards.rules.random import random_reward
 from reasonmill.tasks import registry
 from reasonmill.types import Completion, Finish, Grade, Message, Problem
 
@@ -159,7 +161,7 @@ def test_the_coin_never_looks_at_the_problem_or_the_completion() -> None:
 
 
 def test_what_a_recipe_may_weigh() -> None:
-    assert reward_names() == ("accuracy", "format", "language", "random", "helpfulness", "safety")
+    assert reward_names() == ("accuracy", "helpfulness", "safety", "format", "language", "random")
 
 
 def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:

@@ -3,6 +3,7 @@
 import math
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,6 @@ def test_a_stage_and_its_artifact_come_back_in_another_process_too(ledger: Ledge
     expected = StageRecord("k1", "r1", "zero", "rl", POLICY, 1.5, 100)
     assert reader.stage("k1") == ledger.stage("k1") == expected
     assert reader.artifact(POLICY.digest) == POLICY
-    assert reader.children(BASE.digest) == [POLICY.digest]
-    assert reader.children(POLICY.digest) == []
     reader.close()
 
 
@@ -85,6 +84,21 @@ def test_equal_content_of_two_stages_keeps_what_each_stage_recorded(ledger: Ledg
     assert second is not None
     assert second.artifact == again
     assert ledger.artifact(POLICY.digest) == again
+
+
+def test_an_artifact_keeps_its_parents_when_their_content_is_made_again(ledger: Ledger) -> None:
+    commit_policy(ledger)
+    child = Artifact("cd34" + "0" * 60, "evaluation", "report", (POLICY.digest,), "c2")
+    ledger.register(child)
+    # A later stage makes the policy's content again, from what was made of the policy.
+    ledger.register(replace(POLICY, stage="zero-g2", parents=(child.digest,)))
+
+    assert ledger.artifact(POLICY.digest).stage == "zero-g2"
+    assert ledger.parents(child) == [POLICY]
+    assert ledger.parents(POLICY) == [BASE]
+    assert ledger.parents(BASE) == []
+    with pytest.raises(StoreError, match="no artifact cd34"):
+        ledger.parents(replace(child, stage="elsewhere"))
 
 
 def test_a_stage_is_committed_once_until_it_is_forgotten(ledger: Ledger) -> None:

@@ -9,15 +9,16 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval, which has no end on a side that nothing is known about."""
 
     value: float
     low: float
     high: float
 
-    def as_metric(self) -> dict[str, float]:
-        """The form in which metrics are stored."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def as_metric(self) -> dict[str, float | None]:
+        """The form in which metrics are stored; an end that does not exist is None, for JSON has no infinity."""
+        low, high = (bound if math.isfinite(bound) else None for bound in (self.low, self.high))
+        return {"value": self.value, "low": low, "high": high}
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[int]) -> Estimate:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reasonmill.errors import Interrupted
 from reasonmill.store.home import Home
+from reasonmill.store.steps import forget_state
 
 _FILE = "state.safetensors"
 # The one before the last stays until the last is committed, so that there is always one to go back to.
@@ -69,5 +70,4 @@ class Checkpoints:
 
         home.ledger.commit_state(key, step, home.objects.put(write))
         for old_step, old_digest in home.ledger.states(key)[:-_KEPT]:
-            home.ledger.forget_state(key, old_step)
-            home.objects.delete(old_digest)
+            forget_state(home, key, old_step, old_digest)

@@ -37,8 +37,16 @@ def find_artifact(home: Home, text: str) -> Artifact:
     )
 
 
+def made_digest(artifact: Artifact) -> str:
+    """What a stage that refers to the artifact's stage reads: the artifact, or the model that a verdict promoted."""
+    digest: str = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
+    return digest
+
+
 def find_model(text: str, home_path: Path) -> Path:
     """The directory of a model: a path, a shipped base's name, or an artifact of the home as in `find_artifact`.
+
+    A verdict stands for the model that it promoted.
 
     Raises:
         RecipeError: there is no such model.
@@ -48,8 +56,15 @@ def find_model(text: str, home_path: Path) -> Path:
         return model_directory(text)
     with Home.open(home_path, write=False) as home:
         artifact = find_artifact(home, text)
-        if artifact.kind == "model":
-            return home.objects.path(artifact.digest)
+        if artifact.kind in ("model", "verdict"):
+            digest = made_digest(artifact)
+            if artifact.kind == "verdict" and not home.objects.exists(digest):
+                raise RecipeError(
+                    f"missing model: the gate {text!r} left a model in place that is not of this home: "
+                    f"{home.ledger.artifact(digest).stage!r}",
+                    fix="name that model: a shipped base by its name, another one by its directory",
+                )
+            return home.objects.path(digest)
         raise RecipeError(
             f"missing model: the artifact {text!r} is no model of this home but of kind {artifact.kind!r}",
             fix="name an artifact that is a model, or a base by its directory; `reasonmill lineage` shows parents",

@@ -8,19 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
-from reasonmill.errors import Interrupted, OutOfSpace, RecipeError
+from reasonmill.errors import Interrupted, OutOfSpace
+from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
-from reasonmill.recipe.hub import HubModel, fetch
-from reasonmill.recipe.reference import HubSource, StageSource, shipped_bases
+from reasonmill.recipe.hub import fetch
+from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import MANIFEST, disk_errors, replace_file
 from reasonmill.store.home import Home
+from reasonmill.store.steps import forget_state
 from reasonmill.types import Artifact, content_digest
 
 MINIMUM_FREE_BYTES = 200_000_000
@@ -69,7 +72,7 @@ def run_recipe(
         stop_requested: whether the user asked to stop; looked at between stages, and by stages between steps.
 
     Raises:
-        RecipeError: there is no stage `until`, or a stage refers to one that made no model.
+        RecipeError: there is no stage `until`.
         Interrupted: a stop was requested; what is finished is kept.
         OutOfSpace: the home's disk is almost full.
     """
@@ -94,7 +97,7 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
         if missing:
             planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
             continue
-        key = stage_key(node, _inputs(node, done, home, recipe.models), recipe.seed, kinds()[kind])
+        key = stage_key(node, _inputs(node, done, home, recipe), recipe.seed, kinds()[kind])
         record = home.ledger.stage(key) if home else None
         if home and record and home.objects.exists(record.artifact.digest):
             done[name] = record.artifact
@@ -122,7 +125,7 @@ class _Run:
 
     def finish(self, node: Node) -> None:
         """Takes the stage from the ledger, or runs it and commits what it made."""
-        inputs = _inputs(node, self._artifacts, self._home, self._recipe.models)
+        inputs = _inputs(node, self._artifacts, self._home, self._recipe)
         module = kinds()[node.settings.kind]
         key = stage_key(node, inputs, self._recipe.seed, module)
         self._begun.append((node.settings.name, node.settings.kind, key))
@@ -134,7 +137,7 @@ class _Run:
                     f"stopped before stage {node.settings.name!r}", fix="the same command goes on from here"
                 )
             self._require_space()
-            result = self._execute(node, key, inputs, module.run)
+            result = self._execute(node, key, inputs, module)
         else:
             self._progress.note(f"{result.name}  cached  {result.artifact.digest[:12]}")
         self._drop_states(key)
@@ -169,7 +172,7 @@ class _Run:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             if digest is not None:
-                source = model_path(self._home, digest, self._recipe.models)
+                source = model_path(self._home, digest, self._recipe)
                 shutil.copytree(source, new, ignore=lambda at, _: [MANIFEST] if Path(at) == source else [])
             # Aside first: a crash in between leaves no model here, and the next run puts it back from the store.
             if target.exists():
@@ -198,7 +201,7 @@ class _Run:
                 where=str(self._home.path),
             )
 
-    def _execute(self, node: Node, key: str, inputs: Mapping[str, Input], run: Callable[..., Outcome]) -> StageResult:
+    def _execute(self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType) -> StageResult:
         """Runs the stage and commits what it made."""
         settings = node.settings
         self._register_bases(node, inputs)
@@ -215,12 +218,12 @@ class _Run:
             stop_requested=self._stop_requested,
         )
         started = time.monotonic()
-        outcome = run(settings, inputs, context)
+        outcome: Outcome = module.run(settings, inputs, context)
         digest = self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
         artifact = Artifact(
             digest=digest,
-            kind=outcome.kind,
+            kind=module.MAKES,
             stage=settings.name,
             parents=(*(read.digest for read in inputs.values()), *self._verdicts(node)),
             config_digest=content_digest(settings.model_dump(mode="json", by_alias=True)),
@@ -253,21 +256,17 @@ class _Run:
         """Removes the states of a finished stage, which only an unfinished one needs. Also done for a cached stage,
         because the process that finished it may have been killed before it came to this."""
         for step, digest in self._home.ledger.states(key):
-            self._home.ledger.forget_state(key, step)
-            if self._home.objects.exists(digest):
-                self._home.objects.delete(digest)
+            forget_state(self._home, key, step, digest)
 
 
-def _inputs(
-    node: Node, artifacts: Mapping[str, Artifact], home: Home | None, models: Mapping[str, HubModel]
-) -> dict[str, Input]:
+def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, recipe: Recipe) -> dict[str, Input]:
     """What a stage reads, by the key of the settings that refers to it."""
     inputs = {}
     for name, source in node.sources.items():
         if isinstance(source, StageSource):
             assert home is not None  # it holds the artifact
-            where = f"{name} of stage {node.settings.name!r}"
-            inputs[name] = _made_by(source, artifacts[source.stage], where, home, models)
+            digest = made_digest(artifacts[source.stage])
+            inputs[name] = Input(model_path(home, digest, recipe), digest)
         elif isinstance(source, HubSource):
             inputs[name] = Input(source.model.directory, source.model.digest)
         else:
@@ -275,22 +274,12 @@ def _inputs(
     return inputs
 
 
-def _made_by(source: StageSource, artifact: Artifact, where: str, home: Home, models: Mapping[str, HubModel]) -> Input:
-    """What an earlier stage made; a verdict stands for the model that it promoted."""
-    if artifact.kind not in source.kinds:
-        raise RecipeError(
-            f"stage {source.stage!r} makes no {source.kinds[0]} but an artifact of kind {artifact.kind!r}",
-            where=where,
-            fix=f"refer to a stage that makes a {' or '.join(source.kinds)}",
-        )
-    digest = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
-    return Input(model_path(home, digest, models), digest)
-
-
-def model_path(home: Home, digest: str, models: Mapping[str, HubModel]) -> Path:
+def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
     """The directory of an object, or of the model from outside that a gate left in place and no home holds."""
-    if home.objects.exists(digest):
-        return home.objects.path(digest)
-    outside = [model.directory for model in models.values() if model.digest == digest]
-    outside += [base for base in shipped_bases().values() if directory_digest(base) == digest]
-    return outside[0] if outside else home.objects.path(digest)
+    if not home.objects.exists(digest):
+        for source in {source for node in recipe.nodes for source in node.sources.values()}:
+            if isinstance(source, HubSource) and source.model.digest == digest:
+                return source.model.directory
+            if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
+                return source.path
+    return home.objects.path(digest)

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from reasonmill.mill.display import format_duration
 from reasonmill.mill.results import read_results, read_stages
 from reasonmill.store.commit import replace_file
-from reasonmill.store.groups import read_groups
+from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Group, Rollout
@@ -206,10 +206,11 @@ def _inline(svg: str, title: str) -> Markup:
 
 
 def _early_and_late(home: Home, key: str, steps: Sequence[int]) -> Iterable[tuple[int, tuple[Example, ...]]]:
-    """Examples of the first and of the last step with committed groups."""
-    sampled = [(step, digest) for step in steps if (digest := home.ledger.step_groups(key, step)) is not None]
+    """Examples of the first and of the last step with committed groups; those that were deleted are not made again."""
+    committed = ((step, home.ledger.step_groups(key, step)) for step in steps)
+    sampled = [(step, digest) for step, digest in committed if digest is not None and home.objects.exists(digest)]
     for step, digest in dict.fromkeys([*sampled[:1], *sampled[-1:]]):
-        groups = read_groups(home.objects.path(digest) / "groups.parquet")
+        groups = read_groups(home.objects.path(digest) / GROUPS_FILE)
         yield step, tuple(_example(group) for group in _telling_groups(groups))
 
 

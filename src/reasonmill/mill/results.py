@@ -85,7 +85,7 @@ def _reasoning_tasks(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name, figures in metrics["tasks"].items() if figures["domain"] == "reasoning"]
 
 
-def _at(metrics: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, float] | None:
+def _at(metrics: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any] | None:
     found: Any = metrics
     for key in place:
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -141,12 +141,15 @@ def _setting(evaluation: Mapping[str, Any]) -> str:
     return f"{problems:,} problems × {samples} {'sample' if samples == 1 else 'samples'}, seed {evaluation['seed']}"
 
 
-def _cell(figure: Mapping[str, float] | None, is_share: bool) -> Cell | None:
+def _cell(figure: Mapping[str, Any] | None, is_share: bool) -> Cell | None:
     if figure is None:
         return None
-    value, low, high = ((100 if is_share else 1) * figure[bound] for bound in ("value", "low", "high"))
+    scale = 100 if is_share else 1
+    value, low, high = scale * figure["value"], figure["low"], figure["high"]
     digits = 1 if is_share or abs(value) < 100 else 0
-    return Cell(f"{value:.{digits}f}{'%' if is_share else ''}", f"{low:.{digits}f}–{high:.{digits}f}")
+    # A single problem leaves the interval open.
+    interval = "" if low is None or high is None else f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
+    return Cell(f"{value:.{digits}f}{'%' if is_share else ''}", interval)
 
 
 def print_table(console: Console, results: Results) -> None:
@@ -182,4 +185,6 @@ def _terminal_table(results: Results, separator: str) -> Table:
 def _terminal_cell(cell: Cell | None, separator: str) -> Text:
     if cell is None:
         return Text("-", style="dim")
+    if not cell.interval:
+        return Text(cell.value)
     return Text.assemble(cell.value, separator, (cell.interval.replace("–", "-"), "dim"))

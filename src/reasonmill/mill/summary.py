@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from reasonmill import __version__
+from reasonmill.mill.artifacts import made_digest
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_file
 from reasonmill.types import Artifact
@@ -38,7 +39,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
     """The content of summary.json. `model` is the digest of the recipe's result or, as long as that is not finished,
     of the last model; None where no stage made one."""
     holders = [result for result in results if result.artifact.kind in ("model", "verdict")]
-    models = {result.name: _model(result.artifact) for result in holders}
+    models = {result.name: made_digest(result.artifact) for result in holders}
     last = next(reversed(models.values()), None)
     return {
         "name": recipe.name,
@@ -63,12 +64,6 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
             for result in results
         ],
     }
-
-
-def _model(artifact: Artifact) -> str:
-    """The digest of the model that an artifact is or, for a verdict, promoted."""
-    digest: str = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
-    return digest
 
 
 def same_outcome(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

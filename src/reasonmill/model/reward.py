@@ -32,7 +32,10 @@ class RewardModel:
         refuse_unsupported(network)
         head: object = getattr(network, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
-            raise UnsupportedModel(f"{type(network).__name__} has no scalar head: a reward model gives one number")
+            raise UnsupportedModel(
+                f"{type(network).__name__} has no scalar head: a reward model gives one number",
+                fix="start from a decoder that transformers gives a linear score without bias, as Llama's or Qwen's",
+            )
         self.network: PreTrainedModel = network
         self._head: nn.Linear = head
         network.eval()
@@ -92,7 +95,11 @@ def new_reward_model(
         try:
             network = AutoModelForSequenceClassification.from_config(config, attn_implementation=NAME, dtype=dtype)
         except ValueError as error:
-            raise UnsupportedModel(f"no scalar head for {config.model_type}: {first_line(error)}") from error
+            raise UnsupportedModel(
+                f"no scalar head for {config.model_type}: {first_line(error)}",
+                fix="start from a policy of an architecture that transformers classifies sequences with",
+                where=str(policy_dir),
+            ) from error
     network.base_model.load_state_dict(body.state_dict(), assign=True)
     nn.init.zeros_(network.score.weight)
     return RewardModel(network.to(device))

@@ -2,13 +2,17 @@
 
 The imports are read from the sources, so that nothing has to be imported, and imports within functions and those for
 type checkers only count too: a key that changes too often costs time, one that changes too rarely gives wrong results.
+A module that looks into a package's folder, as registries do by `reasonmill.tasks.__path__`, may import all that it
+finds there: every module of that folder counts.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import pkgutil
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -35,8 +39,8 @@ def source_files(module: str, file: Path, root: Path) -> dict[str, Path]:
     while waiting:
         importer = waiting.pop()
         is_package = found[importer].name == "__init__.py"
-        tree = ast.parse(found[importer].read_bytes())
-        for name in _parents(importer) | set(_imported_names(tree, importer, is_package)):
+        nodes = _importing_nodes(found[importer].read_bytes())
+        for name in _parents(importer) | set(_imported_names(nodes, importer, is_package, root)):
             source = _source(name, root)
             if name not in found and source is not None:
                 found[name] = source
@@ -44,19 +48,40 @@ def source_files(module: str, file: Path, root: Path) -> dict[str, Path]:
     return found
 
 
-def _imported_names(tree: ast.AST, importer: str, is_package: bool) -> Iterator[str]:
+@cache  # all stages of a recipe share most of their sources
+def _importing_nodes(source: bytes) -> tuple[ast.AST, ...]:
+    """What may import something in a source: its imports, and where it looks into a package's folder."""
+    return tuple(
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        or (isinstance(node, ast.Attribute) and node.attr == "__path__")
+    )
+
+
+def _imported_names(nodes: Iterable[ast.AST], importer: str, is_package: bool, root: Path) -> Iterator[str]:
     """All dotted names that a module's imports may load, with the packages that hold them."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, importer, is_package)
             targets = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            targets = _modules_in(ast.unparse(node.value), root)
         else:
             continue
         for target in targets:
             yield target
             yield from _parents(target)
+
+
+def _modules_in(package: str, root: Path) -> list[str]:
+    """The modules of a folder of the package; none for the folders of other packages, and for other names."""
+    source = _source(package, root)
+    if source is None or source.name != "__init__.py":
+        return []
+    return [f"{package}.{info.name}" for info in pkgutil.iter_modules([str(source.parent)])]
 
 
 def _absolute(node: ast.ImportFrom, importer: str, is_package: bool) -> str:

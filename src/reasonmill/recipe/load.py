@@ -21,8 +21,8 @@ from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
-from reasonmill.recipe.reference import Source, find_source, references, suggestion
-from reasonmill.stages.context import StageSettings
+from reasonmill.recipe.reference import Mention, Source, StageSource, find_source, references, suggestion
+from reasonmill.stages.context import ArtifactKind, StageSettings
 from reasonmill.stages.registry import kinds
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -175,6 +175,7 @@ def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, l
         return None, mistakes
     modules = kinds()
     names = _names(entries)
+    makes: dict[str, ArtifactKind] = {}  # by the name of each stage so far whose kind is known
     nodes = []
     for index, entry in enumerate(entries):
         path: KeyPath = ("stage", index)
@@ -184,9 +185,12 @@ def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, l
         settings, wrong = _stage_settings(entry, path, origins, modules)
         mistakes += wrong
         if settings is not None and head is not None:  # without the head, references to its models would look wrong
-            sources, wrong = _sources(settings, names, head.models, path, origins)
+            sources, wrong = _sources(settings, names, makes, head.models, path, origins)
             mistakes += wrong
             nodes.append(Node(settings, sources))
+        kind = entry.get("kind")
+        if isinstance(kind, str) and kind in modules:
+            makes[names[index]] = modules[kind].MAKES
     for name in head.models if head is not None else ():
         if name in names:
             what = f"a stage and a model are both named {name!r}"
@@ -219,18 +223,45 @@ def _stage_settings(
 
 
 def _sources(
-    settings: StageSettings, names: Sequence[str], models: Mapping[str, HubModel], path: KeyPath, origins: Origins
+    settings: StageSettings,
+    names: Sequence[str],
+    makes: Mapping[str, ArtifactKind],
+    models: Mapping[str, HubModel],
+    path: KeyPath,
+    origins: Origins,
 ) -> tuple[dict[str, Source], list[_Mistake]]:
-    """What each reference of a stage means."""
+    """What each reference of a stage means.
+
+    Args:
+        names: of all stages.
+        makes: what each of the stages before it makes.
+    """
     index = cast(int, path[1])
     sources, mistakes = {}, []
     for mention in references(settings):
         try:
-            sources[mention.key] = find_source(mention, names[:index], names[index:], models)
+            source = find_source(mention, names[:index], names[index:], models)
+            if isinstance(source, StageSource):
+                _require_kind(mention, makes)
+            sources[mention.key] = source
         except RecipeError as error:
             place = origins.place((*path, *key_path(mention.key)))
             mistakes.append(_Mistake(f"{mention.key}: {error.what}", place, error.fix))
     return sources, mistakes
+
+
+def _require_kind(mention: Mention, makes: Mapping[str, ArtifactKind]) -> None:
+    """Refuses a reference to a stage that makes something else. A stage of unknown kind is a mistake of its own."""
+    wanted = mention.reference.kinds
+    made = makes.get(mention.text)
+    if made is None or made in wanted:
+        return
+    fitting = [name for name, kind in makes.items() if kind in wanted]
+    stages = f": {', '.join(fitting)}" if fitting else ""
+    raise RecipeError(
+        f"stage {mention.text!r} makes no {wanted[0]} but an artifact of kind {made!r}",
+        fix=f"refer to a stage above it that makes a {' or '.join(wanted)}{stages}",
+    )
 
 
 def _checked(

@@ -44,10 +44,9 @@ class Mention:
 
 @dataclass(frozen=True)
 class StageSource:
-    """An earlier stage of the same recipe makes it, as one of these kinds of artifact."""
+    """An earlier stage of the same recipe makes it."""
 
     stage: str
-    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def find_source(
     """
     text, takes_model = mention.text, "model" in mention.reference.kinds
     if text in earlier:
-        return StageSource(text, mention.reference.kinds)
+        return StageSource(text)
     if text in later:
         known = [*earlier, *models, *shipped_bases()] if takes_model else list(earlier)
         raise RecipeError(

@@ -14,7 +14,8 @@ from typing import Literal, Protocol
 from reasonmill.errors import RecipeError
 from reasonmill.protocols import Domain, Task
 from reasonmill.randomness import Part
-from reasonmill.rewards.rule import ALL_DOMAINS, RULES
+from reasonmill.rewards.registry import RULES
+from reasonmill.rewards.rule import ALL_DOMAINS
 from reasonmill.tasks import registry
 from reasonmill.types import Completion, Grade, Problem
 
@@ -37,12 +38,14 @@ class Reward:
     domains: frozenset[Domain]
 
 
-REWARDS: dict[str, Reward] = {
+_NOT_BY_RULE: dict[str, Reward] = {
     ACCURACY: Reward("task", frozenset({"reasoning"})),
-    **{name: Reward("rule", rule.domains) for name, rule in RULES.items()},
     "helpfulness": Reward("model", frozenset({"helpfulness"})),
     "safety": Reward("model", frozenset({"safety"})),
 }
+if taken := _NOT_BY_RULE.keys() & RULES:
+    raise TypeError(f"no rule can be named {' or '.join(sorted(taken))}: another reward is")
+REWARDS: dict[str, Reward] = {**_NOT_BY_RULE, **{name: Reward("rule", rule.domains) for name, rule in RULES.items()}}
 
 
 def reward_names() -> tuple[str, ...]:

@@ -20,13 +20,14 @@ from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded
 from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks import registry
 from reasonmill.types import Group, Problem, SamplingParams
 
 KIND = "collect"
+MAKES: ArtifactKind = "rollouts"
 
 
 def _known_tasks(value: dict[str, int]) -> dict[str, int]:
@@ -100,7 +101,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     figures = {task: task_metrics(groups, task) for task in sorted(settings.tasks)}
     context.progress.end({task: each["pass@1"] for task, each in figures.items() if "pass@1" in each})
     metrics = {"collected": figures, "tokens": tokens}
-    return Outcome("rollouts", lambda target: write_groups(target / GROUPS_FILE, groups), metrics, tokens)
+    return Outcome(lambda target: write_groups(target / GROUPS_FILE, groups), metrics, tokens)
 
 
 class Collection:

@@ -54,10 +54,10 @@ class Outcome:
     """What a stage made: `write` fills a new directory with it, and the pipeline commits that directory.
 
     `tokens` counts the tokens that the stage processed (trained on and generated). In `metrics`, a figure with an
-    interval is {"value", "low", "high"}; others are plain numbers.
+    interval is {"value", "low", "high"}, with None for the ends that a single problem leaves open; others are plain
+    numbers.
     """
 
-    kind: ArtifactKind
     write: Callable[[Path], None]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     tokens: int = 0

@@ -21,7 +21,7 @@ from reasonmill.randomness import generator
 from reasonmill.recipe.reference import RolloutsRef
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
 from reasonmill.stages.collect import ProblemCounts
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.tasks import registry
@@ -29,6 +29,7 @@ from reasonmill.transcript import final_answer
 from reasonmill.types import Conversation, ConversationSource, Problem
 
 KIND = "curate"
+MAKES: ArtifactKind = "dataset"
 COUNTS_FILE = "curation.json"
 _VERDICTS_FILE = "verdicts.json"
 # Verdicts that are asked for together, and saved before the next are.
@@ -90,7 +91,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     metrics["sources"] = dict(sorted(Counter(conversation.source for conversation in conversations).items()))
     context.progress.advance(len(samples), {})
     context.progress.end(metrics)
-    return Outcome("dataset", lambda target: _write(target, conversations, metrics), metrics)
+    return Outcome(lambda target: _write(target, conversations, metrics), metrics)
 
 
 def _samples(directories: Sequence[Path]) -> list[Sample]:
@@ -133,7 +134,10 @@ def _verdicts(stage: str, settings: JudgeSettings, claims: Sequence[Claim], cont
         verdicts = json.loads((context.home.objects.path(saved[1]) / _VERDICTS_FILE).read_text(encoding="utf-8"))
     while len(verdicts) < len(claims):
         if context.stop_requested():
-            raise Interrupted(f"stopped stage {stage!r} after {len(verdicts)} of {len(claims)} verdicts")
+            raise Interrupted(
+                f"stopped stage {stage!r} after {len(verdicts)} of {len(claims)} verdicts",
+                fix="run the same command again to go on",
+            )
         waiting = claims[len(verdicts) : len(verdicts) + _VERDICTS_AT_ONCE]
         verdicts += judge.correct(waiting, on_verdict=_report_from(len(verdicts), context.progress))
         _save(verdicts, context)

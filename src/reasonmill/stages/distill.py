@@ -28,12 +28,13 @@ from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import TaskMix, collect
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.rl import SamplingSettings, rollout_metrics
 from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams, content_digest
 
 KIND = "distill"
+MAKES: ArtifactKind = "model"
 
 
 class Settings(StageSettings):
@@ -112,7 +113,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         load_state=learner.load_state,
     )
     context.progress.end(metrics)
-    return Outcome("model", lambda target: save_decoder(student, target, companions=student_dir), metrics, tokens)
+    return Outcome(lambda target: save_decoder(student, target, companions=student_dir), metrics, tokens)
 
 
 def kl_examples(groups: Sequence[Group]) -> list[Example]:

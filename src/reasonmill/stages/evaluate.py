@@ -19,7 +19,7 @@ from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, thinking_tokens
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks import registry
@@ -28,6 +28,7 @@ from reasonmill.types import Group, Problem, Rollout, SamplingParams
 from reasonmill.world.lexicon import language_share
 
 KIND = "evaluate"
+MAKES: ArtifactKind = "evaluation"
 # Problems that are sampled and kept together: enough to fill the sampler, few enough to lose little when interrupted.
 CHUNK = 256
 
@@ -102,7 +103,6 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         others = read_groups(inputs["against"].path / GROUPS_FILE)
         metrics["win_rate"] = {"against": settings.against, **helpfulness_win_rate(groups, others).as_metric()}
     return Outcome(
-        "evaluation",
         lambda target: write_groups(target / GROUPS_FILE, groups),
         {"model": settings.from_, **metrics},
         tokens,

@@ -21,11 +21,12 @@ from pydantic import Field, field_validator, model_validator
 from reasonmill.algo.comparison import Comparison, paired_comparison
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group, Rollout
 
 KIND = "gate"
+MAKES: ArtifactKind = "verdict"
 VERDICT_FILE = "verdict.json"
 
 
@@ -117,7 +118,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         "parent": {"name": settings.parent, "digest": inputs["parent"].digest},
     }
     context.progress.note(f"{settings.name}: {'promoted' if promoted else 'refused'} {settings.candidate}")
-    return Outcome("verdict", lambda target: _write(target, verdict), metrics)
+    return Outcome(lambda target: _write(target, verdict), metrics)
 
 
 def judge(settings: Settings, pairs: Sequence[tuple[Group, Group]], *, seed: int) -> list[Rule]:

@@ -19,7 +19,7 @@ from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.model.decoder import config_from, new_decoder, working_dtype
 from reasonmill.model.saving import save_decoder
 from reasonmill.randomness import key
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import documents
@@ -27,6 +27,7 @@ from reasonmill.world.tokenizer import TAGS, train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
 KIND = "pretrain"
+MAKES: ArtifactKind = "model"
 
 
 class TokenizerSettings(BaseModel):
@@ -94,7 +95,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     parameters = sum(p.numel() for p in decoder.network.parameters())
     metrics = {"parameters": parameters, "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"]}
     context.progress.end(metrics)
-    return Outcome("model", write, metrics, tokens)
+    return Outcome(write, metrics, tokens)
 
 
 def _feed(settings: Settings, seed: int, tokenizer: PreTrainedTokenizerFast) -> Feed:

@@ -12,17 +12,18 @@ _NOT_STAGES = {"context", "registry"}
 
 
 def kinds() -> dict[str, ModuleType]:
-    """The stage modules by kind. Each has `KIND`, `Settings` (a StageSettings) and `run(settings, inputs, context)`.
+    """The stage modules by kind. Each has `KIND`, `MAKES` (the ArtifactKind of what it makes), `Settings` (a
+    StageSettings) and `run(settings, inputs, context)`.
 
     Raises:
-        TypeError: a module lacks one of the three, or two modules define the same kind.
+        TypeError: a module lacks one of the four, or two modules define the same kind.
     """
     found: dict[str, ModuleType] = {}
     for info in pkgutil.iter_modules(reasonmill.stages.__path__):
         if info.name in _NOT_STAGES:
             continue
         module = importlib.import_module(f"reasonmill.stages.{info.name}")
-        missing = [name for name in ("KIND", "Settings", "run") if not hasattr(module, name)]
+        missing = [name for name in ("KIND", "MAKES", "Settings", "run") if not hasattr(module, name)]
         if missing:
             raise TypeError(f"{module.__name__} is no stage: it does not define {', '.join(missing)}")
         if module.KIND in found:

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from reasonmill.algo.intervals import clustered_mean
+from reasonmill.algo.intervals import clustered_share
 from reasonmill.algo.packing import TextRow, pack_texts
 from reasonmill.algo.preferences import (
     Candidate,
@@ -42,13 +42,14 @@ from reasonmill.protocols import Renderer
 from reasonmill.recipe.reference import ModelRef, RolloutsRef
 from reasonmill.render import renderer_for
 from reasonmill.rewards.model import VIEWS, shown
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.sft import Epochs
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.tasks import registry
 from reasonmill.types import Group, Problem, Rollout
 
 KIND = "reward-model"
+MAKES: ArtifactKind = "reward-model"
 
 Objective = Literal["pairwise", "pointwise"]
 _VIEWS: Mapping[Objective, View] = {"pairwise": VIEWS["helpfulness"], "pointwise": VIEWS["safety"]}
@@ -67,7 +68,6 @@ class Settings(StageSettings):
     data: list[RolloutsRef] = Field(min_length=1)
     objective: Objective
     label: str = Field(description="the part of the grades that judges: more is better; pointwise: 0 or 1")
-    judge: Literal["world"] = "world"
     tasks: list[str] = Field(default=[], description="the tasks whose rollouts count; all that have the label if empty")
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
     min_margin: float = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
@@ -144,9 +144,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     tokens = _train(settings, context, model, selection.train)
     metrics = {**held_out_metrics(model, selection.held_out, settings.tokens_per_batch), **selection.counts()}
     context.progress.end(metrics)
-    return Outcome(
-        "reward-model", lambda target: save_reward_model(model, target, companions=policy_dir), metrics, tokens
-    )
+    return Outcome(lambda target: save_reward_model(model, target, companions=policy_dir), metrics, tokens)
 
 
 # Selection
@@ -311,7 +309,7 @@ def held_out_metrics(model: RewardModel, examples: Sequence[Labelled], tokens_pe
         # A pair in one order only would have no outcome but "the first is better".
         chances, outcomes = [*chances, *(1 - c for c in chances)], [*outcomes, *(not o for o in outcomes)]
     return {
-        "held_out/accuracy": clustered_mean(right, [numbers[problem] for problem in problems]).as_metric(),
+        "held_out/accuracy": clustered_share(right, [numbers[problem] for problem in problems]).as_metric(),
         "held_out/calibration_error": calibration_error(chances, outcomes),
         "held_out/brier": brier_score(chances, outcomes),
         "held_out/problems": len(numbers),

@@ -30,11 +30,12 @@ from reasonmill.rewards.combination import RewardWeights, Scorer, check_rewards,
 from reasonmill.rewards.model import ModelScorer, Preference
 from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, thinking_tokens
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams
 
 KIND = "rl"
+MAKES: ArtifactKind = "model"
 
 # The published settings of R1-Zero (Nature 645, supplement B.4); what a recipe sets itself goes before them.
 R1_PRESET: dict[str, Any] = {
@@ -188,9 +189,7 @@ class Trainer:
             load_state=self._load_state,
         )
         context.progress.end(metrics)
-        return Outcome(
-            "model", lambda target: save_decoder(self.decoder, target, companions=self.model_dir), metrics, tokens
-        )
+        return Outcome(lambda target: save_decoder(self.decoder, target, companions=self.model_dir), metrics, tokens)
 
     def _sample(self, step: int) -> list[Group]:
         """The step's graded groups.

@@ -20,11 +20,12 @@ from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import DatasetRef, ModelRef
 from reasonmill.render import renderer_for
-from reasonmill.stages.context import Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example
 
 KIND = "sft"
+MAKES: ArtifactKind = "model"
 
 
 class Settings(StageSettings):
@@ -50,7 +51,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     learner = LocalLearner(decoder, settings.optimizer)
     paths = [read.path for key, read in inputs.items() if key.startswith("data[")]
     conversations = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
-    all_examples = [ce_example(conversation, renderer_for(model_dir)) for conversation in conversations]
+    renderer = renderer_for(model_dir)
+    all_examples = [ce_example(conversation, renderer) for conversation in conversations]
     examples = [example for example in all_examples if len(example.tokens) <= settings.max_tokens]
     if not examples:
         raise RecipeError(
@@ -80,7 +82,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"],
     }
     context.progress.end(metrics)
-    return Outcome("model", lambda target: save_decoder(decoder, target, companions=model_dir), metrics, tokens)
+    return Outcome(lambda target: save_decoder(decoder, target, companions=model_dir), metrics, tokens)
 
 
 def ce_example(conversation: Conversation, renderer: Renderer) -> Example:
@@ -103,10 +105,13 @@ class Epochs:
         self._num_rows = num_rows
         self._rows_per_step = rows_per_step
         self._noise = noise
+        self._epoch = -1  # that of `_order`; steps come in order, so that one is enough
+        self._order: list[int] = []
 
     def rows(self, step: int) -> list[int]:
         """The rows of a step."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = list(range(self._num_rows))
-        generator("epoch", *self._noise, epoch).shuffle(order)
-        return order[place * self._rows_per_step : (place + 1) * self._rows_per_step]
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(self._num_rows))
+            generator("epoch", *self._noise, epoch).shuffle(self._order)
+        return self._order[place * self._rows_per_step : (place + 1) * self._rows_per_step]

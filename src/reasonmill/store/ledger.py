@@ -224,6 +224,10 @@ class Ledger:
         with self._transaction():
             self._db.execute("DELETE FROM states WHERE stage_key = ? AND step = ?", (stage_key, step))
 
+    def is_state(self, digest: str) -> bool:
+        """Whether an object is a state of any stage: equal states of two stages are one object."""
+        return bool(self._rows("SELECT 1 FROM states WHERE digest = ? LIMIT 1", digest))
+
     def register(self, artifact: Artifact) -> None:
         """Records an artifact that no stage of a run made, such as an imported base; once is enough.
 
@@ -261,14 +265,23 @@ class Ledger:
             )
         return self._artifact((exact or rows)[0][1])
 
-    def children(self, digest: str) -> list[str]:
-        """Digests of the artifacts that were made from this one (full digest), sorted."""
-        rows = self._rows(
-            "SELECT DISTINCT child.digest FROM parents JOIN artifacts AS child ON child.id = parents.child "
-            "JOIN artifacts AS parent ON parent.id = parents.parent WHERE parent.digest = ? ORDER BY child.digest",
-            digest,
+    def parents(self, artifact: Artifact) -> list[Artifact]:
+        """What a recorded artifact was made from, in order; of equal artifacts, the making that was there at the time.
+
+        Raises:
+            StoreError: the ledger has no such artifact.
+        """
+        identity = (artifact.stage, artifact.config_digest, artifact.parents)
+        for made in reversed(self._artifact_ids(artifact.digest)):
+            found = self._artifact(made)
+            if (found.stage, found.config_digest, found.parents) == identity:
+                rows = self._rows("SELECT parent FROM parents WHERE child = ? ORDER BY position", made)
+                return [self._artifact(row[0]) for row in rows]
+        raise StoreError(
+            f"the ledger has no artifact {artifact.digest[:12]} of stage {artifact.stage!r}",
+            fix="check that this is the home it was made in",
+            where=str(self._path),
         )
-        return [row[0] for row in rows]
 
     def _run_stages(self, run: str) -> tuple[RunStage, ...]:
         rows = self._rows("SELECT name, kind, key FROM run_stages WHERE run = ? ORDER BY position", run)

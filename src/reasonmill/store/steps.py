@@ -1,4 +1,4 @@
-"""Groups of a stage's steps: committed before anything uses them, so that no sample is lost or drawn twice."""
+"""What a stage keeps between its steps: groups, committed before anything uses them, and states to resume from."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
     groups = sample()
     home.ledger.commit_step(key, step, home.objects.put(lambda target: write_groups(target / GROUPS_FILE, groups)))
     return groups
+
+
+def forget_state(home: Home, key: str, step: int, digest: str) -> None:
+    """Removes a state of a stage, and its object unless another stage has an equal state."""
+    home.ledger.forget_state(key, step)
+    if not home.ledger.is_state(digest) and home.objects.exists(digest):
+        home.objects.delete(digest)

@@ -148,3 +148,10 @@ def solves(answer: str, numbers: Sequence[int], target: int) -> bool:
     except ExpressionError:
         return False
     return sorted(expression.numbers) == sorted(numbers) and expression.value == target
+
+
+TASKS = (
+    Countdown("countdown", counts=(3, 4)),
+    Countdown("countdown-3", counts=(3,)),
+    Countdown("countdown-4", counts=(4,)),
+)

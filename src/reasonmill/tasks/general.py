@@ -229,3 +229,6 @@ def harmless_requests() -> GeneralTask:
         lambda split: _prompts(split, "look_alike", deeds, request_forms, _tip),
         _judge_harmless,
     )
+
+
+TASKS = (facts(), small_talk(), harmful_requests(), harmless_requests())

@@ -1,24 +1,32 @@
-"""The tasks by name."""
+"""The tasks by name: every module of this package that defines `TASKS` adds the tasks in it."""
 
+import importlib
+import pkgutil
+
+import reasonmill.tasks
 from reasonmill.errors import RecipeError
 from reasonmill.protocols import Task
-from reasonmill.tasks.arithmetic import Arithmetic
-from reasonmill.tasks.countdown import Countdown
-from reasonmill.tasks.general import facts, harmful_requests, harmless_requests, small_talk
 
-_TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Countdown("countdown", counts=(3, 4)),
-        Countdown("countdown-3", counts=(3,)),
-        Countdown("countdown-4", counts=(4,)),
-        Arithmetic(),
-        facts(),
-        small_talk(),
-        harmful_requests(),
-        harmless_requests(),
-    )
-}
+
+def _found() -> dict[str, Task]:
+    """The tasks of all modules.
+
+    Raises:
+        TypeError: two of them have the same name.
+    """
+    found: dict[str, Task] = {}
+    for info in pkgutil.iter_modules(reasonmill.tasks.__path__):
+        if f"{reasonmill.tasks.__name__}.{info.name}" == __name__:
+            continue
+        module = importlib.import_module(f"reasonmill.tasks.{info.name}")
+        for task in getattr(module, "TASKS", ()):
+            if task.name in found:
+                raise TypeError(f"{module.__name__} defines the task {task.name!r}, which there is already")
+            found[task.name] = task
+    return found
+
+
+_TASKS = _found()
 
 
 def names() -> tuple[str, ...]:
