@@ -97,6 +97,8 @@ def _verdicts(changes: Mapping[str, Mapping[str, Figure]]) -> list[Verdict]:
     recipe, weak, random = changes[RECIPE_ARM], changes[WEAK_ARM], changes[RANDOM_ARM]
     points = f"{number(GAIN_BAR)} points"
     thinking = weak["thinking tokens"]
+    # What must not rise is held to the narrow interval, clustered by problem: between three seeds the interval is so wide
+    # that hardly any rise could miss the bar.
     return [
         Verdict(
             f"the recipe gains more than {points} of pass@1, beyond noise",
@@ -110,13 +112,13 @@ def _verdicts(changes: Mapping[str, Mapping[str, Figure]]) -> list[Verdict]:
         ),
         Verdict(
             "the weak base's thinking does not grow beyond noise",
-            thinking.by_seed.low <= 0,
+            thinking.by_problem.low <= 0,
             told(thinking, is_share=False),
         ),
         *(
             Verdict(
                 f"random reward: {label} does not rise beyond noise",
-                random[label].by_seed.low <= 0,
+                random[label].by_problem.low <= 0,
                 told(random[label]),
             )
             for label in ("pass@1", "format")

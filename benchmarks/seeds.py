@@ -178,7 +178,7 @@ class Figure:
 
     @property
     def by_seed(self) -> Estimate:
-        """Mean of the seeds with the 95 % t-interval of training noise, by which verdicts go."""
+        """Mean of the seeds with the 95 % t-interval of training noise."""
         return clustered_mean(self.seeds, range(len(self.seeds)))
 
 
