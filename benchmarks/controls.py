@@ -97,8 +97,8 @@ def _verdicts(changes: Mapping[str, Mapping[str, Figure]]) -> list[Verdict]:
     recipe, weak, random = changes[RECIPE_ARM], changes[WEAK_ARM], changes[RANDOM_ARM]
     points = f"{number(GAIN_BAR)} points"
     thinking = weak["thinking tokens"]
-    # What must not rise is held to the narrow interval, clustered by problem: between three seeds the interval is so wide
-    # that hardly any rise could miss the bar.
+    # What must not rise is held to the narrow interval, clustered by problem: between three seeds the interval is so
+    # wide that hardly any rise could miss the bar.
     return [
         Verdict(
             f"the recipe gains more than {points} of pass@1, beyond noise",
