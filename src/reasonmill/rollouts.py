@@ -13,6 +13,15 @@ from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Group, Problem, Request, Rollout, SamplingParams
 
 
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of a stage's own problems, so that no two stages of a recipe learn from the same ones.
+
+    Args:
+        seed: the recipe's.
+    """
+    return key("problems", seed, stage)
+
+
 @dataclass(frozen=True)
 class TaskMix:
     """Tasks and their shares among the problems that are drawn."""

@@ -13,11 +13,10 @@ from reasonmill.algo.intervals import clustered_share
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.protocols import Renderer, Sampler
-from reasonmill.randomness import key
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
-from reasonmill.rollouts import collect, refuse_ungraded
+from reasonmill.rollouts import collect, refuse_ungraded, stage_seed
 from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings
 from reasonmill.sample.native import NativeSampler
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
@@ -140,8 +139,8 @@ class Collection:
         return groups
 
     def problems(self) -> list[Problem]:
-        """The stage's own problems: a seed that no other stage has draws them."""
-        seed = key("problems", self._context.seed, self._settings.name)
+        """The stage's own problems."""
+        seed = stage_seed(self._context.seed, self._settings.name)
         counts = self._settings.tasks
         return [
             task.problem(self._settings.split, seed, index)

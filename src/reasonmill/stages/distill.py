@@ -26,7 +26,7 @@ from reasonmill.model.saving import save_decoder
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
-from reasonmill.rollouts import TaskMix, collect
+from reasonmill.rollouts import TaskMix, collect, stage_seed
 from reasonmill.sample.native import NativeSampler
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.rl import SamplingSettings, rollout_metrics
@@ -80,13 +80,15 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     mix = TaskMix(tasks, settings.tasks)
     params = SamplingParams(temperature=settings.sampling.temperature, max_tokens=settings.sampling.max_tokens)
 
+    own_seed = stage_seed(context.seed, settings.name)
+
     def sample(step: int) -> list[Group]:
         first = step * settings.problems_per_step
         return collect(
             sampler,
             renderer,
             tasks,
-            [mix.problem("train", context.seed, first + i) for i in range(settings.problems_per_step)],
+            [mix.problem("train", own_seed, first + i) for i in range(settings.problems_per_step)],
             rewards=ACCURACY_ALONE,
             num_samples=settings.group_size,
             params=params,

@@ -28,7 +28,7 @@ from reasonmill.recipe.reference import ModelRef, RewardModelRef
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import RewardWeights, Scorer, check_rewards, reward_names
 from reasonmill.rewards.model import ModelScorer, Preference
-from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, thinking_tokens
+from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, stage_seed, thinking_tokens
 from reasonmill.sample.native import NativeSampler
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.tasks import registry
@@ -200,11 +200,12 @@ class Trainer:
         settings, seed = self.settings, self.context.seed
         mix = self.mix if step >= settings.first_preference_step else self.rule_mix
         first = step * settings.problems_per_step
+        own_seed = stage_seed(seed, settings.name)
         groups = collect(
             self.sampler,
             self.renderer,
             self.tasks,
-            [mix.problem("train", seed, first + i) for i in range(settings.problems_per_step)],
+            [mix.problem("train", own_seed, first + i) for i in range(settings.problems_per_step)],
             rewards=self.rewards,
             num_samples=settings.group_size,
             params=SamplingParams(temperature=settings.sampling.temperature, max_tokens=settings.sampling.max_tokens),
