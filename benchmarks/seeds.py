@@ -283,9 +283,9 @@ def parser(text: str | None, *, home: str, recipe: str, needs: str) -> argparse.
     return options
 
 
-def add_seeds(options: argparse.ArgumentParser) -> None:
+def add_seeds(options: argparse.ArgumentParser, option: str = "--seeds", default: int = 3) -> None:
     options.add_argument(
-        "--seeds", type=_two_or_more, default=3, help="number of seeds, 2 at least; they are 0, 1, ..."
+        option, type=_two_or_more, default=default, help="number of seeds, 2 at least; they are 0, 1, ..."
     )
 
 
