@@ -38,6 +38,7 @@ from reasonmill.store.disk import Operation
 # A file system in memory, where there is one: nothing here has to survive a power cut.
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 TIME_LIMIT_S = 60
+BEFORE_IT_DIFFERS = 2  # operations, from which on a wrong store is tried
 SECOND_CRASHES = 3  # crashes of the recovery, for each first one, in the long form
 LEDGER_VERBS = ("start log", "commit", "commit unsynced", "close")
 WRITES = ("write", "copy", "fill")
@@ -180,13 +181,13 @@ class Runner:
         home = base / scenario.PLACE
         base.mkdir()
         made: set[str] = set()  # of objects
+        stand = self._sabotage(Stand(home, self._notes))
 
         def around(operation: Operation, perform: Callable[[], object]) -> None:
             stand(operation, perform)
             if operation.name == "rename object" and operation.target is not None:
                 made.add(operation.target.name)
 
-        stand = Stand(home, self._notes)
         with standing_in(around):
             scenario.carry_out(home)
         self.operations = self._read_operations()
@@ -205,9 +206,10 @@ class Runner:
             for hits in attempts:
                 problems += self._attempt(home, hits)
                 operations.append(self._read_operations())
-                problems += scenario.reported(partial(scenario.damage, home))
+                left = scenario.contents(home)
+                problems += scenario.damage(left)
                 acceptable = json.loads((self._notes / "rows").read_text())
-                if json.loads(json.dumps(scenario.ledger_rows(home))) not in acceptable:
+                if json.loads(json.dumps(left.rows)) not in acceptable:
                     problems.append("the ledger lacks what it had accepted, or has what it had not")
             if not problems:
                 with standing_in(Stand(home, self._notes)):
@@ -340,10 +342,14 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
 
 def _controls(work: Path) -> dict[str, str | None]:
     """The first problem that each wrong store shows."""
+    right = Runner(work / "right").operations
     found = {}
-    for number, name in enumerate(SEEN_BY_KILLS):
-        runner = Runner(work / str(number), REORDERED[name])
-        cases = explore(runner, range(len(runner.operations)))
+    for name in SEEN_BY_KILLS:
+        runner = Runner(work / name, REORDERED[name])
+        differs = next(
+            n for n, (ours, theirs) in enumerate(zip(right, runner.operations, strict=False)) if ours != theirs
+        )
+        cases = explore(runner, range(differs - BEFORE_IT_DIFFERS, len(runner.operations)))
         found[name] = next((told for _, problems in cases for told in problems), None)
     return found
 

@@ -21,12 +21,12 @@ prints one JSON object; `test_power_loss.py` reads it.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, combinations
@@ -36,15 +36,18 @@ from typing import NamedTuple
 from chaos import scenario
 from chaos.crash_points import FAST, drawn, half_of_the_change, standing_in
 from chaos.sabotage import REORDERED, Sabotage
+from reasonmill.store.commit import damaged_file
 from reasonmill.store.disk import Operation
 
 ALL_SUBSETS = 5  # pending operations up to which every legal choice of them is taken
 NUM_DRAWN = 6  # choices that are drawn where there are more
-CONTINUED_SHARE = 8  # the short form goes on from one state in so many
+NEVER = 1 << 60
+CONTINUED_SHARE = 32  # the short form goes on from one state in so many
 LEDGER_FILES = ("ledger.sqlite", "ledger.sqlite-wal")
 ROOT = 0  # the directory above all, which was there before
 
 Tree = dict[str, bytes | None]  # files by their paths; None for a directory
+Items = tuple[tuple[str, bytes | None], ...]
 
 
 class Change(NamedTuple):
@@ -152,8 +155,9 @@ class Recorder:
                     self._ledger_certain = self._accepted
         if operation.name == "rename object" and operation.target is not None:
             self.made.add(operation.target.name)
-        if operation.name == "replace view":
-            self.summaries.append((self._home / "runs" / scenario.RUN / scenario.SUMMARY).read_bytes())
+        summary = self._home / "runs" / scenario.RUN / scenario.SUMMARY
+        if summary.exists() and summary.read_bytes() != self.summaries[-1]:
+            self.summaries.append(summary.read_bytes())
         if operation.name == "fsync directory views":
             self._summary_accepted = len(self.summaries) - 1
 
@@ -305,58 +309,95 @@ def _ledger_files(recorder: Recorder, ledger: tuple[int, ...]) -> tuple[bytes | 
 
 
 class Judge:
-    """Lays states out and tells what is wrong with them; each only once."""
+    """Tells what is wrong with states, each only once; parts that states have in common are judged once, too."""
 
     def __init__(self, work: Path, recorder: Recorder, expected: scenario.Contents) -> None:
         self._base = work / "state"
         self._recorder = recorder
         self._expected = expected
-        self._seen: set[bytes] = set()
+        self._seen: set[object] = set()
+        self._rows: dict[tuple[int, ...], scenario.Rows] = {}
+        self._objects: dict[tuple[str, Items], str | None] = {}
         self.num_states = 0
         self.num_continued = 0
 
     def look(self, moment: Moment, left: Left, *, continued_share: int) -> list[str]:
         """What is wrong with a state, and after the run went on from it, which it does from one in so many."""
-        known = _key(moment, left)
+        known = (moment.accepted, moment.ledger, moment.summaries, left.ledger, _items(left.tree))
         if known in self._seen:
             return []
         self._seen.add(known)
         self.num_states += 1
-        home = self._base / scenario.PLACE
-        self._base.mkdir()
-        for name, data in left.tree.items():
-            path = self._base / name
-            if data is None:
-                path.mkdir()
-            else:
-                path.write_bytes(data)
-        try:
-            problems = scenario.reported(partial(self._after_the_cut, home, moment))
-            if not problems and known[0] % continued_share == 0:
-                self.num_continued += 1
-                made = frozenset(self._recorder.made)
-                problems = scenario.reported(partial(scenario.continued, home, self._expected, made))
-        finally:
-            shutil.rmtree(self._base)
+        problems = scenario.reported(partial(self._after_the_cut, moment, left))
+        if not problems and self.num_states % continued_share == 0:
+            self.num_continued += 1
+            problems = scenario.reported(partial(self._continued, left))
         return [f"power cut after {moment.after}: {problem}" for problem in problems]
 
-    def _after_the_cut(self, home: Path, moment: Moment) -> Iterator[str]:
-        yield from scenario.damage(home)
+    def _after_the_cut(self, moment: Moment, left: Left) -> Iterator[str]:
+        tree = left.tree
+        has_ledger = f"{scenario.PLACE}/{LEDGER_FILES[0]}" in tree
+        found = scenario.Contents(
+            self._ledger_rows(left) if has_ledger else {},
+            {name: self._damaged(name, _below(tree, f"objects/{name}")) for name in _children(tree, "objects")},
+            {
+                name: data
+                for name, data in _below(tree, "runs").items()
+                if not name.startswith(".") and "/." not in name
+            },
+        )
+        yield from scenario.damage(found)
         recorder = self._recorder
-        if scenario.ledger_rows(home) not in [state.rows for state in recorder.ledger[moment.accepted :]]:
+        if found.rows not in [state.rows for state in recorder.ledger[moment.accepted :]]:
             yield "the ledger lacks what it had accepted, or has what it had not"
         promised, newest = moment.summaries
-        summary = scenario.views(home).get(f"{scenario.RUN}/{scenario.SUMMARY}")
-        if summary not in recorder.summaries[promised : newest + 1]:
+        if found.views.get(f"{scenario.RUN}/{scenario.SUMMARY}") not in recorder.summaries[promised : newest + 1]:
             yield "the summary is not the one that was promised, or a newer one"
 
+    def _ledger_rows(self, left: Left) -> scenario.Rows:
+        if left.ledger not in self._rows:
+            files = {name: left.tree.get(f"{scenario.PLACE}/{name}") for name in LEDGER_FILES}
+            with self._laid_out({name: data for name, data in files.items() if data is not None}) as directory:
+                self._rows[left.ledger] = scenario.ledger_rows(directory)
+        return self._rows[left.ledger]
 
-def _key(moment: Moment, left: Left) -> bytes:
-    """What the judgement of a state depends on."""
-    digest = hashlib.blake2b(digest_size=16)
-    promised = (moment.accepted, moment.ledger[1], moment.summaries)
-    digest.update(repr((promised, left.ledger, sorted(left.tree.items()))).encode())
-    return digest.digest()
+    def _damaged(self, name: str, files: Tree) -> str | None:
+        known = (name, _items(files))
+        if known not in self._objects:
+            with self._laid_out(files) as directory:
+                self._objects[known] = damaged_file(directory, name)
+        return self._objects[known]
+
+    def _continued(self, left: Left) -> Iterator[str]:
+        with self._laid_out(left.tree) as base:
+            yield from scenario.continued(base / scenario.PLACE, self._expected, frozenset(self._recorder.made))
+
+    @contextmanager
+    def _laid_out(self, tree: Tree) -> Iterator[Path]:
+        self._base.mkdir()
+        try:
+            for name, data in tree.items():
+                if data is None:
+                    (self._base / name).mkdir()
+                else:
+                    (self._base / name).write_bytes(data)
+            yield self._base
+        finally:
+            shutil.rmtree(self._base)
+
+
+def _items(tree: Tree) -> Items:
+    return tuple(tree.items())  # they are laid out in the order of their names
+
+
+def _below(tree: Tree, directory: str) -> Tree:
+    """What is below a directory of the home."""
+    prefix = f"{scenario.PLACE}/{directory}/"
+    return {path.removeprefix(prefix): data for path, data in tree.items() if path.startswith(prefix)}
+
+
+def _children(tree: Tree, directory: str) -> list[str]:
+    return [path for path in _below(tree, directory) if "/" not in path]
 
 
 def record(
@@ -374,12 +415,15 @@ def record(
     return recorder, expected
 
 
-def problems_of(work: Path, recorder: Recorder, expected: scenario.Contents) -> Iterator[str]:
-    """What is wrong after power cuts, without going on with the run; for stores that are wrong."""
-    judge = Judge(work, recorder, expected)
-    for moment in recorder.moments:
-        for left in states(recorder, moment):
-            yield from judge.look(moment, left, continued_share=256)
+def problems_of(
+    work: Path, wrong: Recorder, expected: scenario.Contents, is_right: Callable[[int], bool]
+) -> Iterator[str]:
+    """What is wrong after power cuts with a wrong store, from the operation on that is not right."""
+    judge = Judge(work, wrong, expected)
+    first = next(number for number in range(len(wrong.moments)) if not is_right(number))
+    for moment in wrong.moments[first:]:
+        for left in states(wrong, moment):
+            yield from judge.look(moment, left, continued_share=NEVER)
 
 
 def main() -> int:
@@ -407,16 +451,19 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
 
 def _controls(work: Path) -> dict[str, str | None]:
     """The first problem that each wrong store shows: without one fsync, or with its operations in another order."""
-    right, _ = record(work / "right")
-    needs = [moment.after for moment in right.moments if moment.after.startswith(("fsync", "commit "))]
-    unsynced = [name for name in dict.fromkeys(needs) if not name.startswith("commit unsynced")]
+    right = [moment.after for moment in record(work / "right")[0].moments]
+    names = [name for name in dict.fromkeys(right) if name.startswith(("fsync", "commit "))]
     found = {}
-    for name in unsynced:
-        place = work / name
-        found[f"without: {name}"] = next(problems_of(place, *record(place, forgotten=name)), None)
+    for name in names:
+        if not name.startswith("commit unsynced"):
+            wrong, expected = record(work / name, forgotten=name)
+            problems = problems_of(work / name, wrong, expected, lambda number, name=name: right[number] != name)
+            found[f"without: {name}"] = next(problems, None)
     for name, sabotage in REORDERED.items():
-        place = work / name
-        found[name] = next(problems_of(place, *record(place, sabotage=sabotage)), None)
+        wrong, expected = record(work / name, sabotage=sabotage)
+        done = [moment.after for moment in wrong.moments]
+        problems = problems_of(work / name, wrong, expected, lambda number, done=done: right[number] == done[number])
+        found[name] = next(problems, None)
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasonmill.errors import StoreError
-from reasonmill.store.commit import MANIFEST, damaged_file, replace_directory, replace_file
+from reasonmill.store.commit import damaged_file, replace_directory, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.steps import committed_groups, forget_state
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
@@ -27,6 +27,7 @@ FORGOTTEN = "trial"
 STATE_EVERY = 2  # so that a step's groups are replayed, too
 KEPT_STATES = 1
 BASE = Artifact(hashlib.blake2b(b"base", digest_size=32).hexdigest(), "base", "import", (), "", {})
+CONFIG = b'{"layers": 1}'
 # Where the home is, below a directory that exists: its parent is made, too.
 PLACE = "mills/home"
 
@@ -98,7 +99,7 @@ def sample(key: str, step: int, weights: str) -> list[Group]:
 
 def write_model(weights: str, directory: Path) -> None:
     """Two files, one of them in a directory below."""
-    (directory / "config.json").write_text('{"layers": 1}')
+    (directory / "config.json").write_bytes(CONFIG)
     (directory / "parts").mkdir()
     (directory / "parts" / "weights").write_text(weights)
 
@@ -117,19 +118,35 @@ def blake2b(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 
+def whole_models() -> Iterator[dict[str, bytes | None]]:
+    """The files of each model that the run makes, worked out without a home."""
+    weights = "base"
+    for name, steps in STEPS.items():
+        for step in range(steps):
+            weights = blake2b(weights, repr(sample(f"key-{name}", step, weights)))
+        yield {"": None, "/config.json": CONFIG, "/parts": None, "/parts/weights": weights.encode()}
+
+
+MODELS = list(whole_models())
+
+
 # What must hold
 
 
 class Contents(NamedTuple):
-    """All that a home holds: the rows of its ledger without times, the digests of its objects, its views' files."""
+    """All that a home holds.
+
+    `rows` are those of the ledger without times, `objects` has the first file of each object that is not whole, or
+    None, and `views` what is below runs/ for somebody to look at; what is half made has a name that begins with a dot.
+    """
 
     rows: Rows
-    objects: frozenset[str]
-    views: dict[str, bytes]
+    objects: dict[str, str | None]
+    views: dict[str, bytes | None]
 
 
 def contents(home_path: Path) -> Contents:
-    return Contents(ledger_rows(home_path), object_names(home_path), views(home_path))
+    return Contents(ledger_rows(home_path), objects_of(home_path / "objects"), views_of(home_path / "runs"))
 
 
 def ledger_rows(home_path: Path) -> Rows:
@@ -147,54 +164,46 @@ def ledger_rows(home_path: Path) -> Rows:
     return rows
 
 
-def object_names(home_path: Path) -> frozenset[str]:
-    directory = home_path / "objects"
-    return frozenset(path.name for path in directory.iterdir()) if directory.is_dir() else frozenset()
+def objects_of(directory: Path) -> dict[str, str | None]:
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return {name: damaged_file(directory / name, name) for name in names}
 
 
-def views(home_path: Path) -> dict[str, bytes]:
-    """Bytes of the files below runs/ that somebody may look at, by their names; half-made ones begin with a dot."""
-    root = home_path / "runs"
-    files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
-    names = {path: path.relative_to(root).as_posix() for path in files}
-    return {name: path.read_bytes() for path, name in names.items() if "/." not in name}
+def views_of(directory: Path) -> dict[str, bytes | None]:
+    """None stands for a directory."""
+    paths = list(directory.rglob("*")) if directory.is_dir() else []
+    names = {path: path.relative_to(directory).as_posix() for path in paths}
+    return {
+        name: path.read_bytes() if path.is_file() else None
+        for path, name in names.items()
+        if not any(part.startswith(".") for part in name.split("/"))
+    }
 
 
 def referred(rows: Rows) -> set[str]:
-    """Digests of the objects that the ledger says are there: finished artifacts, groups and states.
-
-    A stage that is finished keeps its groups, and an artifact of a base has no object.
-    """
-    artifacts = {row[1] for row in rows.get("artifacts", []) if row[2] != "base"}
+    """Digests of the objects that the ledger says are there: artifacts but for bases, groups and states."""
     groups = {row[2] for row in rows.get("steps", []) if row[2] is not None}
     states = {row[2] for row in rows.get("states", [])}
-    return artifacts | groups | states
+    return _artifacts(rows) | groups | states
 
 
-def damage(home_path: Path) -> Iterator[str]:
+def damage(found: Contents) -> Iterator[str]:
     """What is wrong with a home that a crash left, one line each, whatever the run had come to."""
-    objects = home_path / "objects"
-    for name in sorted(object_names(home_path)):
-        damaged = damaged_file(objects / name, name)
+    for name, damaged in sorted(found.objects.items()):
         if damaged is not None:
             yield f"object {name[:12]} is not whole: {damaged}"
-    try:
-        rows = ledger_rows(home_path)
-    except sqlite3.Error as error:
-        yield f"the ledger does not open: {error}"
-        return
-    for digest in sorted(referred(rows) - object_names(home_path)):
+    for digest in sorted(referred(found.rows) - found.objects.keys()):
         yield f"the ledger refers to object {digest[:12]}, which is not there"
-    shown = views(home_path)
-    summary = shown.get(f"{RUN}/{SUMMARY}")
+    summary = found.views.get(f"{RUN}/{SUMMARY}")
     if summary is not None:
         try:
             json.loads(summary)
         except ValueError:
             yield "the summary is torn"
     # Half a model in its place would never be made again.
-    model = {name.removeprefix(f"{RUN}/{MODEL}/"): data for name, data in shown.items() if f"/{MODEL}/" in name}
-    if (home_path / "runs" / RUN / MODEL).is_dir() and not any(model == _files(objects / name) for name in _kept(rows)):
+    place = f"{RUN}/{MODEL}"
+    model = {name.removeprefix(place): data for name, data in found.views.items() if name.startswith(place)}
+    if model and model not in MODELS:
         yield "the view of the model is not whole"
 
 
@@ -207,10 +216,9 @@ def unfinished(home_path: Path, expected: Contents, known_objects: frozenset[str
     for table in sorted(found.rows.keys() | expected.rows.keys()):
         if found.rows.get(table) != expected.rows.get(table):
             yield f"table {table} is {found.rows.get(table)} and not {expected.rows.get(table)}"
-    if expected.objects - found.objects:
-        yield f"objects are missing: {sorted(expected.objects - found.objects)}"
-    if found.objects - known_objects:
-        yield f"there are objects that the run did not make: {sorted(found.objects - known_objects)}"
+    missing, foreign = expected.objects.keys() - found.objects.keys(), found.objects.keys() - known_objects
+    if missing or foreign:
+        yield f"objects {sorted(missing)} are missing, and the run did not make {sorted(foreign)}"
     if found.views != expected.views:
         yield f"the views are {found.views} and not {expected.views}"
     leftovers = [path.name for path in (home_path / "tmp").iterdir()]
@@ -226,7 +234,7 @@ def continued(home_path: Path, expected: Contents, known_objects: frozenset[str]
     except (StoreError, OSError, sqlite3.Error, AssertionError) as error:
         yield f"the run can't go on: {error!r}"
         return
-    yield from damage(home_path)
+    yield from damage(contents(home_path))
     yield from unfinished(home_path, expected, known_objects)
 
 
@@ -238,10 +246,5 @@ def reported(find: Callable[[], Iterator[str]]) -> list[str]:
         return [f"the home can't be looked at: {error!r}"]
 
 
-def _kept(rows: Rows) -> set[str]:
+def _artifacts(rows: Rows) -> set[str]:
     return {row[1] for row in rows.get("artifacts", []) if row[2] != "base"}
-
-
-def _files(directory: Path) -> dict[str, bytes]:
-    paths = [path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST]
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
