@@ -71,8 +71,9 @@ def operations_in_the_code() -> Iterator[set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
                 continue
+            receiver = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
             function = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            if function in VERBS:
+            if function in VERBS and (receiver == "disk" or function.startswith("_")):
                 for what in (argument.value for argument in node.args if isinstance(argument, ast.Constant)):
                     if isinstance(what, str):
                         yield from ({f"{verb} {what}" for verb in verbs} for verbs in VERBS[function])
