@@ -1,22 +1,18 @@
 """Kills and disk faults at every operation of the store; `crash_points` says how."""
 
 import ast
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
 import reasonmill
+from chaos.own_process import answers
 from chaos.sabotage import SEEN_BY_KILLS
 from reasonmill.store import disk
 
 SOURCE = Path(reasonmill.__file__).parent
-TESTS = Path(__file__).parents[1]
 
 # By the function that is called, in the code of the store, with what it is for: the operations that it makes, each as
 # the verbs of which it has one.
@@ -37,21 +33,6 @@ VERBS = {
     "_transaction": [["commit", "commit unsynced"]],
     "close": [["close"]],
 }
-
-
-def call(module: str, *options: str) -> subprocess.Popen[str]:
-    """Starts a module in a process without torch, whose children are cheap."""
-    path = os.pathsep.join([str(SOURCE.parent), str(TESTS)])
-    command = [sys.executable, "-m", module, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
-
-
-def answers(module: str, *options: str, jobs: int = 1) -> list[dict[str, Any]]:
-    """What the module prints, from as many processes as there are jobs, each with a part of the work."""
-    processes = [call(module, *options, "--part", f"{job + 1}/{jobs}") for job in range(jobs)]
-    printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * jobs
-    return [json.loads(text) for text in printed]
 
 
 def test_every_operation_survives_every_fault(request: pytest.FixtureRequest) -> None:

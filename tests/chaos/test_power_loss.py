@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from chaos.own_process import answers
 from chaos.power_loss import Change, with_earlier
 from chaos.sabotage import REORDERED
-from chaos.test_crash_points import answers
 from reasonmill.store import disk
 
 
