@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from chaos.disk_model import Change, with_earlier
 from chaos.own_process import answers
-from chaos.power_loss import Change, with_earlier
 from chaos.sabotage import REORDERED
 from reasonmill.store import disk
 
