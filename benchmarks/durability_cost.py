@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from seeds import Verdict, conclude, interval, number, print_json, say, write_recipe
+from transformers.utils import logging
 
 from reasonmill.algo.intervals import Estimate, clustered_mean
 from reasonmill.errors import ReasonmillError
@@ -65,6 +66,7 @@ class _Silent:
 
 def main() -> int:
     options = _parser().parse_args()
+    logging.disable_progress_bar()  # transformers' own, for each model that is loaded
     options.home.mkdir(parents=True, exist_ok=True)
     stage = _stage(options.recipe, options.stage) | {"steps": options.steps, "state_every": options.state_every}
     recipe = options.home / "recipe.toml"
