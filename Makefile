@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint bench chaos clean
 
 quickstart: $(READY)
 	$(VENV)/bin/reasonmill run r1-zero-tiny --home $(HOME_DIR)
@@ -21,6 +21,9 @@ lint: $(READY)
 bench: $(BENCH_READY)
 	$(PYTHON) benchmarks/cpu_vs_trl.py
 	$(PYTHON) benchmarks/controls.py
+
+chaos: $(READY)
+	$(PYTHON) -m pytest tests/chaos --chaos-long
 
 clean:
 	rm -rf $(VENV)

@@ -1,4 +1,7 @@
-"""The store under faults: full disks, failing disks, killed writers, two writers, readers beside a writer."""
+"""The store under faults: writers that fail, killed writers, two writers, readers beside a writer.
+
+The store's own operations fail in `crash_points`, one by one.
+"""
 
 import errno
 import os
@@ -15,7 +18,6 @@ import pytest
 
 import reasonmill.store.home
 from reasonmill.errors import Interrupted, OutOfSpace, StoreError
-from reasonmill.store import commit
 from reasonmill.store.home import Home
 
 SOURCE = Path(reasonmill.store.home.__file__).parents[2]
@@ -25,9 +27,6 @@ def write_two_files(directory: Path) -> None:
     (directory / "a").write_text("alpha")
     (directory / "sub").mkdir()
     (directory / "sub" / "b").write_text("beta")
-
-
-NUM_FSYNCS = 6  # two files, the manifest, two directories, and the store's directory after the rename
 
 
 @pytest.fixture
@@ -99,69 +98,6 @@ def test_what_is_not_the_disks_fault_passes_unchanged(home: Home, error: BaseExc
     assert require_whole(home) == []
 
 
-def failing(function: Callable[..., None], failing_call: int, code: int) -> Callable[..., None]:
-    """`function`, whose call number `failing_call` (from 0) raises instead."""
-    num_calls = 0
-
-    def call(*args: object) -> None:
-        nonlocal num_calls
-        num_calls += 1
-        if num_calls == failing_call + 1:
-            raise OSError(code, os.strerror(code))
-        function(*args)
-
-    return call
-
-
-@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, OutOfSpace), (errno.EIO, StoreError)])
-@pytest.mark.parametrize(
-    ("function", "failing_call"), [*(("fsync", call) for call in range(NUM_FSYNCS)), ("rename", 0)]
-)
-def test_a_disk_that_fails_during_the_commit(
-    home: Home,
-    monkeypatch: pytest.MonkeyPatch,
-    function: str,
-    failing_call: int,
-    code: int,
-    expected: type[StoreError],
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(os, function, failing(getattr(os, function), failing_call, code))
-        with pytest.raises(StoreError) as caught:
-            home.objects.put(write_two_files)
-    assert type(caught.value) is expected
-    was_renamed = (function, failing_call) == ("fsync", NUM_FSYNCS - 1)
-    assert len(require_whole(home)) == was_renamed
-
-    digest = home.objects.put(write_two_files)  # the same command again
-    assert require_whole(home) == [digest]
-
-
-@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, OutOfSpace), (errno.EIO, StoreError)])
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_view_keeps_its_old_bytes_when_the_disk_fails(
-    home: Home, monkeypatch: pytest.MonkeyPatch, function: str, code: int, expected: type[StoreError]
-) -> None:
-    view = home.run_dir("r") / "summary.json"
-    commit.replace_file(view, b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, function, failing(getattr(os, function), 0, code))
-        with pytest.raises(StoreError) as caught:
-            commit.replace_file(view, b"new")
-    assert type(caught.value) is expected
-    assert view.read_bytes() == b"old"
-    assert list(view.parent.iterdir()) == [view]
-
-
-def test_a_delete_that_fails_leaves_the_whole_object(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = home.objects.put(write_two_files)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", failing(os.rename, 0, errno.EIO))
-        with pytest.raises(StoreError):
-            home.objects.delete(digest)
-    assert require_whole(home) == [digest]
-
-
 def start(script: str, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, args)],
@@ -174,52 +110,6 @@ def start(script: str, *args: object) -> subprocess.Popen[str]:
 def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-DIE_IN_COMMIT = """
-    import os, signal, sys
-    from pathlib import Path
-    from reasonmill.store import commit
-    from reasonmill.store.home import Home
-
-    home = Home.open(sys.argv[1])
-    name, deadly_call, calls = sys.argv[2], int(sys.argv[3]), 0
-    function = getattr(os, name)
-
-    def call(*args):
-        global calls
-        if calls == deadly_call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls += 1
-        function(*args)
-
-    def write(directory: Path) -> None:
-        (directory / "a").write_text("alpha")
-        (directory / "sub").mkdir()
-        (directory / "sub" / "b").write_text("beta")
-
-    setattr(commit.os, name, call)
-    home.objects.put(write)
-"""
-
-
-@pytest.mark.parametrize(
-    ("function", "deadly_call"),
-    [("fsync", 0), ("fsync", 2), ("fsync", NUM_FSYNCS - 2), ("rename", 0), ("fsync", NUM_FSYNCS - 1)],
-)
-def test_a_writer_that_dies_in_a_commit_leaves_a_whole_object_or_none(
-    tmp_path: Path, function: str, deadly_call: int
-) -> None:
-    process = start(DIE_IN_COMMIT, tmp_path / "home", function, deadly_call)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-
-    was_renamed = (function, deadly_call) == ("fsync", NUM_FSYNCS - 1)
-    assert len(list((tmp_path / "home" / "tmp").iterdir())) == (not was_renamed)
-    with Home.open(tmp_path / "home") as home:
-        assert len(require_whole(home)) == was_renamed
-        digest = home.objects.put(write_two_files)
-        assert require_whole(home) == [digest]
 
 
 WRITE_FOREVER = """

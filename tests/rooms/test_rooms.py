@@ -1,6 +1,7 @@
 """Who may import whom, read from the source: one table, and a proof that the check sees what it should."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,18 @@ NEVER_IMPORTS: dict[str, set[str]] = {
 # The one place that may import the composition root.
 EXCEPTIONS = {("__main__", "reasonmill.cli")}
 
+# Rooms that change a home only through the store's one module for that, so that tests see each of the changes.
+WRITERS = {"store", "mill"}
+DISK = "store/disk.py"
+# What changes a disk, as a method of whatever it is called on; `replace` of one argument is that of a path.
+CHANGES = {
+    *("rename", "renames", "fsync", "fdatasync", "mkdir", "makedirs", "unlink", "remove", "rmdir", "removedirs"),
+    *("write_text", "write_bytes", "touch", "symlink", "symlink_to", "link", "hardlink_to", "truncate", "ftruncate"),
+    *("pwrite", "sendfile", "copyfile", "copytree", "copy2", "rmtree", "move", "make_archive", "O_CREAT", "O_TRUNC"),
+    *("O_APPEND", "O_WRONLY", "mkstemp", "mkdtemp", "NamedTemporaryFile"),
+}
+STATEMENT = re.compile(r"COMMIT|END|PRAGMA (JOURNAL_MODE =|SYNCHRONOUS).*", re.IGNORECASE)
+
 
 def room_of(path: Path, source: Path) -> str:
     return path.relative_to(source).parts[0].removesuffix(".py")
@@ -63,6 +76,34 @@ def is_within(name: str, area: str) -> bool:
     return name == area or name.startswith(area + ".")
 
 
+def disk_changes(path: Path) -> Iterator[str]:
+    """What a module does to a disk other than through the module `disk`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
+            yield f"names from {node.module} without it"
+        elif isinstance(node, ast.Attribute) and node.attr in CHANGES and not _is_of_disk(node):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and STATEMENT.fullmatch(str(node.value)):
+            yield str(node.value)
+        elif isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name == "replace" and len(node.args) == 1 and not node.keywords:
+                yield "replace"
+            if name == "open" and _opens_for_writing(node):
+                yield "open for writing"
+
+
+def _is_of_disk(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id == "disk"
+
+
+def _opens_for_writing(call: ast.Call) -> bool:
+    """Whether a mode is given that may write; `os.open` has flags instead."""
+    modes = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
+    return any(len(text) <= 3 and set(text) & set("wax+") for text in texts)
+
+
 def violations(source: Path) -> list[str]:
     """One line for each rule that a module breaks."""
     found = []
@@ -73,6 +114,8 @@ def violations(source: Path) -> list[str]:
             for area in NEVER_IMPORTS["*"] | NEVER_IMPORTS.get(room, set()):
                 if is_within(name, area) and (room, area) not in EXCEPTIONS:
                     found.append(f"{place} imports {name}")
+        if room in WRITERS and place != DISK:
+            found += [f"{place} changes the disk by itself: {change}" for change in disk_changes(path)]
         found += [f"{place} has a name that says nothing" for part in path.with_suffix("").parts if part in NAMELESS]
         lines = len(path.read_text(encoding="utf-8").splitlines())
         if lines > MAX_LINES:
@@ -126,6 +169,17 @@ def test_these_rooms_do_not_even_load_torch(module: str) -> None:
         ("stages/utils.py", ""),
         ("common/__init__.py", ""),
         ("mill/report.py", "x = 1\n" * (MAX_LINES + 1)),
+        ("store/home.py", "import os\nos.rename(a, b)"),
+        ("store/home.py", "from os import rename"),
+        ("store/objects.py", "import os\nlater = os.fsync"),
+        ("store/commit.py", "path.write_bytes(data)"),
+        ("store/commit.py", "path.replace(target)"),
+        ("store/commit.py", "with path.open('wb') as file:\n    pass"),
+        ("store/commit.py", "open(path, mode='a')"),
+        ("store/home.py", "os.open(path, os.O_RDWR | os.O_CREAT)"),
+        ("store/ledger.py", "database.execute('commit')"),
+        ("store/ledger.py", "database.execute(f'PRAGMA synchronous = {level}')"),
+        ("mill/pipeline.py", "import shutil\nshutil.rmtree(old)"),
     ],
 )
 def test_a_broken_rule_is_found(tmp_path: Path, place: str, code: str) -> None:
@@ -145,6 +199,9 @@ def test_a_broken_rule_is_found(tmp_path: Path, place: str, code: str) -> None:
         ("world/corpus.py", "from reasonmill.tasks.countdown import Countdown"),
         ("learn/local.py", "import torch\nfrom reasonmill.model.decoder import Decoder"),
         ("mill/report.py", "x = 1\n" * MAX_LINES),
+        ("store/disk.py", "import os\nos.rename(a, b)"),
+        ("store/home.py", "disk.rename(a, b)\ntext.replace('a', 'b')\nos.open(path, os.O_RDWR)\npath.open('rb')"),
+        ("stages/gate.py", "path.write_text(text)"),
     ],
 )
 def test_what_is_allowed_is_not_reported(tmp_path: Path, place: str, code: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
-from reasonmill.store.commit import MANIFEST, disk_errors, replace_file
+from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.steps import forget_state
 from reasonmill.types import Artifact, content_digest
@@ -165,21 +164,11 @@ class _Run:
 
     def _publish_model(self, directory: Path, digest: str | None, shown: str | None) -> None:
         """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
-        target, new, old = (directory / name for name in (MODEL, f".{MODEL}.new", f".{MODEL}.old"))
-        if digest == shown and target.is_dir() == (digest is not None):
+        if digest == shown and (directory / MODEL).is_dir() == (digest is not None):
             return
-        with disk_errors(directory):
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            if digest is not None:
-                source = model_path(self._home, digest, self._recipe)
-                shutil.copytree(source, new, ignore=lambda at, _: [MANIFEST] if Path(at) == source else [])
-            # Aside first: a crash in between leaves no model here, and the next run puts it back from the store.
-            if target.exists():
-                target.rename(old)
-            if digest is not None:
-                new.rename(target)
-            shutil.rmtree(old, ignore_errors=True)
+        # A crash may leave no model here; the next run then puts it back from the store.
+        source = model_path(self._home, digest, self._recipe) if digest is not None else None
+        replace_directory(directory / MODEL, source)
 
     def _committed(self, node: Node, key: str) -> StageResult | None:
         """The stage as the ledger has it; a stage whose object is gone counts as not finished."""

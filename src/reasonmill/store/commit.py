@@ -7,12 +7,12 @@ A crash at any point leaves either no object or a whole one. Nothing is ever ove
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
+from reasonmill.store import disk
 
 MANIFEST = "manifest.json"
 
@@ -43,14 +43,15 @@ def seal(directory: Path) -> str:
             raise ValueError(f"an object holds plain files only, and {name!r} is none")
         if name == MANIFEST:
             raise ValueError(f"the name {MANIFEST!r} is kept for the object's manifest")
-        entries.append({"path": name, "size": path.stat().st_size, "blake2b": _file_digest(path, fsync=True)})
+        entries.append({"path": name, "size": path.stat().st_size, "blake2b": _file_digest(path)})
+        disk.fsync_file(path, "object file")
     if not entries:
         raise ValueError("an object needs at least one file, and none was written")
 
     manifest = (json.dumps(sorted(entries, key=lambda entry: entry["path"]), indent=1, sort_keys=True) + "\n").encode()
-    _write_file(directory / MANIFEST, manifest)
+    _write_durably(directory / MANIFEST, manifest, "manifest")
     for path in reversed(directories):  # a directory after those in it
-        fsync_directory(path)
+        disk.fsync_directory(path, "object")
     return _digest(manifest)
 
 
@@ -58,14 +59,14 @@ def publish(directory: Path, target: Path) -> bool:
     """Renames a sealed object to its final name. Returns False, and changes nothing, where `target` exists already."""
     try:
         # The system refuses to rename over a directory that is not empty, and an object is never empty.
-        os.rename(directory, target)
+        disk.rename(directory, target, "object")
         is_new = True
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         is_new = False
     # Also when it existed: its writer may have been killed between its rename and this call.
-    fsync_directory(target.parent)
+    disk.fsync_directory(target.parent, "objects")
     return is_new
 
 
@@ -100,21 +101,39 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path):
         try:
-            _write_file(temporary, data)
-            os.replace(temporary, path)
+            _write_durably(temporary, data, "view")
+            disk.replace(temporary, path, "view")
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that fails twice: the first error is the one to tell
+                if temporary.exists():
+                    disk.unlink(temporary, "unfinished view")
             raise
-        fsync_directory(path.parent)
+        disk.fsync_directory(path.parent, "views")
 
 
-def fsync_directory(path: Path) -> None:
-    """Makes the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def replace_directory(path: Path, source: Path | None) -> None:
+    """Replaces a view that is a directory by a copy of `source` without its manifest; None only removes the old one.
+
+    A crash leaves the old directory, the new one or none, but never a part of one.
+
+    Raises:
+        OutOfSpace, StoreError: the old directory may then be gone; the next call puts the new one in its place.
+    """
+    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    with disk_errors(path):
+        for leftover in (new, old):
+            if leftover.exists():
+                disk.remove_tree(leftover, "leftover view")
+        if source is not None:
+            _copy_durably(source, new, leaving_out=MANIFEST)
+        if path.exists():
+            disk.rename(path, old, "old view directory")
+        if source is not None:
+            disk.rename(new, path, "view directory")
+        # Before anything of the old one is removed: the disk could keep its name and lose its files.
+        disk.fsync_directory(path.parent, "view directories")
+        if old.exists():
+            disk.remove_tree(old, "old view directory")
 
 
 @contextmanager
@@ -170,16 +189,25 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
-def _file_digest(path: Path, *, fsync: bool = False) -> str:
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-        if fsync:
-            os.fsync(file.fileno())
-    return digest
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_durably(path: Path, data: bytes, what: str) -> None:
+    disk.write_file(path, data, what)
+    disk.fsync_file(path, what)
+
+
+def _copy_durably(source: Path, target: Path, *, leaving_out: str | None = None) -> None:
+    """Copies a directory and makes all below `target` durable, but not the name of `target`."""
+    disk.make_directory(target, "view")
+    for path in sorted(source.iterdir()):
+        if path.name == leaving_out:
+            continue
+        if path.is_dir():
+            _copy_durably(path, target / path.name)
+        else:
+            disk.copy_file(path, target / path.name, "view")
+            disk.fsync_file(target / path.name, "copied view")
+    disk.fsync_directory(target, "copied view")

@@ -8,12 +8,14 @@ import os
 import shutil
 import socket
 import weakref
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
 from reasonmill.errors import StoreError
-from reasonmill.store.commit import disk_errors, fsync_directory
+from reasonmill.store import disk
+from reasonmill.store.commit import disk_errors
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.objects import ObjectStore
 
@@ -51,7 +53,8 @@ class Home:
     @classmethod
     def _open_for_writing(cls, path: Path) -> Home:
         with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
+            if not (path / _LEDGER).exists():
+                _make_durably(path)
             lock = WriterLock(path)
         ledger = None
         try:
@@ -61,13 +64,14 @@ class Home:
                 # The ledger first: directories without a ledger are then never those of a home that was cut short.
                 ledger = Ledger(path / _LEDGER, write=True)
                 for name in _DIRECTORIES:
-                    (path / name).mkdir(exist_ok=True)
-                fsync_directory(path)
+                    if not (path / name).is_dir():
+                        disk.make_directory(path / name, name)
+                disk.fsync_directory(path, "home")
                 for leftover in (path / "tmp").iterdir():
                     if leftover.is_dir() and not leftover.is_symlink():
-                        shutil.rmtree(leftover)
+                        disk.remove_tree(leftover, "leftover")
                     else:
-                        leftover.unlink()
+                        disk.unlink(leftover, "leftover")
         except BaseException:
             if ledger is not None:
                 ledger.close()
@@ -84,7 +88,10 @@ class Home:
         path = self.path / "runs" / name
         if self._lock is not None:
             with disk_errors(path):
-                path.mkdir(exist_ok=True)
+                if not path.is_dir():
+                    disk.make_directory(path, "run")
+                # Also when it existed: its maker may have been killed before this.
+                disk.fsync_directory(path.parent, "runs")
         return path
 
     def free_bytes(self) -> int:
@@ -113,7 +120,8 @@ class WriterLock:
     def __init__(self, home: Path) -> None:
         """Takes the lock, or raises StoreError that says who holds it."""
         path = home / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        disk.create_file(path, "lock")
+        descriptor = os.open(path, os.O_RDWR)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,18 +133,19 @@ class WriterLock:
                 ) from None
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+            disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
             os.close(descriptor)
             raise
+        self._path = path
         self._descriptor: int | None = descriptor
         _held_locks.add(self)
 
     def release(self) -> None:
         """Lets the lock go; a second call does nothing."""
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
+            with suppress(OSError):  # what the file says counts only while it is locked
+                disk.write_file(self._path, b"", "released lock")
             # Unlock and not just close: a process that is being forked right now has the descriptor, too.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
@@ -167,6 +176,16 @@ def _holder(descriptor: int) -> str:
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
     except (ValueError, KeyError, TypeError):
         return "a process that has only just started"
+
+
+def _make_durably(path: Path) -> None:
+    """Makes the directory of a new home and the parents that it lacks, so that a power cut does not take its name."""
+    if not path.is_dir():
+        if not path.parent.is_dir():
+            _make_durably(path.parent)
+        disk.make_directory(path, "home")
+    # Also when it existed: its maker may have been killed before this.
+    disk.fsync_directory(path.parent, "above the home")
 
 
 def _require_no_content(path: Path) -> None:

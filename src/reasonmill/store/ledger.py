@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasonmill.errors import StoreError
+from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
 from reasonmill.types import Artifact
 
@@ -92,6 +93,7 @@ class Ledger:
             StoreError: the file is no ledger, or one of another version of reasonmill.
         """
         self._path = path
+        self._write = write
         with self._errors():
             # Transactions are begun by hand, so that what belongs together is visibly one.
             self._db = sqlite3.connect(
@@ -112,11 +114,14 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file; closing twice does nothing."""
-        self._db.close()
+        if self._write:
+            disk.close(self._db, self._path, "ledger")
+        else:
+            self._db.close()
 
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
         """Records a run and its stages as (name, kind, key); a run that is begun again keeps its first start time."""
-        with self._transaction():
+        with self._transaction("run"):
             self._db.execute(
                 "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
                 (name, json.dumps(dict(recipe)), time.time()),
@@ -142,7 +147,7 @@ class Ledger:
         Raises:
             StoreError: the key is recorded already, the run was never begun or a parent is not in the ledger.
         """
-        with self._transaction():
+        with self._transaction("stage"):
             self._db.execute(
                 "INSERT INTO stages VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (key, run, name, kind, self._record_artifact(artifact), seconds, tokens, time.time()),
@@ -158,7 +163,7 @@ class Ledger:
 
     def forget_stage(self, key: str) -> None:
         """Makes a stage count as not finished; its steps, its states and the record of its artifact stay."""
-        with self._transaction():
+        with self._transaction("forgotten stage"):
             self._db.execute("DELETE FROM stages WHERE key = ?", (key,))
 
     def commit_step(self, stage_key: str, step: int, groups_digest: str) -> None:
@@ -167,7 +172,7 @@ class Ledger:
         Raises:
             StoreError: other groups are recorded for this step.
         """
-        with self._transaction():
+        with self._transaction("groups"):
             self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, groups_digest) VALUES (?, ?, ?) "
@@ -186,7 +191,7 @@ class Ledger:
         A power cut may lose the latest of them, which resuming makes again: the next commit of a state or of a
         step's groups waits for the disk, and takes all that came before with it.
         """
-        with self._transaction(waits_for_disk=False):
+        with self._transaction("metrics", synced=False):
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, metrics) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET metrics = excluded.metrics",
@@ -206,7 +211,7 @@ class Ledger:
         Raises:
             StoreError: another state is recorded for this step.
         """
-        with self._transaction():
+        with self._transaction("state"):
             self._require_same(f"state of step {step}", dict(self.states(stage_key)).get(step), digest)
             self._db.execute("INSERT OR IGNORE INTO states VALUES (?, ?, ?)", (stage_key, step, digest))
 
@@ -221,12 +226,18 @@ class Ledger:
 
     def forget_state(self, stage_key: str, step: int) -> None:
         """Removes a state's record; do this before its object is deleted, so that no record lacks its object."""
-        with self._transaction():
+        with self._transaction("forgotten state"):
             self._db.execute("DELETE FROM states WHERE stage_key = ? AND step = ?", (stage_key, step))
 
-    def is_state(self, digest: str) -> bool:
-        """Whether an object is a state of any stage: equal states of two stages are one object."""
-        return bool(self._rows("SELECT 1 FROM states WHERE digest = ? LIMIT 1", digest))
+    def refers_to(self, digest: str) -> bool:
+        """Whether an object is an artifact, or a state or the groups of any stage: equal ones are one object."""
+        return bool(
+            self._rows(
+                "SELECT 1 FROM states WHERE digest = ?1 UNION ALL SELECT 1 FROM artifacts WHERE digest = ?1 "
+                "UNION ALL SELECT 1 FROM steps WHERE groups_digest = ?1 LIMIT 1",
+                digest,
+            )
+        )
 
     def register(self, artifact: Artifact) -> None:
         """Records an artifact that no stage of a run made, such as an imported base; once is enough.
@@ -234,7 +245,7 @@ class Ledger:
         Raises:
             StoreError: a parent is not in the ledger.
         """
-        with self._transaction():
+        with self._transaction("artifact"):
             self._record_artifact(artifact)
 
     def artifact(self, digest: str) -> Artifact:
@@ -343,7 +354,8 @@ class Ledger:
     def _prepare_writing(self, is_new: bool) -> None:
         """Sets how the connection writes, and makes the tables of a new ledger."""
         with self._errors():
-            mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            disk.start_log(self._db, self._path, "ledger")
+            mode = self._db.execute("PRAGMA journal_mode").fetchone()[0]
             self._db.execute("PRAGMA foreign_keys = ON")
         if mode != "wal":
             raise StoreError(
@@ -352,7 +364,7 @@ class Ledger:
                 where=str(self._path),
             )
         if is_new:
-            with self._transaction():
+            with self._transaction("tables"):
                 for statement in _TABLES:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -371,13 +383,12 @@ class Ledger:
             return self._db.execute(query, values).fetchall()
 
     @contextmanager
-    def _transaction(self, *, waits_for_disk: bool = True) -> Iterator[None]:
+    def _transaction(self, what: str, *, synced: bool = True) -> Iterator[None]:
         with self._errors():
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if waits_for_disk else 'NORMAL'}")
-            self._db.execute("BEGIN IMMEDIATE")
+            disk.begin(self._db, synced=synced)
             try:
                 yield
-                self._db.execute("COMMIT")
+                disk.commit(self._db, self._path, what, synced=synced)
             except BaseException:
                 if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, a full disk for one
                     self._db.execute("ROLLBACK")

@@ -1,14 +1,14 @@
 """Content-addressed objects: directories that never change, named by the digest of what they hold."""
 
-import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from reasonmill.errors import StoreError
-from reasonmill.store.commit import damaged_file, disk_errors, fsync_directory, publish, seal
+from reasonmill.store import disk
+from reasonmill.store.commit import damaged_file, disk_errors, publish, seal
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -36,15 +36,17 @@ class ObjectStore:
         staging = self._tmp / f"put-{uuid.uuid4().hex}"
         try:
             with disk_errors(self._root):
-                staging.mkdir()
+                disk.make_directory(staging, "object")
             with disk_errors(self._root, foreign_code=True):
-                write(staging)
+                disk.fill_directory(staging, write, "object")
             with disk_errors(self._root):
                 digest = seal(staging)
                 is_new = publish(staging, self._root / digest)
         finally:
             # What can't be removed now is removed when the next writer opens the home.
-            shutil.rmtree(staging, ignore_errors=True)
+            with suppress(OSError):
+                if staging.exists():
+                    disk.remove_tree(staging, "unfinished object")
         if is_new:
             self._verified.add(digest)
         else:
@@ -86,9 +88,10 @@ class ObjectStore:
         # Out of sight in one rename: a crash while its files are removed leaves no half object.
         doomed = self._tmp / f"deleted-{uuid.uuid4().hex}"
         with disk_errors(path):
-            os.rename(path, doomed)
-            fsync_directory(self._root)
-            shutil.rmtree(doomed)
+            disk.rename(path, doomed, "deleted object")
+            # Before any of its files is removed: the disk could keep its old name and lose its files.
+            disk.fsync_directory(self._root, "objects without the deleted")
+            disk.remove_tree(doomed, "deleted object")
 
     def digests(self) -> list[str]:
         """Digests of all objects, sorted."""

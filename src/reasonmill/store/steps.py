@@ -23,7 +23,7 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
 
 
 def forget_state(home: Home, key: str, step: int, digest: str) -> None:
-    """Removes a state of a stage, and its object unless another stage has an equal state."""
+    """Removes a state of a stage, and its object unless the ledger refers to an equal one as something else."""
     home.ledger.forget_state(key, step)
-    if not home.ledger.is_state(digest) and home.objects.exists(digest):
+    if not home.ledger.refers_to(digest) and home.objects.exists(digest):
         home.objects.delete(digest)

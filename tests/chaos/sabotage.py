@@ -1,0 +1,108 @@
+"""Wrong stores, made from the right one by reordering its operations: what the chaos tests must notice.
+
+Each takes what performs an operation and gives what performs it wrongly; only tests put it in the store's way.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from reasonmill.store.commit import MANIFEST
+from reasonmill.store.disk import Operation
+
+Around = Callable[[Operation, Callable[[], object]], None]
+Sabotage = Callable[[Around], Around]
+
+
+def manifest_after_rename(perform_right: Around) -> Around:
+    """An object gets its final name first and its manifest last."""
+    manifest: list[bytes] = []
+
+    def around(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.name == "write manifest":
+            assert operation.data is not None
+            manifest[:] = [operation.data]
+        elif operation.name == "rename object":
+            perform_right(operation, perform)
+            assert operation.target is not None
+            path, data = operation.target / MANIFEST, manifest[0]
+            perform_right(Operation("write", "manifest", path, data=data), lambda: path.write_bytes(data))
+            perform_right(Operation("fsync", "manifest", path), lambda: None)
+            perform_right(Operation("fsync directory", "object", operation.target), lambda: None)
+        elif operation.name != "fsync manifest":
+            perform_right(operation, perform)
+
+    return around
+
+
+def rename_before_fsync(perform_right: Around) -> Around:
+    """An object gets its final name first, and is made durable then."""
+    late: list[Operation] = []
+
+    def around(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.name in ("fsync object file", "fsync manifest", "fsync directory object"):
+            late.append(operation)
+            return
+        if operation.name != "rename object":
+            perform_right(operation, perform)
+            return
+        fsyncs = late[:]
+        late.clear()
+        perform_right(operation, perform)
+        assert operation.target is not None
+        for fsync in fsyncs:
+            path = operation.target / fsync.path.relative_to(operation.path)
+            perform_right(replace(fsync, path=path), lambda: None)
+
+    return around
+
+
+def commit_before_object(perform_right: Around) -> Around:
+    """The ledger refers to an object before that has its name."""
+    late: list[tuple[Operation, Callable[[], object]]] = []
+    kept: list[Path] = []  # what the store removes, because it believes that it has been renamed
+
+    def around(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.name == "rename object" and operation.target is not None and not operation.target.exists():
+            late.append((operation, perform))
+            kept.append(operation.path)
+        elif operation.what == "unfinished object" and any(operation.path.is_relative_to(path) for path in kept):
+            pass
+        elif operation.verb == "commit" and late:
+            perform_right(operation, perform)
+            perform_right(*late.pop())
+        else:
+            perform_right(operation, perform)
+
+    return around
+
+
+def view_in_place(perform_right: Around) -> Around:
+    """A view is written over the old one, which is not kept until the new one is whole."""
+
+    def around(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.what != "view" or operation.verb not in ("write", "fsync", "replace"):
+            perform_right(operation, perform)
+            return
+        name, data = operation.path.name.removeprefix(".").removesuffix(".tmp"), operation.data
+        path = operation.path.with_name(name)
+        if operation.verb == "write" and data is not None:
+            perform_right(replace(operation, path=path), lambda: path.write_bytes(data))
+        elif operation.verb == "fsync":
+            perform_right(replace(operation, path=path), lambda: None)
+
+    return around
+
+
+REORDERED: dict[str, Sabotage] = {
+    "the manifest is not last": manifest_after_rename,
+    "the rename comes before the fsync": rename_before_fsync,
+    "the ledger's commit comes before the object": commit_before_object,
+    "the view is written in place": view_in_place,
+}
+# What needs no power cut to do harm: a kill is enough.
+SEEN_BY_KILLS = [
+    "the manifest is not last",
+    "the ledger's commit comes before the object",
+    "the view is written in place",
+]

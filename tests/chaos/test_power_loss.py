@@ -1,0 +1,49 @@
+"""Power cuts at every moment of a run; `power_loss` says how."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from chaos.disk_model import Change, with_earlier
+from chaos.own_process import answers
+from chaos.sabotage import REORDERED
+from reasonmill.store import disk
+
+
+def test_nothing_is_lost_when_the_power_goes(request: pytest.FixtureRequest) -> None:
+    is_long, jobs = request.config.getoption("--chaos-long"), request.config.getoption("--chaos-jobs")
+    parts = answers("chaos.power_loss", *(["--long"] if is_long else []), jobs=jobs if is_long else 1)
+
+    assert [problem for part in parts for problem in part["problems"]] == []
+    assert sum(part["states"] for part in parts) > (1000 if is_long else 300)
+    assert sum(part["continued"] for part in parts) > (1000 if is_long else 30)
+
+
+def test_a_missing_fsync_or_a_wrong_order_is_noticed() -> None:
+    (found,) = answers("chaos.power_loss", "--controls")
+    assert found.keys() >= {*REORDERED, "without: fsync manifest", "without: fsync directory objects"}
+    assert [name for name, problem in found.items() if problem is None] == []
+
+
+def test_a_change_of_a_name_needs_the_earlier_ones_of_that_name() -> None:
+    changes = [
+        Change(1, None, (0, "a")),
+        Change(2, None, (0, "b")),
+        Change(1, (0, "a"), (9, "c")),
+        Change(1, (9, "c"), None),
+    ]
+    assert with_earlier(changes, {1}) == {1}
+    assert with_earlier(changes, {2}) == {0, 2}
+    assert with_earlier(changes, {3, 1}) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("synced", "level"), [(True, 2), (False, 1)])
+def test_a_commit_waits_for_the_disk_or_not(tmp_path: Path, synced: bool, level: int) -> None:
+    """The model believes what it is told of commits; here the ledger's setting is looked at."""
+    database = sqlite3.connect(tmp_path / "x.sqlite", isolation_level=None)
+    disk.start_log(database, tmp_path / "x.sqlite", "test")
+    disk.begin(database, synced=synced)
+    assert database.execute("PRAGMA synchronous").fetchone() == (level,)
+    disk.commit(database, tmp_path / "x.sqlite", "test", synced=synced)
+    database.close()
