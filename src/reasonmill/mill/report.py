@@ -216,7 +216,9 @@ def _first_sound(home: Home, key: str, steps: Iterable[int]) -> list[tuple[int, 
     for step in steps:
         digest = home.ledger.step_groups(key, step)
         if digest is not None:
-            path = home.objects.sound_path(digest, instead="the report shows another step until the recipe is run again")
+            path = home.objects.sound_path(
+                digest, instead="the report shows another step until the recipe is run again"
+            )
             if path is not None:
                 return [(step, path)]
     return []

@@ -1,7 +1,7 @@
 """All that the store does to a disk: each change is one small function here, and nothing else in the store makes any.
 
-Each operation has a name, and goes through `around`, which performs it. Tests put a function of their own in that place:
-it sees every operation before and after, and may fail it, do half of it, leave it out or end the process.
+Each operation has a name, and goes through `around`, which performs it. Tests put a function of their own in that
+place: it sees every operation before and after, and may fail it, do half of it, leave it out or end the process.
 """
 
 import os
@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -117,8 +118,7 @@ def remove_tree(path: Path, what: str) -> None:
         for name in sorted(directories):
             if os.path.islink(os.path.join(directory, name)):
                 unlink(Path(directory, name), what)
-        removed = Path(directory)
-        around(Operation("remove directory", what, removed), lambda removed=removed: os.rmdir(removed))
+        around(Operation("remove directory", what, Path(directory)), partial(os.rmdir, directory))
 
 
 def start_log(database: sqlite3.Connection, path: Path, what: str) -> None:

@@ -55,13 +55,13 @@ class StageRecord:
 class Ledger(SealedRows):
     """The ledger of a home. Methods raise StoreError if it can't be read or is damaged, OutOfSpace on a full disk."""
 
-    def __init__(self, path: Path, *, write: bool) -> None:
-        """Opens the ledger; for writing, a missing file is made.
+    def __init__(self, path: Path, *, write: bool, is_final: bool = False) -> None:
+        """Opens the ledger; for writing, a missing file is made. A backup is final: nothing is written beside it.
 
         Raises:
             StoreError: the file is no ledger, or one of another version of reasonmill.
         """
-        super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION)
+        super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION, is_final=is_final)
 
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
         """Records a run and its stages as (name, kind, key); a run that is begun again keeps its first start time."""

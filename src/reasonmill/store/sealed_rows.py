@@ -31,10 +31,11 @@ class OtherVersion(StoreError):
 class SealedRows:
     """A file of tables, in WAL mode. Methods raise StoreError if it can't be read, and OutOfSpace on a full disk."""
 
-    def __init__(self, path: Path, *, write: bool, tables: Sequence[str], version: int) -> None:
+    def __init__(self, path: Path, *, write: bool, tables: Sequence[str], version: int, is_final: bool = False) -> None:
         """Opens the file; for writing, a missing one is made.
 
         Args:
+            is_final: nobody writes to the file any more, and reading it must leave nothing beside it.
             tables: the statements that make the tables, each of which has a column for the seal.
             version: that of the tables.
 
@@ -49,7 +50,7 @@ class SealedRows:
         with self._errors():
             # Transactions are begun by hand, so that what belongs together is visibly one.
             self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}",
+                f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}{'&immutable=1' if is_final else ''}",
                 uri=True,
                 timeout=_BUSY_TIMEOUT_S,
                 isolation_level=None,

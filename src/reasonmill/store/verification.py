@@ -37,12 +37,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A home that is looked at. `ledger` is None where it can't be read, which `check_ledger` finds."""
+    """A home that is looked at.
+
+    Where the ledger is damaged, which `check_ledger` finds, `ledger` is its last backup, and None without one.
+    """
 
     home: Path
     objects: ObjectStore
     backups: ObjectStore
     ledger: Ledger | None
+    is_backup: bool
     on_object: Callable[[int, int], None]
 
 
@@ -96,6 +100,7 @@ def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     damage = ledger_damage(inspection.home, seal)
     yield from (Finding(LEDGER, what, fall_back) for what in damage)
     if not damage and inspection.ledger is not None and seal is not None and seal.ledger is not None:
+        # Its bytes are those that were closed; this asks whether they were sound then.
         yield from (Finding(LEDGER, f"is damaged: {what}", fall_back) for what in inspection.ledger.damage())
     for digest in inspection.backups.digests():
         for name in inspection.backups.damaged_files(digest):
@@ -119,7 +124,7 @@ def check_objects(inspection: Inspection) -> Iterator[Finding]:
 
 def check_references(inspection: Inspection) -> Iterator[Finding]:
     """Every digest of the ledger: its object must be there."""
-    if inspection.ledger is None:
+    if inspection.ledger is None or inspection.is_backup:  # a backup may know states that are gone by now
         return
     for digest, user in _used_objects(inspection.ledger):
         if not inspection.objects.exists(digest):
@@ -194,9 +199,9 @@ def _look(path: Path, on_object: Callable[[int, int], None]) -> tuple[list[Findi
     """What all checks find, and how many objects there are."""
     objects = ObjectStore(path / OBJECTS, path / TMP, write=False)
     backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
-    ledger = _readable_ledger(path)
+    ledger, is_backup = _readable_ledger(path, backups)
     try:
-        inspection = Inspection(path, objects, backups, ledger, on_object)
+        inspection = Inspection(path, objects, backups, ledger, is_backup, on_object)
         findings = [finding for check in CHECKS for finding in check(inspection)]
     finally:
         if ledger is not None:
@@ -204,13 +209,18 @@ def _look(path: Path, on_object: Callable[[int, int], None]) -> tuple[list[Findi
     return findings, len(objects.digests())
 
 
-def _readable_ledger(path: Path) -> Ledger | None:
-    """The ledger, unless so much of it is damaged that nothing can be looked up in it."""
+def _readable_ledger(path: Path, backups: ObjectStore) -> tuple[Ledger | None, bool]:
+    """The ledger, or a sound backup of a damaged one, or None; and whether it is a backup."""
     try:
         seal = read_seal(path)
     except StoreError:
         seal = None
-    return None if ledger_damage(path, seal) else Ledger(path / LEDGER, write=False)
+    if not ledger_damage(path, seal):
+        return Ledger(path / LEDGER, write=False), False
+    for digest in seal.backups if seal is not None else backups.digests():
+        if backups.exists(digest) and not backups.damaged_files(digest):
+            return Ledger(backups.path(digest) / LEDGER, write=False, is_final=True), True
+    return None, True
 
 
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
