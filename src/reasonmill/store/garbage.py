@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import OBJECTS, RUNS, TMP, Home, WriterLock
+from reasonmill.store.ledger_backup import LEDGER
 from reasonmill.store.objects import QUARANTINE
 
 
@@ -54,16 +54,10 @@ def collect_garbage(path: Path) -> Garbage:
     artifact is made again from them; the states of unfinished stages. A crash leaves each object whole or gone.
 
     Raises:
-        StoreError: a run writes to the home; there is none; or its ledger is damaged.
+        StoreError: a run writes to the home, or there is none.
     """
     garbage = look_for_garbage(path)  # before opening for writing clears the work directory
     with Home.open(path) as home:
-        if home.fell_back:
-            raise StoreError(
-                "the ledger was damaged, and its backup does not know the latest objects: nothing is removed",
-                fix="run your recipes again, so that the ledger knows all that they need, and then remove garbage",
-                where=str(home.path),
-            )
         for key, step, _ in _idle_states(home):
             home.ledger.forget_state(key, step)
         for digest in _unreferenced(home):
@@ -85,13 +79,18 @@ def _garbage(home: Home) -> Garbage:
 
 
 def _unreferenced(home: Home) -> list[str]:
-    """Digests of the objects that the ledger does not refer to, or only as states of finished stages."""
+    """Digests of the objects that the ledger does not refer to, or only as states of finished stages.
+
+    What is older than a backup's taking the place of a damaged ledger stays: the records that were lost may be of it.
+    """
     needed = {artifact.digest for artifact in home.ledger.artifacts()}
     idle = set(_idle_states(home))
     for key in home.ledger.begun_stages():
         needed |= {digest for _, digest in home.ledger.steps(key) if digest is not None}
         needed |= {digest for step, digest in home.ledger.states(key) if (key, step, digest) not in idle}
-    return [digest for digest in home.objects.digests() if digest not in needed]
+    fell_back_s = max((incident.at_s for incident in home.ledger.incidents() if incident.file == LEDGER), default=0.0)
+    free = [digest for digest in home.objects.digests() if digest not in needed]
+    return [digest for digest in free if (home.path / OBJECTS / digest).stat().st_mtime > fell_back_s]
 
 
 def _idle_states(home: Home) -> list[tuple[str, int, str]]:

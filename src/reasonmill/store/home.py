@@ -101,11 +101,6 @@ class Home:
         if self._writer is not None:
             self._writer.keeper.back_up(self.ledger)
 
-    @property
-    def fell_back(self) -> bool:
-        """Whether the ledger was damaged when the home was opened, and is now one that lacks its last records."""
-        return self._writer is not None and self._writer.keeper.fell_back
-
     def run_dir(self, name: str) -> Path:
         """Directory of a run's views and logs; it exists after this call if the home is open for writing."""
         if name in ("", ".", "..") or "/" in name or "\0" in name:

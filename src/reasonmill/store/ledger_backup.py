@@ -105,7 +105,6 @@ class LedgerKeeper:
         self._incidents = incidents
         self._backups = ObjectStore(home / BACKUPS, home / "tmp", write=True, incidents=incidents)
         self._seal = Seal(None, ())
-        self.fell_back = False
 
     def open(self) -> Ledger:
         """The ledger; a damaged one is put into quarantine, and its last sound backup takes its place.
@@ -168,10 +167,10 @@ class LedgerKeeper:
         self._seal = seal
 
     def _backups_left(self) -> None:
-        """Looks at each backup, so that damaged ones are replaced in time."""
+        """Looks at each backup, those that a damaged seal told of too, so that damaged ones are replaced in time."""
         sound = [
             digest
-            for digest in self._seal.backups
+            for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
             if self._backups.sound_path(digest, instead="the ledger is backed up anew") is not None
         ]
         self._seal = replace(self._seal, backups=tuple(sound))
@@ -214,7 +213,6 @@ class LedgerKeeper:
             disk.fsync_directory(self._home, "home")
         self._seal = Seal(None, self._seal.backups)
         self._incidents.add(incident, is_recorded=True)
-        self.fell_back = True
 
     def _sound_backup(self, known: tuple[str, ...], damage: str) -> str:
         """The latest backup that is whole; those that the seal does not know come last, the latest of them first."""
