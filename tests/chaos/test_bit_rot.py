@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chaos import bit_rot
+from reasonmill.store import verification
 from reasonmill.store.verification import verify_home
 
 NUM_SHORT, NUM_LONG = 60, 500
@@ -49,3 +50,13 @@ def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, pyte
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             failures = list(pool.map(attempt, numbers))
     assert [failure for failure in failures if failure] == []
+
+
+@pytest.mark.parametrize("check", [verification.check_objects, verification.check_views, verification.check_ledger])
+def test_a_verify_that_leaves_a_check_out_misses_damage(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: verification.Check
+) -> None:
+    assert bit_rot.missed(finished.home, range(10), tmp_path) == []
+    others = tuple(other for other in verification.CHECKS if other is not check)
+    monkeypatch.setattr(verification, "CHECKS", others)
+    assert bit_rot.missed(finished.home, range(10), tmp_path) != []
