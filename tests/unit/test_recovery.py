@@ -183,7 +183,7 @@ def test_a_damaged_view_is_written_again(run: Runs, stages: Any, path: Path) -> 
         assert [finding.file for finding in verify_home(path).problems] == [f"runs/small/{name}"]
         _, told = run()
         assert told == [f"runs/small/{name} is damaged; it is written again"]
-        assert verify_home(path).findings == ()
+        assert verify_home(path).problems == ()
         if name != "summary.json" and name != "report.html":  # these say which stages were cached
             assert (directory / name).read_bytes() == good
     assert stages.calls == ["first", "second", "check"]

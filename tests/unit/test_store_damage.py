@@ -203,3 +203,13 @@ def test_an_artifact_of_a_damaged_row_is_not_handed_out(path: Path) -> None:
     database.close()
     with Home.open(path, write=False) as reader, pytest.raises(StoreError, match="artifacts"):
         reader.ledger.artifact("cdcd")
+
+
+def test_a_home_whose_maker_was_killed_before_it_had_tables_is_new(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    database = sqlite3.connect(tmp_path / "home" / LEDGER)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.close()
+    with Home.open(tmp_path / "home") as home:
+        assert home.ledger.runs() == []
+        assert told_by(home) == []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from reasonmill.errors import StoreError
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger_schema import SCHEMA_VERSION, TABLES
-from reasonmill.store.sealed_rows import Row, SealedRows
+from reasonmill.store.sealed_rows import FALL_BACK, Row, SealedRows
 from reasonmill.types import Artifact
 
 
@@ -291,7 +291,7 @@ class Ledger(SealedRows):
         if not rows:
             raise StoreError(
                 f"the ledger is damaged: it refers to artifact number {artifact_id}, which it does not have",
-                fix="run the recipe again: it falls back to the last backup of the ledger",
+                fix=FALL_BACK,
                 where=str(self._path),
             )
         return rows[0]

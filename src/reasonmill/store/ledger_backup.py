@@ -113,7 +113,7 @@ class LedgerKeeper:
             StoreError: the ledger is damaged, and no backup is left.
         """
         seal = self._read_seal()
-        is_new = not (self._home / LEDGER).exists() and not self._backups.digests()
+        is_new = seal is None and not self._backups.digests() and Ledger.is_blank(self._home / LEDGER)
         damage = [] if is_new else ledger_damage(self._home, seal)
         if damage:
             self._fall_back(seal, damage[0])

@@ -19,6 +19,8 @@ from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
 
 SEAL = "seal"
+# What to do about a damaged ledger.
+FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
 
 Row = dict[str, Any]
@@ -71,6 +73,20 @@ class SealedRows:
             self.close()
             raise
 
+    @staticmethod
+    def is_blank(path: Path) -> bool:
+        """Whether a file is missing or has no tables yet, because its maker was killed before it had made any."""
+        if not path.exists():
+            return True
+        try:
+            database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
+            try:
+                return not database.execute("SELECT name FROM sqlite_master").fetchall()
+            finally:
+                database.close()
+        except sqlite3.Error:
+            return False
+
     def close(self) -> None:
         """Closes the file; closing twice does nothing."""
         if self._write:
@@ -121,7 +137,7 @@ class SealedRows:
             if not _fits(table, row, seal):
                 raise StoreError(
                     f"the ledger is damaged: {_broken_seal(table, row)}",
-                    fix="run the recipe again: it falls back to the last backup of the ledger",
+                    fix=FALL_BACK,
                     where=str(self._path),
                 )
             rows.append(row)
@@ -214,6 +230,8 @@ class SealedRows:
                     fix="begin the run first, and commit each stage once",
                     where=str(self._path),
                 ) from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreError(f"the ledger is damaged: {error}", fix=FALL_BACK, where=str(self._path)) from error
             raise StoreError(
                 f"the ledger can't be read or written: {error}",
                 fix="check the disk and the permissions of the home, and that no other program has the file open",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from reasonmill.errors import StoreError
@@ -185,6 +186,13 @@ def check_leftovers(inspection: Inspection) -> Iterator[Finding]:
         yield Finding(f"{QUARANTINE}/{path.name}", what, "delete it if you do not need it", is_problem=False)
 
 
+def list_incidents(inspection: Inspection) -> Iterator[Finding]:
+    """What was damaged before, and what was done about it."""
+    for incident in inspection.ledger.incidents() if inspection.ledger is not None else ():
+        when = datetime.fromtimestamp(incident.at_s).astimezone().isoformat(timespec="seconds")
+        yield Finding(incident.file, f"{incident.what} (met {when})", incident.done, is_problem=False)
+
+
 CHECKS: tuple[Check, ...] = (
     check_ledger,
     check_references,
@@ -192,6 +200,7 @@ CHECKS: tuple[Check, ...] = (
     check_views,
     check_leftovers,
     check_objects,
+    list_incidents,
 )
 
 
