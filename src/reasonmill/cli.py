@@ -24,7 +24,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from reasonmill import upkeep
 from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
+from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.types import Artifact, Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-HomeOption = Annotated[Path, typer.Option("--home", help="Directory that keeps all artifacts and runs.")]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is a GPU.")
 ]
@@ -48,8 +49,6 @@ ModelArgument = Annotated[
     str, typer.Argument(help="A directory, a shipped base, run/stage of the home, or the beginning of a digest.")
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, dev or test.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DEFAULT_HOME = Path("mill")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -239,6 +238,10 @@ def lineage(
 
     with Home.open(home, write=False) as opened:
         Console().print(_lineage_tree(opened, find_artifact(opened, artifact), None, set()))
+
+
+app.command()(upkeep.verify)
+app.command()(upkeep.gc)
 
 
 class _StopSignals:

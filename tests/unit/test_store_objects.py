@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -113,12 +114,43 @@ def test_a_missing_and_an_added_file_are_damage(store: ObjectStore, tmp_path: Pa
         open_store(tmp_path).path(digest)
 
 
-def test_a_put_does_not_hand_out_a_damaged_equal_object(store: ObjectStore, tmp_path: Path) -> None:
+def incidents_of(store: ObjectStore) -> list[str]:
+    """What the store reported, without the random part of quarantined names."""
+    told: list[str] = []
+    store._incidents.tell(told.append)
+    return [re.sub("-[0-9a-f]{8};", ";", line) for line in told]
+
+
+def test_a_put_takes_the_place_of_a_damaged_equal_object(store: ObjectStore, tmp_path: Path) -> None:
     digest = store.put(writer(FILES))
     flip_last_byte(store.path(digest) / "a.txt")
 
-    with pytest.raises(StoreError, match=r"a\.txt"):
-        open_store(tmp_path).put(writer(FILES))
+    again = open_store(tmp_path)
+    assert again.put(writer(FILES)) == digest
+    assert open_store(tmp_path).path(digest)
+    (kept,) = (tmp_path / "quarantine").iterdir()
+    assert (kept / "a.txt").read_bytes() == b"alph`"
+    assert incidents_of(again) == [
+        f"objects/{digest}/a.txt is damaged and now in quarantine/{digest}; the same object was just made again"
+    ]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_an_object_that_is_not_sound_is_told_and_put_aside(store: ObjectStore, tmp_path: Path) -> None:
+    digest = store.put(writer(FILES))
+    assert store.sound_path(digest, instead="all is well") == store.path(digest)
+    for name in FILES:
+        flip_last_byte(store.path(digest) / name)
+
+    again = open_store(tmp_path)
+    assert again.sound_path(digest, instead="it is made again") is None
+    assert again.sound_path(digest, instead="it is made again") is None
+    assert [line.removeprefix(f"objects/{digest}").split(" and ")[0] for line in incidents_of(again)] == [
+        "/a.txt is damaged", "/weights/model.bin is damaged", " is missing; it is made again",
+    ]  # fmt: skip
+    assert not again.exists(digest)
+    with pytest.raises(StoreError, match="reading only"):
+        open_store(tmp_path, write=False).sound_path(digest, instead="nothing")
 
 
 def test_a_deleted_object_is_gone_and_can_be_put_again(store: ObjectStore, tmp_path: Path) -> None:

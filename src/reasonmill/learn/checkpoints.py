@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reasonmill.errors import Interrupted
 from reasonmill.store.home import Home
-from reasonmill.store.steps import forget_state
+from reasonmill.store.steps import forget_state, latest_state
 
 _FILE = "state.safetensors"
 # The one before the last stays until the last is committed, so that there is always one to go back to.
@@ -40,12 +40,12 @@ class Checkpoints:
         self._every = every
 
     def resume(self, load: Callable[[Mapping[str, Tensor]], None]) -> int:
-        """Loads the latest state, if there is one; returns the step to go on with."""
-        latest = self._run.home.ledger.latest_state(self._run.key)
+        """Loads the latest state that is whole, if there is one; returns the step to go on with."""
+        latest = latest_state(self._run.home, self._run.key)
         if latest is None:
             return 0
-        step, digest = latest
-        load(load_file(self._run.home.objects.path(digest) / _FILE))
+        step, directory = latest
+        load(load_file(directory / _FILE))
         return step
 
     def before_step(self, step: int, steps: int, state: Callable[[], Mapping[str, Tensor]]) -> None:

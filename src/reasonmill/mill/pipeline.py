@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.artifacts import made_digest
-from reasonmill.mill.report import write_report
-from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.report import PAGE, write_report
+from reasonmill.mill.summary import SUMMARY, StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import fetch
@@ -22,11 +22,14 @@ from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.home import Home
+from reasonmill.store.incidents import Incident
 from reasonmill.store.steps import forget_state
+from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
 
 MINIMUM_FREE_BYTES = 200_000_000
-MODEL, RECIPE, REPORT = "model", "recipe.json", "report.html"
+MODEL, RECIPE = "model", "recipe.json"
+VIEWS = frozenset({MODEL, RECIPE, PAGE, SUMMARY})
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def run_recipe(
         Interrupted: a stop was requested; what is finished is kept.
         OutOfSpace: the home's disk is almost full.
     """
+    home.tell_incidents(progress.note)
     run = _Run(recipe, home, progress, device, stop_requested)
     nodes = recipe.up_to(until)
     try:
@@ -120,6 +124,7 @@ class _Run:
         self._stop_requested = stop_requested
         self._results: list[StageResult] = []
         self._artifacts: dict[str, Artifact] = {}  # by the stage's name
+        self._remade: dict[str, str] = {}  # digests of what stages with lost objects had made, by their keys
         self._begun: list[tuple[str, str, str]] = []  # name, kind and key of the stages so far
 
     def finish(self, node: Node) -> None:
@@ -145,17 +150,31 @@ class _Run:
 
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
-        directory = self._home.run_dir(self._recipe.name)
+        name, ledger = self._recipe.name, self._home.ledger
+        directory = self._home.run_dir(name)
         summary = summarise(self._recipe, tuple(self._results), self._device)
         resolved = (json.dumps(self._recipe.resolved(), indent=2, ensure_ascii=False) + "\n").encode()
-        if not (directory / RECIPE).is_file() or (directory / RECIPE).read_bytes() != resolved:
+        # What no digest is recorded of was cut off while it was written, and is not trusted.
+        is_whole = bool(ledger.views(name)) and not self._damaged_views(directory)
+        shown = read_summary(directory) if is_whole else None
+        if shown is None or not same_outcome(shown, summary) or (directory / RECIPE).read_bytes() != resolved:
+            ledger.record_views(name, {})
             replace_file(directory / RECIPE, resolved)
-        shown = read_summary(directory)
-        self._publish_model(directory, summary["model"], shown["model"] if shown else None)
-        if shown is None or not same_outcome(shown, summary) or not (directory / REPORT).is_file():
+            self._publish_model(directory, summary["model"], shown["model"] if shown else None)
             write_report(directory, self._home, summary, {result.name: result.key for result in self._results})
             write_summary(directory, summary)
+            ledger.record_views(name, view_digests(directory, VIEWS))
         return RunResult(directory, tuple(self._results), summary)
+
+    def _damaged_views(self, directory: Path) -> bool:
+        """Whether a file of the run's directory is not what was written; each that is not is told."""
+        recorded = self._home.ledger.views(self._recipe.name)
+        damaged = damaged_views(directory, recorded)
+        for name in damaged:
+            file, what = directory / name, "is damaged" if (directory / name).exists() else "is missing"
+            place = file.relative_to(self._home.path).as_posix()
+            self._home.report(Incident(place, recorded[name], what, "it is written again", time.time()))
+        return bool(damaged)
 
     def publish_finished(self) -> None:
         """Shows what a run that ended early has."""
@@ -171,14 +190,21 @@ class _Run:
         replace_directory(directory / MODEL, source)
 
     def _committed(self, node: Node, key: str) -> StageResult | None:
-        """The stage as the ledger has it; a stage whose object is gone counts as not finished."""
-        record = self._home.ledger.stage(key)
+        """The stage as the ledger has it; a stage that has lost an object to damage counts as not finished.
+
+        Its groups are looked at, too: they can be made again as long as what they were sampled from can.
+        """
+        ledger, settings = self._home.ledger, node.settings
+        record = ledger.stage(key)
         if record is None:
             return None
-        if not self._home.objects.exists(record.artifact.digest):
-            self._home.ledger.forget_stage(key)
+        groups = [digest for _, digest in ledger.steps(key) if digest is not None]
+        instead = f"stage {settings.name} is made again from what is good"
+        sound = [self._home.objects.sound_path(it, instead=instead) for it in (record.artifact.digest, *groups)]
+        if None in sound:
+            ledger.forget_stage(key)
+            self._remade[key] = record.artifact.digest
             return None
-        settings = node.settings
         return StageResult(settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens)
 
     def _require_space(self) -> None:
@@ -227,6 +253,12 @@ class _Run:
             seconds=seconds,
             tokens=outcome.tokens,
         )
+        self._home.back_up_ledger()
+        if digest != self._remade.get(key, digest):
+            self._progress.note(
+                f"{settings.name}  made again with another content, as other machines or thread counts do: "
+                f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
+            )
         return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens)
 
     def _verdicts(self, node: Node) -> list[str]:

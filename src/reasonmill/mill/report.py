@@ -206,12 +206,22 @@ def _inline(svg: str, title: str) -> Markup:
 
 
 def _early_and_late(home: Home, key: str, steps: Sequence[int]) -> Iterable[tuple[int, tuple[Example, ...]]]:
-    """Examples of the first and of the last step with committed groups; those that were deleted are not made again."""
-    committed = ((step, home.ledger.step_groups(key, step)) for step in steps)
-    sampled = [(step, digest) for step, digest in committed if digest is not None and home.objects.exists(digest)]
-    for step, digest in dict.fromkeys([*sampled[:1], *sampled[-1:]]):
-        groups = read_groups(home.objects.path(digest) / GROUPS_FILE)
-        yield step, tuple(_example(group) for group in _telling_groups(groups))
+    """Examples of the first and of the last step whose groups are there and whole."""
+    for step, path in dict.fromkeys([*_first_sound(home, key, steps), *_first_sound(home, key, steps[::-1])]):
+        yield step, tuple(_example(group) for group in _telling_groups(read_groups(path / GROUPS_FILE)))
+
+
+def _first_sound(home: Home, key: str, steps: Iterable[int]) -> list[tuple[int, Path]]:
+    """The first of the steps whose groups can be read, and where they are; an empty list if there is none."""
+    for step in steps:
+        digest = home.ledger.step_groups(key, step)
+        if digest is not None:
+            path = home.objects.sound_path(
+                digest, instead="the report shows another step until the recipe is run again"
+            )
+            if path is not None:
+                return [(step, path)]
+    return []
 
 
 def _telling_groups(groups: Sequence[Group]) -> list[Group]:

@@ -24,6 +24,7 @@ from reasonmill.stages.collect import ProblemCounts
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
+from reasonmill.store.steps import latest_state
 from reasonmill.tasks import registry
 from reasonmill.transcript import final_answer
 from reasonmill.types import Conversation, ConversationSource, Problem
@@ -128,10 +129,10 @@ def _verdicts(stage: str, settings: JudgeSettings, claims: Sequence[Claim], cont
         ServerError: the judge can't be reached, or refuses a request; earlier verdicts are saved.
     """
     judge = Judge(settings)
-    saved = context.home.ledger.latest_state(context.key)
+    saved = latest_state(context.home, context.key)
     verdicts: list[bool | None] = []
     if saved is not None:
-        verdicts = json.loads((context.home.objects.path(saved[1]) / _VERDICTS_FILE).read_text(encoding="utf-8"))
+        verdicts = json.loads((saved[1] / _VERDICTS_FILE).read_text(encoding="utf-8"))
     while len(verdicts) < len(claims):
         if context.stop_requested():
             raise Interrupted(

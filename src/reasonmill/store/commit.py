@@ -43,7 +43,7 @@ def seal(directory: Path) -> str:
             raise ValueError(f"an object holds plain files only, and {name!r} is none")
         if name == MANIFEST:
             raise ValueError(f"the name {MANIFEST!r} is kept for the object's manifest")
-        entries.append({"path": name, "size": path.stat().st_size, "blake2b": _file_digest(path)})
+        entries.append({"path": name, "size": path.stat().st_size, "blake2b": file_digest(path)})
         disk.fsync_file(path, "object file")
     if not entries:
         raise ValueError("an object needs at least one file, and none was written")
@@ -70,25 +70,34 @@ def publish(directory: Path, target: Path) -> bool:
     return is_new
 
 
-def damaged_file(directory: Path, digest: str) -> str | None:
-    """Name of the first file of an object that is not what the manifest says, or None for a whole object."""
+def damaged_files(directory: Path, digest: str) -> list[str]:
+    """Names of the files of an object that are not what the manifest says; none for a whole object."""
+    manifest_path = directory / MANIFEST
+    if not holds(manifest_path, digest):
+        return [MANIFEST]  # which says what the others should be
+    entries = {entry["path"]: entry["blake2b"] for entry in json.loads(manifest_path.read_bytes())}
+    damaged = [name for name, expected in entries.items() if not holds(directory / name, expected)]
+    # A file that was added counts as damage: loaders of models look at every file that is there.
+    names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    return [*damaged, *sorted(names - entries.keys() - {MANIFEST})]
+
+
+def holds(path: Path, digest: str) -> bool:
+    """Whether a file has the content of this digest; a file that the disk can't read any more has not."""
     try:
-        manifest = (directory / MANIFEST).read_bytes()
+        return path.is_file() and file_digest(path) == digest
     except FileNotFoundError:
-        return MANIFEST
-    if _digest(manifest) != digest:
-        return MANIFEST
-    entries = {entry["path"]: entry for entry in json.loads(manifest)}
-    for name, entry in entries.items():
-        path = directory / name
-        if not path.is_file() or path.stat().st_size != entry["size"] or _file_digest(path) != entry["blake2b"]:
-            return str(name)
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        # A file that was added counts as damage: loaders of models look at every file that is there.
-        if not path.is_dir() and name != MANIFEST and name not in entries:
-            return name
-    return None
+        return False
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -187,11 +196,6 @@ def _is_out_of_space(error: BaseException) -> bool:
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def _write_durably(path: Path, data: bytes, what: str) -> None:

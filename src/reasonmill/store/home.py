@@ -8,7 +8,9 @@ import os
 import shutil
 import socket
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,21 +18,31 @@ from types import TracebackType
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
+from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.objects import ObjectStore
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper
+from reasonmill.store.objects import QUARANTINE, ObjectStore
 
-_LEDGER = "ledger.sqlite"
-_DIRECTORIES = ("objects", "runs", "tmp")
+OBJECTS, RUNS, TMP = "objects", "runs", "tmp"
+_DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
+_LOCK = "lock"
+# The names of all that a home has, and of what is on its way to one of them.
+HOME_ENTRIES = frozenset({*_DIRECTORIES, _LOCK, LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 
 
 class Home:
-    """An open home: `objects` holds the artifacts and `ledger` says where each came from."""
+    """An open home: `objects` holds the artifacts and `ledger` says where each came from.
 
-    def __init__(self, path: Path, ledger: Ledger, lock: WriterLock | None) -> None:
+    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and told in the way
+    that `tell_incidents` was given.
+    """
+
+    def __init__(self, path: Path, ledger: Ledger, *, writer: Writer | None, incidents: Incidents) -> None:
         self.path = path
-        self.objects = ObjectStore(path / "objects", path / "tmp", write=lock is not None)
+        self.objects = ObjectStore(path / OBJECTS, path / TMP, write=writer is not None, incidents=incidents)
         self.ledger = ledger
-        self._lock = lock
+        self._writer = writer
+        self._incidents = incidents
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = True) -> Home:
@@ -44,30 +56,31 @@ class Home:
             raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
         if write:
             return cls._open_for_writing(path)
-        if not (path / _LEDGER).is_file():
+        if not (path / LEDGER).is_file():
             raise StoreError(
                 "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
             )
-        return cls(path, Ledger(path / _LEDGER, write=False), lock=None)
+        return cls(path, Ledger(path / LEDGER, write=False), writer=None, incidents=Incidents())
 
     @classmethod
     def _open_for_writing(cls, path: Path) -> Home:
         with disk_errors(path):
-            if not (path / _LEDGER).exists():
+            if not (path / LEDGER).exists():
                 _make_durably(path)
             lock = WriterLock(path)
         ledger = None
+        incidents = Incidents()
         try:
             with disk_errors(path):
-                if not (path / _LEDGER).exists():
+                if not (path / LEDGER).exists() and not _has_backups(path):
                     _require_no_content(path)
-                # The ledger first: directories without a ledger are then never those of a home that was cut short.
-                ledger = Ledger(path / _LEDGER, write=True)
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
                         disk.make_directory(path / name, name)
                 disk.fsync_directory(path, "home")
-                for leftover in (path / "tmp").iterdir():
+                keeper = LedgerKeeper(path, incidents)
+                ledger = keeper.open()
+                for leftover in (path / TMP).iterdir():
                     if leftover.is_dir() and not leftover.is_symlink():
                         disk.remove_tree(leftover, "leftover")
                     else:
@@ -77,7 +90,20 @@ class Home:
                 ledger.close()
             lock.release()
             raise
-        return cls(path, ledger, lock)
+        return cls(path, ledger, writer=Writer(lock, keeper), incidents=incidents)
+
+    def tell_incidents(self, tell: Callable[[str], None]) -> None:
+        """Tells incidents to the user in this way, those since the home was opened first."""
+        self._incidents.tell(tell)
+
+    def report(self, incident: Incident) -> None:
+        """Records and tells damage that was found by looking at the home's files."""
+        self._incidents.add(incident)
+
+    def back_up_ledger(self) -> None:
+        """Keeps a copy of the ledger as it is now, to fall back to if its file is damaged."""
+        if self._writer is not None:
+            self._writer.keeper.back_up(self.ledger)
 
     def run_dir(self, name: str) -> Path:
         """Directory of a run's views and logs; it exists after this call if the home is open for writing."""
@@ -85,8 +111,8 @@ class Home:
             raise StoreError(
                 f"{name!r} can't name a run's directory", fix="use letters, digits, '-' and '_'", where="run"
             )
-        path = self.path / "runs" / name
-        if self._lock is not None:
+        path = self.path / RUNS / name
+        if self._writer is not None:
             with disk_errors(path):
                 if not path.is_dir():
                     disk.make_directory(path, "run")
@@ -101,9 +127,14 @@ class Home:
 
     def close(self) -> None:
         """Closes the ledger and lets go of the lock; closing twice does nothing."""
-        self.ledger.close()
-        if self._lock is not None:
-            self._lock.release()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            self.ledger.close()
+            return
+        try:
+            writer.keeper.close(self.ledger)
+        finally:
+            writer.lock.release()
 
     def __enter__(self) -> Home:
         return self
@@ -114,12 +145,20 @@ class Home:
         self.close()
 
 
+@dataclass(frozen=True)
+class Writer:
+    """What only the writer of a home has."""
+
+    lock: WriterLock
+    keeper: LedgerKeeper
+
+
 class WriterLock:
     """The right to write to a home, held by at most one process; the system takes it back when the process dies."""
 
     def __init__(self, home: Path) -> None:
         """Takes the lock, or raises StoreError that says who holds it."""
-        path = home / "lock"
+        path = home / _LOCK
         disk.create_file(path, "lock")
         descriptor = os.open(path, os.O_RDWR)
         try:
@@ -188,6 +227,11 @@ def _make_durably(path: Path) -> None:
     disk.fsync_directory(path.parent, "above the home")
 
 
+def _has_backups(path: Path) -> bool:
+    """Whether a ledger was here, which is then restored."""
+    return (path / BACKUPS).is_dir() and bool(ObjectStore(path / BACKUPS, path / TMP, write=False).digests())
+
+
 def _require_no_content(path: Path) -> None:
     """A home without a ledger must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
     for name in _DIRECTORIES:
@@ -195,6 +239,6 @@ def _require_no_content(path: Path) -> None:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise StoreError(
                 f"this directory has a {name!r} of its own but no ledger, so it is no home of reasonmill",
-                fix=f"use another directory, or put the home's {_LEDGER} back",
+                fix=f"use another directory, or put the home's {LEDGER} back",
                 where=str(directory),
             )

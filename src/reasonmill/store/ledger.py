@@ -1,55 +1,24 @@
 """The ledger: which artifact came from which, what each run consists of and how far its stages are.
 
 It is one SQLite file in WAL mode. Every write is one transaction that is durable when the method returns; other
-processes read meanwhile. "Latest" is always a query here, never a look at the files of a directory.
+processes read meanwhile. "Latest" is always a query here, never a look at the files of a directory. Every row that is
+read is checked against its seal.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasonmill.errors import StoreError
-from reasonmill.store import disk
-from reasonmill.store.commit import out_of_space
+from reasonmill.store.incidents import Incident
+from reasonmill.store.ledger_schema import SCHEMA_VERSION, TABLES
+from reasonmill.store.sealed_rows import FALL_BACK, Row, SealedRows
 from reasonmill.types import Artifact
-
-SCHEMA_VERSION = 1
-
-# The same content can be made twice, by stages of other names or from other parents: an artifact is one making, and
-# its digest is not unique. Steps and states belong to stages that may not be finished, so they refer to no stage row.
-_TABLES = (
-    """CREATE TABLE artifacts (
-        id INTEGER PRIMARY KEY, digest TEXT NOT NULL, kind TEXT NOT NULL, stage TEXT NOT NULL,
-        config_digest TEXT NOT NULL, metrics TEXT NOT NULL, created_s REAL NOT NULL)""",
-    "CREATE INDEX artifacts_by_digest ON artifacts (digest)",
-    """CREATE TABLE parents (
-        child INTEGER NOT NULL REFERENCES artifacts (id), position INTEGER NOT NULL,
-        parent INTEGER NOT NULL REFERENCES artifacts (id), PRIMARY KEY (child, position))""",
-    "CREATE INDEX parents_by_parent ON parents (parent)",
-    """CREATE TABLE runs (
-        name TEXT PRIMARY KEY, recipe TEXT NOT NULL, started_s REAL NOT NULL)""",
-    """CREATE TABLE run_stages (
-        run TEXT NOT NULL REFERENCES runs (name), position INTEGER NOT NULL, name TEXT NOT NULL,
-        kind TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (run, position))""",
-    """CREATE TABLE stages (
-        key TEXT PRIMARY KEY, run TEXT NOT NULL REFERENCES runs (name), name TEXT NOT NULL, kind TEXT NOT NULL,
-        artifact INTEGER NOT NULL REFERENCES artifacts (id), seconds REAL NOT NULL, tokens INTEGER NOT NULL,
-        finished_s REAL NOT NULL)""",
-    """CREATE TABLE steps (
-        stage_key TEXT NOT NULL, step INTEGER NOT NULL, groups_digest TEXT, metrics TEXT,
-        PRIMARY KEY (stage_key, step))""",
-    """CREATE TABLE states (
-        stage_key TEXT NOT NULL, step INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (stage_key, step))""",
-)
-
-_BUSY_TIMEOUT_S = 30.0
 
 
 class RunStage(NamedTuple):
@@ -83,60 +52,36 @@ class StageRecord:
     tokens: int
 
 
-class Ledger:
-    """The ledger of a home. Methods raise StoreError if the file can't be read, and OutOfSpace on a full disk."""
+class Ledger(SealedRows):
+    """The ledger of a home. Methods raise StoreError if it can't be read or is damaged, OutOfSpace on a full disk."""
 
-    def __init__(self, path: Path, *, write: bool) -> None:
-        """Opens the ledger; for writing, a missing file is made.
+    def __init__(self, path: Path, *, write: bool, is_final: bool = False) -> None:
+        """Opens the ledger; for writing, a missing file is made. A backup is final: nothing is written beside it.
 
         Raises:
             StoreError: the file is no ledger, or one of another version of reasonmill.
         """
-        self._path = path
-        self._write = write
-        with self._errors():
-            # Transactions are begun by hand, so that what belongs together is visibly one.
-            self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}",
-                uri=True,
-                timeout=_BUSY_TIMEOUT_S,
-                isolation_level=None,
-            )
-        try:
-            is_new = write and not self._rows("SELECT name FROM sqlite_master")
-            if not is_new:
-                self._require_version()
-            if write:
-                self._prepare_writing(is_new)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Closes the file; closing twice does nothing."""
-        if self._write:
-            disk.close(self._db, self._path, "ledger")
-        else:
-            self._db.close()
+        super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION, is_final=is_final)
 
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
         """Records a run and its stages as (name, kind, key); a run that is begun again keeps its first start time."""
         with self._transaction("run"):
             self._db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
+                "INSERT INTO runs (name, recipe, started_s) VALUES (?, ?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
                 (name, json.dumps(dict(recipe)), time.time()),
             )
             self._db.execute("DELETE FROM run_stages WHERE run = ?", (name,))
             self._db.executemany(
-                "INSERT INTO run_stages VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO run_stages (run, position, name, kind, key) VALUES (?, ?, ?, ?, ?)",
                 [(name, position, *stage) for position, stage in enumerate(stages)],
             )
 
     def runs(self) -> list[RunRecord]:
         """All runs, the one that was started first comes first."""
-        rows = self._rows("SELECT name, recipe, started_s FROM runs ORDER BY started_s, name")
         return [
-            RunRecord(name, json.loads(recipe), started_s, self._run_stages(name)) for name, recipe, started_s in rows
+            RunRecord(row["name"], json.loads(row["recipe"]), row["started_s"], self._run_stages(row["name"]))
+            for row in self._read("runs", order="started_s, name")
         ]
 
     def commit_stage(
@@ -149,17 +94,19 @@ class Ledger:
         """
         with self._transaction("stage"):
             self._db.execute(
-                "INSERT INTO stages VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO stages (key, run, name, kind, artifact, seconds, tokens, finished_s) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (key, run, name, kind, self._record_artifact(artifact), seconds, tokens, time.time()),
             )
 
     def stage(self, key: str) -> StageRecord | None:
         """The finished stage of this key, or None."""
-        rows = self._rows("SELECT run, name, kind, artifact, seconds, tokens FROM stages WHERE key = ?", key)
-        if not rows:
-            return None
-        run, name, kind, artifact, seconds, tokens = rows[0]
-        return StageRecord(key, run, name, kind, self._artifact(artifact), seconds, tokens)
+        rows = self._read("stages", "key = ?", key)
+        return self._stage(rows[0]) if rows else None
+
+    def stages(self) -> list[StageRecord]:
+        """All finished stages, in the order in which they were finished."""
+        return [self._stage(row) for row in self._read("stages", order="finished_s")]
 
     def forget_stage(self, key: str) -> None:
         """Makes a stage count as not finished; its steps, its states and the record of its artifact stay."""
@@ -182,8 +129,13 @@ class Ledger:
 
     def step_groups(self, stage_key: str, step: int) -> str | None:
         """Digest of the groups of a step, or None if none were committed."""
-        rows = self._rows("SELECT groups_digest FROM steps WHERE stage_key = ? AND step = ?", stage_key, step)
-        return rows[0][0] if rows else None
+        rows = self._read("steps", "stage_key = ? AND step = ?", stage_key, step)
+        return rows[0]["groups_digest"] if rows else None
+
+    def steps(self, stage_key: str) -> list[tuple[int, str | None]]:
+        """The steps of a stage in their order, each with the digest of its groups, or None if it has none."""
+        rows = self._read("steps", "stage_key = ?", stage_key, order="step")
+        return [(row["step"], row["groups_digest"]) for row in rows]
 
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Records a step's metrics; a replayed step records them again.
@@ -200,10 +152,8 @@ class Ledger:
 
     def metrics(self, stage_key: str) -> list[dict[str, Any]]:
         """Metrics of the steps that have any, in the order of steps, each with its "step"."""
-        rows = self._rows(
-            "SELECT step, metrics FROM steps WHERE stage_key = ? AND metrics IS NOT NULL ORDER BY step", stage_key
-        )
-        return [{"step": step, **json.loads(metrics)} for step, metrics in rows]
+        rows = self._read("steps", "stage_key = ? AND metrics IS NOT NULL", stage_key, order="step")
+        return [{"step": row["step"], **json.loads(row["metrics"])} for row in rows]
 
     def commit_state(self, stage_key: str, step: int, digest: str) -> None:
         """Records the learner's state, an object of the store, from which step `step` goes on.
@@ -213,7 +163,9 @@ class Ledger:
         """
         with self._transaction("state"):
             self._require_same(f"state of step {step}", dict(self.states(stage_key)).get(step), digest)
-            self._db.execute("INSERT OR IGNORE INTO states VALUES (?, ?, ?)", (stage_key, step, digest))
+            self._db.execute(
+                "INSERT OR IGNORE INTO states (stage_key, step, digest) VALUES (?, ?, ?)", (stage_key, step, digest)
+            )
 
     def latest_state(self, stage_key: str) -> tuple[int, str] | None:
         """Step and digest of the last committed state, or None."""
@@ -222,7 +174,8 @@ class Ledger:
 
     def states(self, stage_key: str) -> list[tuple[int, str]]:
         """Step and digest of all committed states, in the order of steps."""
-        return self._rows("SELECT step, digest FROM states WHERE stage_key = ? ORDER BY step", stage_key)
+        rows = self._read("states", "stage_key = ?", stage_key, order="step")
+        return [(row["step"], row["digest"]) for row in rows]
 
     def forget_state(self, stage_key: str, step: int) -> None:
         """Removes a state's record; do this before its object is deleted, so that no record lacks its object."""
@@ -239,6 +192,10 @@ class Ledger:
             )
         )
 
+    def begun_stages(self) -> list[str]:
+        """Keys of all stages that have steps or states, finished or not."""
+        return [row[0] for row in self._rows("SELECT stage_key FROM steps UNION SELECT stage_key FROM states")]
+
     def register(self, artifact: Artifact) -> None:
         """Records an artifact that no stage of a run made, such as an imported base; once is enough.
 
@@ -254,27 +211,25 @@ class Ledger:
         Raises:
             StoreError: no artifact begins like this, or several do; the message lists them.
         """
-        rows = self._rows(
-            "SELECT digest, max(id), stage FROM artifacts WHERE substr(digest, 1, length(?1)) = ?1 AND ?1 != '' "
-            "GROUP BY digest ORDER BY digest",
-            digest,
-        )
-        if not rows:
+        found = self._read("artifacts", "substr(digest, 1, length(?1)) = ?1 AND ?1 != ''", digest, order="digest, id")
+        latest = {row["digest"]: row for row in found}
+        if not latest:
             raise StoreError(
                 f"no artifact has a digest that begins with {digest!r}",
                 fix="check the digest, and that this is the home it was made in",
                 where=str(self._path),
             )
-        exact = [row for row in rows if row[0] == digest]
-        if len(rows) > 1 and not exact:
-            candidates = ", ".join(f"{found[: len(digest) + 8]} ({stage})" for found, _, stage in rows[:8])
-            more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        if len(latest) > 1 and digest not in latest:
+            candidates = ", ".join(
+                f"{row['digest'][: len(digest) + 8]} ({row['stage']})" for row in list(latest.values())[:8]
+            )
+            more = f" and {len(latest) - 8} more" if len(latest) > 8 else ""
             raise StoreError(
-                f"{len(rows)} artifacts have digests that begin with {digest!r}: {candidates}{more}",
+                f"{len(latest)} artifacts have digests that begin with {digest!r}: {candidates}{more}",
                 fix="give more digits",
                 where=str(self._path),
             )
-        return self._artifact((exact or rows)[0][1])
+        return self._made(latest.get(digest) or next(iter(latest.values())))
 
     def parents(self, artifact: Artifact) -> list[Artifact]:
         """What a recorded artifact was made from, in order; of equal artifacts, the making that was there at the time.
@@ -286,25 +241,75 @@ class Ledger:
         for made in reversed(self._artifact_ids(artifact.digest)):
             found = self._artifact(made)
             if (found.stage, found.config_digest, found.parents) == identity:
-                rows = self._rows("SELECT parent FROM parents WHERE child = ? ORDER BY position", made)
-                return [self._artifact(row[0]) for row in rows]
+                rows = self._read("parents", "child = ?", made, order="position")
+                return [self._artifact(row["parent"]) for row in rows]
         raise StoreError(
             f"the ledger has no artifact {artifact.digest[:12]} of stage {artifact.stage!r}",
             fix="check that this is the home it was made in",
             where=str(self._path),
         )
 
+    def artifacts(self) -> list[Artifact]:
+        """All artifacts that were ever recorded, in this order."""
+        return [self._made(row) for row in self._read("artifacts", order="id")]
+
+    def record_views(self, run: str, digests: Mapping[str, str]) -> None:
+        """Records what the files of a run's directory hold, by their paths below it, in place of what was recorded."""
+        with self._transaction("views"):
+            self._db.execute("DELETE FROM views WHERE run = ?", (run,))
+            self._db.executemany(
+                "INSERT INTO views (run, path, digest) VALUES (?, ?, ?)",
+                [(run, path, digest) for path, digest in digests.items()],
+            )
+
+    def views(self, run: str) -> dict[str, str]:
+        """What `record_views` recorded; nothing while the run's directory is being written, or if that was cut off."""
+        return {row["path"]: row["digest"] for row in self._read("views", "run = ?", run, order="path")}
+
+    def record_incident(self, incident: Incident) -> None:
+        """Records damage and what was done about it."""
+        with self._transaction("incident"):
+            self._db.execute(
+                "INSERT INTO incidents (file, digest, what, done, at_s) VALUES (?, ?, ?, ?, ?)",
+                (incident.file, incident.digest, incident.what, incident.done, incident.at_s),
+            )
+
+    def incidents(self) -> list[Incident]:
+        """All incidents, in the order in which they were recorded."""
+        return [
+            Incident(row["file"], row["digest"], row["what"], row["done"], row["at_s"])
+            for row in self._read("incidents", order="id")
+        ]
+
     def _run_stages(self, run: str) -> tuple[RunStage, ...]:
-        rows = self._rows("SELECT name, kind, key FROM run_stages WHERE run = ? ORDER BY position", run)
-        return tuple(RunStage(*row) for row in rows)
+        rows = self._read("run_stages", "run = ?", run, order="position")
+        return tuple(RunStage(row["name"], row["kind"], row["key"]) for row in rows)
+
+    def _stage(self, row: Row) -> StageRecord:
+        artifact = self._artifact(row["artifact"])
+        return StageRecord(row["key"], row["run"], row["name"], row["kind"], artifact, row["seconds"], row["tokens"])
 
     def _artifact(self, artifact_id: int) -> Artifact:
-        row = self._rows("SELECT digest, kind, stage, config_digest, metrics FROM artifacts WHERE id = ?", artifact_id)
-        parents = self._rows(
-            "SELECT digest FROM parents JOIN artifacts ON id = parent WHERE child = ? ORDER BY position", artifact_id
+        return self._made(self._artifact_row(artifact_id))
+
+    def _artifact_row(self, artifact_id: int) -> Row:
+        rows = self._read("artifacts", "id = ?", artifact_id)
+        if not rows:
+            raise StoreError(
+                f"the ledger is damaged: it refers to artifact number {artifact_id}, which it does not have",
+                fix=FALL_BACK,
+                where=str(self._path),
+            )
+        return rows[0]
+
+    def _made(self, row: Row) -> Artifact:
+        parents = [
+            self._artifact_row(link["parent"])["digest"]
+            for link in self._read("parents", "child = ?", row["id"], order="position")
+        ]
+        return Artifact(
+            row["digest"], row["kind"], row["stage"], tuple(parents), row["config_digest"], json.loads(row["metrics"])
         )
-        digest, kind, stage, config_digest, metrics = row[0]
-        return Artifact(digest, kind, stage, tuple(parent[0] for parent in parents), config_digest, json.loads(metrics))
 
     def _record_artifact(self, artifact: Artifact) -> int:
         """Id of the artifact's row, which is added unless an equal one is there. Runs inside a transaction."""
@@ -335,84 +340,20 @@ class Ledger:
         artifact_id = cursor.lastrowid
         assert artifact_id is not None  # an INSERT always sets it
         self._db.executemany(
-            "INSERT INTO parents VALUES (?, ?, ?)",
+            "INSERT INTO parents (child, position, parent) VALUES (?, ?, ?)",
             [(artifact_id, position, parent_id) for position, parent_id in enumerate(parent_ids)],
         )
         return artifact_id
 
     def _artifact_ids(self, digest: str) -> list[int]:
-        return [row[0] for row in self._rows("SELECT id FROM artifacts WHERE digest = ? ORDER BY id", digest)]
+        return [row["id"] for row in self._read("artifacts", "digest = ?", digest, order="id")]
 
     def _require_same(self, what: str, recorded: str | None, digest: str) -> None:
         if recorded not in (None, digest):
             raise StoreError(
                 f"the {what} is recorded with other content: {recorded} instead of {digest}",
-                fix="what the ledger has accepted stays: replay it, or forget it first",
+                fix="what the ledger has accepted stays; what was damaged can only be made again by the machine, the "
+                "number of threads and the server that made it: run there, restore the object from a copy of the home, "
+                "or begin anew with another seed",
                 where=str(self._path),
             )
-
-    def _prepare_writing(self, is_new: bool) -> None:
-        """Sets how the connection writes, and makes the tables of a new ledger."""
-        with self._errors():
-            disk.start_log(self._db, self._path, "ledger")
-            mode = self._db.execute("PRAGMA journal_mode").fetchone()[0]
-            self._db.execute("PRAGMA foreign_keys = ON")
-        if mode != "wal":
-            raise StoreError(
-                "the home's file system can't hold the ledger: it lacks shared memory for SQLite's WAL mode",
-                fix="use a home on a local disk",
-                where=str(self._path),
-            )
-        if is_new:
-            with self._transaction("tables"):
-                for statement in _TABLES:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-    def _require_version(self) -> None:
-        version = self._rows("PRAGMA user_version")[0][0]
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"the ledger has version {version}, and this reasonmill reads version {SCHEMA_VERSION}",
-                fix="use the version of reasonmill that made this home, or another home",
-                where=str(self._path),
-            )
-
-    def _rows(self, query: str, *values: str | int) -> list[Any]:
-        with self._errors():
-            return self._db.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self, what: str, *, synced: bool = True) -> Iterator[None]:
-        with self._errors():
-            disk.begin(self._db, synced=synced)
-            try:
-                yield
-                disk.commit(self._db, self._path, what, synced=synced)
-            except BaseException:
-                if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, a full disk for one
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turns SQLite's errors into the store's."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # a wrong call, not a fault of the file
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the class of the error
-            if code == sqlite3.SQLITE_FULL:
-                raise out_of_space(self._path) from error
-            if code == sqlite3.SQLITE_CONSTRAINT:
-                raise StoreError(
-                    f"the ledger refuses a record: {error}",
-                    fix="begin the run first, and commit each stage once",
-                    where=str(self._path),
-                ) from error
-            raise StoreError(
-                f"the ledger can't be read or written: {error}",
-                fix="check the disk and the permissions of the home, and that no other program has the file open",
-                where=str(self._path),
-            ) from error

@@ -1,6 +1,8 @@
 """Content-addressed objects: directories that never change, named by the digest of what they hold."""
 
+import os
 import re
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,28 +10,35 @@ from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
-from reasonmill.store.commit import damaged_file, disk_errors, publish, seal
+from reasonmill.store.commit import damaged_files, disk_errors, publish, seal
+from reasonmill.store.incidents import Incident, Incidents
 
+QUARANTINE = "quarantine"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ObjectStore:
-    """The objects below `root`. `tmp` is on the same file system; what is in it after a crash is worthless."""
+    """The objects below `root`, a directory of the home.
 
-    def __init__(self, root: Path, tmp: Path, *, write: bool) -> None:
+    `tmp` is on the same file system; what is in it after a crash is worthless. Damage that the store comes across while
+    it is open for writing goes to `incidents`, and the damaged object into the home's quarantine.
+    """
+
+    def __init__(self, root: Path, tmp: Path, *, write: bool, incidents: Incidents | None = None) -> None:
         self._root = root
         self._tmp = tmp
         self._write = write
+        self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
 
     def put(self, write: Callable[[Path], None]) -> str:
         """Commits what `write` puts into the empty directory that it is given; returns the object's digest.
 
         When this returns, the object is durable. When it raises, the store is as it was, or holds the whole object.
-        Where an equal object exists already, that one stays.
+        Where an equal object exists already, that one stays, unless it is damaged.
 
         Raises:
-            OutOfSpace, StoreError: the disk failed, or the equal object that exists already is damaged.
+            OutOfSpace, StoreError: the disk failed.
             ValueError: `write` wrote nothing, or something that is not a plain file.
         """
         self._require_write()
@@ -42,15 +51,15 @@ class ObjectStore:
             with disk_errors(self._root):
                 digest = seal(staging)
                 is_new = publish(staging, self._root / digest)
+            if not is_new and self.sound_path(digest, instead="the same object was just made again") is None:
+                with disk_errors(self._root):
+                    publish(staging, self._root / digest)
         finally:
             # What can't be removed now is removed when the next writer opens the home.
             with suppress(OSError):
                 if staging.exists():
                     disk.remove_tree(staging, "unfinished object")
-        if is_new:
-            self._verified.add(digest)
-        else:
-            self.path(digest)
+        self._verified.add(digest)
         return digest
 
     def path(self, digest: str) -> Path:
@@ -60,17 +69,52 @@ class ObjectStore:
             StoreError: there is no such object, or a file of it is damaged; the message names the file.
         """
         path = self._existing(digest)
-        if digest not in self._verified:
-            with disk_errors(path):
-                damaged = damaged_file(path, digest)
-            if damaged is not None:
-                raise StoreError(
-                    f"object {digest[:12]} is damaged: its file {damaged!r} is not what was committed",
-                    fix="restore the object's directory from a copy, or move it away to have it made again",
-                    where=str(path / damaged),
-                )
-            self._verified.add(digest)
+        damaged = self.damaged_files(digest)
+        if damaged:
+            raise StoreError(
+                f"object {digest[:12]} is damaged: its file {damaged[0]!r} is not what was committed",
+                fix="run the recipe that made it again: the damaged object is put aside and made again",
+                where=str(path / damaged[0]),
+            )
         return path
+
+    def sound_path(self, digest: str, *, instead: str) -> Path | None:
+        """Like `path`, but None for an object that is missing or damaged. That is an incident, and a damaged object is
+        moved to the quarantine, so that it can be made again in its place.
+
+        Args:
+            instead: what the caller does without it, for the user and the ledger.
+        """
+        self._require_write()
+        path = self._root / digest
+        if not self.exists(digest):
+            self._report(digest, path, "is missing", instead)
+            return None
+        damaged = self.damaged_files(digest)
+        if not damaged:
+            return path
+        kept = self._root.parent / QUARANTINE / f"{digest}-{uuid.uuid4().hex[:8]}"
+        # Recorded first: a crash in between makes it an incident twice, and not an object that is gone without a word.
+        for name in damaged:
+            self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
+        with disk_errors(path):
+            if not kept.parent.is_dir():
+                disk.make_directory(kept.parent, "quarantine")
+            disk.rename(path, kept, "damaged object")
+            disk.fsync_directory(kept.parent, "quarantine")
+            disk.fsync_directory(self._root, "objects without the damaged")
+        return None
+
+    def damaged_files(self, digest: str) -> list[str]:
+        """Files of an object that are not what was committed; the first call for a whole object reads all of it."""
+        if digest in self._verified:
+            return []
+        path = self._root / digest
+        with disk_errors(path):
+            damaged = damaged_files(path, digest)
+        if not damaged:
+            self._verified.add(digest)
+        return damaged
 
     def exists(self, digest: str) -> bool:
         """Whether the store has the object; says nothing about damage."""
@@ -96,7 +140,12 @@ class ObjectStore:
     def digests(self) -> list[str]:
         """Digests of all objects, sorted."""
         with disk_errors(self._root):
-            return sorted(entry.name for entry in self._root.iterdir() if _DIGEST.fullmatch(entry.name))
+            names = os.listdir(self._root) if self._root.is_dir() else []
+        return sorted(name for name in names if _DIGEST.fullmatch(name))
+
+    def _report(self, digest: str, path: Path, what: str, done: str) -> None:
+        file = path.relative_to(self._root.parent).as_posix()
+        self._incidents.add(Incident(file, digest, what, done, time.time()))
 
     def _existing(self, digest: str) -> Path:
         if not self.exists(digest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
@@ -12,14 +13,32 @@ from reasonmill.types import Group
 def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
     """The step's groups: the committed ones of an earlier run, else new ones, which are committed.
 
-    Groups whose object was deleted are sampled again; the ledger sees to it that they are the same.
+    Groups whose object is damaged or missing are sampled again, and told; the ledger sees to it that they are the same.
+
+    Raises:
+        StoreError: the groups that were sampled again are others.
     """
     digest = home.ledger.step_groups(key, step)
-    if digest is not None and home.objects.exists(digest):
-        return read_groups(home.objects.path(digest) / GROUPS_FILE)
+    if digest is not None:
+        path = home.objects.sound_path(digest, instead=f"the groups of step {step} are sampled again")
+        if path is not None:
+            return read_groups(path / GROUPS_FILE)
     groups = sample()
     home.ledger.commit_step(key, step, home.objects.put(lambda target: write_groups(target / GROUPS_FILE, groups)))
     return groups
+
+
+def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
+    """Step and directory of the latest state of a stage that is whole; None if there is none.
+
+    States that are damaged or missing are told and forgotten.
+    """
+    for step, digest in reversed(home.ledger.states(key)):
+        path = home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}")
+        if path is not None:
+            return step, path
+        home.ledger.forget_state(key, step)
+    return None
 
 
 def forget_state(home: Home, key: str, step: int, digest: str) -> None:

@@ -1,0 +1,69 @@
+"""Incidents: damage that was met and what was done about it, told to the user and recorded in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One damaged or missing file.
+
+    Args:
+        file: its path below the home, or of the object's directory where all of it is missing.
+        digest: what the file or object should have been; empty where nothing says that.
+        what: what is wrong with it, to follow the file's name.
+        done: what was done about it, to follow a semicolon.
+        at_s: when, in seconds since the epoch.
+    """
+
+    file: str
+    digest: str
+    what: str
+    done: str
+    at_s: float
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.what}; {self.done}"
+
+
+class Records(Protocol):
+    """Where incidents are kept: the ledger."""
+
+    def record_incident(self, incident: Incident) -> None: ...
+
+
+class Incidents:
+    """Passes incidents on to the ledger and to the user, as soon as there is one to pass them to."""
+
+    def __init__(self) -> None:
+        self._records: Records | None = None
+        self._tell: Callable[[str], None] | None = None
+        self._unrecorded: list[Incident] = []
+        self._untold: list[Incident] = []
+
+    def add(self, incident: Incident, *, is_recorded: bool = False) -> None:
+        """Records and tells an incident, now or when that becomes possible."""
+        if not is_recorded:
+            self._unrecorded.append(incident)
+        self._untold.append(incident)
+        self._pass_on()
+
+    def record_in(self, records: Records) -> None:
+        """From now on incidents are recorded here; those before are caught up on."""
+        self._records = records
+        self._pass_on()
+
+    def tell(self, tell: Callable[[str], None]) -> None:
+        """From now on the user is told in this way; incidents before are caught up on."""
+        self._tell = tell
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._records is not None and self._unrecorded:
+            self._records.record_incident(self._unrecorded[0])
+            del self._unrecorded[0]
+        while self._tell is not None and self._untold:
+            self._tell(str(self._untold.pop(0)))

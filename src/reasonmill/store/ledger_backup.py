@@ -1,0 +1,236 @@
+"""The ledger's file: opened only if it is what was closed, backed up while it is written, sealed when it is closed.
+
+`ledger.seal` holds the digest of the closed ledger, so that not a bit of it can change unnoticed. While a writer has it
+open, and after that writer was killed, the seal is open, too; SQLite's checks and the seals of the rows then stand in
+for it. Backups are objects of a store of their own, which checks them like all others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from reasonmill.errors import StoreError
+from reasonmill.store import disk
+from reasonmill.store.commit import disk_errors, file_digest, holds, replace_file
+from reasonmill.store.incidents import Incident, Incidents
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.sealed_rows import OtherVersion
+
+LEDGER = "ledger.sqlite"
+SEAL = "ledger.seal"
+BACKUPS = "backups"
+# What SQLite keeps next to an open file: its log, and an index of that.
+SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
+# The one before the last is for the case that ledger and last backup are damaged together.
+_KEPT_BACKUPS = 2
+# The seal of a ledger that is being replaced: no file has this digest.
+_REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the home says of its ledger: the digest of its closed file, or None while a writer has it open, and the
+    digests of its backups, the latest first."""
+
+    ledger: str | None
+    backups: tuple[str, ...]
+
+
+def encode_seal(seal: Seal) -> bytes:
+    """The bytes of a seal, which carry their own digest."""
+    content = json.dumps(asdict(seal))
+    return f"{content}\n{hashlib.blake2b(content.encode(), digest_size=32).hexdigest()}\n".encode()
+
+
+def read_seal(home: Path) -> Seal | None:
+    """The home's seal; None where there is none yet.
+
+    Raises:
+        StoreError: the seal's file is damaged.
+    """
+    path = home / SEAL
+    try:
+        with disk_errors(path):
+            data = path.read_bytes() if path.exists() else None
+        if data is None:
+            return None
+        fields = json.loads(data.splitlines()[0])
+        seal = Seal(fields["ledger"], tuple(fields["backups"]))
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged_seal(path) from error
+    if encode_seal(seal) != data:
+        raise _damaged_seal(path)
+    return seal
+
+
+def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
+    """What is wrong with the ledger's file, each to follow its name; nothing for a sound one.
+
+    Raises:
+        OtherVersion: the file is of another version of reasonmill.
+    """
+    path, log = home / LEDGER, home / SIDE_FILES[0]
+    if not path.is_file():
+        return ["is missing"]
+    if seal is not None and seal.ledger is not None:
+        if not holds(path, seal.ledger):
+            return ["is not what it was when it was closed"]
+        if log.exists() and log.stat().st_size > 0:
+            return [f"was closed, and {log.name} would change it"]
+        return []
+    try:
+        ledger = Ledger(path, write=False)
+    except OtherVersion:
+        raise
+    except StoreError as error:
+        return [f"is damaged: {error.what}"]
+    try:
+        return [f"is damaged: {what}" for what in ledger.damage()]
+    finally:
+        ledger.close()
+
+
+class LedgerKeeper:
+    """Opens a home's ledger for its writer, backs it up and closes it. The writer's lock must be held."""
+
+    def __init__(self, home: Path, incidents: Incidents) -> None:
+        self._home = home
+        self._incidents = incidents
+        self._backups = ObjectStore(home / BACKUPS, home / "tmp", write=True, incidents=incidents)
+        self._seal = Seal(None, ())
+
+    def open(self) -> Ledger:
+        """The ledger; a damaged one is put into quarantine, and its last sound backup takes its place.
+
+        Raises:
+            StoreError: the ledger is damaged, and no backup is left.
+        """
+        seal = self._read_seal()
+        is_new = seal is None and not self._backups.digests() and Ledger.is_blank(self._home / LEDGER)
+        damage = [] if is_new else ledger_damage(self._home, seal)
+        if damage:
+            self._fall_back(seal, damage[0])
+        elif seal is not None:
+            self._seal = seal
+        was_closed = self._seal.ledger is not None
+        ledger = Ledger(self._home / LEDGER, write=True)
+        try:
+            self._incidents.record_in(ledger)
+            self._backups_left()
+            self._write_seal(replace(self._seal, ledger=None))
+            if not was_closed or not self._seal.backups:
+                self.back_up(ledger)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def back_up(self, ledger: Ledger) -> None:
+        """Keeps a copy of the ledger as it is now; only the last few are kept."""
+        digest = self._backups.put(lambda target: ledger.copy_to(target / LEDGER))
+        backups = tuple(dict.fromkeys((digest, *self._seal.backups)))[:_KEPT_BACKUPS]
+        self._write_seal(replace(self._seal, backups=backups))
+        for old in self._backups.digests():
+            if old not in backups:
+                self._backups.delete(old)
+
+    def close(self, ledger: Ledger) -> None:
+        """Closes the ledger, and seals it if the disk lets it."""
+        is_whole = False
+        # An open seal is no loss: the next writer then looks at the ledger row by row.
+        with suppress(StoreError):
+            is_whole = ledger.is_in_one_file()
+            self.back_up(ledger)
+        ledger.close()
+        if is_whole:
+            with suppress(StoreError), disk_errors(self._home):
+                self._write_seal(replace(self._seal, ledger=file_digest(self._home / LEDGER)))
+
+    def _read_seal(self) -> Seal | None:
+        try:
+            return read_seal(self._home)
+        except StoreError:
+            self._incidents.add(
+                Incident(SEAL, "", "is damaged", "the ledger is checked row by row and sealed again", time.time())
+            )
+            return None
+
+    def _write_seal(self, seal: Seal) -> None:
+        replace_file(self._home / SEAL, encode_seal(seal))
+        self._seal = seal
+
+    def _backups_left(self) -> None:
+        """Looks at each backup, those that a damaged seal told of too, so that damaged ones are replaced in time."""
+        sound = [
+            digest
+            for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
+            if self._backups.sound_path(digest, instead="the ledger is backed up anew") is not None
+        ]
+        self._seal = replace(self._seal, backups=tuple(sound))
+
+    def _fall_back(self, seal: Seal | None, damage: str) -> None:
+        """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
+        known = seal.backups if seal is not None else ()
+        digest = self._sound_backup(known, damage)
+        path, kept = self._home / LEDGER, self._home / QUARANTINE / f"ledger-{uuid.uuid4().hex[:8]}"
+        incident = Incident(
+            LEDGER,
+            seal.ledger or "" if seal is not None else "",
+            f"{damage}; it is now in {QUARANTINE}/{kept.name}",
+            "its last backup takes its place: what was recorded since is made again",
+            time.time(),
+        )
+        restored = self._home / "tmp" / f"restored-{uuid.uuid4().hex}.sqlite"
+        with disk_errors(self._home):
+            disk.copy_file(self._backups.path(digest) / LEDGER, restored, "ledger's backup")
+            copy = Ledger(restored, write=True)
+            try:
+                copy.record_incident(incident)
+            finally:
+                copy.close()
+            disk.fsync_file(restored, "restored ledger")
+            # From here on the ledger counts as damaged, also if its log is gone and what is left looks sound.
+            self._write_seal(Seal(_REFUSED, known or (digest,)))
+            if not kept.parent.is_dir():
+                disk.make_directory(kept.parent, "quarantine")
+            disk.make_directory(kept, "damaged ledger")
+            if path.exists():
+                disk.copy_file(path, kept / LEDGER, "damaged ledger")
+                disk.fsync_file(kept / LEDGER, "damaged ledger")
+            for name in SIDE_FILES:  # a log of the old ledger must not be read into the new one
+                if (self._home / name).exists():
+                    disk.rename(self._home / name, kept / name, "damaged ledger's log")
+            disk.fsync_directory(kept, "damaged ledger")
+            disk.fsync_directory(kept.parent, "quarantine")
+            disk.replace(restored, path, "restored ledger")
+            disk.fsync_directory(self._home, "home")
+        self._seal = Seal(None, self._seal.backups)
+        self._incidents.add(incident, is_recorded=True)
+
+    def _sound_backup(self, known: tuple[str, ...], damage: str) -> str:
+        """The latest backup that is whole; those that the seal does not know come last, the latest of them first."""
+        others = [digest for digest in self._backups.digests() if digest not in known]
+        others.sort(key=lambda digest: (self._home / BACKUPS / digest).stat().st_mtime_ns, reverse=True)
+        for digest in (*known, *others):
+            if self._backups.sound_path(digest, instead="another backup of the ledger is tried") is not None:
+                return digest
+        raise StoreError(
+            f"the ledger {damage}, and no sound backup of it is left",
+            fix="restore the home from a copy, or use another home: the recipe then makes everything again",
+            where=str(self._home / LEDGER),
+        )
+
+
+def _damaged_seal(path: Path) -> StoreError:
+    return StoreError(
+        "the seal of the ledger is damaged",
+        fix="run the recipe again: the ledger is checked row by row and sealed anew",
+        where=str(path),
+    )

@@ -1,0 +1,255 @@
+"""An SQLite file whose rows are sealed: each carries a digest of its content.
+
+SQLite's own checks find pages that don't fit together. They do not find a digit that has become another one: the seals
+do. Triggers write them, so that no statement can forget to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from reasonmill.errors import StoreError
+from reasonmill.store import disk
+from reasonmill.store.commit import out_of_space
+
+SEAL = "seal"
+# What to do about a damaged ledger.
+FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
+_BUSY_TIMEOUT_S = 30.0
+
+Row = dict[str, Any]
+
+
+class OtherVersion(StoreError):
+    """The file is of another version of reasonmill."""
+
+
+class SealedRows:
+    """A file of tables, in WAL mode. Methods raise StoreError if it can't be read, and OutOfSpace on a full disk."""
+
+    def __init__(self, path: Path, *, write: bool, tables: Sequence[str], version: int, is_final: bool = False) -> None:
+        """Opens the file; for writing, a missing one is made.
+
+        Args:
+            is_final: nobody writes to the file any more, and reading it must leave nothing beside it.
+            tables: the statements that make the tables, each of which has a column for the seal.
+            version: that of the tables.
+
+        Raises:
+            OtherVersion: the file is of another version.
+            StoreError: it is no such file.
+        """
+        self._path = path
+        self._write = write
+        self._tables = tables
+        self._version = version
+        with self._errors():
+            # Transactions are begun by hand, so that what belongs together is visibly one.
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}{'&immutable=1' if is_final else ''}",
+                uri=True,
+                timeout=_BUSY_TIMEOUT_S,
+                isolation_level=None,
+            )
+            # Damaged text must come as far as its seal.
+            self._db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+            self._db.create_function("row_seal", -1, row_seal, deterministic=True)
+        try:
+            is_new = write and not self._rows("SELECT name FROM sqlite_master")
+            if not is_new:
+                self._require_version()
+            if write:
+                self._prepare_writing(is_new)
+            self._columns = self._read_columns()
+            if write:
+                self._seal_what_is_written()
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def is_blank(path: Path) -> bool:
+        """Whether a file is missing or has no tables yet, because its maker was killed before it had made any."""
+        if not path.exists():
+            return True
+        try:
+            database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
+            try:
+                return not database.execute("SELECT name FROM sqlite_master").fetchall()
+            finally:
+                database.close()
+        except sqlite3.Error:
+            return False
+
+    def close(self) -> None:
+        """Closes the file; closing twice does nothing."""
+        if self._write:
+            disk.close(self._db, self._path, "ledger")
+        else:
+            self._db.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Writes a copy of the file as it is at this moment, while it stays open."""
+        with self._errors():
+            copy = sqlite3.connect(path)
+            try:
+                self._db.backup(copy)
+            finally:
+                copy.close()
+
+    def is_in_one_file(self) -> bool:
+        """Moves what SQLite's log holds into the file itself; False where a reader is in the way of that."""
+        with self._errors():
+            is_busy, *_ = self._db.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
+        return not is_busy
+
+    def damage(self) -> list[str]:
+        """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows."""
+        try:
+            found = [f"SQLite finds: {row[0]}" for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
+            made = {row[0] for row in self._rows("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+            if made != set(self._tables):
+                found.append("its tables are not those of its version")
+            found += [
+                f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
+                for row in self._rows("PRAGMA foreign_key_check")
+            ]
+            for table in self._columns:
+                found += [_broken_seal(table, row) for row, seal in self._sealed(table) if not _fits(table, row, seal)]
+        except StoreError as error:
+            return [error.what]
+        return found
+
+    def _read(self, table: str, condition: str = "TRUE", *values: str | int, order: str = "rowid") -> list[Row]:
+        """The rows of a table that fulfil a condition; each is checked against its seal.
+
+        Raises:
+            StoreError: a row is not what was written.
+        """
+        rows = []
+        for row, seal in self._sealed(table, condition, *values, order=order):
+            if not _fits(table, row, seal):
+                raise StoreError(
+                    f"the ledger is damaged: {_broken_seal(table, row)}",
+                    fix=FALL_BACK,
+                    where=str(self._path),
+                )
+            rows.append(row)
+        return rows
+
+    def _sealed(
+        self, table: str, condition: str = "TRUE", *values: str | int, order: str = "rowid"
+    ) -> list[tuple[Row, Any]]:
+        names = self._columns[table]
+        query = f"SELECT {', '.join(names)}, {SEAL} FROM {table} WHERE {condition} ORDER BY {order}"
+        return [(dict(zip(names, row, strict=False)), row[-1]) for row in self._rows(query, *values)]
+
+    def _read_columns(self) -> dict[str, list[str]]:
+        """The columns of each table but the seal, by the table's name."""
+        tables = [row[0] for row in self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            table: [row[0] for row in self._rows("SELECT name FROM pragma_table_info(?)", table) if row[0] != SEAL]
+            for table in tables
+        }
+
+    def _seal_what_is_written(self) -> None:
+        """Makes this connection seal each row that it writes."""
+        with self._errors():
+            self._db.execute("PRAGMA temp_store = MEMORY")
+            for table, columns in self._columns.items():
+                listed = ", ".join(columns)
+                for event in ("INSERT", f"UPDATE OF {listed}"):
+                    self._db.execute(
+                        f"CREATE TEMP TRIGGER seal_{table}_{event[:6]} AFTER {event} ON main.{table} BEGIN "
+                        f"UPDATE {table} SET {SEAL} = row_seal('{table}', {listed}) WHERE rowid = NEW.rowid; END"
+                    )
+
+    def _prepare_writing(self, is_new: bool) -> None:
+        """Sets how the connection writes, and makes the tables of a new file."""
+        with self._errors():
+            disk.start_log(self._db, self._path, "ledger")
+            mode = self._db.execute("PRAGMA journal_mode").fetchone()[0]
+            self._db.execute("PRAGMA foreign_keys = ON")
+        if mode != "wal":
+            raise StoreError(
+                "the home's file system can't hold the ledger: it lacks shared memory for SQLite's WAL mode",
+                fix="use a home on a local disk",
+                where=str(self._path),
+            )
+        if is_new:
+            with self._transaction("tables"):
+                for statement in self._tables:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {self._version}")
+
+    def _require_version(self) -> None:
+        version = self._rows("PRAGMA user_version")[0][0]
+        if version != self._version:
+            raise OtherVersion(
+                f"the ledger has version {version}, and this reasonmill reads version {self._version}",
+                fix="use the version of reasonmill that made this home, or another home",
+                where=str(self._path),
+            )
+
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
+        with self._errors():
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self, what: str, *, synced: bool = True) -> Iterator[None]:
+        with self._errors():
+            disk.begin(self._db, synced=synced)
+            try:
+                yield
+                disk.commit(self._db, self._path, what, synced=synced)
+            except BaseException:
+                if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, a full disk for one
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns SQLite's errors into the store's."""
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise  # a wrong call, not a fault of the file
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the class of the error
+            if code == sqlite3.SQLITE_FULL:
+                raise out_of_space(self._path) from error
+            if code == sqlite3.SQLITE_CONSTRAINT:
+                raise StoreError(
+                    f"the ledger refuses a record: {error}",
+                    fix="begin the run first, and commit each stage once",
+                    where=str(self._path),
+                ) from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreError(f"the ledger is damaged: {error}", fix=FALL_BACK, where=str(self._path)) from error
+            raise StoreError(
+                f"the ledger can't be read or written: {error}",
+                fix="check the disk and the permissions of the home, and that no other program has the file open",
+                where=str(self._path),
+            ) from error
+
+
+def row_seal(table: str, *values: Any) -> str:
+    """The seal of a row with these values."""
+    content = json.dumps([table, *values], default=repr).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _fits(table: str, row: Row, seal: Any) -> bool:
+    return bool(seal == row_seal(table, *row.values()))
+
+
+def _broken_seal(table: str, row: Row) -> str:
+    """Names a row by its first two columns, which tell rows of every table apart."""
+    place = ", ".join(f"{name} {str(value)[:40]!r}" for name, value in list(row.items())[:2])
+    return f"the row of table {table!r} with {place} is not what was written"

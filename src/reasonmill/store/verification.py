@@ -1,0 +1,254 @@
+"""Verification: a look at every byte of a home, which changes nothing and needs no lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from reasonmill.errors import StoreError
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS, RUNS, TMP
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, ledger_damage, read_seal
+from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.views import damaged_views, view_names
+
+_RERUN = "run the recipe again"
+# A writer that commits all the time can keep two looks from agreeing; what every look finds stays in the end.
+_LOOKS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    Args:
+        file: its path below the home.
+        what: what is wrong with it, to follow the file's name.
+        recovery: what brings it back.
+        is_problem: False for what does no harm, such as leftovers of a run that was killed.
+    """
+
+    file: str
+    what: str
+    recovery: str
+    is_problem: bool = True
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A home that is looked at.
+
+    Where the ledger is damaged, which `check_ledger` finds, `ledger` is its last backup, and None without one.
+    """
+
+    home: Path
+    objects: ObjectStore
+    backups: ObjectStore
+    ledger: Ledger | None
+    is_backup: bool
+    on_object: Callable[[int, int], None]
+
+
+Check = Callable[[Inspection], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify_home` found, and how many objects it read."""
+
+    findings: tuple[Finding, ...]
+    num_objects: int
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.is_problem)
+
+
+def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+    """Looks at all of a home, also while a run writes to it.
+
+    What a writer changes meanwhile can seem wrong for a moment: only what two looks in a row find counts.
+
+    Args:
+        on_object: is told (objects that were read, objects in all).
+
+    Raises:
+        StoreError: there is no home, or one of another version of reasonmill.
+    """
+    if not (path / OBJECTS).is_dir():
+        raise StoreError(
+            "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
+        )
+    before: list[Finding] = []
+    for _ in range(_LOOKS):
+        findings, num_objects = _look(path, on_object)
+        if not findings or findings == before:
+            break
+        before, findings = findings, [finding for finding in findings if finding in before]
+    return Verification(tuple(findings), num_objects)
+
+
+def check_ledger(inspection: Inspection) -> Iterator[Finding]:
+    """The ledger's file, its seal and its backups."""
+    fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
+    try:
+        seal = read_seal(inspection.home)
+    except StoreError:
+        yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
+        seal = None
+    damage = ledger_damage(inspection.home, seal)
+    yield from (Finding(LEDGER, what, fall_back) for what in damage)
+    if not damage and inspection.ledger is not None and seal is not None and seal.ledger is not None:
+        # Its bytes are those that were closed; this asks whether they were sound then.
+        yield from (Finding(LEDGER, f"is damaged: {what}", fall_back) for what in inspection.ledger.damage())
+    for digest in inspection.backups.digests():
+        for name in inspection.backups.damaged_files(digest):
+            yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up anew")
+    for digest in seal.backups if seal is not None else ():
+        if not inspection.backups.exists(digest):
+            yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up anew")
+
+
+def check_objects(inspection: Inspection) -> Iterator[Finding]:
+    """Every byte of every object."""
+    used = dict(_used_objects(inspection.ledger)) if inspection.ledger is not None else {}
+    digests = inspection.objects.digests()
+    for done, digest in enumerate(digests, start=1):
+        for name in inspection.objects.damaged_files(digest):
+            user = used.get(digest)
+            recovery = "nothing needs it: `reasonmill gc` removes it" if user is None else _remade(user)
+            yield Finding(f"{OBJECTS}/{digest}/{name}", "is damaged", recovery)
+        inspection.on_object(done, len(digests))
+
+
+def check_references(inspection: Inspection) -> Iterator[Finding]:
+    """Every digest of the ledger: its object must be there."""
+    if inspection.ledger is None or inspection.is_backup:  # a backup may know states that are gone by now
+        return
+    for digest, user in _used_objects(inspection.ledger):
+        if not inspection.objects.exists(digest):
+            yield Finding(f"{OBJECTS}/{digest}", f"is missing, the {user}", _remade(user))
+    used = dict(_used_objects(inspection.ledger))
+    for artifact in inspection.ledger.artifacts():
+        # Bases come from elsewhere; an artifact that no finished stage has was made again as something else.
+        if artifact.kind != "base" and artifact.digest not in used and not inspection.objects.exists(artifact.digest):
+            what = f"is missing, an earlier {artifact.kind} of stage {artifact.stage!r}"
+            yield Finding(f"{OBJECTS}/{artifact.digest}", what, "no stage needs it any more", is_problem=False)
+
+
+def check_steps(inspection: Inspection) -> Iterator[Finding]:
+    """The steps of each stage: none is missing between the first and the last."""
+    if inspection.ledger is None:
+        return
+    for key in inspection.ledger.begun_stages():
+        steps = [step for step, _ in inspection.ledger.steps(key)]
+        missing = sorted(set(range(len(steps))) - set(steps))
+        if missing:
+            yield Finding(LEDGER, f"lacks step {missing[0]} of stage key {key[:12]}", "use a copy of the home")
+
+
+def check_views(inspection: Inspection) -> Iterator[Finding]:
+    """The files of each run's directory."""
+    if inspection.ledger is None:
+        return
+    for run in inspection.ledger.runs():
+        directory = inspection.home / RUNS / run.name
+        recorded = inspection.ledger.views(run.name)
+        for name in damaged_views(directory, recorded):
+            what = "is damaged" if (directory / name).exists() else "is missing"
+            yield Finding(f"{RUNS}/{run.name}/{name}", what, f"{_RERUN} {run.name!r}: it is written again")
+        if recorded:
+            for name in view_names(directory):
+                if name not in recorded:
+                    file = f"{RUNS}/{run.name}/{name}"
+                    yield Finding(file, "is not of reasonmill", "move it elsewhere", is_problem=False)
+        elif directory.is_dir():
+            what = "was not written to its end, so that its files can't be checked"
+            yield Finding(f"{RUNS}/{run.name}", what, f"{_RERUN}: it is written again", is_problem=False)
+
+
+def check_leftovers(inspection: Inspection) -> Iterator[Finding]:
+    """What is in the home and belongs to nothing."""
+    for path in _entries(inspection.home / TMP):
+        recovery = "`reasonmill gc` or the next run removes it"
+        yield Finding(f"{TMP}/{path.name}", "was left by a run that was cut off", recovery, is_problem=False)
+    for store, room in ((inspection.objects, OBJECTS), (inspection.backups, BACKUPS)):
+        strange = {path.name for path in _entries(inspection.home / room)} - set(store.digests())
+        for name in sorted(strange):
+            yield Finding(f"{room}/{name}", "is not named like an object", "move it elsewhere")
+    for path in _entries(inspection.home):
+        if path.name not in HOME_ENTRIES:
+            yield Finding(path.name, "is not of reasonmill", "move it elsewhere", is_problem=False)
+    for path in _entries(inspection.home / QUARANTINE):
+        what = "was put aside because it was damaged"
+        yield Finding(f"{QUARANTINE}/{path.name}", what, "delete it if you do not need it", is_problem=False)
+
+
+def list_incidents(inspection: Inspection) -> Iterator[Finding]:
+    """What was damaged before, and what was done about it."""
+    for incident in inspection.ledger.incidents() if inspection.ledger is not None else ():
+        when = datetime.fromtimestamp(incident.at_s).astimezone().isoformat(timespec="seconds")
+        yield Finding(incident.file, f"{incident.what} (met {when})", incident.done, is_problem=False)
+
+
+CHECKS: tuple[Check, ...] = (
+    check_ledger,
+    check_references,
+    check_steps,
+    check_views,
+    check_leftovers,
+    check_objects,
+    list_incidents,
+)
+
+
+def _look(path: Path, on_object: Callable[[int, int], None]) -> tuple[list[Finding], int]:
+    """What all checks find, and how many objects there are."""
+    objects = ObjectStore(path / OBJECTS, path / TMP, write=False)
+    backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
+    ledger, is_backup = _readable_ledger(path, backups)
+    try:
+        inspection = Inspection(path, objects, backups, ledger, is_backup, on_object)
+        findings = [finding for check in CHECKS for finding in check(inspection)]
+    finally:
+        if ledger is not None:
+            ledger.close()
+    return findings, len(objects.digests())
+
+
+def _readable_ledger(path: Path, backups: ObjectStore) -> tuple[Ledger | None, bool]:
+    """The ledger, or a sound backup of a damaged one, or None; and whether it is a backup."""
+    try:
+        seal = read_seal(path)
+    except StoreError:
+        seal = None
+    if not ledger_damage(path, seal):
+        return Ledger(path / LEDGER, write=False), False
+    for digest in seal.backups if seal is not None else backups.digests():
+        if backups.exists(digest) and not backups.damaged_files(digest):
+            return Ledger(backups.path(digest) / LEDGER, write=False, is_final=True), True
+    return None, True
+
+
+def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
+    """What stages need, as (digest, what it is)."""
+    stages = {record.key: record for record in ledger.stages()}
+    names = {stage.key: f"stage {stage.name!r} of run {run.name!r}" for run in ledger.runs() for stage in run.stages}
+    for key in ledger.begun_stages():
+        name = names.get(key, f"the stage with key {key[:12]}")
+        yield from ((digest, f"state before step {step} of {name}") for step, digest in ledger.states(key))
+        for step, digest in ledger.steps(key):
+            if digest is not None:
+                yield digest, f"groups of step {step} of {name}"
+    for record in stages.values():
+        yield record.artifact.digest, f"{record.artifact.kind} of stage {record.name!r} of run {record.run!r}"
+
+
+def _entries(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _remade(user: str) -> str:
+    return f"{_RERUN} that needs the {user}: it goes on from what is good, and makes this again"

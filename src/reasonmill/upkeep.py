@@ -1,0 +1,64 @@
+"""The commands that look after a home: `verify` and `gc`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from reasonmill.errors import StoreError
+from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
+from reasonmill.store.garbage import collect_garbage, look_for_garbage
+from reasonmill.store.verification import Finding, verify_home
+
+
+def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """Reads every byte of a home and says what is damaged; changes nothing. Exit code 3 if anything is."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("objects", total=None)
+        found = verify_home(home, lambda done, total: progress.update(bar, completed=done, total=total))
+    if as_json:
+        findings = [asdict(finding) for finding in found.findings]
+        print(json.dumps({"objects": found.num_objects, "findings": findings}, indent=2, ensure_ascii=False))
+    else:
+        _print_findings(found.findings)
+        _print(Text(f"{_count(found.num_objects, 'object')}, {_count(len(found.problems), 'problem')}"))
+    if found.problems:
+        raise typer.Exit(StoreError.exit_code)
+
+
+def gc(
+    home: HomeOption = DEFAULT_HOME,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
+) -> None:
+    """Removes what nothing refers to: no artifact, no groups, and no state that a run could go on from."""
+    garbage = look_for_garbage(home) if dry_run else collect_garbage(home)
+    for digest in garbage.objects:
+        _print(Text(f"object {digest[:12]}"))
+    for leftover in garbage.leftovers:
+        _print(Text(f"leftover {leftover.relative_to(home.absolute())}"))
+    verb = "would be removed" if dry_run else "removed"
+    _print(Text(f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers"))
+    if garbage.num_bytes_quarantined:
+        _print(Text(f"{garbage.num_bytes_quarantined:,} bytes are in quarantine/, which only you remove"))
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for finding in sorted(findings, key=lambda finding: finding.is_problem):
+        label = ("damage: ", "bold red") if finding.is_problem else ("note: ", "dim")
+        _print(Text.assemble(label, f"{finding.file} {finding.what}"))
+        _print(Text(f"  {finding.recovery}", style="dim"))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _print(text: Text) -> None:
+    Console().print(text, soft_wrap=True, highlight=False)

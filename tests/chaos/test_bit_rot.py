@@ -1,0 +1,62 @@
+"""Every flipped bit, truncated file and swapped content of a home at rest is found, named and mended."""
+
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from chaos import bit_rot
+from reasonmill.store import verification
+from reasonmill.store.verification import verify_home
+
+NUM_SHORT, NUM_LONG = 60, 500
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its home, its recipe and the digests of what its stages made."""
+
+    home: Path
+    recipe: Path
+    digests: Mapping[str, str]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    directory = tmp_path_factory.mktemp("rot")
+    recipe = directory / "rot.toml"
+    recipe.write_text(bit_rot.RECIPE)
+    return Finished(directory / "home", recipe, bit_rot.run(directory / "home", recipe).digests)
+
+
+def test_a_finished_home_is_clean_and_a_rerun_keeps_it_so(finished: Finished, tmp_path: Path) -> None:
+    bit_rot.copy_on_write(finished.home, tmp_path / "home")
+    assert verify_home(finished.home).findings == ()
+    assert bit_rot.run(tmp_path / "home", finished.recipe).digests == finished.digests
+    assert verify_home(tmp_path / "home").findings == ()
+
+
+def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    is_long, jobs = pytestconfig.getoption("--chaos-long"), pytestconfig.getoption("--chaos-jobs")
+    numbers = range(NUM_LONG if is_long else NUM_SHORT)
+    attempt = partial(bit_rot.failure, finished.home, finished.recipe, finished.digests, scratch=tmp_path)
+    if jobs == 1:
+        failures = list(map(attempt, numbers))
+    else:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            failures = list(pool.map(attempt, numbers))
+    assert [failure for failure in failures if failure] == []
+
+
+@pytest.mark.parametrize("check", [verification.check_objects, verification.check_views, verification.check_ledger])
+def test_a_verify_that_leaves_a_check_out_misses_damage(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: verification.Check
+) -> None:
+    assert bit_rot.missed(finished.home, range(10), tmp_path) == []
+    others = tuple(other for other in verification.CHECKS if other is not check)
+    monkeypatch.setattr(verification, "CHECKS", others)
+    assert bit_rot.missed(finished.home, range(10), tmp_path) != []

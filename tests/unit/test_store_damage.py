@@ -1,0 +1,215 @@
+"""A damaged home: what is found when it is opened, what takes its place, and what is told."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reasonmill.errors import StoreError
+from reasonmill.store import disk
+from reasonmill.store.home import Home
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.ledger_backup import LEDGER, SEAL, read_seal
+from reasonmill.store.ledger_schema import TABLES
+from reasonmill.types import Artifact
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A closed home whose ledger knows a run and three steps."""
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {}, [("zero", "rl", "k")])
+        record_steps(home, range(3))
+    return tmp_path / "home"
+
+
+def record_steps(home: Home, steps: range) -> None:
+    for step in steps:
+        home.ledger.record_metrics("k", step, {"loss/ce": 1.5})
+
+
+def steps_of(home: Home) -> list[int]:
+    return [entry["step"] for entry in home.ledger.metrics("k")]
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def change_a_number(ledger: Path) -> None:
+    """What no check of SQLite's can find: a digit that has become another one."""
+    with sqlite3.connect(ledger) as database:
+        database.execute("UPDATE steps SET metrics = replace(metrics, '1.5', '1.7') WHERE step = 1")
+    database.close()
+
+
+def kill(home: Home) -> None:
+    """Leaves the home as a killed writer does: its ledger is not sealed."""
+    home.ledger.close()
+    assert home._writer is not None
+    home._writer.lock.release()
+
+
+def fell_back(home: Home) -> bool:
+    """Whether a backup ever took the place of the ledger."""
+    return LEDGER in {incident.file for incident in home.ledger.incidents()}
+
+
+def told_by(home: Home) -> list[str]:
+    told: list[str] = []
+    home.tell_incidents(told.append)
+    return told
+
+
+def test_every_table_is_sealed() -> None:
+    assert all("seal TEXT" in statement for statement in TABLES if statement.startswith("CREATE TABLE"))
+
+
+def test_a_changed_row_is_found_when_it_is_read_and_by_name(path: Path) -> None:
+    change_a_number(path / LEDGER)
+    ledger = Ledger(path / LEDGER, write=False)
+    assert ledger.step_groups("k", 0) is None  # other rows can still be read
+    with pytest.raises(StoreError, match="damaged: the row of table 'steps' with stage_key 'k', step '1'"):
+        ledger.metrics("k")
+    assert ledger.damage() == ["the row of table 'steps' with stage_key 'k', step '1' is not what was written"]
+    ledger.close()
+
+
+def test_what_is_updated_is_sealed_again(path: Path) -> None:
+    with Home.open(path) as home:
+        home.ledger.record_metrics("k", 1, {"loss/ce": 9.0})
+        home.ledger.begin_run("r", {"seed": 1}, [])
+        assert home.ledger.damage() == []
+
+
+# Any bit of a closed ledger counts, of its reserved bytes, too.
+@pytest.mark.parametrize(
+    "damage", [lambda ledger: flip(ledger, 80), change_a_number, Path.unlink, lambda p: flip(p, 3)]
+)
+def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(path / LEDGER)
+    broken = (path / LEDGER).read_bytes() if (path / LEDGER).exists() else None
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2]
+        (told,) = told_by(home)
+        (incident,) = home.ledger.incidents()
+        assert str(incident) == told
+        assert told.startswith("ledger.sqlite ")
+        assert told.endswith("its last backup takes its place: what was recorded since is made again")
+    (kept,) = (path / "quarantine").iterdir()
+    assert (kept / LEDGER).read_bytes() == broken if broken is not None else not (kept / LEDGER).exists()
+    with Home.open(path) as home:
+        assert len(home.ledger.incidents()) == 1
+
+
+def test_the_ledger_of_a_killed_writer_is_checked_and_falls_back_to_its_last_backup(path: Path) -> None:
+    home = Home.open(path)
+    record_steps(home, range(3, 5))
+    home.back_up_ledger()
+    record_steps(home, range(5, 6))
+    kill(home)
+    home = Home.open(path)
+    assert (fell_back(home), steps_of(home)) == (False, [0, 1, 2, 3, 4, 5])
+    record_steps(home, range(6, 7))
+    kill(home)
+
+    change_a_number(path / LEDGER)
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2, 3, 4, 5]  # what there was when the killed writer began
+
+
+def test_without_a_sound_backup_nothing_is_touched(path: Path) -> None:
+    for backup in (path / "backups").iterdir():
+        flip(backup / LEDGER)
+    flip(path / LEDGER)
+    broken = (path / LEDGER).read_bytes()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no sound backup of it is left") as caught:
+            Home.open(path)
+        assert caught.value.where == str(path / LEDGER)
+    assert (path / LEDGER).read_bytes() == broken
+
+
+def test_a_restore_that_is_cut_off_is_begun_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the log and the file, the ledger without its log looks sound, and is not what was accepted."""
+    kill(Home.open(path))
+    change_a_number(path / LEDGER)
+
+    replace = disk.replace
+
+    def cut_off(source: Path, target: Path, what: str) -> None:
+        if target.name == LEDGER:
+            raise KeyboardInterrupt
+        replace(source, target, what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "replace", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            Home.open(path)
+    with sqlite3.connect(path / LEDGER) as database:  # the damage is gone, as if it had been in the log
+        database.execute("DELETE FROM steps WHERE step = 1")
+    database.close()
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2]
+
+
+def test_a_damaged_seal_costs_a_closer_look_and_is_told(path: Path) -> None:
+    flip(path / SEAL, 5)
+    with Home.open(path) as home:
+        assert told_by(home) == ["ledger.seal is damaged; the ledger is checked row by row and sealed again"]
+        assert steps_of(home) == [0, 1, 2]
+    assert read_seal(path) is not None
+
+    flip(path / SEAL, 5)
+    change_a_number(path / LEDGER)
+    with Home.open(path) as home:
+        assert steps_of(home) == [0, 1, 2]
+        assert fell_back(home)
+
+
+def test_a_damaged_backup_is_replaced(path: Path) -> None:
+    for backup in (path / "backups").iterdir():
+        flip(backup / LEDGER)
+    with Home.open(path) as home:
+        assert all("the ledger is backed up anew" in line for line in told_by(home))
+        assert not fell_back(home)
+    flip(path / LEDGER)
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2]
+
+
+def test_two_backups_are_kept(path: Path) -> None:
+    with Home.open(path) as home:
+        for step in range(3, 8):
+            record_steps(home, range(step, step + 1))
+            home.back_up_ledger()
+            assert len(list((path / "backups").iterdir())) == 2
+
+
+def test_an_artifact_of_a_damaged_row_is_not_handed_out(path: Path) -> None:
+    with Home.open(path) as home:
+        home.ledger.register(Artifact("ab" * 32, "model", "base", (), ""))
+    with sqlite3.connect(path / LEDGER) as database:
+        database.execute("UPDATE artifacts SET digest = replace(digest, 'abab', 'cdcd')")
+    database.close()
+    with Home.open(path, write=False) as reader, pytest.raises(StoreError, match="artifacts"):
+        reader.ledger.artifact("cdcd")
+
+
+def test_a_home_whose_maker_was_killed_before_it_had_tables_is_new(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    database = sqlite3.connect(tmp_path / "home" / LEDGER)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.close()
+    with Home.open(tmp_path / "home") as home:
+        assert home.ledger.runs() == []
+        assert told_by(home) == []

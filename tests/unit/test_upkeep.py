@@ -1,0 +1,221 @@
+"""`verify` and `gc`: what they find, what they leave alone, and how they tell it."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonmill.cli import main
+from reasonmill.errors import StoreError
+from reasonmill.store import verification
+from reasonmill.store.garbage import collect_garbage, look_for_garbage
+from reasonmill.store.home import Home
+from reasonmill.store.verification import Finding, Inspection, verify_home
+from reasonmill.types import Artifact
+
+
+def put(home: Home, text: str) -> str:
+    return home.objects.put(lambda directory: (directory / "text").write_text(text))
+
+
+def finish(home: Home, key: str, name: str, digest: str, parents: tuple[str, ...] = ()) -> None:
+    made = Artifact(digest, "model", name, parents, "")
+    home.ledger.commit_stage(key=key, run="r", name=name, kind="rl", artifact=made, seconds=1.0, tokens=1)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A home with a finished stage "zero", an unfinished one "more", and an object that nothing refers to."""
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {"stage": []}, [("zero", "rl", "k0"), ("more", "rl", "k1")])
+        for step in range(3):
+            home.ledger.commit_step("k0", step, put(home, f"groups {step}"))
+        finish(home, "k0", "zero", put(home, "zero"))
+        home.ledger.commit_step("k1", 0, put(home, "groups of more"))
+        home.ledger.commit_state("k1", 1, put(home, "state of more"))
+        put(home, "stray")
+        yield home
+
+
+def texts(home: Home) -> set[str]:
+    return {(home.objects.path(digest) / "text").read_text() for digest in home.objects.digests()}
+
+
+def digest_of(home: Home, text: str) -> str:
+    return next(it for it in home.objects.digests() if (home.objects.path(it) / "text").read_text() == text)
+
+
+def found(home: Home) -> list[tuple[str, bool]]:
+    return [(finding.file, finding.is_problem) for finding in verify_home(home.path).findings]
+
+
+def test_a_sound_home_has_no_findings_while_it_is_written_and_after(home: Home) -> None:
+    assert found(home) == []
+    home.close()
+    assert verify_home(home.path) == verification.Verification((), 7)
+
+
+def test_verify_names_a_damaged_object_and_who_needs_it(home: Home) -> None:
+    for text in ("groups 1", "stray"):
+        (home.objects.path(digest_of(home, text)) / "text").write_text("rotten")
+    digests = {text: digest_of(home, text) for text in ("zero",)}
+    findings = {finding.recovery: finding for finding in verify_home(home.path).problems}
+    assert len(findings) == 2
+    needed, free = sorted(findings)[::-1]
+    assert "groups of step 1 of stage 'zero' of run 'r'" in needed
+    assert "nothing needs it" in free
+    assert all(digest not in finding.file for digest in digests.values() for finding in findings.values())
+
+
+def test_verify_finds_what_the_ledger_refers_to_and_the_store_lacks(home: Home) -> None:
+    gone = [digest_of(home, text) for text in ("zero", "groups 0", "state of more")]
+    for digest in gone:
+        home.objects.delete(digest)
+    assert sorted(found(home)) == sorted((f"objects/{digest}", True) for digest in gone)
+
+
+def test_an_artifact_that_no_stage_has_any_more_is_no_problem(home: Home) -> None:
+    digest = digest_of(home, "zero")
+    home.ledger.forget_stage("k0")
+    home.objects.delete(digest)
+    finish(home, "k0", "zero", put(home, "zero again"))
+    assert found(home) == [(f"objects/{digest}", False)]
+
+
+def test_steps_must_be_consecutive(home: Home) -> None:
+    home.ledger.record_metrics("k1", 2, {"loss": 1.0})
+    (finding,) = verify_home(home.path).problems
+    assert (finding.file, finding.what) == ("ledger.sqlite", "lacks step 1 of stage key k1")
+
+
+def test_leftovers_and_what_is_not_of_the_home(home: Home) -> None:
+    (home.path / "tmp" / "put-x").mkdir()
+    (home.path / "notes.txt").write_text("mine")
+    (home.path / "objects" / "model").mkdir()
+    assert sorted(found(home)) == [("notes.txt", False), ("objects/model", True), ("tmp/put-x", False)]
+
+
+def test_what_only_one_look_finds_does_not_count(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([[Finding("a", "is damaged", ""), Finding("b", "is damaged", "")], [Finding("b", "is damaged", "")]])
+    last = [Finding("b", "is damaged", "")]
+
+    def check(inspection: Inspection) -> list[Finding]:
+        return next(looks, last)
+
+    monkeypatch.setattr(verification, "CHECKS", (check,))
+    assert [finding.file for finding in verify_home(home.path).findings] == ["b"]
+
+
+def test_a_ledger_beyond_reading_is_named_and_the_rest_is_still_looked_at(home: Home) -> None:
+    (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
+    home.close()
+    (home.path / "ledger.sqlite").write_bytes(b"rotten" * 1000)
+    files = [file for file, _ in found(home)]
+    assert files[0] == "ledger.sqlite"
+    assert files[1].endswith("/text")
+
+
+# gc
+
+
+def test_gc_removes_what_nothing_refers_to_and_nothing_else(home: Home) -> None:
+    kept = texts(home) - {"stray"}
+    stray = digest_of(home, "stray")
+    home.ledger.commit_state("k0", 3, put(home, "state that a killed process left"))
+    home.run_dir("r")
+    (home.path / "runs" / "r" / ".model.new").mkdir()
+    (home.path / "runs" / "r" / ".model.new" / "half").write_text("half")
+    home.close()
+    (home.path / "tmp" / "put-x").write_text("half")
+
+    planned = look_for_garbage(home.path)
+    assert stray in planned.objects
+    assert [path.name for path in planned.leftovers] == ["put-x", ".model.new"]
+    assert planned.num_bytes > len("stray") + 2 * len("half")
+    assert (home.path / "tmp" / "put-x").exists()
+
+    assert collect_garbage(home.path) == planned
+    with Home.open(home.path) as again:
+        assert texts(again) == kept
+        assert again.ledger.states("k0") == []
+        assert look_for_garbage_in(again) == ()
+    assert not (home.path / "runs" / "r" / ".model.new").exists()
+    assert verify_home(home.path).problems == ()
+
+
+def look_for_garbage_in(home: Home) -> tuple[str, ...]:
+    home.close()
+    return look_for_garbage(home.path).objects
+
+
+def test_gc_keeps_a_forgotten_stages_artifact_and_its_parents(home: Home) -> None:
+    finish(home, "k2", "child", put(home, "child"), (digest_of(home, "zero"),))
+    for key in ("k0", "k2"):
+        home.ledger.forget_stage(key)
+    home.close()
+    assert len(collect_garbage(home.path).objects) == 1
+    with Home.open(home.path) as again:
+        assert {"child", "zero"} <= texts(again)
+
+
+def test_gc_keeps_the_quarantine(home: Home) -> None:
+    digest = digest_of(home, "stray")
+    (home.objects.path(digest) / "text").write_text("rotten")
+    home.close()
+    with Home.open(home.path) as again:
+        assert again.objects.sound_path(digest, instead="nothing") is None
+    assert collect_garbage(home.path).num_bytes_quarantined > 0
+    assert len(os.listdir(home.path / "quarantine")) == 1
+
+
+def test_gc_waits_for_no_writer(home: Home) -> None:
+    for collect in (collect_garbage, look_for_garbage):
+        with pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+            collect(home.path)
+    assert "stray" in texts(home)
+
+
+# The commands
+
+
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def call(*arguments: Any) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        return int(caught.value.code or 0), capsys.readouterr().out
+
+    return call
+
+
+def test_verify_on_the_command_line(home: Home, call: Call, tmp_path: Path) -> None:
+    assert call("verify", "--home", home.path) == (0, "7 objects, 0 problems\n")
+    file = home.objects.path(digest_of(home, "zero")) / "text"
+    file.write_text("rotten")
+    (home.path / "notes.txt").write_text("mine")
+    code, out = call("verify", "--home", home.path)
+    assert code == 3
+    assert f"damage: {file.relative_to(home.path)} is damaged\n  run the recipe again that needs the model of" in out
+    assert "note: notes.txt is not of reasonmill" in out
+    assert out.endswith("7 objects, 1 problem\n")
+    code, out = call("verify", "--home", home.path, "--json")
+    told = json.loads(out)
+    assert code == 3
+    assert told["objects"] == 7
+    assert {(it["file"], it["is_problem"]) for it in told["findings"]} == set(found(home))
+    assert call("verify", "--home", tmp_path / "nowhere")[0] == 3
+
+
+def test_gc_on_the_command_line(home: Home, call: Call) -> None:
+    home.close()
+    code, out = call("gc", "--home", home.path, "--dry-run")
+    assert code == 0
+    assert "would be removed: 1 object," in out
+    assert call("gc", "--home", home.path)[1].startswith("object ")
+    assert call("gc", "--home", home.path) == (0, "removed: 0 objects, 0 bytes with leftovers\n")
