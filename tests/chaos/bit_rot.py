@@ -78,12 +78,12 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def run(home: Path, recipe: Path) -> Outcome:
+def run(home: Path, recipe: Path, *, stop_requested: Callable[[], bool] = lambda: False) -> Outcome:
     """What `reasonmill run` does, without a process of its own."""
     notes = Notes()
     with Home.open(home) as opened:
         result = run_recipe(
-            load_recipe(str(recipe)), opened, notes, until=None, device="cpu", stop_requested=lambda: False
+            load_recipe(str(recipe)), opened, notes, until=None, device="cpu", stop_requested=stop_requested
         )
     return Outcome({stage.name: stage.artifact.digest for stage in result.stages}, tuple(notes.notes))
 

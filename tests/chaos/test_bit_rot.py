@@ -1,7 +1,8 @@
 """Every flipped bit, truncated file and swapped content of a home at rest is found, named and mended."""
 
 import multiprocessing
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from chaos import bit_rot
+from reasonmill.errors import Interrupted
 from reasonmill.store import verification
+from reasonmill.store.home import Home
 from reasonmill.store.verification import verify_home
 
 NUM_SHORT, NUM_LONG = 60, 500
@@ -50,6 +53,32 @@ def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, pyte
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             failures = list(pool.map(attempt, numbers))
     assert [failure for failure in failures if failure] == []
+
+
+@pytest.mark.parametrize("kinds", [("states",), ("groups",), ("states", "groups")])
+def test_an_interrupted_run_with_damage_ends_in_the_same_bits(
+    finished: Finished, tmp_path: Path, kinds: Sequence[str]
+) -> None:
+    looks = iter([False] * 3)  # before "zero", and at its steps 0 and 1
+    with pytest.raises(Interrupted, match="before step 3"):
+        bit_rot.run(tmp_path / "home", finished.recipe, stop_requested=lambda: next(looks, True))
+    with Home.open(tmp_path / "home", write=False) as home:
+        (key,) = home.ledger.begun_stages()
+        kept = {
+            "states": [digest for _, digest in home.ledger.states(key)],
+            "groups": [digest for _, digest in home.ledger.steps(key)],
+        }
+        files = [bit_rot.files_in(home.path / "objects" / str(digest))[0] for kind in kinds for digest in kept[kind]]
+    assert len(kept["states"]) == 1
+    assert len(kept["groups"]) == 2
+    for number, file in enumerate(files):
+        bit_rot.flip([file], random.Random(number))
+    outcome = bit_rot.run(tmp_path / "home", finished.recipe)
+    assert outcome.digests == finished.digests
+    # With damaged groups the state after them is not even looked at.
+    assert sum("goes on from a state before" in note for note in outcome.notes) == (2 if "groups" in kinds else 1)
+    assert sum("are sampled again" in note for note in outcome.notes) == 2 * ("groups" in kinds)
+    assert verify_home(tmp_path / "home").problems == ()
 
 
 @pytest.mark.parametrize("check", [verification.check_objects, verification.check_views, verification.check_ledger])

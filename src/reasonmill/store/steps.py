@@ -29,11 +29,20 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
 
 
 def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
-    """Step and directory of the latest state of a stage that is whole; None if there is none.
+    """Step and directory of the latest state of a stage that is whole, as are the groups of all steps before it.
 
-    States that are damaged or missing are told and forgotten.
+    Damaged or missing states are told and forgotten. Where groups are damaged or missing, a state before their step is
+    the latest, so that they are made again. None if there is no such state.
     """
+    lost = [
+        step
+        for step, digest in home.ledger.steps(key)
+        if digest is not None
+        and home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}") is None
+    ]
     for step, digest in reversed(home.ledger.states(key)):
+        if lost and step > lost[0]:
+            continue
         path = home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}")
         if path is not None:
             return step, path
