@@ -19,6 +19,7 @@ from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
+from reasonmill.settings import decisive
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import MANIFEST, disk_errors, replace_file
@@ -226,7 +227,7 @@ class _Run:
             kind=module.MAKES,
             stage=settings.name,
             parents=(*(read.digest for read in inputs.values()), *self._verdicts(node)),
-            config_digest=content_digest(settings.model_dump(mode="json", by_alias=True)),
+            config_digest=content_digest(decisive(settings)),
             metrics=outcome.metrics,
         )
         self._home.ledger.commit_stage(
