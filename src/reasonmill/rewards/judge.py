@@ -58,7 +58,7 @@ class Judge:
         self._server = ChatServer(settings)
         self._params = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens)
 
-    def correct(self, claims: Sequence[Claim], *, on_verdict: Callable[[int], None] | None = None) -> list[bool | None]:
+    def correct(self, claims: Sequence[Claim], on_verdict: Callable[[int], None] | None = None) -> list[bool | None]:
         """Whether each answer is correct; None where the judge gave no verdict. An empty answer is wrong unasked.
 
         Args:

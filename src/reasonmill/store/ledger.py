@@ -162,13 +162,13 @@ class Ledger:
             self._db.execute("DELETE FROM stages WHERE key = ?", (key,))
 
     def commit_step(self, stage_key: str, step: int, groups_digest: str) -> None:
-        """Records the groups that a step is trained on, before it is.
+        """Records the groups that a step is trained on, before it is; verdicts of a judge are recorded in the same way.
 
         Raises:
             StoreError: other groups are recorded for this step.
         """
         with self._transaction():
-            self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
+            self._require_same(f"groups or verdicts of step {step}", self.step_groups(stage_key, step), groups_digest)
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, groups_digest) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest",
