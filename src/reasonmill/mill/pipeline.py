@@ -17,7 +17,7 @@ from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
-from reasonmill.recipe.hub import fetch
+from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.settings import decisive
 from reasonmill.stages.context import Input, Outcome, StageContext
@@ -173,6 +173,9 @@ class _Run:
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             if digest is not None:
+                for model in self._recipe.models.values():
+                    if model.digest == digest:  # a gate left it in place, maybe in an earlier process
+                        self._apply_template(model)
                 source = model_path(self._home, digest, self._recipe)
                 shutil.copytree(source, new, ignore=lambda at, _: [MANIFEST] if Path(at) == source else [])
             # Aside first: a crash in between leaves no model here, and the next run puts it back from the store.
@@ -181,6 +184,11 @@ class _Run:
             if digest is not None:
                 new.rename(target)
             shutil.rmtree(old, ignore_errors=True)
+
+    def _apply_template(self, model: HubModel) -> None:
+        """Makes the directory that stages read a model of the hub from, where that is not the hub's own."""
+        if model.template is not None:
+            model.link_with_template(_hub_directory(model, self._home))
 
     def _committed(self, node: Node, key: str) -> StageResult | None:
         """The stage as the ledger has it; a stage whose object is gone counts as not finished."""
@@ -210,6 +218,7 @@ class _Run:
             if model.digest in {read.digest for read in inputs.values()}:
                 self._progress.note(f"{settings.name}  looks for {model.hub}")
                 fetch(model)
+                self._apply_template(model)
         context = StageContext(
             key=key,
             seed=self._recipe.seed,
@@ -269,7 +278,7 @@ def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, re
             digest = made_digest(artifacts[source.stage])
             inputs[name] = Input(model_path(home, digest, recipe), digest)
         elif isinstance(source, HubSource):
-            inputs[name] = Input(source.model.directory, source.model.digest)
+            inputs[name] = Input(_hub_directory(source.model, home), source.model.digest)
         else:
             inputs[name] = Input(source.path, directory_digest(source.path))
     return inputs
@@ -280,7 +289,12 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
     if not home.objects.exists(digest):
         for source in {source for node in recipe.nodes for source in node.sources.values()}:
             if isinstance(source, HubSource) and source.model.digest == digest:
-                return source.model.directory
+                return _hub_directory(source.model, home)
             if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
                 return source.path
     return home.objects.path(digest)
+
+
+def _hub_directory(model: HubModel, home: Home | None) -> Path:
+    """Where stages find a model of the hub. With a template of the recipe's it is made when a stage needs it."""
+    return model.directory if model.template is None or home is None else home.scratch(f"hub-{model.digest}")
