@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -217,6 +218,37 @@ def test_a_run_without_training_has_no_charts(home: Home, tmp_path: Path) -> Non
     page = Page(report(home, tmp_path / "run", summary(stage("eval", "evaluate", metrics=metrics))))
     assert "svg" not in page.tags
     assert "50.0%" in page.text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "title", "legend"),
+    [
+        ({"reward/helpfulness": 0.7, "reward/safety": 0.9}, "Preference rewards", ["helpfulness", "safety"]),
+        ({"reward/safety": 0.9}, "Preference rewards", ["safety"]),
+        ({"policy/kl": 0.01}, "KL to the reference", []),
+        ({"loss/kl": 0.4}, "KL to the teacher", []),
+        ({"loss/pairwise": 0.69}, "Loss", ["of pairs"]),
+        ({"loss/pointwise": 0.69}, "Loss", ["of responses"]),
+        ({"groups/ungraded": 0.1}, None, []),
+    ],
+)
+def test_a_stage_has_the_charts_of_what_it_recorded(
+    home: Home, tmp_path: Path, metrics: dict[str, float], title: str | None, legend: list[str]
+) -> None:
+    for step in range(2):
+        home.ledger.record_metrics("key-r1", step, metrics)
+    html = report(home, tmp_path / "run", summary(stage("r1", "rl")))
+    assert re.findall(r'role="img" aria-label="([^"]*)"', html) == ([title] if title else [])
+    assert Page(html).within("span.key") == legend
+
+
+def test_preference_rewards_are_drawn_from_the_step_that_has_them(home: Home, tmp_path: Path) -> None:
+    for step in range(8):
+        preferences = {"reward/helpfulness": 0.5 + 0.05 * step} if step >= 6 else {}
+        home.ledger.record_metrics("key-r1", step, {"reward/mean": 0.5, **preferences})
+    page = Page(report(home, tmp_path / "run", summary(stage("r1", "rl"))))
+    assert page.tags.count("svg") == 2
+    assert "Preference rewards" in page.text
 
 
 def test_a_figure_of_one_problem_has_no_interval(home: Home, tmp_path: Path) -> None:
