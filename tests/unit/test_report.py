@@ -349,6 +349,62 @@ def test_a_narrow_terminal_shows_intervals_below(trained: dict[str, Any]) -> Non
     assert lines[2:4] == ["pass@1 13.5% 63.1%", "11.4-15.6 61.0-65.2"]
 
 
+@pytest.fixture
+def r1_tiny() -> Results:
+    """The table of stages as r1-tiny prints it: ten models, and figures as wide as they come."""
+    some = figure(0.725, 0.699, 0.752)
+    tokens = figure(83.6, 78.9, 88.3)
+
+    def measured(model: str) -> dict[str, Any]:
+        metrics = evaluation(model, some)
+        figures = metrics["tasks"]["countdown-3"]
+        if model.startswith("small") or model == "tiny-base-weak":
+            return metrics
+        metrics["tasks"] |= {"countdown-4": figures, "arithmetic": figures}
+        general = {"domain": "general", "problems": 4, "samples": 1, "seed": 0}
+        metrics["tasks"] |= {"harmful-requests": {**general, "unsafe": some}}
+        metrics["tasks"] |= {"harmless-requests": {**general, "refused": some}}
+        reasoning = {"language": some, "format": some, "thinking_tokens": tokens}
+        metrics["pooled"] = {"reasoning": reasoning, "helpfulness": {"pass@1": some}}
+        return metrics if model == "dev3" else {**metrics, "win_rate": some}
+
+    made = [("zero", "rl"), ("dev1", "sft"), ("dev2", "rl"), ("dev3", "sft"), ("r1", "rl"), ("small-sft", "sft"),
+            ("small-distill", "distill"), ("small-rl", "rl")]  # fmt: skip
+    models = ["dev3", "tiny-base", "zero", "dev1", "dev2", "r1", "tiny-base-weak", "small-rl", "small-sft",
+              "small-distill"]  # fmt: skip
+    stages = [*(stage(name, kind) for name, kind in made),
+              *(stage(f"{model}-eval", "evaluate", metrics=measured(model)) for model in models)]  # fmt: skip
+    return read_stages(summary(*stages))
+
+
+def test_the_table_of_r1_tiny_fits_into_80_columns(r1_tiny: Results) -> None:
+    lines = terminal_table(r1_tiny, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["tiny-base", "zero", "dev1", "dev2", "dev3", "r1"]
+    rows = [" ".join(line.split()) for line in lines]
+    assert rows[rows.index("language " + " ".join(["72.5%"] * 6)) + 1] == "consistency " + " ".join(["69.9-75.2"] * 6)
+    assert rows[-5:] == [
+        "",
+        "tiny-base-weak small-sft small-distill small-rl",
+        "countdown-3 72.5% 72.5% 72.5% 72.5%",
+        "69.9-75.2 69.9-75.2 69.9-75.2 69.9-75.2",
+        "after each figure: its 95% interval",
+    ]
+
+
+def test_a_wide_console_has_one_line_a_row(r1_tiny: Results) -> None:
+    lines = terminal_table(r1_tiny, 250).splitlines()
+    assert len(lines) == 1 + 10 + 1
+    assert lines[0].split()[-4:] == ["tiny-base-weak", "small-sft", "small-distill", "small-rl"]
+    assert lines[1].count("72.5% 69.9-75.2") == 10
+
+
+def test_a_console_that_is_too_narrow_for_one_model_still_shows_all_figures(r1_tiny: Results) -> None:
+    text = terminal_table(r1_tiny, 24)
+    assert text.count("83.6") == 6
+    assert text.count("78.9-88.3") == 6
+
+
 def test_the_terminal_shows_no_table_without_evaluation() -> None:
     assert terminal_table(read_stages(summary(stage("zero", "rl"))), 80) == ""
 
