@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_a_stage_that_bears_a_name_of_a_shipped_recipe_is_the_one_that_ships(exa
     by_name = {stage["name"]: stage for stage in shipped}
     for stage in tomllib.loads(example).get("stage", []):
         assert by_name.get(stage["name"], stage) == stage
+
+
+def test_the_commands_for_teacher_and_judge_are_ones_that_load() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "teacher-judge.md").read_text(encoding="utf-8"), re.DOTALL)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if "reasonmill run" in line]
+    assert len(commands) == 4
+    for program, run, recipe, *options in commands:
+        assert (program, run) == ("reasonmill", "run")
+        assert set(options[0::2]) <= {"--set"}
+        load_recipe(recipe, options[1::2])
 
 
 def parsed(name: str) -> dict[str, Any]:
