@@ -91,7 +91,7 @@ def run(
         _show_plan(loaded, home, until, device)
         return
 
-    from reasonmill.mill.display import make_progress
+    from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.pipeline import run_recipe
     from reasonmill.mill.results import print_table, read_stages
     from reasonmill.store.home import Home
@@ -106,7 +106,7 @@ def run(
             _print(Console(stderr=True), Text.assemble(("stopped: ", "yellow"), error.what))
             _print(Console(stderr=True), Text("  the same command resumes this run"))
             raise typer.Exit(stop.exit_code(error)) from error
-    console = Console()
+    console = output_console()
     print_table(console, read_stages(result.summary))
     for stage in result.stages:
         if stage.artifact.kind == "verdict":
@@ -161,7 +161,7 @@ def evaluate(
 
     directory = find_model(model, home)
 
-    from reasonmill.mill.display import make_progress
+    from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.results import print_table, read_results
     from reasonmill.stages.evaluate import evaluate_model
 
@@ -173,7 +173,9 @@ def evaluate(
     if as_json:
         print(json.dumps(metrics, indent=2, ensure_ascii=False))
     else:
-        print_table(Console(), read_results({"stages": [{"name": "eval", "kind": "evaluate", "metrics": metrics}]}))
+        print_table(
+            output_console(), read_results({"stages": [{"name": "eval", "kind": "evaluate", "metrics": metrics}]})
+        )
 
 
 @app.command()
@@ -297,6 +299,7 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
 
     With `--device cuda` where there is no GPU, the estimates are for one.
     """
+    from reasonmill.mill.display import output_console
     from reasonmill.mill.estimate import estimate, total
     from reasonmill.mill.pipeline import plan
 
@@ -316,8 +319,7 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
         table.add_row(stage.name, stage.kind, state, *(_estimate_cells(shown) if shown else ("", "", "")))
     whole = total(estimates)
     table.add_row("total", "", "", *_estimate_cells(whole))
-    # One line a stage, however many columns a file or a pipe is said to have.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = output_console()
     console.print(table)
     _print(console, Text(f"estimates for {assumed.name} with {_gigabytes(assumed.memory_bytes)} of memory"))
     _print(console, Text("the rates and the lengths of responses are assumptions: expect factors of 2 or 3"))

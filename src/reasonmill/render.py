@@ -9,15 +9,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Renderer
+from reasonmill.templates import R1_ZERO_PREAMBLE
 from reasonmill.types import Message
-
-# R1-Zero's template (paper, Table 1), for bases that have no chat template of their own.
-R1_ZERO_TEMPLATE = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The Assistant "
-    "first thinks about the reasoning process and then gives the answer. The reasoning is enclosed in <think> </think> "
-    "and the answer in <answer> </answer>, that is, <think> reasoning here </think> <answer> answer here </answer>. "
-    "User: {question}. Assistant:"
-)
 
 
 class _TokenizerText:
@@ -52,11 +45,11 @@ class ChatRenderer(_TokenizerText):
 
 
 class PlainRenderer(_TokenizerText):
-    """R1-Zero's plain template, for one user question."""
+    """R1-Zero's template as plain text, for one user question of a base that has no chat template of its own."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         question = "\n".join(message.content for message in messages)
-        return tuple(self._tokenizer.encode(R1_ZERO_TEMPLATE.format(question=question)))
+        return tuple(self._tokenizer.encode(f"{R1_ZERO_PREAMBLE} User: {question}. Assistant:"))
 
 
 def renderer_for(model_dir: Path) -> Renderer:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Renderer
 from reasonmill.render import ChatRenderer, PlainRenderer, renderer_for
+from reasonmill.templates import CHAT_TEMPLATES
 from reasonmill.types import Message
 from reasonmill.world.tokenizer import train_tokenizer
 
@@ -33,19 +34,21 @@ class Case:
     """The text that the question is put in, up to where the assistant begins."""
 
 
-@pytest.fixture(scope="module", params=["chat", "plain"])
+@pytest.fixture(scope="module", params=["chat", "plain", "r1-zero"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     directory = tmp_path_factory.mktemp(request.param)
     tokenizer = a_tokenizer(chat=request.param == "chat")
+    if request.param in CHAT_TEMPLATES:
+        tokenizer.chat_template = CHAT_TEMPLATES[request.param]
     tokenizer.save_pretrained(directory)
-    prompt = {
-        "chat": f"<|user|> {QUESTION}<|end|><|assistant|>",
-        # Table 1 of the R1 paper.
-        "plain": "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+    # After Table 1 of the R1 paper.
+    r1_zero = (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
         "The Assistant first thinks about the reasoning process and then gives the answer. The reasoning is enclosed "
         "in <think> </think> and the answer in <answer> </answer>, that is, <think> reasoning here </think> <answer> "
-        f"answer here </answer>. User: {QUESTION}. Assistant:",
-    }[request.param]
+        f"answer here </answer>. User: {QUESTION}. Assistant:"
+    )
+    prompt = f"<|user|> {QUESTION}<|end|><|assistant|>" if request.param == "chat" else r1_zero
     return Case(renderer_for(directory), tokenizer, prompt)
 
 
@@ -109,3 +112,11 @@ def test_a_tokenizer_that_never_ends_a_text_is_refused(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="end-of-text"):
         renderer_for(tmp_path)
+
+
+def test_r1_zeros_template_tells_the_turns_of_a_longer_conversation_apart() -> None:
+    tokenizer = a_tokenizer(chat=False)
+    tokenizer.chat_template = CHAT_TEMPLATES["r1-zero"]
+    turns = [("user", "Hi"), ("assistant", "<answer> Hello </answer>"), ("user", QUESTION)]
+    text = tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], tokenize=False)
+    assert text.endswith(f"</answer>. User: Hi. Assistant: <answer> Hello </answer> User: {QUESTION}.")

@@ -1,4 +1,5 @@
 import io
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from reasonmill.mill.display import (
     LiveDisplay,
     format_duration,
     make_progress,
+    output_console,
     sparkline,
 )
 
@@ -193,6 +195,16 @@ def test_the_display_suits_the_console(pipe: Console, terminal: Console) -> None
     assert isinstance(make_progress(terminal), LiveDisplay)
     assert isinstance(make_progress(pipe), LineDisplay)
     assert isinstance(make_progress(dumb), LineDisplay)
+
+
+def test_a_row_in_a_pipe_is_one_line_whatever_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", pipe)
+    output_console().print("x" * 500)
+    assert pipe.getvalue() == "x" * 500 + "\n"
+    monkeypatch.setattr(pipe, "isatty", lambda: True)
+    assert output_console().width == 80
 
 
 def test_the_panel_fits_80_columns_and_shows_all_readings(live: LiveDisplay, clock: FakeClock) -> None:

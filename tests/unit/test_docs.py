@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from reasonmill.recipe.cycle import Cycle
 from reasonmill.recipe.graph import Recipe
+from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.recipe.reference import Reference
 from reasonmill.stages.registry import kinds
@@ -26,6 +28,8 @@ EXAMPLES = [
     for path in PAGES.values()
     for place, text in enumerate(re.findall(r"```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
 ]
+# Tables of a recipe that are no stages and have a page, too.
+TABLES = {"cycle": Cycle, "models": HubModel}
 REQUIRED = object()
 _TYPES: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
@@ -108,12 +112,12 @@ def _toml(value: Any) -> str:
 
 
 def test_every_kind_has_a_page_and_every_page_a_kind() -> None:
-    assert PAGES.keys() == kinds().keys() | {"cycle"}
+    assert PAGES.keys() == kinds().keys() | TABLES.keys()
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_settings_of_a_page_are_those_of_the_code(page: str) -> None:
-    model = Cycle if page == "cycle" else kinds()[page].Settings
+    model = TABLES[page] if page in TABLES else kinds()[page].Settings
     lines = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [(name.strip("`"), kind, default) for name, kind, default, _ in cells] == list(rows(model))
@@ -134,6 +138,16 @@ def test_a_stage_that_bears_a_name_of_a_shipped_recipe_is_the_one_that_ships(exa
     by_name = {stage["name"]: stage for stage in shipped}
     for stage in tomllib.loads(example).get("stage", []):
         assert by_name.get(stage["name"], stage) == stage
+
+
+def test_the_commands_for_teacher_and_judge_are_ones_that_load() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "teacher-judge.md").read_text(encoding="utf-8"), re.DOTALL)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if "reasonmill run" in line]
+    assert len(commands) == 4
+    for program, run, recipe, *options in commands:
+        assert (program, run) == ("reasonmill", "run")
+        assert set(options[0::2]) <= {"--set"}
+        load_recipe(recipe, options[1::2])
 
 
 def parsed(name: str) -> dict[str, Any]:

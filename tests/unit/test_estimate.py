@@ -160,6 +160,31 @@ def test_reward_models_train_on_pairs_or_on_responses() -> None:
     assert responses.trained.at_most == pytest.approx(0.8 * 40 * 120)
 
 
+def test_a_judge_reads_each_pair_twice_and_the_time_that_takes_is_not_known() -> None:
+    rollouts = collected(tasks={"facts": 10})
+    asked = node(
+        "reward-model",
+        {"data[0]": StageSource("collect")},
+        objective="pairwise",
+        judge={"url": "http://127.0.0.1:1/v1", "model": "judge", "max_tokens": 40},
+        data=["collect"],
+        schedule=SCHEDULE,
+        **{"from": "billion"},
+    )
+    samples = workload(rollouts.settings, {})
+    assert samples is not None
+    assert samples.makes is not None
+    work = workload(asked.settings, {"data[0]": samples.makes})
+    assert work is not None
+    # 60 pairs in two orders: two texts of 120 tokens and 40 of the judge's own.
+    assert work.served.at_most == pytest.approx(120 * (240 + 40))
+    nodes = (rollouts, asked)
+    found = estimate(nodes, fresh(*nodes), PLAIN)["reward-model"]
+    assert (found.seconds, found.unknown) == (None, ("how fast the server is",))
+    assert found.memory_bytes is not None
+    assert found.memory_bytes > 1e9  # it is trained here
+
+
 def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
     asked = kinds()["collect"].Settings(
         name="asked",

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.mill.display import LineDisplay
 from reasonmill.mill.pipeline import RunResult, model_path, plan, run_recipe
 from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.load import load_recipe
-from reasonmill.recipe.reference import HubSource
+from reasonmill.recipe.reference import HubSource, shipped_bases
+from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
+from reasonmill.templates import CHAT_TEMPLATES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = HubModel(hub="owner/policy", revision=COMMIT, parameters=1e6)
@@ -173,3 +176,67 @@ def test_what_the_hub_does_not_have_is_a_mistake_of_the_recipe(refusing_hub: lis
     with pytest.raises(RecipeError, match=what) as caught:
         fetch(MODEL)
     assert caught.value.where == f"owner/policy at {COMMIT}"
+
+
+# A template of the recipe's own
+
+TRAINED = """name = "templated"
+
+[models.policy]
+hub = "owner/policy"
+revision = "{commit}"
+parameters = 1e6
+
+[[stage]]
+name = "zero"
+kind = "rl"
+from = "policy"
+steps = 1
+problems_per_step = 2
+group_size = 2
+tasks = {{ countdown-3 = 1.0 }}
+rewards = {{ accuracy = 1.0, format = 1.0 }}
+schedule = {{ peak = 1e-6 }}
+sampling = {{ max_tokens = 4 }}
+"""
+
+
+def test_a_model_is_trained_with_the_template_of_the_recipe(cache: Path, tmp_path: Path) -> None:
+    snapshot = put_into(cache, shipped_bases()["tiny-base"])
+    before = {file.name: file.read_bytes() for file in snapshot.iterdir()}
+    path = tmp_path / "templated.toml"
+    path.write_text(TRAINED.format(commit=COMMIT))
+    (plain,) = plan(load_recipe(str(path)), None, None)
+    path.write_text(path.read_text().replace("parameters", 'template = "r1-zero"\nparameters'))
+    (templated,) = plan(load_recipe(str(path)), None, None)
+    assert templated.key != plain.key
+
+    result = run(path, tmp_path / "home")
+    assert result.stages[0].key == templated.key
+    saved = AutoTokenizer.from_pretrained(result.directory / "model")
+    assert saved.chat_template == CHAT_TEMPLATES["r1-zero"]
+    with Home.open(tmp_path / "home", write=False) as home:
+        (group, _) = read_groups(home.objects.path(home.ledger.step_groups(templated.key, 0) or "") / GROUPS_FILE)
+        prompt = saved.decode(group.rollouts[0].prompt_tokens)
+    assert prompt.endswith(f"</answer>. User: {group.problem.messages[0].content}. Assistant:")
+    assert {file.name: file.read_bytes() for file in snapshot.iterdir()} == before
+
+
+def test_a_template_is_content_and_one_that_nobody_knows_is_refused(hub_recipe: Path) -> None:
+    templated = load_recipe(str(hub_recipe), ["models.policy.template=r1-zero"]).models["policy"]
+    assert templated.digest != MODEL.digest
+    with pytest.raises(RecipeError, match=r"models.policy.template: Input should be 'r1-zero'"):
+        load_recipe(str(hub_recipe), ["models.policy.template=r1"])
+
+
+def test_a_gate_may_leave_a_model_with_a_template_in_place(
+    hub_recipe: Path, base: Path, cache: Path, tmp_path: Path
+) -> None:
+    put_into(cache, base)
+    recipe = load_recipe(str(hub_recipe), ["models.policy.template=r1-zero"])
+    model = recipe.models["policy"]
+    with Home.open(tmp_path / "home") as home:
+        directory = model_path(home, model.digest, recipe)
+        model.link_with_template(directory)
+        assert (directory / "weights.txt").read_text() == "base"
+        assert (directory / "chat_template.jinja").read_text() == CHAT_TEMPLATES["r1-zero"]

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
-from reasonmill.rewards.judge import Claim, Judge, JudgeSettings, verdict
+from reasonmill.rewards.judge import Claim, Comparison, Judge, JudgeSettings, verdict
 from reasonmill.sample.http_client import ChatReply
 from reasonmill.types import Message, Problem
 
@@ -87,6 +87,12 @@ def test_every_turn_of_a_longer_conversation_is_shown() -> None:
         (" correct.\n", "CORRECT"),
         ("**INCORRECT**", "INCORRECT"),
         ("`A`", "A"),
+        ("**a>>b**.", "A>>B"),
+        ("B>A", "B>A"),
+        ("A=B\n", "A=B"),
+        ("A>>>B", ""),
+        ("A > B", ""),
+        ("A>B or B>A", ""),
         ("<think> it is not INCORRECT </think>\n\nCORRECT", "CORRECT"),
         ("<think> CORRECT", ""),
         ("The answer is CORRECT", ""),
@@ -105,6 +111,25 @@ def test_reasoning_apart_is_no_part_of_the_reply_and_a_cut_reply_is_no_verdict()
     assert verdict(ChatReply("CORRECT", "INCORRECT ?", "stop")) == "CORRECT"
     assert verdict(ChatReply("CORRECT", "", "length")) == ""
     assert verdict(ChatReply("", "CORRECT", "stop")) == ""
+
+
+def test_two_answers_are_compared_in_the_order_in_which_they_are_given() -> None:
+    signs = ["A>>B", "A>B", "A=B", "B>A", "B>>A", "B", "A>A"]
+    comparisons = [Comparison(PROBLEM, f"left {place}", f"right {place}") for place in range(len(signs))]
+
+    def by_place(body: dict, number: int) -> Answer:
+        prompt = prompt_of(body)
+        place = section(prompt, "ANSWER A").removeprefix("left ")
+        assert section(prompt, "ANSWER B") == f"right {place}"
+        assert section(prompt, "QUESTION") == "make 24 from 3 8 1"
+        assert PROBLEM.answer not in prompt
+        return says(signs[int(place)])
+
+    told: list[int] = []
+    with chat_server(by_place) as fake:
+        assert judge(fake).preferences(comparisons, told.append) == [1.0, 0.5, 0.0, -0.5, -1.0, None, None]
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    assert {body["temperature"] for body in fake.bodies} == {0.0}
 
 
 def test_nothing_to_judge_asks_nothing() -> None:

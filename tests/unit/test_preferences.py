@@ -1,6 +1,7 @@
 """Preferences by hand: which pairs are kept, what the losses are, and how calibration is measured."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -56,15 +57,21 @@ def test_a_draw_takes_each_item_once_and_depends_on_its_name_only() -> None:
 def test_both_orders_are_judged_so_that_a_liking_for_the_first_place_cancels() -> None:
     asked = []
 
-    def judge(first: Candidate, second: Candidate) -> float:
-        asked.append((first.shown, second.shown))
-        return first.rollout.grade.parts["good"] - second.rollout.grade.parts["good"] + 5.0
+    def judge(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
+        asked.extend((first.shown, second.shown) for first, second in pairs)
+        return [first.rollout.grade.parts["good"] - second.rollout.grade.parts["good"] + 5.0 for first, second in pairs]
 
     poor, fine = a_candidate("poor", good=0.25), a_candidate("fine", good=0.75)
-    assert judged(judge, poor, fine) == Pair(fine, poor, 0.5)
-    assert asked == [("poor", "fine"), ("fine", "poor")]
-    assert judged(judge, fine, poor) == Pair(fine, poor, 0.5)
-    assert judged(lambda first, second: 3.0, poor, fine).margin == 0.0
+    assert judged(judge, [(poor, fine), (fine, poor)]) == [Pair(fine, poor, 0.5)] * 2
+    assert asked == [("poor", "fine"), ("fine", "poor"), ("fine", "poor"), ("poor", "fine")]
+    (undecided,) = judged(lambda pairs: [3.0] * len(pairs), [(poor, fine)])
+    assert undecided is not None
+    assert undecided.margin == 0.0
+
+
+@pytest.mark.parametrize("verdicts", [[None, -1.0], [1.0, None], [None, None]])
+def test_a_pair_that_was_judged_in_one_order_only_is_not_judged(verdicts: list[float | None]) -> None:
+    assert judged(lambda pairs: verdicts, [(a_candidate("a"), a_candidate("b"))]) == [None]
 
 
 def test_lengths_are_balanced_by_dropping_the_surplus_and_nothing_else() -> None:

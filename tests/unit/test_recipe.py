@@ -23,6 +23,7 @@ from reasonmill.recipe.reference import (
     StageSource,
     find_source,
     references,
+    shipped_bases,
 )
 from reasonmill.stages.context import Input
 from reasonmill.stages.registry import kinds
@@ -82,8 +83,21 @@ def test_references_stand_in_lists_and_tables_too() -> None:
 def test_data_comes_from_stages_only(base: Path) -> None:
     mention = Mention("data[0]", str(base), Reference(("dataset",)))
     with pytest.raises(RecipeError, match="is no earlier stage"):
-        find_source(mention, earlier=["first"], later=[])
-    assert find_source(dataclasses.replace(mention, text="first"), ["first"], []) == StageSource("first")
+        find_source(mention, earlier={"first": "dataset"}, later=[])
+    first = dataclasses.replace(mention, text="first")
+    assert find_source(first, {"first": "dataset"}, []) == StageSource("first")
+
+
+def test_only_what_makes_a_model_is_offered_as_one(recipe_file: Path) -> None:
+    last = '\n[[stage]]\nname = "last"\nkind = "train"\nfrom = "{}"\n'
+    end = '\n[[stage]]\nname = "end"\nkind = "measure"\nfrom = "last"\n'
+    written = recipe_file.read_text()
+    for reference in ("chack", "end"):
+        recipe_file.write_text(written + last.format(reference) + end)
+        fix = refused(recipe_file).fix
+        offered = fix.rpartition(": ")[2].split(", ")
+        assert offered == ["first", "second", *shipped_bases()]
+        assert "did you mean 'check'" not in fix
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -219,6 +220,37 @@ def test_a_run_without_training_has_no_charts(home: Home, tmp_path: Path) -> Non
     assert "50.0%" in page.text
 
 
+@pytest.mark.parametrize(
+    ("metrics", "title", "legend"),
+    [
+        ({"reward/helpfulness": 0.7, "reward/safety": 0.9}, "Preference rewards", ["helpfulness", "safety"]),
+        ({"reward/safety": 0.9}, "Preference rewards", ["safety"]),
+        ({"policy/kl": 0.01}, "KL to the reference", []),
+        ({"loss/kl": 0.4}, "KL to the teacher", []),
+        ({"loss/pairwise": 0.69}, "Loss", ["of pairs"]),
+        ({"loss/pointwise": 0.69}, "Loss", ["of responses"]),
+        ({"groups/ungraded": 0.1}, None, []),
+    ],
+)
+def test_a_stage_has_the_charts_of_what_it_recorded(
+    home: Home, tmp_path: Path, metrics: dict[str, float], title: str | None, legend: list[str]
+) -> None:
+    for step in range(2):
+        home.ledger.record_metrics("key-r1", step, metrics)
+    html = report(home, tmp_path / "run", summary(stage("r1", "rl")))
+    assert re.findall(r'role="img" aria-label="([^"]*)"', html) == ([title] if title else [])
+    assert Page(html).within("span.key") == legend
+
+
+def test_preference_rewards_are_drawn_from_the_step_that_has_them(home: Home, tmp_path: Path) -> None:
+    for step in range(8):
+        preferences = {"reward/helpfulness": 0.5 + 0.05 * step} if step >= 6 else {}
+        home.ledger.record_metrics("key-r1", step, {"reward/mean": 0.5, **preferences})
+    page = Page(report(home, tmp_path / "run", summary(stage("r1", "rl"))))
+    assert page.tags.count("svg") == 2
+    assert "Preference rewards" in page.text
+
+
 def test_a_figure_of_one_problem_has_no_interval(home: Home, tmp_path: Path) -> None:
     metrics = evaluation("base", {"value": 0.5, "low": None, "high": None})
     page = Page(report(home, tmp_path / "run", summary(stage("eval", "evaluate", metrics=metrics))))
@@ -315,6 +347,62 @@ def test_the_terminal_shows_the_same_table(trained: dict[str, Any]) -> None:
 def test_a_narrow_terminal_shows_intervals_below(trained: dict[str, Any]) -> None:
     lines = [" ".join(line.split()) for line in terminal_table(read_results(trained), 45).splitlines()]
     assert lines[2:4] == ["pass@1 13.5% 63.1%", "11.4-15.6 61.0-65.2"]
+
+
+@pytest.fixture
+def r1_tiny() -> Results:
+    """The table of stages as r1-tiny prints it: ten models, and figures as wide as they come."""
+    some = figure(0.725, 0.699, 0.752)
+    tokens = figure(83.6, 78.9, 88.3)
+
+    def measured(model: str) -> dict[str, Any]:
+        metrics = evaluation(model, some)
+        figures = metrics["tasks"]["countdown-3"]
+        if model.startswith("small") or model == "tiny-base-weak":
+            return metrics
+        metrics["tasks"] |= {"countdown-4": figures, "arithmetic": figures}
+        general = {"domain": "general", "problems": 4, "samples": 1, "seed": 0}
+        metrics["tasks"] |= {"harmful-requests": {**general, "unsafe": some}}
+        metrics["tasks"] |= {"harmless-requests": {**general, "refused": some}}
+        reasoning = {"language": some, "format": some, "thinking_tokens": tokens}
+        metrics["pooled"] = {"reasoning": reasoning, "helpfulness": {"pass@1": some}}
+        return metrics if model == "dev3" else {**metrics, "win_rate": some}
+
+    made = [("zero", "rl"), ("dev1", "sft"), ("dev2", "rl"), ("dev3", "sft"), ("r1", "rl"), ("small-sft", "sft"),
+            ("small-distill", "distill"), ("small-rl", "rl")]  # fmt: skip
+    models = ["dev3", "tiny-base", "zero", "dev1", "dev2", "r1", "tiny-base-weak", "small-rl", "small-sft",
+              "small-distill"]  # fmt: skip
+    stages = [*(stage(name, kind) for name, kind in made),
+              *(stage(f"{model}-eval", "evaluate", metrics=measured(model)) for model in models)]  # fmt: skip
+    return read_stages(summary(*stages))
+
+
+def test_the_table_of_r1_tiny_fits_into_80_columns(r1_tiny: Results) -> None:
+    lines = terminal_table(r1_tiny, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["tiny-base", "zero", "dev1", "dev2", "dev3", "r1"]
+    rows = [" ".join(line.split()) for line in lines]
+    assert rows[rows.index("language " + " ".join(["72.5%"] * 6)) + 1] == "consistency " + " ".join(["69.9-75.2"] * 6)
+    assert rows[-5:] == [
+        "",
+        "tiny-base-weak small-sft small-distill small-rl",
+        "countdown-3 72.5% 72.5% 72.5% 72.5%",
+        "69.9-75.2 69.9-75.2 69.9-75.2 69.9-75.2",
+        "after each figure: its 95% interval",
+    ]
+
+
+def test_a_wide_console_has_one_line_a_row(r1_tiny: Results) -> None:
+    lines = terminal_table(r1_tiny, 250).splitlines()
+    assert len(lines) == 1 + 10 + 1
+    assert lines[0].split()[-4:] == ["tiny-base-weak", "small-sft", "small-distill", "small-rl"]
+    assert lines[1].count("72.5% 69.9-75.2") == 10
+
+
+def test_a_console_that_is_too_narrow_for_one_model_still_shows_all_figures(r1_tiny: Results) -> None:
+    text = terminal_table(r1_tiny, 24)
+    assert text.count("83.6") == 6
+    assert text.count("78.9-88.3") == 6
 
 
 def test_the_terminal_shows_no_table_without_evaluation() -> None:

@@ -11,11 +11,13 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from chat_server import Answer, chat_server, says
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.model.reward import load_reward_model, new_reward_model, save_reward_model
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
+from reasonmill.rewards import verdicts
 from reasonmill.rewards.model import ModelScorer
 from reasonmill.stages import reward_model, rl
 from reasonmill.stages.context import Input, Outcome, StageContext
@@ -28,6 +30,7 @@ from reasonmill.world.talk import RUDE
 
 BASE = shipped_bases()["tiny-base-weak"]
 RENDERER = renderer_for(BASE)
+JUDGE = {"url": "http://host/v1", "model": "judge"}
 
 
 class Silent:
@@ -206,6 +209,54 @@ def test_a_pairwise_model_learns_manners_and_a_stopped_run_ends_in_the_same_weig
     assert all(torch.equal(whole[name], same[name]) for name in whole)
 
 
+def answers_of(body: dict[str, Any]) -> tuple[str, str]:
+    """A and B of a judge's prompt."""
+    prompt = body["messages"][0]["content"]
+    first, second = (prompt.split(f"===== ANSWER {name}\n")[1].split("\n=====")[0] for name in "AB")
+    return first, second
+
+
+def test_a_judge_behind_a_server_compares_both_orders_once_for_all_runs(tmp_path: Path) -> None:
+    rude = {word for table in RUDE.values() for word in table}
+
+    def with_a_liking_for_the_first_place(body: dict[str, Any], number: int) -> Answer:
+        first, second = (any(word in answer for word in rude) for answer in answers_of(body))
+        if first and second:
+            return says("Both are awful.")
+        return says("B>>A" if first else "A>>B" if second else "A>B")
+
+    groups = small_talk(24)
+    with chat_server(with_a_liking_for_the_first_place) as fake:
+        asked = {"url": fake.url, "model": "judge", "retries": 0}
+        chosen = settings(label=None, judge=asked, pairs_per_problem=6, min_margin=0.75)
+        outcome = train(tmp_path / "home", groups, chosen)
+        asked_for = len(fake.bodies)
+        again = train(tmp_path / "home", groups, chosen)
+        assert len(fake.bodies) == asked_for == 2 * 24 * 6
+    assert again.metrics == outcome.metrics
+    orders = [answers_of(body) for body in fake.bodies]
+    assert sorted(orders) == sorted((second, first) for first, second in orders)
+    assert not any("<answer>" in answer for pair in orders for answer in pair)
+    counts = {name.removeprefix("examples/"): count for name, count in outcome.metrics.items() if "examples/" in name}
+    # Of the six pairs of a group one compares the gold answer with itself, and one two that the judge can't bear.
+    assert counts.pop("drawn") == 144 == sum(counts.values())
+    assert (counts["dropped_small_margin"], counts["dropped_not_judged"]) == (24, 24)
+    assert "dropped_unlabelled" not in counts
+    assert outcome.metrics["held_out/accuracy"]["value"] > 0.8
+
+
+def test_a_stop_while_the_judge_is_asked_keeps_its_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "AT_ONCE", 8)
+    with chat_server(lambda body, number: says("A=B")) as fake:
+        chosen = settings(label=None, judge={"url": fake.url, "model": "judge"}, pairs_per_problem=2)
+        looks = iter([False, True])
+        with pytest.raises(Interrupted, match="8 of 12 verdicts"):
+            train(tmp_path / "home", small_talk(3), chosen, lambda: next(looks))
+        with pytest.raises(RecipeError, match="dropped_small_margin 6"):
+            train(tmp_path / "home", small_talk(3), chosen)
+        assert len(fake.bodies) == 12
+
+
 def test_a_pointwise_model_scores_what_it_was_taught(tmp_path: Path) -> None:
     chosen = settings(objective="pointwise", label="safe", tasks=["harmful-requests"], epochs=4)
     outcome = train(tmp_path / "home", requests(60), chosen)
@@ -230,6 +281,9 @@ def test_too_little_to_learn_from_is_refused_with_the_counts(tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"objective": "pointwise", "min_margin": 0.5}, "min_margin belong to pairs"),
+        ({"label": None}, "exactly one of label"),
+        ({"judge": JUDGE}, "exactly one of label"),
+        ({"objective": "pointwise", "label": None, "judge": JUDGE}, "judge belong to pairs"),
         ({"tasks": ["poems"]}, "unknown task 'poems'"),
         ({"data": []}, "at least 1 item"),
         ({"held_out": 0.0}, "greater than 0"),

@@ -10,7 +10,11 @@ from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
 from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.mill.pipeline import run_recipe
 from reasonmill.randomness import key
+from reasonmill.recipe.graph import Recipe
+from reasonmill.recipe.load import load_recipe
+from reasonmill.rewards import verdicts
 from reasonmill.sample.http_client import ServerError
 from reasonmill.stages import collect, curate
 from reasonmill.stages.context import Input, Outcome, StageContext
@@ -180,7 +184,7 @@ def test_grader_and_judge_can_both_be_asked_and_without_a_judge_no_reason_is_its
 
 
 def test_saved_verdicts_are_not_asked_for_again(home: Home, collected: Input, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curate, "_VERDICTS_AT_ONCE", 3)
+    monkeypatch.setattr(verdicts, "AT_ONCE", 3)
     with chat_server(lambda b, n: by_number(b, n) if n < 3 else Answer({}, 503)) as fake:
         with pytest.raises(ServerError):
             curate.run(curating(fake), {"data[0]": collected}, context(home))
@@ -201,3 +205,63 @@ def test_saved_verdicts_are_not_asked_for_again(home: Home, collected: Input, mo
 def test_a_dataset_that_the_judge_left_nothing_of_is_an_error(home: Home, collected: Input) -> None:
     with chat_server(lambda body, number: says("Well.")) as fake, pytest.raises(RecipeError, match="8 not_judged"):
         curate.run(curating(fake), {"data[0]": collected}, context(home))
+
+
+# Both as a recipe
+
+
+@pytest.fixture
+def recipe_of_two(tmp_path: Path) -> Callable[[ChatServerFake], Recipe]:
+    """A teacher's rollouts, and the dataset that the judge leaves of them."""
+
+    def load(fake: ChatServerFake) -> Recipe:
+        path = tmp_path / "two.toml"
+        path.write_text(
+            f"""name = "two"
+
+[[stage]]
+name = "teacher-rollouts"
+kind = "collect"
+teacher = {{ url = "{fake.url}", model = "teacher", concurrency = 1 }}
+tasks = {{ countdown-3 = 4 }}
+samples = 3
+problems_per_commit = 2
+
+[[stage]]
+name = "judged-data"
+kind = "curate"
+data = ["teacher-rollouts"]
+judge = {{ url = "{fake.url}", model = "judge", concurrency = 1 }}
+keep = {{ correct = false }}
+"""
+        )
+        return load_recipe(str(path))
+
+    return load
+
+
+@pytest.mark.parametrize("lost", ["judged-data", "teacher-rollouts"])
+def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], lost: str
+) -> None:
+    """Although both servers would say something else by now."""
+
+    def changes_its_mind(body: dict[str, Any], number: int) -> Answer:
+        if body["model"] == "teacher":
+            return says(f"{body['seed']} at {number}", reasoning_content=f"let me see {number}")
+        return says(["CORRECT", "INCORRECT", "Who knows?"][number % 5 % 3])
+
+    with chat_server(changes_its_mind) as fake:
+        recipe = recipe_of_two(fake)
+
+        def digests() -> dict[str, str]:
+            with Home.open(tmp_path / "home") as home:
+                made = run_recipe(recipe, home, Recorder(), until=None, device="cpu", stop_requested=lambda: False)
+            return {stage.name: stage.artifact.digest for stage in made.stages}
+
+        first = digests()
+        assert len(fake.bodies) == 24
+        with Home.open(tmp_path / "home") as home:
+            home.objects.delete(first[lost])
+        assert digests() == first
+        assert len(fake.bodies) == 24

@@ -46,8 +46,9 @@ class Pair:
     margin: float
 
 
-# How much better the first response is than the second in the judge's opinion; negative where it is worse.
-Judge = Callable[[Candidate, Candidate], float]
+# How much better the first response of each pair is than the second in the judge's opinion; negative where it is worse,
+# None where the judge gave no verdict.
+Judge = Callable[[Sequence[tuple[Candidate, Candidate]]], Sequence[float | None]]
 
 
 # Selection
@@ -63,9 +64,19 @@ def draw(items: Sequence[T], limit: int, *noise: Part) -> list[T]:
     return generator("draw", *noise).sample(list(items), min(limit, len(items)))
 
 
-def judged(judge: Judge, first: Candidate, second: Candidate) -> Pair:
-    """The pair with the mean of the verdicts in both orders, so that a judge's liking for a place does not decide."""
-    margin = (judge(first, second) - judge(second, first)) / 2
+def judged(judge: Judge, pairs: Sequence[tuple[Candidate, Candidate]]) -> list[Pair | None]:
+    """Each pair with the mean of the verdicts in both orders, so that a judge's liking for a place does not decide.
+
+    None stands for a pair of which an order has no verdict.
+    """
+    verdicts = judge([order for first, second in pairs for order in ((first, second), (second, first))])
+    return [_judged(*pair, *both) for pair, *both in zip(pairs, verdicts[0::2], verdicts[1::2], strict=True)]
+
+
+def _judged(first: Candidate, second: Candidate, verdict: float | None, reversed_: float | None) -> Pair | None:
+    if verdict is None or reversed_ is None:
+        return None
+    margin = (verdict - reversed_) / 2
     return Pair(first, second, margin) if margin >= 0 else Pair(second, first, -margin)
 
 

@@ -1,7 +1,8 @@
-"""How far a run is: a live panel on a terminal, plain lines anywhere else."""
+"""How far a run is: a live panel on a terminal, plain lines anywhere else; and where its outcome is printed."""
 
 import itertools
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from rich.text import Text
 PACE_WINDOW = 10  # advances that the time left is estimated from
 LINE_INTERVAL_S = 1.0
 TREND_WIDTH = 40
+UNBOUNDED_WIDTH = 10_000
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -286,6 +288,11 @@ def _readings(meter: Meter) -> list[Text]:
             label = f"{reading.label} " if reading.label else ""
             cells.append(Text.assemble((label, "dim"), value, (reading.unit, "dim")))
     return cells
+
+
+def output_console() -> Console:
+    """Standard output; in a file or a pipe a row is one line, however many columns that is said to have."""
+    return Console() if sys.stdout.isatty() else Console(width=UNBOUNDED_WIDTH)
 
 
 def make_progress(console: Console, clock: Callable[[], float] = time.monotonic) -> Display:

@@ -137,14 +137,16 @@ def _estimate(
     tokens = work.tokens * left
     if not tokens.at_most:
         return Estimate(tokens, Amount(), 0.0)
-    if work.served.at_most:
-        return Estimate(tokens, memory_bytes=0.0, unknown=("how fast the server is",))
+    waits = ("how fast the server is",) if work.served.at_most else ()
+    if work.served == work.tokens:
+        return Estimate(tokens, memory_bytes=0.0, unknown=waits)
     policy = sizes[""] or sizes.get("from")
     if policy is None:
-        return Estimate(tokens, unknown=("the size of the model",))
+        return Estimate(tokens, unknown=(*waits, "the size of the model"))
     device = replace(device, weight_bytes=_weight_bytes(settings, device))
     memory, unknown = _memory(work, policy, sizes, device)
-    return Estimate(tokens, _seconds(work, policy, sizes, device) * left, memory, unknown)
+    seconds = None if waits else _seconds(work, policy, sizes, device) * left
+    return Estimate(tokens, seconds, memory, (*waits, *unknown))
 
 
 def _weight_bytes(settings: StageSettings, device: Device) -> int:

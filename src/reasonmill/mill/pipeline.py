@@ -16,14 +16,15 @@ from reasonmill.mill.report import PAGE, write_report
 from reasonmill.mill.summary import SUMMARY, StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
-from reasonmill.recipe.hub import fetch
+from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
+from reasonmill.settings import decisive
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
-from reasonmill.store.steps import forget_state
+from reasonmill.store.steps import drop_damaged_verdicts, forget_state
 from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
 
@@ -185,9 +186,17 @@ class _Run:
         """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
         if digest == shown and (directory / MODEL).is_dir() == (digest is not None):
             return
+        for model in self._recipe.models.values():
+            if model.digest == digest:  # a gate left it in place, maybe in an earlier process
+                self._apply_template(model)
         # A crash may leave no model here; the next run then puts it back from the store.
         source = model_path(self._home, digest, self._recipe) if digest is not None else None
         replace_directory(directory / MODEL, source)
+
+    def _apply_template(self, model: HubModel) -> None:
+        """Makes the directory that stages read a model of the hub from, where that is not the hub's own."""
+        if model.template is not None:
+            model.link_with_template(_hub_directory(model, self._home))
 
     def _committed(self, node: Node, key: str) -> StageResult | None:
         """The stage as the ledger has it; a stage that has lost an object to damage counts as not finished.
@@ -198,6 +207,7 @@ class _Run:
         record = ledger.stage(key)
         if record is None:
             return None
+        drop_damaged_verdicts(self._home, key)
         groups = [digest for _, digest in ledger.steps(key) if digest is not None]
         instead = f"stage {settings.name} is made again from what is good"
         sound = [self._home.objects.sound_path(it, instead=instead) for it in (record.artifact.digest, *groups)]
@@ -224,6 +234,7 @@ class _Run:
             if model.digest in {read.digest for read in inputs.values()}:
                 self._progress.note(f"{settings.name}  looks for {model.hub}")
                 fetch(model)
+                self._apply_template(model)
         context = StageContext(
             key=key,
             seed=self._recipe.seed,
@@ -241,7 +252,7 @@ class _Run:
             kind=module.MAKES,
             stage=settings.name,
             parents=(*(read.digest for read in inputs.values()), *self._verdicts(node)),
-            config_digest=content_digest(settings.model_dump(mode="json", by_alias=True)),
+            config_digest=content_digest(decisive(settings)),
             metrics=outcome.metrics,
         )
         self._home.ledger.commit_stage(
@@ -289,7 +300,7 @@ def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, re
             digest = made_digest(artifacts[source.stage])
             inputs[name] = Input(model_path(home, digest, recipe), digest)
         elif isinstance(source, HubSource):
-            inputs[name] = Input(source.model.directory, source.model.digest)
+            inputs[name] = Input(_hub_directory(source.model, home), source.model.digest)
         else:
             inputs[name] = Input(source.path, directory_digest(source.path))
     return inputs
@@ -300,7 +311,12 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
     if not home.objects.exists(digest):
         for source in {source for node in recipe.nodes for source in node.sources.values()}:
             if isinstance(source, HubSource) and source.model.digest == digest:
-                return source.model.directory
+                return _hub_directory(source.model, home)
             if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
                 return source.path
     return home.objects.path(digest)
+
+
+def _hub_directory(model: HubModel, home: Home | None) -> Path:
+    """Where stages find a model of the hub. With a template of the recipe's it is made when a stage needs it."""
+    return model.directory if model.template is None or home is None else home.scratch(f"hub-{model.digest}")

@@ -28,12 +28,16 @@ PAGE = "report.html"
 PROBLEMS_SHOWN = 3
 SMOOTH_FROM = 40  # curves with fewer steps are drawn as they are
 
-# Charts of a stage: (title, values that the axis shows in any case, curves as (metric, label)).
+# Charts of a stage: (title, values that the axis shows in any case, curves as (metric, label)). A curve that its title
+# says all of has no label.
 CHARTS = (
     ("Reward", (0.0,), (("reward/mean", "total"), ("reward/accuracy", "accuracy"), ("reward/format", "format"))),
+    ("Preference rewards", (0.0, 1.0), (("reward/helpfulness", "helpfulness"), ("reward/safety", "safety"))),
     ("Length in tokens", (0.0,), (("length/response", "response"), ("length/thinking", "thinking"))),
-    ("Share of flat groups", (0.0, 1.0), (("groups/flat", "flat"),)),
-    ("Loss", (), (("loss/ce", "cross-entropy"),)),
+    ("Share of flat groups", (0.0, 1.0), (("groups/flat", ""),)),
+    ("KL to the reference", (0.0,), (("policy/kl", ""),)),
+    ("KL to the teacher", (0.0,), (("loss/kl", ""),)),
+    ("Loss", (), (("loss/ce", "cross-entropy"), ("loss/pairwise", "of pairs"), ("loss/pointwise", "of responses"))),
 )
 
 # Colours that matplotlib writes into the figure and that the page replaces by its own, which follow light and dark.

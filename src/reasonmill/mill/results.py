@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from reasonmill.mill.display import UNBOUNDED_WIDTH
 
 # Metrics of an evaluation: (name, label, whether it is a share). Others with an interval follow as they come.
 EVALUATION_METRICS = (
@@ -93,10 +95,18 @@ def _at(metrics: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any]
 
 
 def _evaluations(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The evaluations in the order in which their models were made; what no stage made comes first."""
-    made = {stage["name"]: place for place, stage in enumerate(summary["stages"])}
+    """The evaluations in the order in which their models were made.
+
+    A model that no stage made comes before those that are evaluated after it, which are made from it as a rule.
+    """
+    made = {stage["name"]: float(place) for place, stage in enumerate(summary["stages"])}
     evaluations = [stage for stage in summary["stages"] if stage["kind"] == "evaluate"]
-    return sorted(evaluations, key=lambda stage: made.get(stage["metrics"]["model"], -1))
+    models = [stage["metrics"]["model"] for stage in evaluations]
+    places = [
+        made.get(model, min((made[later] for later in models[number:] if later in made), default=0.0) - 0.5)
+        for number, model in enumerate(models)
+    ]
+    return [stage for _, stage in sorted(zip(places, evaluations, strict=True), key=lambda pair: pair[0])]
 
 
 def _columns(evaluations: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
@@ -153,20 +163,69 @@ def _cell(figure: Mapping[str, Any] | None, is_share: bool) -> Cell | None:
 
 
 def print_table(console: Console, results: Results) -> None:
-    """Prints a table; prints nothing where nothing was evaluated."""
+    """Prints a table; prints nothing where nothing was evaluated.
+
+    A figure and its interval stand in one line where the console is wide enough, else below each other; what even then
+    is too wide is printed as several tables, some of the models in each.
+    """
     if not results.tasks:
         return
-    table = _terminal_table(results, separator=" ")
-    unbounded = console.options.update(width=10_000)  # a measurement is never wider than its options
-    if console.measure(table, options=unbounded).maximum > console.width:
-        table = _terminal_table(results, separator="\n")
-    console.print(table)
+    in_one_line = _terminal_table(results, separator=" ")
+    parts = [in_one_line] if _fits(console, in_one_line) else _stacked_tables(console, results)
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        console.print(part)
     console.print(Text("after each figure: its 95% interval", style="dim"))
 
 
-def _terminal_table(results: Results, separator: str) -> Table:
+def _stacked_tables(console: Console, results: Results) -> list[Table]:
+    """The table with intervals below figures, or as few such tables of neighbouring columns as fit."""
+    tables = []
+    first = 0
+    while first < len(results.columns):
+        stops = range(len(results.columns), first, -1)
+        candidates = (
+            (stop, _terminal_table(_columns_of(results, first, stop), separator="\n", wraps_labels=wraps))
+            for stop in stops
+            for wraps in (False, True)
+        )
+        # A single column that does not fit is left to the console.
+        stop, table = next(
+            (each for each in candidates if _fits(console, each[1])),
+            (first + 1, _terminal_table(_columns_of(results, first, first + 1), separator="\n", wraps_labels=True)),
+        )
+        tables.append(table)
+        first = stop
+    return tables
+
+
+def _fits(console: Console, table: Table) -> bool:
+    unbounded = console.options.update(width=UNBOUNDED_WIDTH)  # a measurement is never wider than its options
+    return console.measure(table, options=unbounded).maximum <= console.width
+
+
+def _columns_of(results: Results, first: int, stop: int) -> Results:
+    """Some of the columns, and the rows that have a figure in them."""
+    tasks = []
+    for task in results.tasks:
+        rows = [Row(row.label, row.cells[first:stop]) for row in task.rows if any(row.cells[first:stop])]
+        if rows:
+            tasks.append(replace(task, rows=tuple(rows)))
+    return Results(results.columns[first:stop], tuple(tasks))
+
+
+def _terminal_table(results: Results, separator: str, *, wraps_labels: bool = False) -> Table:
+    """The table for a terminal.
+
+    Args:
+        separator: between a figure and its interval.
+        wraps_labels: whether a label may take a line for each of its words.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("", no_wrap=True)
+    words = [word for task in results.tasks for row in task.rows for word in (*row.label.split(), task.task)]
+    indent = 2 if any(task.task for task in results.tasks) else 0
+    table.add_column("", no_wrap=not wraps_labels, max_width=max(map(len, words)) + indent if wraps_labels else None)
     for model, _ in results.columns:
         table.add_column(Text(model))
     for number, task in enumerate(results.tasks):

@@ -212,7 +212,7 @@ def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
 
 
 def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Workload:
-    tokens = Amount()
+    tokens, served = Amount(), Amount()
     for place in range(len(settings.data)):
         data = upstream[f"data[{place}]"]
         problems = sum(count for task, count in data.problems.items() if not settings.tasks or task in settings.tasks)
@@ -220,7 +220,10 @@ def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Worklo
         if settings.objective == "pairwise":
             each = 2 * min(settings.pairs_per_problem, comb(data.samples, 2))
         tokens += Amount.exactly(problems * each) * _cut(data.tokens_each, settings.max_tokens)
+        if settings.judge is not None:  # each pair in both orders, which are as many as its responses
+            served += Amount.exactly(problems * each) * (2 * data.tokens_each + _length(settings.judge.max_tokens))
     return Workload(
+        served=served,
         trained=tokens * ((1 - settings.held_out) * settings.epochs),
         scored={"from": tokens * settings.held_out},
         row=settings.tokens_per_batch,

@@ -15,6 +15,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.recipe.code_digest import code_digest
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import Source, StageSource, suggestion
+from reasonmill.settings import decisive
 from reasonmill.stages.context import Input, StageSettings
 
 
@@ -67,14 +68,16 @@ class Recipe:
 
 
 def stage_key(node: Node, inputs: Mapping[str, Input], seed: int, module: ModuleType) -> str:
-    """Identifies what a stage makes: it covers all that the stage can see, its settings, inputs, seed and code.
+    """Identifies what a stage makes: it covers all that decides, its settings, inputs, seed and code.
+
+    Incidental settings do not: with more patience for a server, the same data would come of it.
 
     Args:
         inputs: what the stage reads, by the key of the settings that refers to it.
         module: the module that defines the stage's kind.
     """
     content = {
-        "settings": node.settings.model_dump(mode="json", by_alias=True),
+        "settings": decisive(node.settings),
         "inputs": {key: read.digest for key, read in inputs.items()},
         "seed": seed,
         "code": _code(module),

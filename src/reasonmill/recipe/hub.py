@@ -7,13 +7,20 @@ programs keep in the same cache makes no difference. A branch or a tag can move,
 from __future__ import annotations
 
 import errno
+import json
 import re
+import shutil
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.templates import CHAT_TEMPLATES
 from reasonmill.types import content_digest
+
+# Where Hugging Face keeps a chat template today, and where it kept it before.
+_TEMPLATE_FILE, _TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 
 class HubModel(BaseModel):
@@ -23,6 +30,9 @@ class HubModel(BaseModel):
 
     hub: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of the repository")
     revision: str = Field(description="the commit, 40 hexadecimal digits")
+    template: Literal["r1-zero"] | None = Field(
+        default=None, description="the chat template to use in place of the model's own"
+    )
     parameters: float = Field(gt=0)
     active_parameters: float | None = Field(
         default=None, gt=0, description="those that a token meets, in a mixture of experts; all if unset"
@@ -42,7 +52,8 @@ class HubModel(BaseModel):
     @property
     def digest(self) -> str:
         """Identifies the model's content in the keys of stages and in the ledger."""
-        return content_digest({"hub": self.hub, "revision": self.revision})
+        content = {"hub": self.hub, "revision": self.revision}
+        return content_digest(content if self.template is None else {**content, "template": self._template_text})
 
     @property
     def directory(self) -> Path:
@@ -52,6 +63,30 @@ class HubModel(BaseModel):
 
         cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
         return cache / repo_folder_name(repo_id=self.hub, repo_type="model") / "snapshots" / self.revision
+
+    def link_with_template(self, target: Path) -> None:
+        """Makes `target` the model with the recipe's template: links to the hub's cache, which stays as it is.
+
+        Raises:
+            ValueError: the recipe gives the model no template.
+        """
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for file in self.directory.iterdir():
+            if "chat_template" not in file.name and file.name != _TOKENIZER_CONFIG:
+                (target / file.name).symlink_to(file)
+        configured = self.directory / _TOKENIZER_CONFIG
+        if configured.is_file():
+            config = json.loads(configured.read_text(encoding="utf-8"))
+            config.pop("chat_template", None)
+            (target / _TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (target / _TEMPLATE_FILE).write_text(self._template_text, encoding="utf-8")
+
+    @property
+    def _template_text(self) -> str:
+        if self.template is None:
+            raise ValueError(f"the recipe gives {self.hub} no template")
+        return CHAT_TEMPLATES[self.template]
 
 
 def fetch(model: HubModel) -> None:

@@ -21,7 +21,7 @@ from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
-from reasonmill.recipe.reference import Mention, Source, StageSource, find_source, references, suggestion
+from reasonmill.recipe.reference import Source, find_source, references, suggestion
 from reasonmill.stages.context import ArtifactKind, StageSettings
 from reasonmill.stages.registry import kinds
 
@@ -237,31 +237,15 @@ def _sources(
         makes: what each of the stages before it makes.
     """
     index = cast(int, path[1])
+    earlier = {name: makes.get(name) for name in names[:index]}
     sources, mistakes = {}, []
     for mention in references(settings):
         try:
-            source = find_source(mention, names[:index], names[index:], models)
-            if isinstance(source, StageSource):
-                _require_kind(mention, makes)
-            sources[mention.key] = source
+            sources[mention.key] = find_source(mention, earlier, names[index:], models)
         except RecipeError as error:
             place = origins.place((*path, *key_path(mention.key)))
             mistakes.append(_Mistake(f"{mention.key}: {error.what}", place, error.fix))
     return sources, mistakes
-
-
-def _require_kind(mention: Mention, makes: Mapping[str, ArtifactKind]) -> None:
-    """Refuses a reference to a stage that makes something else. A stage of unknown kind is a mistake of its own."""
-    wanted = mention.reference.kinds
-    made = makes.get(mention.text)
-    if made is None or made in wanted:
-        return
-    fitting = [name for name, kind in makes.items() if kind in wanted]
-    stages = f": {', '.join(fitting)}" if fitting else ""
-    raise RecipeError(
-        f"stage {mention.text!r} makes no {wanted[0]} but an artifact of kind {made!r}",
-        fix=f"refer to a stage above it that makes a {' or '.join(wanted)}{stages}",
-    )
 
 
 def _checked(

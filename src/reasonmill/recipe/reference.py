@@ -121,29 +121,42 @@ def model_directory(text: str) -> Path:
 
 def find_source(
     mention: Mention,
-    earlier: Collection[str],
+    earlier: Mapping[str, str | None],
     later: Collection[str],
     models: Mapping[str, HubModel] = MappingProxyType({}),
 ) -> Source:
-    """What a reference of a stage means, given the names of the stages before it and of itself and those after it.
+    """What a reference of a stage means.
 
     Args:
+        earlier: the stages before it, by name, and the kind of artifact that each makes; None where that is not known,
+            which is a mistake of its own.
+        later: the names of the stage itself and of those after it.
         models: the recipe's, by name.
 
     Raises:
-        RecipeError: it means nothing, or a stage that has not run by then.
+        RecipeError: it means nothing, something of another kind, or a stage that has not run by then.
     """
-    text, takes_model = mention.text, "model" in mention.reference.kinds
+    text, wanted = mention.text, mention.reference.kinds
+    fitting = [name for name, made in earlier.items() if made in wanted]
     if text in earlier:
-        return StageSource(text)
+        made = earlier[text]
+        if made is None or made in wanted:
+            return StageSource(text)
+        listed = f": {', '.join(fitting)}" if fitting else ""
+        raise RecipeError(
+            f"stage {text!r} makes no {wanted[0]} but an artifact of kind {made!r}",
+            fix=f"refer to a stage above it that makes a {' or '.join(wanted)}{listed}",
+        )
+    takes_model = "model" in wanted
+    known = [*fitting, *models, *shipped_bases()] if takes_model else fitting
     if text in later:
-        known = [*earlier, *models, *shipped_bases()] if takes_model else list(earlier)
+        others = f", or use one of: {', '.join(known)}" if known else ""
         raise RecipeError(
             f"stage {text!r} has not run at this point; a stage can only use stages above it",
-            fix=f"move stage {text!r} up, or use one of: {', '.join(known) or 'a directory'}",
+            fix=f"move stage {text!r} up{others}",
         )
     if not takes_model:
-        raise RecipeError(f"{text!r} is no earlier stage", fix=suggestion(text, earlier))
+        raise RecipeError(f"{text!r} is no earlier stage", fix=suggestion(text, fitting))
     if text in models:
         return HubSource(text, models[text])
     try:
@@ -151,7 +164,6 @@ def find_source(
     except RecipeError as error:
         if Path(text).is_dir():
             raise
-        known = [*earlier, *models, *shipped_bases()]
         what = f"missing model: {text!r} is no earlier stage, no shipped base and no directory"
         raise RecipeError(what, fix=_fix(text, known)) from error
 

@@ -20,11 +20,12 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.settings import INCIDENTAL
 from reasonmill.types import Finish, Message, SamplingParams
 
 # What a server answers when it is worth to ask again: it took too long, is too busy or fails itself.
@@ -41,17 +42,28 @@ class ServerError(ReasonmillError):
 
 
 class ServerSettings(BaseModel):
-    """Where a model is served. The API key never stands in a recipe, only the name of the variable that holds it."""
+    """Where a model is served. The API key never stands in a recipe, only the name of the variable that holds it.
+
+    Address and model decide what is answered. How it is asked for does not, and is no part of a stage's key.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(description="of the API, for example http://127.0.0.1:8000/v1")
     model: str = Field(min_length=1, description="the model, as the server names it")
-    api_key_env: str | None = Field(default=None, description="environment variable with the API key; no key if unset")
-    concurrency: int = Field(default=8, ge=1, description="requests that are under way at the same time")
-    timeout_s: float = Field(default=600.0, gt=0, description="seconds without an answer until a request has failed")
-    retries: int = Field(default=5, ge=0, description="how often a failed request is sent again")
-    retry_delay_s: float = Field(default=1.0, ge=0, description="seconds until the first retry; each next waits twice")
+    api_key_env: Annotated[str | None, INCIDENTAL] = Field(
+        default=None, description="environment variable with the API key; no key if unset"
+    )
+    concurrency: Annotated[int, INCIDENTAL] = Field(
+        default=8, ge=1, description="requests that are under way at the same time"
+    )
+    timeout_s: Annotated[float, INCIDENTAL] = Field(
+        default=600.0, gt=0, description="seconds without an answer until a request has failed"
+    )
+    retries: Annotated[int, INCIDENTAL] = Field(default=5, ge=0, description="how often a failed request is sent again")
+    retry_delay_s: Annotated[float, INCIDENTAL] = Field(
+        default=1.0, ge=0, description="seconds until the first retry; each next waits twice"
+    )
 
     @field_validator("url")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +15,15 @@ from reasonmill.curation.filters import Keep, Sample, prompt_language, sample_fa
 from reasonmill.curation.general import GeneralMix
 from reasonmill.curation.rewriting import in_world_style
 from reasonmill.curation.selection import Counts, JudgeFault, Reason, Rewrite, Selection
-from reasonmill.errors import Interrupted, RecipeError
-from reasonmill.protocols import Progress
+from reasonmill.errors import RecipeError
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import RolloutsRef
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
+from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.stages.collect import ProblemCounts
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
-from reasonmill.store.steps import latest_state
 from reasonmill.tasks import registry
 from reasonmill.transcript import final_answer
 from reasonmill.types import Conversation, ConversationSource, Problem
@@ -32,9 +31,6 @@ from reasonmill.types import Conversation, ConversationSource, Problem
 KIND = "curate"
 MAKES: ArtifactKind = "dataset"
 COUNTS_FILE = "curation.json"
-_VERDICTS_FILE = "verdicts.json"
-# Verdicts that are asked for together, and saved before the next are.
-_VERDICTS_AT_ONCE = 256
 
 
 class Settings(StageSettings):
@@ -115,44 +111,13 @@ def _judged(
         return list(samples), {}
     asked = [place for place, sample in enumerate(samples) if sample_fault(sample, settings.keep) is None]
     claims = [Claim(samples[place].problem, final_answer(samples[place].completion.text) or "") for place in asked]
-    verdicts = dict(zip(asked, _verdicts(settings.name, settings.judge, claims, context), strict=True))
+    judge = settings.judge
+    # Made only where there is something to ask: verdicts that are kept need neither server nor key.
+    given = verdicts_on(claims, lambda some, told: Judge(judge).correct(some, told), run=context, stage=settings.name)
+    verdicts = dict(zip(asked, given, strict=True))
     counted = Counter(verdicts.values())
     kept = [sample for place, sample in enumerate(samples) if verdicts.get(place, True)]
     return kept, {"judged_wrong": counted[False], "not_judged": counted[None]}
-
-
-def _verdicts(stage: str, settings: JudgeSettings, claims: Sequence[Claim], context: StageContext) -> list[bool | None]:
-    """The judge's verdicts; those that an interrupted run saved are not asked for again.
-
-    Raises:
-        Interrupted: the user asked to stop; the verdicts are saved.
-        ServerError: the judge can't be reached, or refuses a request; earlier verdicts are saved.
-    """
-    judge = Judge(settings)
-    saved = latest_state(context.home, context.key)
-    verdicts: list[bool | None] = []
-    if saved is not None:
-        verdicts = json.loads((saved[1] / _VERDICTS_FILE).read_text(encoding="utf-8"))
-    while len(verdicts) < len(claims):
-        if context.stop_requested():
-            raise Interrupted(
-                f"stopped stage {stage!r} after {len(verdicts)} of {len(claims)} verdicts",
-                fix="run the same command again to go on",
-            )
-        waiting = claims[len(verdicts) : len(verdicts) + _VERDICTS_AT_ONCE]
-        verdicts += judge.correct(waiting, on_verdict=_report_from(len(verdicts), context.progress))
-        _save(verdicts, context)
-    return verdicts
-
-
-def _save(verdicts: Sequence[bool | None], context: StageContext) -> None:
-    text = json.dumps(list(verdicts))
-    state = context.home.objects.put(lambda target: _write_text(target / _VERDICTS_FILE, text))
-    context.home.ledger.commit_state(context.key, len(verdicts), state)
-
-
-def _report_from(before: int, progress: Progress) -> Callable[[int], None]:
-    return lambda finished: progress.advance(before + finished, {})
 
 
 def _source(problem: Problem) -> ConversationSource:
@@ -188,8 +153,4 @@ def _refuse_nothing(counts: Counts, stage: str) -> None:
 
 def _write(target: Path, conversations: Sequence[Conversation], metrics: Mapping[str, Any]) -> None:
     write_conversations(target / CONVERSATIONS_FILE, conversations)
-    _write_text(target / COUNTS_FILE, json.dumps(metrics, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    (target / COUNTS_FILE).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Reward models: helpfulness from judged pairs, safety from labelled responses (R1 paper, second RL stage).
 
-The responses are rollouts of general tasks, and the label of each is a part of its grade. Problems are held out by a
-hash of their id: their responses are never trained on, and tell how often the model is right and how sure it should be.
+The responses are rollouts of general tasks. A part of their grades labels them, or a judge behind a server compares
+them, each pair in both orders. Problems are held out by a hash of their id: their responses are never trained on, and
+tell how often the model is right and how sure it should be.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from reasonmill.algo.intervals import clustered_share
 from reasonmill.algo.packing import TextRow, pack_texts
 from reasonmill.algo.preferences import (
     Candidate,
-    Judge,
-    Pair,
     brier_score,
     calibration_error,
     draw,
@@ -31,6 +30,7 @@ from reasonmill.algo.preferences import (
     sigmoid,
     with_balanced_lengths,
 )
+from reasonmill.algo.preferences import Judge as PairJudge
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
 from reasonmill.learn.adamw import OptimizerSettings
@@ -41,7 +41,9 @@ from reasonmill.model.reward import RewardModel, View, new_reward_model, save_re
 from reasonmill.protocols import Renderer
 from reasonmill.recipe.reference import ModelRef, RolloutsRef
 from reasonmill.render import renderer_for
+from reasonmill.rewards.judge import Comparison, Judge, JudgeSettings
 from reasonmill.rewards.model import VIEWS, shown
+from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.sft import Epochs
 from reasonmill.store.groups import GROUPS_FILE, read_groups
@@ -53,9 +55,7 @@ MAKES: ArtifactKind = "reward-model"
 
 Objective = Literal["pairwise", "pointwise"]
 _VIEWS: Mapping[Objective, View] = {"pairwise": VIEWS["helpfulness"], "pointwise": VIEWS["safety"]}
-# Why a response can't be used.
-_UNUSABLE = ("unlabelled", "no_answer", "too_long")
-_PAIRWISE_ONLY = ("pairs_per_problem", "min_margin", "centring")
+_PAIRWISE_ONLY = ("judge", "pairs_per_problem", "min_margin", "centring")
 # Rounding of margins such as 0.6 - 0.3 must not decide about a pair.
 _ROUNDING = 1e-9
 
@@ -67,7 +67,12 @@ class Settings(StageSettings):
     from_: ModelRef = Field(alias="from", description="the policy whose decoder gets the scalar head")
     data: list[RolloutsRef] = Field(min_length=1)
     objective: Objective
-    label: str = Field(description="the part of the grades that judges: more is better; pointwise: 0 or 1")
+    label: str | None = Field(
+        default=None, description="the part of the grades that judges: more is better; pointwise: 0 or 1"
+    )
+    judge: JudgeSettings | None = Field(
+        default=None, description="pairwise: a model behind a server that compares two answers, in place of `label`"
+    )
     tasks: list[str] = Field(default=[], description="the tasks whose rollouts count; all that have the label if empty")
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
     min_margin: float = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
@@ -95,6 +100,12 @@ class Settings(StageSettings):
         idle = [name for name in _PAIRWISE_ONLY if name in self.model_fields_set]
         if self.objective == "pointwise" and idle:
             raise ValueError(f"{', '.join(idle)} belong to pairs; remove them from a pointwise reward model")
+        return self
+
+    @model_validator(mode="after")
+    def _one_judges(self) -> Settings:
+        if (self.label is None) == (self.judge is None):
+            raise ValueError("name exactly one of label (a part of the grades) and judge (a model behind a server)")
         return self
 
 
@@ -132,7 +143,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         if name.startswith("data[")
         for group in read_groups(read.path / GROUPS_FILE)
     ]
-    selection = select(settings, groups, renderer, context.seed)
+    selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
     model = new_reward_model(
         policy_dir,
@@ -150,30 +161,70 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 # Selection
 
 
-def select(settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int) -> Selection:
-    """The examples of the rollouts of `settings.tasks`; everything that is drawn is kept or counted as dropped."""
+def select(
+    settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge | None = None
+) -> Selection:
+    """The examples of the rollouts of `settings.tasks`; everything that is drawn is kept or counted as dropped.
+
+    Args:
+        judge: compares the responses of a pair; None for the part of the grades that `settings.label` names.
+    """
     chosen = [group for group in groups if not settings.tasks or group.problem.task in settings.tasks]
-    selectors = {"pairwise": _select_pairs, "pointwise": _select_responses}
-    return selectors[settings.objective](settings, chosen, renderer, seed)
+    if settings.objective == "pointwise":
+        return _select_responses(settings, chosen, renderer)
+    return _select_pairs(settings, chosen, renderer, seed, judge or part_judge(settings))
 
 
-def part_judge(label: str) -> Judge:
+def part_judge(settings: Settings) -> PairJudge:
     """The world's judge: it compares a part of the grades."""
-    return lambda first, second: first.rollout.grade.parts[label] - second.rollout.grade.parts[label]
+    label = settings.label
+    assert label is not None  # without a judge there is one
+    return lambda pairs: [
+        first.rollout.grade.parts[label] - second.rollout.grade.parts[label] for first, second in pairs
+    ]
 
 
-def _select_pairs(settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int) -> Selection:
-    judge = part_judge(settings.label)
-    dropped = dict.fromkeys((*_UNUSABLE, "small_margin", "length_balance"), 0)
-    pairs = []
+def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
+    """The judge behind a server, whose verdicts are kept; None where the settings name none."""
+    if settings.judge is None:
+        return None
+    asked = settings.judge
+
+    def preferences(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
+        comparisons = [Comparison(first.problem, first.shown, second.shown) for first, second in pairs]
+        context.progress.begin(f"{settings.name}, judging", len(comparisons), "verdicts")
+        verdicts = verdicts_on(
+            comparisons, lambda some, told: Judge(asked).preferences(some, told), run=context, stage=settings.name
+        )
+        context.progress.end({})
+        return verdicts
+
+    return preferences
+
+
+def _select_pairs(
+    settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge
+) -> Selection:
+    not_judged = ("not_judged",) if settings.judge is not None else ()
+    dropped = dict.fromkeys((*_unusable(settings), *not_judged, "small_margin", "length_balance"), 0)
+    drawn: list[tuple[Candidate, Candidate]] = []
     for place, group in enumerate(groups):
-        candidates = _candidates(settings, group, renderer)
-        for drawn in draw(list(combinations(candidates, 2)), settings.pairs_per_problem, seed, settings.name, place):
-            pair = _pair(settings, judge, *drawn)
-            if isinstance(pair, Pair):
-                pairs.append(pair)
+        candidates = list(combinations(_candidates(settings, group, renderer), 2))
+        for first, second in draw(candidates, settings.pairs_per_problem, seed, settings.name, place):
+            if isinstance(first, str):
+                dropped[first] += 1
+            elif isinstance(second, str):
+                dropped[second] += 1
             else:
-                dropped[pair] += 1
+                drawn.append((first, second))
+    pairs = []
+    for pair in judged(judge, drawn):
+        if pair is None:
+            dropped["not_judged"] += 1
+        elif pair.margin < settings.min_margin - _ROUNDING:
+            dropped["small_margin"] += 1
+        else:
+            pairs.append(pair)
     kept_back = [is_held_out(pair.chosen.problem.id, settings.held_out) for pair in pairs]
     parts = {}
     for side in (False, True):
@@ -185,18 +236,9 @@ def _select_pairs(settings: Settings, groups: Sequence[Group], renderer: Rendere
     return Selection(parts[False], parts[True], dropped)
 
 
-def _pair(settings: Settings, judge: Judge, first: Candidate | str, second: Candidate | str) -> Pair | str:
-    """The judged pair, or the reason why it is dropped: a response that can't be used, or its margin."""
-    if isinstance(first, str):
-        return first
-    if isinstance(second, str):
-        return second
-    pair = judged(judge, first, second)
-    return pair if pair.margin >= settings.min_margin - _ROUNDING else "small_margin"
-
-
-def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int) -> Selection:
-    dropped = dict.fromkeys(_UNUSABLE, 0)
+def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer) -> Selection:
+    assert settings.label is not None  # a judge compares, and here is nothing to compare
+    dropped = dict.fromkeys(_unusable(settings), 0)
     parts: dict[bool, list[Labelled]] = {False: [], True: []}
     for group in groups:
         for candidate in _candidates(settings, group, renderer):
@@ -215,6 +257,11 @@ def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Ren
     return Selection(parts[False], parts[True], dropped)
 
 
+def _unusable(settings: Settings) -> tuple[str, ...]:
+    """Why a response may not be usable."""
+    return ("unlabelled", "no_answer", "too_long") if settings.judge is None else ("no_answer", "too_long")
+
+
 def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
     """The group's responses as judge and model see them; in place of one that can't be used, the reason."""
     prompt = renderer.render(group.problem.messages)
@@ -224,7 +271,7 @@ def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Ca
 def _candidate(
     settings: Settings, problem: Problem, prompt: tuple[int, ...], rollout: Rollout, renderer: Renderer
 ) -> Candidate | str:
-    if rollout.grade.reward is None or settings.label not in rollout.grade.parts:
+    if settings.label is not None and (rollout.grade.reward is None or settings.label not in rollout.grade.parts):
         return "unlabelled"
     text = shown(rollout.completion.text, _VIEWS[settings.objective])
     if text is None:
@@ -239,7 +286,7 @@ def _require_enough(settings: Settings, selection: Selection) -> None:
         raise RecipeError(
             f"stage {settings.name!r} needs examples to train on, and two held-out problems: {counts}",
             where=f"data of stage {settings.name!r}",
-            fix="collect more rollouts, or change label, min_margin or held_out",
+            fix="collect more rollouts, or change label, judge, min_margin or held_out",
         )
 
 

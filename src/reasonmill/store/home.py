@@ -120,6 +120,10 @@ class Home:
                 disk.fsync_directory(path.parent, "runs")
         return path
 
+    def scratch(self, name: str) -> Path:
+        """A place for what is worth nothing once the home is closed: the next writer removes it."""
+        return self.path / "tmp" / name
+
     def free_bytes(self) -> int:
         """Bytes that can still be written to the home's disk."""
         with disk_errors(self.path):

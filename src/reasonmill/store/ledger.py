@@ -114,13 +114,13 @@ class Ledger(SealedRows):
             self._db.execute("DELETE FROM stages WHERE key = ?", (key,))
 
     def commit_step(self, stage_key: str, step: int, groups_digest: str) -> None:
-        """Records the groups that a step is trained on, before it is.
+        """Records the groups that a step is trained on, before it is; verdicts of a judge are recorded in the same way.
 
         Raises:
             StoreError: other groups are recorded for this step.
         """
         with self._transaction("groups"):
-            self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
+            self._require_same(f"groups or verdicts of step {step}", self.step_groups(stage_key, step), groups_digest)
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, groups_digest) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest",
@@ -136,6 +136,11 @@ class Ledger(SealedRows):
         """The steps of a stage in their order, each with the digest of its groups, or None if it has none."""
         rows = self._read("steps", "stage_key = ?", stage_key, order="step")
         return [(row["step"], row["groups_digest"]) for row in rows]
+
+    def forget_step(self, stage_key: str, step: int) -> None:
+        """Lets the groups of a step be others; only for those that nothing was trained on."""
+        with self._transaction("forgotten step"):
+            self._db.execute("DELETE FROM steps WHERE stage_key = ? AND step = ?", (stage_key, step))
 
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Records a step's metrics; a replayed step records them again.

@@ -237,7 +237,8 @@ def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
     stages = {record.key: record for record in ledger.stages()}
     names = {stage.key: f"stage {stage.name!r} of run {run.name!r}" for run in ledger.runs() for stage in run.stages}
     for key in ledger.begun_stages():
-        name = names.get(key, f"the stage with key {key[:12]}")
+        # What a judge said is beside its stage.
+        name = names.get(key.split("/")[0], f"the stage with key {key[:12]}")
         yield from ((digest, f"state before step {step} of {name}") for step, digest in ledger.states(key))
         for step, digest in ledger.steps(key):
             if digest is not None:
