@@ -119,8 +119,13 @@ class Stand:
             if fault == Fault.TORN:
                 _die()
             raise _error(operation, errno.ENOSPC)
-        if not operation.verb.startswith("fsync"):
-            perform()
+        try:
+            if not operation.verb.startswith("fsync"):
+                perform()
+        except OSError:  # the rename of an object that is there already
+            if fault == Fault.KILL_AFTER:
+                _die()
+            raise
         if operation.verb in LEDGER_VERBS and self._is_hit:
             self._note_rows(scenario.ledger_rows(self._home))
         if fault == Fault.KILL_AFTER:
