@@ -120,7 +120,7 @@ class Ledger(SealedRows):
             StoreError: other groups are recorded for this step.
         """
         with self._transaction("groups"):
-            self._require_same(f"groups or verdicts of step {step}", self.step_groups(stage_key, step), groups_digest)
+            self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, groups_digest) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest",
