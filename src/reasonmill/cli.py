@@ -9,14 +9,11 @@ import errno
 import itertools
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,6 +24,7 @@ from rich.tree import Tree
 from reasonmill import upkeep
 from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
+from reasonmill.stop_signals import StopSignals
 from reasonmill.types import Artifact, Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def run(
 
     loaded.up_to(until)  # a mistake here is told before a home is made
     chosen = _device(device)
-    with _StopSignals() as stop:
+    with StopSignals() as stop:
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
                 result = run_recipe(loaded, opened, progress, until=until, device=chosen, stop_requested=stop.requested)
@@ -244,41 +242,6 @@ def lineage(
 
 app.command()(upkeep.verify)
 app.command()(upkeep.gc)
-
-
-class _StopSignals:
-    """Turns SIGINT and SIGTERM into a request to stop; a later SIGINT raises KeyboardInterrupt at once."""
-
-    # One Ctrl-C can arrive twice: at the process itself and at its group.
-    SAME_REQUEST_S = 1.0
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        self._received_at_s = 0.0
-        self._before: dict[int, Any] = {}
-
-    def requested(self) -> bool:
-        return self._received is not None
-
-    def exit_code(self, error: Interrupted) -> int:
-        """What a shell reports of a process that the signal ended."""
-        return error.exit_code if self._received is None else 128 + self._received
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._received is None:
-            self._received, self._received_at_s = number, now
-        elif number == signal.SIGINT and now - self._received_at_s > self.SAME_REQUEST_S:
-            raise KeyboardInterrupt
 
 
 def _device(choice: str) -> str:

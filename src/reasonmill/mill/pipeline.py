@@ -18,13 +18,14 @@ from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
+from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.settings import decisive
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
-from reasonmill.store.steps import drop_damaged_verdicts, forget_state
+from reasonmill.store.steps import forget_state
 from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from reasonmill.errors import Interrupted
 from reasonmill.protocols import Progress
 from reasonmill.store.home import Home
-from reasonmill.store.steps import V, committed_verdicts
 
 Q = TypeVar("Q")
+V = TypeVar("V", bound=float | None)  # true and false are numbers, too
+
+VERDICTS_FILE = "verdicts.json"
 
 # Verdicts that are asked for together, and committed before the next are.
 AT_ONCE = 256
@@ -57,3 +61,36 @@ def verdicts_on(
 
         verdicts += committed_verdicts(run.home, run.key, part, asked)
     return verdicts
+
+
+def committed_verdicts(home: Home, key: str, part: int, ask: Callable[[], Sequence[V]]) -> Sequence[V]:
+    """A part of a judge's verdicts: the committed ones of an earlier run, else new ones, which are committed.
+
+    They outlive the stage: what it made can be made again without the judge, who might say something else by then.
+    """
+    drop_damaged_verdicts(home, key)
+    beside = verdicts_key(key)
+    digest = home.ledger.step_groups(beside, part)
+    if digest is not None:
+        kept: list[V] = json.loads((home.objects.path(digest) / VERDICTS_FILE).read_text(encoding="utf-8"))
+        return kept
+    verdicts = ask()
+
+    def write(target: Path) -> None:
+        (target / VERDICTS_FILE).write_text(json.dumps(list(verdicts)), encoding="utf-8")
+
+    home.ledger.commit_step(beside, part, home.objects.put(write))
+    return verdicts
+
+
+def verdicts_key(key: str) -> str:
+    """Under what a stage's verdicts are in the ledger: its own steps may be those of a training."""
+    return f"{key}/verdicts"
+
+
+def drop_damaged_verdicts(home: Home, key: str) -> None:
+    """Tells and forgets verdicts that are damaged or missing: a judge can't be held to what it said before."""
+    for part, digest in home.ledger.steps(verdicts_key(key)):
+        instead = "the judge is asked again where they are needed"
+        if digest is not None and home.objects.sound_path(digest, instead=instead) is None:
+            home.ledger.forget_step(verdicts_key(key), part)
