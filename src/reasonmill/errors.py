@@ -52,7 +52,7 @@ class UnsupportedModel(ReasonmillError):
 
 
 class TrainingDiverged(ReasonmillError):
-    """Losses or gradients stopped being finite for several steps in a row."""
+    """Losses, gradients or what they are made from stopped being finite for several updates in a row."""
 
     exit_code = 5
 

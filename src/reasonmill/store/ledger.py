@@ -193,6 +193,10 @@ class Ledger:
                 (stage_key, step, json.dumps(dict(metrics))),
             )
 
+    def step_keys(self) -> list[str]:
+        """Keys of the stages that have steps, finished or not."""
+        return [row[0] for row in self._rows("SELECT DISTINCT stage_key FROM steps ORDER BY stage_key")]
+
     def metrics(self, stage_key: str) -> list[dict[str, Any]]:
         """Metrics of the steps that have any, in the order of steps, each with its "step"."""
         rows = self._rows(
