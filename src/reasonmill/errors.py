@@ -67,3 +67,9 @@ class Interrupted(ReasonmillError):
     """The user or the system asked the run to stop; the same command resumes it."""
 
     exit_code = 130  # 128 + SIGINT, as a shell reports it
+
+
+class Hung(ReasonmillError):
+    """A phase gave no sign of progress for twice its deadline; what was committed is safe, the same command goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL, as for a full disk

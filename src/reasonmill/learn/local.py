@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from reasonmill.activity import beat
 from reasonmill.algo.logprobs import token_logprobs
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
@@ -36,6 +37,7 @@ class LocalLearner:
             Weighted sums over the batch: "loss", and the loss's statistics by metric name. If something of them was
             not finite, `optim_step` refuses the update that this is a part of.
         """
+        beat()
         moved = batch.to(self._decoder.device)
         losses, statistics, policy_logprobs = self._token_losses(moved, loss)
         total = (losses * moved.weights).sum() / denominator
@@ -65,6 +67,7 @@ class LocalLearner:
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities [N] of the batch's targets under the current weights."""
+        beat()
         return self._policy_logprobs(batch.to(self._decoder.device)).detach()
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:

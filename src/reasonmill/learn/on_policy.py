@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from reasonmill.activity import each
 from reasonmill.learn import checkpoints
 from reasonmill.learn.divergence import SKIPPED, DivergenceGuard, total
 from reasonmill.protocols import Learner, Progress, Sampler
@@ -79,7 +80,7 @@ def train_on_policy(
         groups = committed_groups(run.home, run.key, step, partial(sample, step))
         sampled = time.monotonic()
         updates = []
-        for updated in fit(step, usable(groups, step)):
+        for updated in each("update", fit(step, usable(groups, step))):
             guard.check(step, updated, learner.skipped_batch, ledger.step_groups(run.key, step))
             updates.append(updated)
         sampler.load(learner.weights(), version=step + 1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from reasonmill.activity import beat
 from reasonmill.algo.packing import TextRow
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
 from reasonmill.learn.divergence import Gathered
@@ -33,6 +34,7 @@ class ScalarLearner:
             (sum of the losses, rewards of the row's texts on the CPU). If one of them is not finite, `optim_step`
             refuses the update that this is a part of.
         """
+        beat()
         rewards = self._model.rewards(row)
         total = losses(rewards).sum() / denominator
         total.backward()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.schedules import Schedule
@@ -65,7 +66,7 @@ def supervise(
     loss_settings = loss or LossSettings()
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
-        for examples in feed(start, stop):
+        for examples in each("reading", feed(start, stop)):
             batches = pack(examples, tokens_per_batch)
             denominator = total(float(batch.weights.double().sum()) for batch in batches)
             sums = [learner.forward_backward(batch, loss_settings, denominator) for batch in batches]
@@ -98,10 +99,11 @@ def optimise(
     ledger = run.home.ledger
     guard = DivergenceGuard.resumed(run.progress.note, ledger.metrics(run.key), start)
     run.progress.begin(name, steps, "steps")
-    for step, means in enumerate(passes(start, steps), start=start):
+    for step, means in enumerate(each("update", passes(start, steps)), start=start):
         # Gathered gradients are no part of the state: what is saved here is what the step goes on from.
         saved.before_step(step, steps, learner.state)
-        updated = learner.optim_step(schedule.at(step, steps))
+        with phase("update"):
+            updated = learner.optim_step(schedule.at(step, steps))
         guard.check(step, updated, learner.skipped_batch)
         metrics = {**means, **updated, **guard.metrics()}
         ledger.record_metrics(run.key, step, metrics)

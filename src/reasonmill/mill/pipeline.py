@@ -6,15 +6,21 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.report import write_report
+from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.watchdog import Watchdog, WatchedProgress
+from reasonmill.mill.workload import workloads
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import fetch
@@ -22,11 +28,11 @@ from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import MANIFEST, disk_errors, replace_file
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.steps import forget_state
 from reasonmill.types import Artifact, content_digest
 
-MINIMUM_FREE_BYTES = 200_000_000
 MODEL, RECIPE, REPORT = "model", "recipe.json", "report.html"
 
 
@@ -66,6 +72,8 @@ def run_recipe(
 ) -> RunResult:
     """Runs the stages that the ledger does not have yet, and writes the run's directory.
 
+    Where the disk is full, it waits for room.
+
     Args:
         until: the name of the last stage to run; None runs all.
         device: "cpu" or "cuda".
@@ -74,17 +82,20 @@ def run_recipe(
     Raises:
         RecipeError: there is no stage `until`.
         Interrupted: a stop was requested; what is finished is kept.
-        OutOfSpace: the home's disk is almost full.
+        OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
     run = _Run(recipe, home, progress, device, stop_requested)
     nodes = recipe.up_to(until)
-    try:
-        for node in nodes:
-            run.finish(node)
-    except BaseException:
-        run.publish_finished()
-        raise
-    return run.publish()
+    with home.waiting_when_full(run.when_full):
+        try:
+            for node in nodes:
+                run.finish(node)
+        except BaseException:
+            # A full disk must not hide why the run ended; the next run shows what this one can't.
+            with suppress(OutOfSpace):
+                run.show_finished()
+            raise
+        return run.publish()
 
 
 def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedStage]:
@@ -119,6 +130,8 @@ class _Run:
         self._progress = progress
         self._device = device
         self._stop_requested = stop_requested
+        self._sizes: dict[str, dict[str, ModelSize | None]] | None = None
+        self.when_full = RoomWait(home, progress, stop_requested)
         self._results: list[StageResult] = []
         self._artifacts: dict[str, Artifact] = {}  # by the stage's name
         self._begun: list[tuple[str, str, str]] = []  # name, kind and key of the stages so far
@@ -136,7 +149,8 @@ class _Run:
                 raise Interrupted(
                     f"stopped before stage {node.settings.name!r}", fix="the same command goes on from here"
                 )
-            self._require_space()
+            self.when_full.writes = self._expected_writes(node, key)
+            require_room(self._home, node.settings.name, self.when_full.writes)
             result = self._execute(node, key, inputs, module)
         else:
             self._progress.note(f"{result.name}  cached  {result.artifact.digest[:12]}")
@@ -144,8 +158,22 @@ class _Run:
         self._results.append(result)
         self._artifacts[result.name] = result.artifact
 
+    @phase("saving")
+    @waits_for_room
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
+        return self._publish()
+
+    def show_finished(self) -> None:
+        """Shows what a run that ended early has.
+
+        Raises:
+            OutOfSpace: the disk is full.
+        """
+        if self._results:
+            self._publish()
+
+    def _publish(self) -> RunResult:
         directory = self._home.run_dir(self._recipe.name)
         summary = summarise(self._recipe, tuple(self._results), self._device)
         resolved = (json.dumps(self._recipe.resolved(), indent=2, ensure_ascii=False) + "\n").encode()
@@ -157,11 +185,6 @@ class _Run:
             write_report(directory, self._home, summary, {result.name: result.key for result in self._results})
             write_summary(directory, summary)
         return RunResult(directory, tuple(self._results), summary)
-
-    def publish_finished(self) -> None:
-        """Shows what a run that ended early has."""
-        if self._results:
-            self.publish()
 
     def _publish_model(self, directory: Path, digest: str | None, shown: str | None) -> None:
         """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
@@ -192,14 +215,19 @@ class _Run:
         settings = node.settings
         return StageResult(settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens)
 
-    def _require_space(self) -> None:
-        free = self._home.free_bytes()
-        if free < MINIMUM_FREE_BYTES:
-            raise OutOfSpace(
-                f"only {free / 1e6:.0f} MB are left on the disk, and a stage needs {MINIMUM_FREE_BYTES / 1e6:.0f} MB",
-                fix="free some space and run the same command again",
-                where=str(self._home.path),
-            )
+    def _expected_writes(self, node: Node, key: str) -> Writes:
+        name = node.settings.name
+        if self._sizes is None:
+            self._sizes = sizes_by_stage(self._recipe.nodes)
+        sizes = self._sizes[name]
+        saved = self._home.ledger.latest_state(key)
+        return expected_writes(
+            node.settings,
+            workloads(self._recipe.nodes, self._artifacts)[name],
+            sizes[""] or sizes.get("from"),
+            weight_bytes=weight_bytes(node.settings, 2 if self._device == "cuda" else 4),
+            resumes_at=saved[0] if saved else None,
+        )
 
     def _execute(self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType) -> StageResult:
         """Runs the stage and commits what it made."""
@@ -209,17 +237,20 @@ class _Run:
             if model.digest in {read.digest for read in inputs.values()}:
                 self._progress.note(f"{settings.name}  looks for {model.hub}")
                 fetch(model)
-        context = StageContext(
-            key=key,
-            seed=self._recipe.seed,
-            device=self._device,
-            home=self._home,
-            progress=self._progress,
-            stop_requested=self._stop_requested,
-        )
         started = time.monotonic()
-        outcome: Outcome = module.run(settings, inputs, context)
-        digest = self._home.objects.put(outcome.write)
+        # Until it begins, a stage reads.
+        with Watchdog(self._recipe.watchdog, settings.name) as watchdog, ExitStack() as reading:
+            reading.enter_context(phase("reading"))
+            context = StageContext(
+                key=key,
+                seed=self._recipe.seed,
+                device=self._device,
+                home=self._home,
+                progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
+                stop_requested=self._stop_requested,
+            )
+            outcome: Outcome = module.run(settings, inputs, context)
+            digest = self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
         artifact = Artifact(
             digest=digest,

@@ -13,6 +13,7 @@ from typing import Any
 
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.code_digest import code_digest
+from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import Source, StageSource, suggestion
 from reasonmill.stages.context import Input, StageSettings
@@ -36,7 +37,7 @@ class Recipe:
     """A checked recipe; a node comes after the nodes that it reads.
 
     `result` is the stage whose model the run hands over; None for the last one that makes a model. `models` are those
-    of the hub that stages may refer to, by name.
+    of the hub that stages may refer to, by name. `watchdog` is no part of any stage's key.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe:
     nodes: tuple[Node, ...]
     result: str | None = None
     models: Mapping[str, HubModel] = field(default_factory=dict)
+    watchdog: Deadlines = field(default_factory=Deadlines)
 
     def up_to(self, stage: str | None) -> tuple[Node, ...]:
         """The nodes up to and including a stage; all of them for None.
@@ -63,7 +65,14 @@ class Recipe:
         """The recipe as JSON, all defaults and overrides filled in."""
         stages = [node.settings.model_dump(mode="json", by_alias=True) for node in self.nodes]
         models = {name: model.model_dump(mode="json") for name, model in self.models.items()}
-        return {"name": self.name, "seed": self.seed, "result": self.result, "models": models, "stage": stages}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "result": self.result,
+            "watchdog": self.watchdog.model_dump(mode="json"),
+            "models": models,
+            "stage": stages,
+        }
 
 
 def stage_key(node: Node, inputs: Mapping[str, Input], seed: int, module: ModuleType) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from reasonmill.activity import beat, may_wait
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.types import Finish, Message, SamplingParams
 
@@ -132,7 +133,8 @@ class ChatServer:
             threading.Thread(target=work, name="chat-request", daemon=True).start()
         try:
             for _ in requests:
-                index, outcome = arrived.get()
+                with may_wait(self._settings.timeout_s):  # the server's own deadline, which is kept for each attempt
+                    index, outcome = arrived.get()
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield index, outcome
@@ -144,6 +146,7 @@ class ChatServer:
         settings, body = self._settings, json.dumps(self._body(request)).encode()
         attempt = 0
         while True:
+            beat()
             try:
                 return self._read(self._post(body))
             except _PassingFailure as failure:

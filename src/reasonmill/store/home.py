@@ -8,12 +8,15 @@ import os
 import shutil
 import socket
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import disk_errors, fsync_directory
+from reasonmill.store.full_disk import WhenFull
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.objects import ObjectStore
 
@@ -91,6 +94,15 @@ class Home:
         """Bytes that can still be written to the home's disk."""
         with disk_errors(self.path):
             return shutil.disk_usage(self.path).free
+
+    @contextmanager
+    def waiting_when_full(self, when_full: WhenFull) -> Iterator[None]:
+        """In the block, what is committed to a full disk waits for room instead of failing with OutOfSpace."""
+        self.objects.when_full = self.ledger.when_full = when_full
+        try:
+            yield
+        finally:
+            self.objects.when_full = self.ledger.when_full = None
 
     def close(self) -> None:
         """Closes the ledger and lets go of the lock; closing twice does nothing."""

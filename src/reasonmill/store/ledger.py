@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import out_of_space
+from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.types import Artifact
 
 SCHEMA_VERSION = 1
@@ -92,6 +93,7 @@ class Ledger:
             StoreError: the file is no ledger, or one of another version of reasonmill.
         """
         self._path = path
+        self.when_full: WhenFull | None = None
         with self._errors():
             # Transactions are begun by hand, so that what belongs together is visibly one.
             self._db = sqlite3.connect(
@@ -114,6 +116,7 @@ class Ledger:
         """Closes the file; closing twice does nothing."""
         self._db.close()
 
+    @waits_for_room
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
         """Records a run and its stages as (name, kind, key); a run that is begun again keeps its first start time."""
         with self._transaction():
@@ -134,6 +137,7 @@ class Ledger:
             RunRecord(name, json.loads(recipe), started_s, self._run_stages(name)) for name, recipe, started_s in rows
         ]
 
+    @waits_for_room
     def commit_stage(
         self, *, key: str, run: str, name: str, kind: str, artifact: Artifact, seconds: float, tokens: int
     ) -> None:
@@ -156,11 +160,13 @@ class Ledger:
         run, name, kind, artifact, seconds, tokens = rows[0]
         return StageRecord(key, run, name, kind, self._artifact(artifact), seconds, tokens)
 
+    @waits_for_room
     def forget_stage(self, key: str) -> None:
         """Makes a stage count as not finished; its steps, its states and the record of its artifact stay."""
         with self._transaction():
             self._db.execute("DELETE FROM stages WHERE key = ?", (key,))
 
+    @waits_for_room
     def commit_step(self, stage_key: str, step: int, groups_digest: str) -> None:
         """Records the groups that a step is trained on, before it is.
 
@@ -180,6 +186,7 @@ class Ledger:
         rows = self._rows("SELECT groups_digest FROM steps WHERE stage_key = ? AND step = ?", stage_key, step)
         return rows[0][0] if rows else None
 
+    @waits_for_room
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Records a step's metrics; a replayed step records them again.
 
@@ -204,6 +211,7 @@ class Ledger:
         )
         return [{"step": step, **json.loads(metrics)} for step, metrics in rows]
 
+    @waits_for_room
     def commit_state(self, stage_key: str, step: int, digest: str) -> None:
         """Records the learner's state, an object of the store, from which step `step` goes on.
 
@@ -223,6 +231,7 @@ class Ledger:
         """Step and digest of all committed states, in the order of steps."""
         return self._rows("SELECT step, digest FROM states WHERE stage_key = ? ORDER BY step", stage_key)
 
+    @waits_for_room
     def forget_state(self, stage_key: str, step: int) -> None:
         """Removes a state's record; do this before its object is deleted, so that no record lacks its object."""
         with self._transaction():
@@ -232,6 +241,7 @@ class Ledger:
         """Whether an object is a state of any stage: equal states of two stages are one object."""
         return bool(self._rows("SELECT 1 FROM states WHERE digest = ? LIMIT 1", digest))
 
+    @waits_for_room
     def register(self, artifact: Artifact) -> None:
         """Records an artifact that no stage of a run made, such as an imported base; once is enough.
 

@@ -7,8 +7,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from reasonmill.activity import phase
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import damaged_file, disk_errors, fsync_directory, publish, seal
+from reasonmill.store.full_disk import WhenFull, waits_for_room
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -21,7 +23,10 @@ class ObjectStore:
         self._tmp = tmp
         self._write = write
         self._verified: set[str] = set()
+        self.when_full: WhenFull | None = None
 
+    @phase("saving")
+    @waits_for_room
     def put(self, write: Callable[[Path], None]) -> str:
         """Commits what `write` puts into the empty directory that it is given; returns the object's digest.
 
@@ -51,6 +56,7 @@ class ObjectStore:
             self.path(digest)
         return digest
 
+    @phase("reading")
     def path(self, digest: str) -> Path:
         """Directory of an object, to be read only. The first call in a process checks every file's digest.
 
