@@ -25,6 +25,7 @@ NEVER_IMPORTS: dict[str, set[str]] = {
     "errors": {"reasonmill", THIRD_PARTY},
     "randomness": {"reasonmill", THIRD_PARTY},
     "transcript": {"reasonmill", THIRD_PARTY},
+    "activity": {"reasonmill", THIRD_PARTY},
     # Graders run in processes of their own, where torch would cost seconds and memory.
     "tasks": {"torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},
     "world": {"torch"},

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from reasonmill.recipe.cycle import Cycle
+from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.recipe.reference import Reference
@@ -26,6 +27,8 @@ EXAMPLES = [
     for path in PAGES.values()
     for place, text in enumerate(re.findall(r"```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
 ]
+# Pages of tables that are no stages.
+TABLES: dict[str, Any] = {"cycle": Cycle, "watchdog": Deadlines}
 REQUIRED = object()
 _TYPES: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
@@ -108,12 +111,12 @@ def _toml(value: Any) -> str:
 
 
 def test_every_kind_has_a_page_and_every_page_a_kind() -> None:
-    assert PAGES.keys() == kinds().keys() | {"cycle"}
+    assert PAGES.keys() == kinds().keys() | TABLES.keys()
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_settings_of_a_page_are_those_of_the_code(page: str) -> None:
-    model = Cycle if page == "cycle" else kinds()[page].Settings
+    model = TABLES[page] if page in TABLES else kinds()[page].Settings
     lines = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [(name.strip("`"), kind, default) for name, kind, default, _ in cells] == list(rows(model))
