@@ -144,7 +144,8 @@ def parsed(name: str) -> dict[str, Any]:
 
 
 def load_example(example: str, folder: Path) -> Recipe:
-    """The example as a recipe: with a name, and behind the stages of r1-tiny that it refers to."""
+    """The example as a recipe: with a name, and behind the stages of r1-tiny that it refers to; one without any stage
+    is put before the first."""
     head, *blocks = re.split(
         r"^(?=\[\[stage\]\])", shipped_recipes()["r1-tiny"].read_text(encoding="utf-8"), flags=re.M
     )
@@ -153,6 +154,8 @@ def load_example(example: str, folder: Path) -> Recipe:
     written = tomllib.loads(example)
     own = {stage["name"] for stage in written.get("stage", [])}
     waiting = [text for text in texts(written) if text in inputs]
+    if not own and not waiting:
+        waiting = [next(iter(inputs))]
     needed: set[str] = set()
     while waiting:
         name = waiting.pop()
