@@ -138,7 +138,12 @@ class _Run:
 
     def finish(self, node: Node) -> None:
         """Takes the stage from the ledger, or runs it and commits what it made."""
-        inputs = _inputs(node, self._artifacts, self._home, self._recipe)
+        with Watchdog(self._recipe.watchdog, node.settings.name) as watchdog:
+            self._finish(node, watchdog)
+
+    def _finish(self, node: Node, watchdog: Watchdog) -> None:
+        with phase("reading"):
+            inputs = _inputs(node, self._artifacts, self._home, self._recipe)
         module = kinds()[node.settings.kind]
         key = stage_key(node, inputs, self._recipe.seed, module)
         self._begun.append((node.settings.name, node.settings.kind, key))
@@ -151,14 +156,13 @@ class _Run:
                 )
             self.when_full.writes = self._expected_writes(node, key)
             require_room(self._home, node.settings.name, self.when_full.writes)
-            result = self._execute(node, key, inputs, module)
+            result = self._execute(node, key, inputs, module, watchdog)
         else:
             self._progress.note(f"{result.name}  cached  {result.artifact.digest[:12]}")
         self._drop_states(key)
         self._results.append(result)
         self._artifacts[result.name] = result.artifact
 
-    @phase("saving")
     @waits_for_room
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
@@ -229,7 +233,9 @@ class _Run:
             resumes_at=saved[0] if saved else None,
         )
 
-    def _execute(self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType) -> StageResult:
+    def _execute(
+        self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType, watchdog: Watchdog
+    ) -> StageResult:
         """Runs the stage and commits what it made."""
         settings = node.settings
         self._register_bases(node, inputs)
@@ -239,7 +245,7 @@ class _Run:
                 fetch(model)
         started = time.monotonic()
         # Until it begins, a stage reads.
-        with Watchdog(self._recipe.watchdog, settings.name) as watchdog, ExitStack() as reading:
+        with ExitStack() as reading:
             reading.enter_context(phase("reading"))
             context = StageContext(
                 key=key,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from reasonmill.activity import beat
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.code_digest import code_digest
 from reasonmill.recipe.deadlines import Deadlines
@@ -97,6 +98,7 @@ def directory_digest(directory: Path) -> str:
     """Hex digest of the names and the contents of all files of a directory."""
     hasher = hashlib.blake2b(digest_size=32)
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        beat()
         with path.open("rb") as file:
             content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
         hasher.update(f"{path.relative_to(directory).as_posix()}\n{content.hexdigest()}\n".encode())

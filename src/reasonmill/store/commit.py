@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from reasonmill.activity import beat
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
 
 MANIFEST = "manifest.json"
@@ -171,6 +172,7 @@ def _digest(data: bytes) -> str:
 
 
 def _file_digest(path: Path, *, fsync: bool = False) -> str:
+    beat()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
         if fsync:
