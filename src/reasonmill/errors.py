@@ -52,7 +52,7 @@ class UnsupportedModel(ReasonmillError):
 
 
 class TrainingDiverged(ReasonmillError):
-    """Losses or gradients stopped being finite for several steps in a row."""
+    """Losses, gradients or what they are made from stopped being finite for several updates in a row."""
 
     exit_code = 5
 
@@ -67,3 +67,9 @@ class Interrupted(ReasonmillError):
     """The user or the system asked the run to stop; the same command resumes it."""
 
     exit_code = 130  # 128 + SIGINT, as a shell reports it
+
+
+class Hung(ReasonmillError):
+    """A phase gave no sign of progress for twice its deadline; what was committed is safe, the same command goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL, as for a full disk

@@ -62,7 +62,16 @@ class Learner(Protocol):
         ...
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
-        """One optimizer step on the gathered gradients, which are cleared; returns e.g. the gradient's norm."""
+        """One optimizer step on the gathered gradients, which are cleared; returns e.g. the gradient's norm.
+
+        Where something of the update was not finite, no step is taken and nothing of the state changes; "optim/skipped"
+        is 1.0 then, and so is "skipped/" with the name of the cause.
+        """
+        ...
+
+    @property
+    def skipped_batch(self) -> str:
+        """Digest of the batches of the last update that was skipped; empty if none was."""
         ...
 
     def logprobs(self, batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from reasonmill.activity import each, phase
 from reasonmill.errors import TooManyUngraded
 from reasonmill.protocols import Renderer, Sampler, Task
 from reasonmill.randomness import Part, generator, key
@@ -66,7 +67,7 @@ def collect(
         for sample in range(num_samples)
     ]
     completions: list[Completion | None] = [None] * len(requests)
-    for finished, (index, completion) in enumerate(sampler.generate(requests), start=1):
+    for finished, (index, completion) in enumerate(each("sampling", sampler.generate(requests)), start=1):
         completions[index] = completion
         if on_completion is not None:
             on_completion(finished)
@@ -76,7 +77,8 @@ def collect(
         drawn = [completion for completion in attempts if completion is not None]
         if len(drawn) != num_samples:
             raise RuntimeError(f"the sampler lost {num_samples - len(drawn)} of the requests for problem {problem.id}")
-        grades = rewards.grade(tasks[problem.task], problem, drawn, noise=(*noise, place))
+        with phase("grading"):
+            grades = rewards.grade(tasks[problem.task], problem, drawn, noise=(*noise, place))
         rollouts = [Rollout(prompts[place], c, g) for c, g in zip(drawn, grades, strict=True)]
         groups.append(Group(problem, tuple(rollouts)))
     return groups

@@ -15,7 +15,7 @@ from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.errors import TrainingDiverged
 from reasonmill.learn.adamw import OptimizerSettings
-from reasonmill.learn.divergence import DivergenceGuard
+from reasonmill.learn.divergence import DivergenceGuard, total
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.reference import Reference
 from reasonmill.model.decoder import Decoder, new_decoder
@@ -71,6 +71,13 @@ def train(learner: LocalLearner, steps: range, learning_rate: float = 1e-2) -> N
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.clone() for name, weight in weights.items()}
+
+
+def skips(updated: Mapping[str, float]) -> dict[str, float]:
+    """The causes for which an update was skipped; none if it was taken."""
+    found = {name.removeprefix("skipped/"): value for name, value in updated.items() if name.startswith("skipped/")}
+    assert updated["optim/skipped"] == float(bool(found))
+    return found
 
 
 def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -163,8 +170,9 @@ def test_the_optimizer_is_adamw_with_clipping() -> None:
         torch.testing.assert_close(weight, theirs.network.get_parameter(name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("field", ["advantages", "sampler_logprobs", "ref_logprobs"])
-def test_a_loss_that_is_not_finite_is_skipped_and_leaves_no_trace(field: str) -> None:
+def test_what_is_not_finite_is_skipped_under_its_cause_and_leaves_no_trace(field: str, number: float) -> None:
     learner, spared = (
         LocalLearner(tiny_decoder(), OptimizerSettings()),
         LocalLearner(tiny_decoder(), OptimizerSettings()),
@@ -173,15 +181,69 @@ def test_a_loss_that_is_not_finite_is_skipped_and_leaves_no_trace(field: str) ->
     train(spared, range(2))
     before = learner.state()
     good, bad = ragged_examples(2)
-    bad = dataclasses.replace(bad, **{field: np.full(len(bad.tokens), math.nan)})
-    (batch,) = pack([good, bad], WHOLE)
-    learner.forward_backward(batch, LossSettings(kl_coefficient=0.1), 2.0)
+    bad = dataclasses.replace(bad, **{field: np.full(len(bad.tokens), number)})
+    # In batches of their own, so that one is as it should be.
+    for batch in pack([good, bad], 1):
+        learner.forward_backward(batch, LossSettings(kl_coefficient=0.1), 2.0)
     updated = learner.optim_step(1e-2)
-    assert updated["optim/skipped"] == 1.0
+    assert skips(updated) == {field: 1.0}
     assert same_bits(learner.state(), before)
     train(learner, range(2, 4))
     train(spared, range(2, 4))
     assert same_bits(learner.state(), spared.state())
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf])
+def test_a_logprob_of_a_token_that_does_not_count_is_looked_at(number: float) -> None:
+    """A ratio of 0 or a clipped one would hide it from the loss, and from the gradient."""
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings())
+    before = learner.state()
+    good, bad = ragged_examples(2)
+    bad = dataclasses.replace(bad, sampler_logprobs=[*bad.sampler_logprobs[:-1], number])  # type: ignore[index]
+    (batch,) = pack([good, bad], WHOLE)
+    learner.forward_backward(batch, LossSettings(clip_low=0.2, clip_high=0.2), 2.0)
+    assert skips(learner.optim_step(1e-2)) == {"sampler_logprobs": 1.0}
+    assert same_bits(learner.state(), before)
+
+
+def test_a_policy_that_is_not_finite_is_told_from_a_loss_and_a_gradient() -> None:
+    (batch,) = pack(ragged_examples(2, loss="ce"), WHOLE)
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings())
+    learner.forward_backward(batch, LossSettings(), 2.0)
+    next(iter(learner.weights().values())).fill_(math.nan)
+    learner.forward_backward(batch, LossSettings(), 2.0)
+    assert skips(learner.optim_step(1e-2)) == {"policy_logprobs": 1.0}
+
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings())
+    learner.forward_backward(dataclasses.replace(batch, weights=batch.weights * math.inf), LossSettings(), 2.0)
+    assert skips(learner.optim_step(1e-2)) == {"loss": 1.0}
+
+    learner.forward_backward(batch, LossSettings(), 2.0)
+    parameter = next(p for p in learner._parameters.values() if p.grad is not None)
+    parameter.grad[0] = math.inf  # type: ignore[index]
+    assert skips(learner.optim_step(1e-2)) == {"gradient": 1.0}
+    learner.forward_backward(batch, LossSettings(), 2.0)
+    assert skips(learner.optim_step(1e-2)) == {}  # what was gathered before is forgotten
+
+
+def test_a_skipped_update_has_the_digest_of_its_batches() -> None:
+    def skipped(*seeds: int) -> str:
+        learner = LocalLearner(tiny_decoder(), OptimizerSettings())
+        for seed in seeds:
+            (batch,) = pack(ragged_examples(2, seed=seed), WHOLE)
+            assert batch.advantages is not None
+            learner.forward_backward(
+                dataclasses.replace(batch, advantages=batch.advantages * math.inf), LossSettings(), 2.0
+            )
+        learner.optim_step(1e-2)
+        return learner.skipped_batch
+
+    assert len(skipped(0)) == 64
+    assert skipped(0) == skipped(0)
+    assert len({skipped(0), skipped(1), skipped(0, 1), skipped(1, 0)}) == 4
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings())
+    train(learner, range(1))
+    assert learner.skipped_batch == ""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -232,12 +294,43 @@ def test_a_learner_leaves_dropout_off() -> None:
 
 
 def test_the_guard_ends_a_run_after_too_many_skips_in_a_row() -> None:
-    guard = DivergenceGuard(limit=3)
-    skipped, fine = {"optim/skipped": 1.0}, {"optim/skipped": 0.0}
-    for step, updated in enumerate([skipped, skipped, fine, skipped, skipped]):
-        guard.check(step, updated)
-    with pytest.raises(TrainingDiverged, match="3 times in a row, last at step 5"):
-        guard.check(5, skipped)
+    notes: list[str] = []
+    guard = DivergenceGuard(notes.append)
+    for step, updated in enumerate([SKIPPED, SKIPPED, FINE, SKIPPED, SKIPPED]):
+        guard.check(step, updated, "b" * 64)
+    assert notes == [f"an update of step {step} was skipped: loss not finite" for step in (0, 1, 3, 4)]
+    with pytest.raises(TrainingDiverged, match="3 times in a row, last at step 5: loss") as caught:
+        guard.check(5, SKIPPED, "b" * 64, "a" * 64)
+    assert caught.value.where == f"batch {'b' * 64}, groups {'a' * 64}"
+
+
+SKIPPED, FINE = {"optim/skipped": 1.0, "skipped/loss": 1.0}, {"optim/skipped": 0.0}
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_guard_that_is_resumed_stops_at_the_same_step(cut: int) -> None:
+    """Its count comes from the metrics of the steps before; steps without an update leave it as it is."""
+    course = [[SKIPPED], [FINE, SKIPPED], [], [SKIPPED], [SKIPPED]]
+    entries: list[dict[str, float]] = []
+    guard = DivergenceGuard(lambda text: None)
+    for step in range(cut):
+        for updated in course[step]:
+            guard.check(step, updated, "")
+        entries.append({"step": step, **guard.metrics()})
+    # A replayed step has its entry from before, too.
+    entries.append({"step": cut, "skipped/in_a_row": 2.0})
+    resumed = DivergenceGuard.resumed(lambda text: None, entries, cut)
+    rest = [(step, updated) for step in range(cut, 5) for updated in course[step]]
+    for step, updated in rest[:-1]:
+        resumed.check(step, updated, "")
+    with pytest.raises(TrainingDiverged, match="last at step 4"):
+        resumed.check(*rest[-1], "")
+
+
+def test_a_sum_without_a_value_is_no_crash() -> None:
+    assert total([0.1] * 10) == 1.0
+    assert math.isnan(total([math.inf, -math.inf]))
+    assert math.isnan(total([1e308, 1e308]))
 
 
 # Reference

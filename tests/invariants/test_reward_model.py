@@ -1,6 +1,7 @@
 """Reward models: the numbers of transformers' own forward pass, whatever a text is packed with."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,20 @@ def test_a_resumed_learner_goes_on_to_the_same_bits(model: RewardModel) -> None:
     assert end.keys() == same.keys()
     assert all(torch.equal(end[name], same[name]) for name in end)
     assert not torch.equal(end["master/score.weight"], state["master/score.weight"])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_skipped_and_leave_no_trace(model: RewardModel, number: float) -> None:
+    """Also where the loss of a pair is finite: nothing is left to lose to a score of minus infinity."""
+    learner = ScalarLearner(RewardModel(copy.deepcopy(model.network)), OptimizerSettings())
+    (row,) = pack_texts([some_texts(2)], WHOLE)
+    learner.forward_backward(row, lambda rewards: pairwise_losses(rewards[0::2], rewards[1::2]), 1)
+    assert learner.optim_step(1e-2)["optim/skipped"] == 0.0
+    before = learner.state()
+    learner._model.network.score.weight.data.fill_(number)
+    learner.forward_backward(row, lambda rewards: (rewards * 0).nan_to_num(), 1)
+    updated = learner.optim_step(1e-2)
+    assert (updated["optim/skipped"], updated["skipped/scores"]) == (1.0, 1.0)
+    assert len(learner.skipped_batch) == 64
+    after = learner.state()
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("master/score"))

@@ -53,6 +53,17 @@ def in_a_process(stages: Any, *arguments: object) -> subprocess.CompletedProcess
     )
 
 
+def started(stages: Any, *arguments: object) -> subprocess.Popen[str]:
+    """As `in_a_process`, and does not wait for its end."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(stages.folder), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def written(home: Path) -> dict[Path, int]:
     """When each file was written; SQLite's own files, which readers of the ledger also need, do not count."""
     return {
@@ -182,6 +193,75 @@ def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: An
     assert aborted.returncode == 130
     assert "resumes" not in aborted.stderr
     assert "Traceback" not in aborted.stderr
+
+
+def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
+    recipe_file: Path, home: Path, stages: Any, call: Any
+) -> None:
+    change(stages, "        text += settings.text\n", "        text += settings.text\n" + FILL_THE_DISK)
+    (stages.folder / "full").touch()
+    command = ("run", recipe_file, "--home", home, "--device", "cpu")
+    process = started(stages, *command)
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if line.startswith("paused"))
+    assert "no space is left on the disk" in said
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the same command resumes this run" in rest
+    assert "Traceback" not in rest
+    assert stages.steps == ["first 0"]
+
+    (stages.folder / "full").unlink()
+    assert call(*command)[0] == 0
+    assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
+    assert (home / "runs" / "small" / "model" / "weights.txt").read_text() == "baseaaab"
+
+
+def test_a_run_goes_on_when_there_is_room_again(recipe_file: Path, home: Path, stages: Any) -> None:
+    change(stages, "        text += settings.text\n", "        text += settings.text\n" + FILL_THE_DISK)
+    (stages.folder / "full").touch()
+    process = started(stages, "run", recipe_file, "--home", home, "--device", "cpu")
+    assert process.stderr is not None
+    assert any(line.startswith("paused") for line in process.stderr)
+    (stages.folder / "full").unlink()
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "the run goes on" in rest
+    assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
+
+
+def test_a_stage_that_hangs_is_shown_and_ended(recipe_file: Path, home: Path, stages: Any, call: Any) -> None:
+    place = "    context.progress.begin(settings.name"
+    change(stages, place, f"    if (HERE / 'hang').exists():\n        time.sleep(600)\n{place}")
+    (stages.folder / "hang").touch()
+    command = ("run", recipe_file, "--home", home, "--device", "cpu")
+    ended = in_a_process(stages, *command, "--set", "watchdog.reading=0.5")
+    assert ended.returncode == 75
+    assert "stage 'first', phase reading: no sign of progress for" in ended.stderr
+    assert "fake_train.py" in ended.stderr  # where it hangs
+    assert "watchdog.reading" in ended.stderr
+
+    (stages.folder / "hang").unlink()
+    assert call(*command)[0] == 0
+
+
+# Makes a "train" stage of the fake ones write its next state to a full disk.
+FILL_THE_DISK = """
+        def write_state(directory, text=text):
+            (directory / "weights.txt").write_text(text)
+            if (HERE / "full").exists():
+                raise OSError(28, "No space left on device")
+"""
+
+
+def change(stages: Any, place: str, new: str) -> None:
+    source = stages.folder / "fake_train.py"
+    text = source.read_text()
+    assert place in text
+    put = 'put(lambda directory: (directory / "weights.txt").write_text(text))'
+    text = text.replace(place, new)
+    source.write_text(text.replace(put, "put(write_state)") if "write_state" in new else text)
 
 
 def test_signals_are_put_back_after_a_run(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from reasonmill.recipe.cycle import Cycle
+from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe, shipped_recipes
@@ -28,8 +29,8 @@ EXAMPLES = [
     for path in PAGES.values()
     for place, text in enumerate(re.findall(r"```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
 ]
-# Tables of a recipe that are no stages and have a page, too.
-TABLES = {"cycle": Cycle, "models": HubModel}
+# Pages of tables that are no stages.
+TABLES: dict[str, Any] = {"cycle": Cycle, "models": HubModel, "watchdog": Deadlines}
 REQUIRED = object()
 _TYPES: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
@@ -155,7 +156,8 @@ def parsed(name: str) -> dict[str, Any]:
 
 
 def load_example(example: str, folder: Path) -> Recipe:
-    """The example as a recipe: with a name, and behind the stages of r1-tiny that it refers to."""
+    """The example as a recipe: with a name, and behind the stages of r1-tiny that it refers to; one without any stage
+    is put before the first."""
     head, *blocks = re.split(
         r"^(?=\[\[stage\]\])", shipped_recipes()["r1-tiny"].read_text(encoding="utf-8"), flags=re.M
     )
@@ -164,6 +166,8 @@ def load_example(example: str, folder: Path) -> Recipe:
     written = tomllib.loads(example)
     own = {stage["name"] for stage in written.get("stage", [])}
     waiting = [text for text in texts(written) if text in inputs]
+    if not own and not waiting:
+        waiting = [next(iter(inputs))]
     needed: set[str] = set()
     while waiting:
         name = waiting.pop()

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+import reasonmill.mill.pipeline
+import reasonmill.mill.space
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
 from reasonmill.mill.artifacts import find_artifact, find_model
 from reasonmill.mill.pipeline import RunResult, model_path, plan, run_recipe
+from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import read_summary
 from reasonmill.mill.thinking import split_thinking
 from reasonmill.recipe.graph import directory_digest
@@ -218,6 +221,39 @@ def test_a_full_disk_stops_the_run_before_the_stage(run: Run, stages: Any, monke
     with pytest.raises(OutOfSpace, match="only 200 MB"):
         run()
     assert stages.calls == []
+
+
+def full_disk(calls: int) -> Callable[..., None]:
+    """What writes the report on a disk that is full so many times."""
+    left = iter(range(calls))
+
+    def write(*args: Any) -> None:
+        if next(left, None) is not None:
+            raise OutOfSpace("no space is left on the disk")
+        write_report(*args)
+
+    return write
+
+
+def test_a_run_whose_views_do_not_fit_waits_for_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reasonmill.mill.space, "RETRY_S", 0.0)
+    monkeypatch.setattr(reasonmill.mill.pipeline, "write_report", full_disk(2))
+    assert (run().directory / "report.html").is_file()
+
+
+def test_a_full_disk_does_not_hide_why_a_run_ended(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(reasonmill.mill.pipeline, "write_report", full_disk(99))
+        # Looks: before "first", at its three steps, and before "second".
+        with pytest.raises(Interrupted, match="before stage 'second'"):
+            run(stop_requested=stop_after(4))
+    assert (run().directory / "report.html").is_file()
+
+
+def test_deadlines_are_no_part_of_a_key(run: Run, stages: Any) -> None:
+    run()
+    assert stages.calls
+    assert cached(run("watchdog.sampling=5")) == [True, True, True]
 
 
 def test_the_plan_tells_what_is_known(recipe_file: Path, run: Run, home_path: Path, stages: Any) -> None:

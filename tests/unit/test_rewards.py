@@ -282,6 +282,24 @@ def test_what_a_reward_model_can_not_score_is_ungraded(score: float) -> None:
     assert ungraded.parts == {"accuracy": 1.0, "format": 0.0, "language": 1.0}
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_part_that_is_not_finite_is_ungraded_and_no_crash(number: float) -> None:
+    task = FakeTask(Grade(1.0, {"accuracy": number}), Grade(1.0, {"accuracy": 1.0, "other": number}))
+    ungraded, graded = RewardWeights({"accuracy": 1.0}).grade(task, PROBLEM, [said("")] * 2, noise=())
+    assert ungraded.reward is None
+    assert "accuracy" in ungraded.error
+    assert graded.reward == 1.0
+    assert "other" not in graded.parts
+
+
+def test_a_sum_that_is_not_finite_is_ungraded() -> None:
+    weights = RewardWeights({"accuracy": 1e308, "format": 1e308})
+    task = FakeTask(RIGHT, WRONG)
+    overflown, fine = weights.grade(task, PROBLEM, [said(WELL_FORMED)] * 2, noise=())
+    assert (overflown.reward, overflown.error) == (None, "the reward is not finite")
+    assert fine.reward == 1e308
+
+
 def test_a_score_too_few_is_noticed() -> None:
     weights = RewardWeights({"safety": 1.0}, {"safety": FakeScorer(0.5)})
     with pytest.raises(ValueError, match="shorter"):

@@ -1,5 +1,7 @@
 """The tiny world's tokenizer, and the corpus as its tokens."""
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,17 @@ def test_blocks_are_the_encoded_documents_wherever_reading_starts(
     expected = [encoded(tokenizer, document.text) for document in corpus[12:30]]
     assert [row.tolist() for row in rows] == expected
     assert {row.dtype for row in rows} == {np.dtype(np.int64)}
+
+
+def test_workers_that_are_sent_sigterm_let_the_step_end(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole process group or service is sent it; the parent needs its workers to come to the end of its step."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # so that the worker is known to be ready
+    blocks = EncodedBlocks(tokenizer.backend_tokenizer.to_str(), seed=0, habits=TraceHabits(), size=6)
+    read = blocks.read(0, 8)
+    sizes = [len(next(read))]
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    sizes += [len(block) for block in read]
+    assert sizes == [6] * 8

@@ -38,16 +38,23 @@ class AdamW:
         self._second = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
         self._num_updates = 0
 
-    def step(self, learning_rate: float) -> dict[str, float]:
-        """One update; a gradient that is not finite is dropped and reported as `optim/skipped` 1.0."""
+    def step(self, learning_rate: float, cause: str | None = None) -> dict[str, float]:
+        """One update. A gradient that is not finite is dropped, and so is any for which there is a `cause`.
+
+        Returns:
+            The gradient's norm, and whether the update was skipped (`optim/skipped`); nothing of the state has
+            changed then, and `skipped/CAUSE` is 1.0.
+        """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         norm = math.sqrt(sum(float(torch.linalg.vector_norm(g.float()).double() ** 2) for g in gradients.values()))
-        skipped = not math.isfinite(norm)
-        if not skipped:
+        if cause is None and not math.isfinite(norm):
+            cause = "gradient"
+        if cause is None:
             self._update(gradients, learning_rate, scale=min(1.0, self._settings.clip_norm / (norm + 1e-6)))
         for parameter in self._parameters.values():
             parameter.grad = None
-        return {"optim/grad_norm": norm, "optim/skipped": float(skipped), "optim/learning_rate": learning_rate}
+        metrics = {"optim/grad_norm": norm, "optim/skipped": 0.0, "optim/learning_rate": learning_rate}
+        return metrics if cause is None else {**metrics, "optim/skipped": 1.0, f"skipped/{cause}": 1.0}
 
     @torch.no_grad()
     def _update(self, gradients: Mapping[str, Tensor], learning_rate: float, scale: float) -> None:

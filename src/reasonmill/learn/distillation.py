@@ -27,7 +27,7 @@ class DistillationLearner(LocalLearner):
         super().__init__(decoder, optimizer, temperature=temperature)
         self._teacher = teacher
 
-    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         if batch.loss != "kl":
             return super()._token_losses(batch, loss)
         divergence = reverse_kl(
@@ -37,7 +37,7 @@ class DistillationLearner(LocalLearner):
             _head(self._teacher),
             temperature=self._temperature,
         )
-        return divergence, {"loss/kl": divergence.detach()}
+        return divergence, {"loss/kl": divergence.detach()}, None
 
     @torch.no_grad()
     def _teacher_hidden(self, batch: Batch) -> Tensor:

@@ -1,26 +1,123 @@
-"""What to do when training stops being finite."""
+"""What of an update was not finite, and what to do about it."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reasonmill.algo.packing import Batch, TextRow
 from reasonmill.errors import TrainingDiverged
+from reasonmill.learn.adamw import AdamW
+
+# Each follows from those before it: the first that is not finite is the cause, and is counted alone.
+CAUSES = (
+    "advantages",
+    "sampler_logprobs",
+    "ref_logprobs",
+    "policy_logprobs",
+    "scores",  # the numbers that a reward model gives
+    "loss",
+    "gradient",
+)
+SKIPPED = "skipped/"
+_IN_A_ROW = f"{SKIPPED}in_a_row"
+
+
+class Gathered:
+    """The batches of the update that is being gathered, and what of them was not finite."""
+
+    def __init__(self) -> None:
+        self._rows: list[Batch | TextRow] = []
+        self._faults: set[str] = set()
+        self.skipped_batch = ""
+
+    def add(self, row: Batch | TextRow, **values: Tensor | float | None) -> None:
+        """Adds a batch and what was made from it, by the name of the cause that each would be."""
+        self._rows.append(row)
+        self._faults.update(name for name, value in values.items() if value is not None and not _is_finite(value))
+
+    def step(self, optimizer: AdamW, learning_rate: float) -> dict[str, float]:
+        """The optimizer's step, or none where something was not finite; what was gathered is let go.
+
+        The digest of what a skipped update was made of is then `skipped_batch`.
+        """
+        updated = optimizer.step(learning_rate, next((cause for cause in CAUSES if cause in self._faults), None))
+        if updated["optim/skipped"]:
+            self.skipped_batch = self._digest()
+        self._rows, self._faults = [], set()
+        return updated
+
+    def _digest(self) -> str:
+        """Hex digest of all tensors of the batches: the same batches give the same digest everywhere."""
+        hasher = hashlib.blake2b(digest_size=32)
+        for row in self._rows:
+            for name, value in vars(row).items():
+                content = value.cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+                hasher.update(f"{name} {len(content)}\n".encode())
+                hasher.update(content)
+        return hasher.hexdigest()
 
 
 class DivergenceGuard:
-    """Counts updates that were skipped because their gradient was not finite; too many in a row end the run."""
+    """Counts updates that were skipped because something of them was not finite; too many in a row end the run.
 
-    def __init__(self, limit: int = 3) -> None:
+    Args:
+        note: is told of each skipped update.
+        in_a_row: how many there were right before, in the run that this one goes on with.
+    """
+
+    def __init__(self, note: Callable[[str], None], in_a_row: int = 0, limit: int = 3) -> None:
+        self._note = note
         self._limit = limit
-        self._in_a_row = 0
+        self._in_a_row = in_a_row
 
-    def check(self, step: int, updated: Mapping[str, float]) -> None:
+    @classmethod
+    def resumed(cls, note: Callable[[str], None], entries: Sequence[Mapping[str, Any]], start: int) -> DivergenceGuard:
+        """The guard as it was before step `start`, told from the metrics of the steps in the ledger."""
+        before = next((entry for entry in entries if entry["step"] == start - 1), {})
+        return cls(note, in_a_row=int(before.get(_IN_A_ROW, 0)))
+
+    def check(self, step: int, updated: Mapping[str, float], batch: str, groups: str | None = None) -> None:
         """Takes what `optim_step` reported.
+
+        Args:
+            batch: digest of the update's batches, for the message.
+            groups: digest of the committed groups that they were made from, if they were.
 
         Raises:
             TrainingDiverged: `limit` updates in a row were skipped.
         """
-        self._in_a_row = self._in_a_row + 1 if updated["optim/skipped"] else 0
+        if not updated["optim/skipped"]:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        cause = next(cause for cause in CAUSES if updated.get(SKIPPED + cause))
+        self._note(f"an update of step {step} was skipped: {cause} not finite")
         if self._in_a_row >= self._limit:
             raise TrainingDiverged(
-                f"the gradient was not finite {self._in_a_row} times in a row, last at step {step}",
-                fix="lower schedule.peak, or clip harder with optimizer.clip_norm",
+                f"updates were not finite {self._in_a_row} times in a row, last at step {step}: {cause}",
+                fix="lower schedule.peak, or clip harder with optimizer.clip_norm; the groups of a step are an object "
+                "of the home, and can be looked at",
+                where=f"batch {batch}" + (f", groups {groups}" if groups else ""),
             )
+
+    def metrics(self) -> dict[str, float]:
+        """What a resumed run has to know of the steps before it; nothing while there is nothing to tell."""
+        return {_IN_A_ROW: float(self._in_a_row)} if self._in_a_row else {}
+
+
+def total(values: Iterable[float]) -> float:
+    """The exact sum, as math.fsum gives it; nan where numbers that are not finite leave none."""
+    try:
+        return math.fsum(values)
+    except (ValueError, OverflowError):  # inf - inf, or a sum beyond the largest number
+        return math.nan
+
+
+def _is_finite(value: Tensor | float) -> bool:
+    return bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)

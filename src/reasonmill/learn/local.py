@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from reasonmill.activity import beat
 from reasonmill.algo.logprobs import token_logprobs
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.divergence import Gathered
 from reasonmill.model.decoder import Decoder
 
 
@@ -26,32 +28,52 @@ class LocalLearner:
         self._temperature = temperature
         self._parameters = dict(decoder.network.named_parameters())
         self._optimizer = AdamW(self._parameters, optimizer)
+        self._gathered = Gathered()
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(weights * token losses) / denominator to the gathered gradients.
 
         Returns:
-            Weighted sums over the batch: "loss", and the loss's statistics by metric name. Non-finite losses leave
-            non-finite gradients behind, which `optim_step` refuses.
+            Weighted sums over the batch: "loss", and the loss's statistics by metric name. If something of them was
+            not finite, `optim_step` refuses the update that this is a part of.
         """
-        batch = batch.to(self._decoder.device)
-        losses, statistics = self._token_losses(batch, loss)
-        total = (losses * batch.weights).sum() / denominator
+        beat()
+        moved = batch.to(self._decoder.device)
+        losses, statistics, policy_logprobs = self._token_losses(moved, loss)
+        total = (losses * moved.weights).sum() / denominator
         total.backward()
-        sums = {name: float((values * batch.weights).sum()) for name, values in statistics.items()}
-        return {"loss": float(total.detach()) * denominator, **sums}
+        sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
+        summed = float(total.detach()) * denominator
+        # The batch on the CPU, which needs no copy to be looked at.
+        self._gathered.add(
+            batch,
+            advantages=batch.advantages,
+            sampler_logprobs=batch.sampler_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            policy_logprobs=policy_logprobs,
+            loss=summed,
+        )
+        return {"loss": summed, **sums}
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
-        """One AdamW step; a gradient that is not finite is dropped and reported as `optim/skipped` 1.0."""
-        return self._optimizer.step(learning_rate)
+        """One AdamW step, or none where something of the update was not finite: see `AdamW.step`."""
+        return self._gathered.step(self._optimizer, learning_rate)
+
+    @property
+    def skipped_batch(self) -> str:
+        """Digest of what the last skipped update was made of; empty if none was skipped."""
+        return self._gathered.skipped_batch
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities [N] of the batch's targets under the current weights."""
+        beat()
         return self._policy_logprobs(batch.to(self._decoder.device)).detach()
 
-    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
-        return token_losses(self._policy_logprobs(batch), batch, loss)
+    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""
+        policy_logprobs = self._policy_logprobs(batch)
+        return *token_losses(policy_logprobs, batch, loss), policy_logprobs.detach()
 
     def _policy_logprobs(self, batch: Batch) -> Tensor:
         hidden = self._decoder.hidden(batch.inputs, batch.positions, self._decoder.packed_layout(batch.lengths))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
+from reasonmill.activity import each
 from reasonmill.learn import checkpoints
-from reasonmill.learn.divergence import DivergenceGuard
+from reasonmill.learn.divergence import SKIPPED, DivergenceGuard, total
 from reasonmill.protocols import Learner, Progress, Sampler
+from reasonmill.store.accounts import AREA, account, require_balance, usable
 from reasonmill.store.steps import committed_groups
 from reasonmill.types import Group
 
@@ -34,6 +36,8 @@ def train_on_policy(
     name: str,
     steps: int,
     state_every: int,
+    rollouts_per_step: int,
+    compared: bool,
     sample: Callable[[int], Sequence[Group]],
     fit: Callable[[int, Sequence[Group]], Iterable[Mapping[str, float]]],
     measure: Callable[[Sequence[Group]], Mapping[str, float]],
@@ -46,8 +50,11 @@ def train_on_policy(
 
     Args:
         name: the stage's, for the display.
+        rollouts_per_step: how many are dispatched in each step.
+        compared: whether rollouts are learned from by comparing their rewards.
         sample: draws the groups of a step from the sampler's weights.
-        fit: takes a step's optimizer steps, and gives the metrics of each.
+        fit: takes a step's optimizer steps, and gives the metrics of each; "rollouts/trained", how many rollouts went
+            into it, is one of them.
         measure: what a step's groups were like; "tokens/sampled" is one of its metrics.
         state, load_state: all that a step leaves to the next; the learner's, and what the stage adds to it.
 
@@ -56,26 +63,31 @@ def train_on_policy(
 
     Raises:
         Interrupted: the user asked to stop; the state is saved.
-        TrainingDiverged: the gradient was not finite several times in a row.
+        TrainingDiverged: updates were not finite several times in a row.
     """
     saved = checkpoints.Checkpoints(run, state_every)
     start = saved.resume(load_state)
     sampler.load(learner.weights(), version=start)
-    guard = DivergenceGuard()
     ledger = run.home.ledger
+    earlier = ledger.metrics(run.key)[:start]
+    guard = DivergenceGuard.resumed(run.progress.note, earlier, start)
     run.progress.begin(name, steps, "steps")
-    for entry in ledger.metrics(run.key)[:start]:
+    for entry in earlier:
         run.progress.advance(entry["step"] + 1, entry)
     for step in range(start, steps):
         saved.before_step(step, steps, state)
         began = time.monotonic()
         groups = committed_groups(run.home, run.key, step, partial(sample, step))
         sampled = time.monotonic()
-        updates = list(fit(step, groups))
-        for updated in updates:
-            guard.check(step, updated)
+        updates = []
+        for updated in each("update", fit(step, usable(groups, step))):
+            guard.check(step, updated, learner.skipped_batch, ledger.step_groups(run.key, step))
+            updates.append(updated)
         sampler.load(learner.weights(), version=step + 1)
-        metrics = {**measure(groups), **_means(updates)}
+        counts = account(groups, step, compared=compared)
+        trained = sum(int(updated[f"{AREA}trained"]) for updated in updates)
+        require_balance(step, counts, dispatched=rollouts_per_step, trained=trained)
+        metrics = {**measure(groups), **_combined(updates), **counts, **guard.metrics()}
         metrics["speed/sampling_s"], metrics["speed/step_s"] = sampled - began, time.monotonic() - began
         metrics["speed/tokens_per_s"] = metrics["tokens/sampled"] / metrics["speed/step_s"]
         ledger.record_metrics(run.key, step, metrics)
@@ -85,6 +97,11 @@ def train_on_policy(
     return last, int(sum(entry["tokens/sampled"] for entry in entries))
 
 
-def _means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = updates[0] if updates else ()
-    return {name: math.fsum(updated[name] for updated in updates) / len(updates) for name in names}
+def _combined(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One set of metrics of a step's updates: means over those that were taken, how many were skipped for which cause,
+    and which share that is."""
+    taken = [updated for updated in updates if not updated["optim/skipped"]] or updates
+    means = {name: total(updated[name] for updated in taken) / len(taken) for name in (taken[0] if taken else ())}
+    skips = Counter(name for updated in updates for name in updated if name.startswith(SKIPPED))
+    share = {"optim/skipped": (len(updates) - len(taken)) / len(updates)} if updates else {}
+    return {**means, **share, **skips}

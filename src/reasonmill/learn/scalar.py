@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from reasonmill.activity import beat
 from reasonmill.algo.packing import TextRow
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.divergence import Gathered
 from reasonmill.model.reward import RewardModel
 
 
 class ScalarLearner:
-    """Trains a reward model's own weights. `state`, `load_state` and `optim_step` are those of a Learner."""
+    """Trains a reward model's own weights. All but `forward_backward` is as in a Learner."""
 
     def __init__(self, model: RewardModel, optimizer: OptimizerSettings) -> None:
         self._model = model
         self._parameters = dict(model.network.named_parameters())
         self._optimizer = AdamW(self._parameters, optimizer)
+        self._gathered = Gathered()
 
     def forward_backward(
         self, row: TextRow, losses: Callable[[Tensor], Tensor], denominator: float
@@ -28,17 +31,25 @@ class ScalarLearner:
             losses: takes the rewards of the row's texts.
 
         Returns:
-            (sum of the losses, rewards of the row's texts on the CPU). Non-finite losses leave non-finite gradients
-            behind, which `optim_step` refuses.
+            (sum of the losses, rewards of the row's texts on the CPU). If one of them is not finite, `optim_step`
+            refuses the update that this is a part of.
         """
+        beat()
         rewards = self._model.rewards(row)
         total = losses(rewards).sum() / denominator
         total.backward()
-        return float(total.detach()) * denominator, rewards.detach().cpu()
+        summed, scores = float(total.detach()) * denominator, rewards.detach().cpu()
+        self._gathered.add(row, scores=scores, loss=summed)
+        return summed, scores
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
-        """One AdamW step; a gradient that is not finite is dropped and reported as `optim/skipped` 1.0."""
-        return self._optimizer.step(learning_rate)
+        """One AdamW step, or none where something of the update was not finite: see `AdamW.step`."""
+        return self._gathered.step(self._optimizer, learning_rate)
+
+    @property
+    def skipped_batch(self) -> str:
+        """Digest of what the last skipped update was made of; empty if none was skipped."""
+        return self._gathered.skipped_batch
 
     def state(self) -> dict[str, Tensor]:
         """All that later updates depend on."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.schedules import Schedule
 from reasonmill.learn import checkpoints
-from reasonmill.learn.divergence import DivergenceGuard
+from reasonmill.learn.divergence import DivergenceGuard, total
 from reasonmill.protocols import Learner, Progress
 from reasonmill.types import Example
 
@@ -30,6 +30,8 @@ class Run(checkpoints.Run, Protocol):
 class Optimised(Protocol):
     """What the loop needs of a learner."""
 
+    @property
+    def skipped_batch(self) -> str: ...
     def optim_step(self, learning_rate: float) -> dict[str, float]: ...
     def state(self) -> dict[str, Tensor]: ...
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
@@ -59,16 +61,16 @@ def supervise(
 
     Raises:
         Interrupted: the user asked to stop; the state is saved.
-        TrainingDiverged: the gradient was not finite several times in a row.
+        TrainingDiverged: updates were not finite several times in a row.
     """
     loss_settings = loss or LossSettings()
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
-        for examples in feed(start, stop):
+        for examples in each("reading", feed(start, stop)):
             batches = pack(examples, tokens_per_batch)
-            denominator = math.fsum(float(batch.weights.double().sum()) for batch in batches)
+            denominator = total(float(batch.weights.double().sum()) for batch in batches)
             sums = [learner.forward_backward(batch, loss_settings, denominator) for batch in batches]
-            means = {key: math.fsum(entry[key] for entry in sums) / denominator for key in sums[0]}
+            means = {key: total(entry[key] for entry in sums) / denominator for key in sums[0]}
             yield {**means, "tokens": float(sum(batch.num_tokens for batch in batches))}
 
     return optimise(run, learner, passes, name=name, steps=steps, schedule=schedule, state_every=state_every)
@@ -94,15 +96,16 @@ def optimise(
     """
     saved = checkpoints.Checkpoints(run, state_every)
     start = saved.resume(learner.load_state)
-    guard = DivergenceGuard()
     ledger = run.home.ledger
+    guard = DivergenceGuard.resumed(run.progress.note, ledger.metrics(run.key), start)
     run.progress.begin(name, steps, "steps")
-    for step, means in enumerate(passes(start, steps), start=start):
+    for step, means in enumerate(each("update", passes(start, steps)), start=start):
         # Gathered gradients are no part of the state: what is saved here is what the step goes on from.
         saved.before_step(step, steps, learner.state)
-        updated = learner.optim_step(schedule.at(step, steps))
-        guard.check(step, updated)
-        metrics = {**means, **updated}
+        with phase("update"):
+            updated = learner.optim_step(schedule.at(step, steps))
+        guard.check(step, updated, learner.skipped_batch)
+        metrics = {**means, **updated, **guard.metrics()}
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
     return int(sum(entry["tokens"] for entry in ledger.metrics(run.key)))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.pipeline import PlannedStage
-from reasonmill.mill.workload import Amount, Data, Workload, workload
+from reasonmill.mill.space import weight_bytes
+from reasonmill.mill.workload import Amount, Workload, workloads
 from reasonmill.recipe.graph import Node
-from reasonmill.recipe.reference import StageSource
 from reasonmill.stages.context import StageSettings
 
 GIGABYTE = 1e9
@@ -98,18 +98,12 @@ def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: D
         planned: what `plan` says of them, in the same order.
     """
     sizes = sizes_by_stage(nodes)
-    made: dict[str, Data] = {}
-    found = {}
-    for node, stage in zip(nodes, planned, strict=True):
-        name = node.settings.name
-        read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
-        upstream = {key: made[earlier] for key, earlier in read.items() if earlier in made}
-        work = workload(node.settings, upstream, stage.artifact)
-        if work is not None and work.makes is not None:
-            made[name] = work.makes
-        if stage.status != "cached":
-            found[name] = _estimate(node.settings, stage, work, sizes[name], device)
-    return found
+    work = workloads(nodes, {stage.name: stage.artifact for stage in planned if stage.artifact is not None})
+    return {
+        stage.name: _estimate(node.settings, stage, work[stage.name], sizes[stage.name], device)
+        for node, stage in zip(nodes, planned, strict=True)
+        if stage.status != "cached"
+    }
 
 
 def total(estimates: Mapping[str, Estimate]) -> Estimate:
@@ -143,15 +137,10 @@ def _estimate(
     policy = sizes[""] or sizes.get("from")
     if policy is None:
         return Estimate(tokens, unknown=(*waits, "the size of the model"))
-    device = replace(device, weight_bytes=_weight_bytes(settings, device))
+    device = replace(device, weight_bytes=weight_bytes(settings, device.weight_bytes))
     memory, unknown = _memory(work, policy, sizes, device)
     seconds = None if waits else _seconds(work, policy, sizes, device) * left
     return Estimate(tokens, seconds, memory, (*waits, *unknown))
-
-
-def _weight_bytes(settings: StageSettings, device: Device) -> int:
-    precision = getattr(settings, "precision", "auto")
-    return {"fp32": 4, "bf16": 2}.get(precision, device.weight_bytes)
 
 
 def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> Amount:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.report import PAGE, write_report
+from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
 from reasonmill.mill.summary import SUMMARY, StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.watchdog import Watchdog, WatchedProgress
+from reasonmill.mill.workload import workloads
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import HubModel, fetch
@@ -23,13 +29,13 @@ from reasonmill.settings import decisive
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.steps import forget_state
 from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
 
-MINIMUM_FREE_BYTES = 200_000_000
 MODEL, RECIPE = "model", "recipe.json"
 VIEWS = frozenset({MODEL, RECIPE, PAGE, SUMMARY})
 
@@ -70,6 +76,8 @@ def run_recipe(
 ) -> RunResult:
     """Runs the stages that the ledger does not have yet, and writes the run's directory.
 
+    Where the disk is full, it waits for room.
+
     Args:
         until: the name of the last stage to run; None runs all.
         device: "cpu" or "cuda".
@@ -78,18 +86,21 @@ def run_recipe(
     Raises:
         RecipeError: there is no stage `until`.
         Interrupted: a stop was requested; what is finished is kept.
-        OutOfSpace: the home's disk is almost full.
+        OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
     home.tell_incidents(progress.note)
     run = _Run(recipe, home, progress, device, stop_requested)
     nodes = recipe.up_to(until)
-    try:
-        for node in nodes:
-            run.finish(node)
-    except BaseException:
-        run.publish_finished()
-        raise
-    return run.publish()
+    with home.waiting_when_full(run.when_full):
+        try:
+            for node in nodes:
+                run.finish(node)
+        except BaseException:
+            # A full disk must not hide why the run ended; the next run shows what this one can't.
+            with suppress(OutOfSpace):
+                run.show_finished()
+            raise
+        return run.publish()
 
 
 def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedStage]:
@@ -124,6 +135,8 @@ class _Run:
         self._progress = progress
         self._device = device
         self._stop_requested = stop_requested
+        self._sizes: dict[str, dict[str, ModelSize | None]] | None = None
+        self.when_full = RoomWait(home, progress, stop_requested)
         self._results: list[StageResult] = []
         self._artifacts: dict[str, Artifact] = {}  # by the stage's name
         self._remade: dict[str, str] = {}  # digests of what stages with lost objects had made, by their keys
@@ -131,7 +144,12 @@ class _Run:
 
     def finish(self, node: Node) -> None:
         """Takes the stage from the ledger, or runs it and commits what it made."""
-        inputs = _inputs(node, self._artifacts, self._home, self._recipe)
+        with Watchdog(self._recipe.watchdog, node.settings.name) as watchdog:
+            self._finish(node, watchdog)
+
+    def _finish(self, node: Node, watchdog: Watchdog) -> None:
+        with phase("reading"):
+            inputs = _inputs(node, self._artifacts, self._home, self._recipe)
         module = kinds()[node.settings.kind]
         key = stage_key(node, inputs, self._recipe.seed, module)
         self._begun.append((node.settings.name, node.settings.kind, key))
@@ -142,16 +160,30 @@ class _Run:
                 raise Interrupted(
                     f"stopped before stage {node.settings.name!r}", fix="the same command goes on from here"
                 )
-            self._require_space()
-            result = self._execute(node, key, inputs, module)
+            self.when_full.writes = self._expected_writes(node, key)
+            require_room(self._home, node.settings.name, self.when_full.writes)
+            result = self._execute(node, key, inputs, module, watchdog)
         else:
             self._progress.note(f"{result.name}  cached  {result.artifact.digest[:12]}")
         self._drop_states(key)
         self._results.append(result)
         self._artifacts[result.name] = result.artifact
 
+    @waits_for_room
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
+        return self._publish()
+
+    def show_finished(self) -> None:
+        """Shows what a run that ended early has.
+
+        Raises:
+            OutOfSpace: the disk is full.
+        """
+        if self._results:
+            self._publish()
+
+    def _publish(self) -> RunResult:
         name, ledger = self._recipe.name, self._home.ledger
         directory = self._home.run_dir(name)
         summary = summarise(self._recipe, tuple(self._results), self._device)
@@ -177,11 +209,6 @@ class _Run:
             place = file.relative_to(self._home.path).as_posix()
             self._home.report(Incident(place, recorded[name], what, "it is written again", time.time()))
         return bool(damaged)
-
-    def publish_finished(self) -> None:
-        """Shows what a run that ended early has."""
-        if self._results:
-            self.publish()
 
     def _publish_model(self, directory: Path, digest: str | None, shown: str | None) -> None:
         """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
@@ -218,16 +245,23 @@ class _Run:
             return None
         return StageResult(settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens)
 
-    def _require_space(self) -> None:
-        free = self._home.free_bytes()
-        if free < MINIMUM_FREE_BYTES:
-            raise OutOfSpace(
-                f"only {free / 1e6:.0f} MB are left on the disk, and a stage needs {MINIMUM_FREE_BYTES / 1e6:.0f} MB",
-                fix="free some space and run the same command again",
-                where=str(self._home.path),
-            )
+    def _expected_writes(self, node: Node, key: str) -> Writes:
+        name = node.settings.name
+        if self._sizes is None:
+            self._sizes = sizes_by_stage(self._recipe.nodes)
+        sizes = self._sizes[name]
+        saved = self._home.ledger.latest_state(key)
+        return expected_writes(
+            node.settings,
+            workloads(self._recipe.nodes, self._artifacts)[name],
+            sizes[""] or sizes.get("from"),
+            weight_bytes=weight_bytes(node.settings, 2 if self._device == "cuda" else 4),
+            resumes_at=saved[0] if saved else None,
+        )
 
-    def _execute(self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType) -> StageResult:
+    def _execute(
+        self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType, watchdog: Watchdog
+    ) -> StageResult:
         """Runs the stage and commits what it made."""
         settings = node.settings
         self._register_bases(node, inputs)
@@ -236,17 +270,20 @@ class _Run:
                 self._progress.note(f"{settings.name}  looks for {model.hub}")
                 fetch(model)
                 self._apply_template(model)
-        context = StageContext(
-            key=key,
-            seed=self._recipe.seed,
-            device=self._device,
-            home=self._home,
-            progress=self._progress,
-            stop_requested=self._stop_requested,
-        )
         started = time.monotonic()
-        outcome: Outcome = module.run(settings, inputs, context)
-        digest = self._home.objects.put(outcome.write)
+        # Until it begins, a stage reads.
+        with ExitStack() as reading:
+            reading.enter_context(phase("reading"))
+            context = StageContext(
+                key=key,
+                seed=self._recipe.seed,
+                device=self._device,
+                home=self._home,
+                progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
+                stop_requested=self._stop_requested,
+            )
+            outcome: Outcome = module.run(settings, inputs, context)
+            digest = self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
         artifact = Artifact(
             digest=digest,

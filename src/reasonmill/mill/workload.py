@@ -6,15 +6,17 @@ assumptions below. They are meant to be right within a factor of two or three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import comb
 from typing import TYPE_CHECKING, Any
 
+from reasonmill.recipe.reference import StageSource
 from reasonmill.tasks import registry
 from reasonmill.types import Artifact
 
 if TYPE_CHECKING:
+    from reasonmill.recipe.graph import Node
     from reasonmill.stages import collect, curate, distill, evaluate, pretrain, reward_model, rl, sft
     from reasonmill.stages.context import StageSettings
 
@@ -97,6 +99,25 @@ class Workload:
 
 Upstream = Mapping[str, Data]
 NOTHING = Workload()
+
+
+def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Workload | None]:
+    """What each stage does, by its name; None where that is not known.
+
+    Args:
+        nodes: the stages of a recipe.
+        artifacts: what finished stages made, by their names.
+    """
+    made: dict[str, Data] = {}
+    found: dict[str, Workload | None] = {}
+    for node in nodes:
+        name = node.settings.name
+        read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
+        upstream = {key: made[earlier] for key, earlier in read.items() if earlier in made}
+        work = found[name] = workload(node.settings, upstream, artifacts.get(name))
+        if work is not None and work.makes is not None:
+            made[name] = work.makes
+    return found
 
 
 def workload(settings: StageSettings, upstream: Upstream, artifact: Artifact | None = None) -> Workload | None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from reasonmill.activity import beat
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.code_digest import code_digest
+from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import Source, StageSource, suggestion
 from reasonmill.settings import decisive
@@ -37,7 +39,7 @@ class Recipe:
     """A checked recipe; a node comes after the nodes that it reads.
 
     `result` is the stage whose model the run hands over; None for the last one that makes a model. `models` are those
-    of the hub that stages may refer to, by name.
+    of the hub that stages may refer to, by name. `watchdog` is no part of any stage's key.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Recipe:
     nodes: tuple[Node, ...]
     result: str | None = None
     models: Mapping[str, HubModel] = field(default_factory=dict)
+    watchdog: Deadlines = field(default_factory=Deadlines)
 
     def up_to(self, stage: str | None) -> tuple[Node, ...]:
         """The nodes up to and including a stage; all of them for None.
@@ -64,7 +67,14 @@ class Recipe:
         """The recipe as JSON, all defaults and overrides filled in."""
         stages = [node.settings.model_dump(mode="json", by_alias=True) for node in self.nodes]
         models = {name: model.model_dump(mode="json") for name, model in self.models.items()}
-        return {"name": self.name, "seed": self.seed, "result": self.result, "models": models, "stage": stages}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "result": self.result,
+            "watchdog": self.watchdog.model_dump(mode="json"),
+            "models": models,
+            "stage": stages,
+        }
 
 
 def stage_key(node: Node, inputs: Mapping[str, Input], seed: int, module: ModuleType) -> str:
@@ -91,6 +101,7 @@ def directory_digest(directory: Path) -> str:
     """Hex digest of the names and the contents of all files of a directory."""
     hasher = hashlib.blake2b(digest_size=32)
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        beat()
         with path.open("rb") as file:
             content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
         hasher.update(f"{path.relative_to(directory).as_posix()}\n{content.hexdigest()}\n".encode())

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.recipe.cycle import Cycle, expand
+from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
@@ -41,6 +42,7 @@ class _File(BaseModel):
     result: str | None = Field(default=None, description="the stage whose model is the run's; the last one's if unset")
     cycle: Cycle | None = None
     models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
+    watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
     stage: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -62,9 +64,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: the name of a shipped recipe, or the path of a TOML file.
-        overrides: `stage.key=value`, `cycle.key=value`, `models.name.key=value` or `seed=value`; the value is TOML, and
-            a bare word is a string. A stage as it is written is changed in all generations, one with a generation's
-            "-g2" in that one.
+        overrides: `stage.key=value`, `cycle.key=value`, `models.name.key=value`, `watchdog.phase=value` or
+            `seed=value`; the value is TOML, and a bare word is a string. A stage as it is written is changed in all
+            generations, one with a generation's "-g2" in that one.
 
     Raises:
         RecipeError: the file, an override or a setting is wrong.
@@ -127,7 +129,7 @@ def _override(table: dict[str, Any], origins: Origins, text: str) -> _Mistake | 
     names = _names(stages) if isinstance(stages, list) else []
     if len(keys) > 1 and keys[0] in names:
         path = ("stage", names.index(keys[0]), *keys[1:])
-    elif len(keys) > 1 and keys[0] not in ("cycle", "models"):
+    elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog"):
         fix = suggestion(keys[0], names)
         return _Mistake(f"the recipe has no stage {keys[0]!r}", place, fix or f"its stages: {', '.join(names)}")
     inner: Any = table
@@ -200,7 +202,7 @@ def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, l
         mistakes.append(_Mistake(f"the recipe has no stage {head.result!r}", origins.place(("result",)), fix))
     if mistakes or head is None:
         return None, mistakes
-    return Recipe(head.name, head.seed, tuple(nodes), head.result, head.models), []
+    return Recipe(head.name, head.seed, tuple(nodes), head.result, head.models, head.watchdog), []
 
 
 def _names(entries: Sequence[Any]) -> list[str]:

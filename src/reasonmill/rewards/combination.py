@@ -139,11 +139,13 @@ class RewardWeights:
         for sample, (completion, grade, *scored) in enumerate(
             zip(completions, task.grade(problem, completions), *scores.values(), strict=True)
         ):
-            told = {
+            measured = {
                 **grade.parts,
                 **self._ruled(applied, problem, completion, (*noise, sample)),
-                **{name: score for name, score in zip(scores, scored, strict=True) if math.isfinite(score)},
+                **dict(zip(scores, scored, strict=True)),
             }
+            # A number that is not finite says that its part could not be told.
+            told = {name: value for name, value in measured.items() if math.isfinite(value)}
             grades.append(_combined(applied, told, grade))
         return grades
 
@@ -163,7 +165,8 @@ def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: G
     missing = [name for name in weights if name not in parts]
     if missing:
         return Grade(None, parts, f"the reward {' and '.join(missing)} could not be told")
-    return Grade(sum(weight * parts[name] for name, weight in weights.items()), parts)
+    reward = sum(weight * parts[name] for name, weight in weights.items())
+    return Grade(reward, parts) if math.isfinite(reward) else Grade(None, parts, "the reward is not finite")
 
 
 # What evaluation and collection ask of every rollout, whatever its domain: whether it is right.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from reasonmill.activity import each
 from reasonmill.sample.http_client import ChatReply, ChatRequest, ChatServer, ServerSettings
 from reasonmill.transcript import THINK_CLOSE
 from reasonmill.types import Message, Problem, SamplingParams
@@ -127,7 +128,7 @@ class Judge:
     def _replies(self, prompts: Sequence[str], on_verdict: Callable[[int], None] | None) -> list[ChatReply]:
         requests = [ChatRequest((Message("user", prompt),), self._params, seed=0) for prompt in prompts]
         replies: dict[int, ChatReply] = {}
-        for index, reply in self._server.complete(requests):
+        for index, reply in each("judging", self._server.complete(requests)):
             replies[index] = reply
             if on_verdict is not None:
                 on_verdict(len(replies))

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from reasonmill.activity import beat, may_wait
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.settings import INCIDENTAL
 from reasonmill.types import Finish, Message, SamplingParams
@@ -144,7 +145,8 @@ class ChatServer:
             threading.Thread(target=work, name="chat-request", daemon=True).start()
         try:
             for _ in requests:
-                index, outcome = arrived.get()
+                with may_wait(self._settings.timeout_s):  # the server's own deadline, which is kept for each attempt
+                    index, outcome = arrived.get()
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield index, outcome
@@ -156,6 +158,7 @@ class ChatServer:
         settings, body = self._settings, json.dumps(self._body(request)).encode()
         attempt = 0
         while True:
+            beat()
             try:
                 return self._read(self._post(body))
             except _PassingFailure as failure:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from reasonmill.activity import beat
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import Renderer
@@ -129,6 +130,7 @@ class NativeSampler:
     @torch.inference_mode()
     def _step(self, waiting: deque[tuple[int, Request]], slots: _Slots, cache: SlotCache) -> None:
         """Draws one token: the first of requests that are admitted, else the next of all that run."""
+        beat()
         if waiting and len(slots.running) < cache.num_slots:
             logits = self._admit(waiting, slots, cache)
             self._draw(slots, logits, len(slots.running) - logits.shape[0])

@@ -20,6 +20,7 @@ from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.distillation import DistillationLearner
+from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import train_on_policy
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.model.saving import save_decoder
@@ -108,6 +109,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         name=settings.name,
         steps=settings.steps,
         state_every=settings.state_every,
+        rollouts_per_step=settings.problems_per_step * settings.group_size,
+        compared=False,
         sample=sample,
         fit=fit,
         measure=lambda groups: rollout_metrics(groups, renderer),
@@ -137,9 +140,10 @@ def update(
 ) -> dict[str, float]:
     """One optimizer step on the mean over all sampled tokens; its metrics."""
     batches = pack(examples, tokens_per_batch)
-    total = math.fsum(float(batch.weights.double().sum()) for batch in batches)
-    sums = [learner.forward_backward(batch, LossSettings(), total) for batch in batches]
-    return {"loss/kl": math.fsum(entry["loss/kl"] for entry in sums) / total, **learner.optim_step(learning_rate)}
+    divisor = total(float(batch.weights.double().sum()) for batch in batches)
+    sums = [learner.forward_backward(batch, LossSettings(), divisor) for batch in batches]
+    divergence = total(entry["loss/kl"] for entry in sums) / divisor
+    return {"loss/kl": divergence, **learner.optim_step(learning_rate), "rollouts/trained": len(examples)}
 
 
 def require_same_tokenizer(student_dir: Path, teacher_dir: Path, where: str) -> None:

@@ -18,6 +18,7 @@ from reasonmill.algo.packing import Batch, pack, unpack
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
 from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.divergence import total
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.on_policy import train_on_policy
 from reasonmill.learn.reference import Reference
@@ -182,6 +183,8 @@ class Trainer:
             name=settings.name,
             steps=settings.steps,
             state_every=settings.state_every,
+            rollouts_per_step=settings.problems_per_step * settings.group_size,
+            compared=True,
             sample=self._sample,
             fit=self._fit,
             measure=lambda groups: rollout_metrics(groups, self.renderer),
@@ -223,11 +226,12 @@ class Trainer:
             examples = [example for group in share for example in group]
             if self.reference is not None:
                 examples = self._with_reference(examples)
-            total = denominator(examples, loss.normalisation)
+            divisor = denominator(examples, loss.normalisation)
             batches = pack(examples, settings.tokens_per_batch)
-            sums = [self.learner.forward_backward(batch, loss, total) for batch in batches]
-            means = {name: math.fsum(entry[name] for entry in sums) / total for name in sums[0]}
-            yield {**means, **self.learner.optim_step(settings.schedule.at(step, settings.steps))}
+            sums = [self.learner.forward_backward(batch, loss, divisor) for batch in batches]
+            means = {name: total(entry[name] for entry in sums) / divisor for name in sums[0]}
+            updated = self.learner.optim_step(settings.schedule.at(step, settings.steps))
+            yield {**means, **updated, "rollouts/trained": len(examples)}
 
     def _examples(self, groups: Sequence[Group]) -> list[list[Example]]:
         """The examples of each group that has something to learn from; a flat group has none."""
@@ -265,7 +269,7 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
         "length/truncated": _mean([float(rollout.completion.finish == "length") for rollout in rollouts]),
         "groups/flat": _mean([float(group.is_flat) for group in groups]),
         "groups/ungraded": 1 - len(graded) / len(rollouts),
-        "policy/entropy": -math.fsum(math.fsum(r.completion.logprobs or ()) for r in rollouts) / max(1, tokens),
+        "policy/entropy": -total(total(r.completion.logprobs or ()) for r in rollouts) / max(1, tokens),
         "tokens/sampled": float(tokens),
     }
     for part in sorted({name for rollout in graded for name in rollout.grade.parts}):

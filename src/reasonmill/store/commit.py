@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from reasonmill.activity import beat
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
 from reasonmill.store import disk
 
@@ -96,6 +97,7 @@ def holds(path: Path, digest: str) -> bool:
 
 def file_digest(path: Path) -> str:
     """Digest of a file's content."""
+    beat()
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 

@@ -8,8 +8,8 @@ import os
 import shutil
 import socket
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from types import TracebackType
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
+from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper
@@ -43,6 +44,7 @@ class Home:
         self.ledger = ledger
         self._writer = writer
         self._incidents = incidents
+        self.when_full: WhenFull | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = True) -> Home:
@@ -100,6 +102,7 @@ class Home:
         """Records and tells damage that was found by looking at the home's files."""
         self._incidents.add(incident)
 
+    @waits_for_room
     def back_up_ledger(self) -> None:
         """Keeps a copy of the ledger as it is now, to fall back to if its file is damaged."""
         if self._writer is not None:
@@ -128,6 +131,15 @@ class Home:
         """Bytes that can still be written to the home's disk."""
         with disk_errors(self.path):
             return shutil.disk_usage(self.path).free
+
+    @contextmanager
+    def waiting_when_full(self, when_full: WhenFull) -> Iterator[None]:
+        """In the block, what is committed to a full disk waits for room instead of failing with OutOfSpace."""
+        self.when_full = self.objects.when_full = self.ledger.when_full = when_full
+        try:
+            yield
+        finally:
+            self.when_full = self.objects.when_full = self.ledger.when_full = None
 
     def close(self) -> None:
         """Closes the ledger and lets go of the lock; closing twice does nothing."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasonmill.errors import StoreError
+from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger_schema import SCHEMA_VERSION, TABLES
 from reasonmill.store.sealed_rows import FALL_BACK, Row, SealedRows
@@ -61,8 +62,10 @@ class Ledger(SealedRows):
         Raises:
             StoreError: the file is no ledger, or one of another version of reasonmill.
         """
+        self.when_full: WhenFull | None = None
         super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION, is_final=is_final)
 
+    @waits_for_room
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
         """Records a run and its stages as (name, kind, key); a run that is begun again keeps its first start time."""
         with self._transaction("run"):
@@ -84,6 +87,7 @@ class Ledger(SealedRows):
             for row in self._read("runs", order="started_s, name")
         ]
 
+    @waits_for_room
     def commit_stage(
         self, *, key: str, run: str, name: str, kind: str, artifact: Artifact, seconds: float, tokens: int
     ) -> None:
@@ -108,11 +112,13 @@ class Ledger(SealedRows):
         """All finished stages, in the order in which they were finished."""
         return [self._stage(row) for row in self._read("stages", order="finished_s")]
 
+    @waits_for_room
     def forget_stage(self, key: str) -> None:
         """Makes a stage count as not finished; its steps, its states and the record of its artifact stay."""
         with self._transaction("forgotten stage"):
             self._db.execute("DELETE FROM stages WHERE key = ?", (key,))
 
+    @waits_for_room
     def commit_step(self, stage_key: str, step: int, groups_digest: str) -> None:
         """Records the groups that a step is trained on, before it is; verdicts of a judge are recorded in the same way.
 
@@ -137,11 +143,13 @@ class Ledger(SealedRows):
         rows = self._read("steps", "stage_key = ?", stage_key, order="step")
         return [(row["step"], row["groups_digest"]) for row in rows]
 
+    @waits_for_room
     def forget_step(self, stage_key: str, step: int) -> None:
         """Lets the groups of a step be others; only for those that nothing was trained on."""
         with self._transaction("forgotten step"):
             self._db.execute("DELETE FROM steps WHERE stage_key = ? AND step = ?", (stage_key, step))
 
+    @waits_for_room
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Records a step's metrics; a replayed step records them again.
 
@@ -160,6 +168,7 @@ class Ledger(SealedRows):
         rows = self._read("steps", "stage_key = ? AND metrics IS NOT NULL", stage_key, order="step")
         return [{"step": row["step"], **json.loads(row["metrics"])} for row in rows]
 
+    @waits_for_room
     def commit_state(self, stage_key: str, step: int, digest: str) -> None:
         """Records the learner's state, an object of the store, from which step `step` goes on.
 
@@ -182,6 +191,7 @@ class Ledger(SealedRows):
         rows = self._read("states", "stage_key = ?", stage_key, order="step")
         return [(row["step"], row["digest"]) for row in rows]
 
+    @waits_for_room
     def forget_state(self, stage_key: str, step: int) -> None:
         """Removes a state's record; do this before its object is deleted, so that no record lacks its object."""
         with self._transaction("forgotten state"):
@@ -201,6 +211,7 @@ class Ledger(SealedRows):
         """Keys of all stages that have steps or states, finished or not."""
         return [row[0] for row in self._rows("SELECT stage_key FROM steps UNION SELECT stage_key FROM states")]
 
+    @waits_for_room
     def register(self, artifact: Artifact) -> None:
         """Records an artifact that no stage of a run made, such as an imported base; once is enough.
 
@@ -258,6 +269,7 @@ class Ledger(SealedRows):
         """All artifacts that were ever recorded, in this order."""
         return [self._made(row) for row in self._read("artifacts", order="id")]
 
+    @waits_for_room
     def record_views(self, run: str, digests: Mapping[str, str]) -> None:
         """Records what the files of a run's directory hold, by their paths below it, in place of what was recorded."""
         with self._transaction("views"):
@@ -271,6 +283,7 @@ class Ledger(SealedRows):
         """What `record_views` recorded; nothing while the run's directory is being written, or if that was cut off."""
         return {row["path"]: row["digest"] for row in self._read("views", "run = ?", run, order="path")}
 
+    @waits_for_room
     def record_incident(self, incident: Incident) -> None:
         """Records damage and what was done about it."""
         with self._transaction("incident"):

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from reasonmill.activity import phase
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import damaged_files, disk_errors, publish, seal
+from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 
 QUARANTINE = "quarantine"
@@ -30,7 +32,10 @@ class ObjectStore:
         self._write = write
         self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
+        self.when_full: WhenFull | None = None
 
+    @phase("saving")
+    @waits_for_room
     def put(self, write: Callable[[Path], None]) -> str:
         """Commits what `write` puts into the empty directory that it is given; returns the object's digest.
 
@@ -62,6 +67,7 @@ class ObjectStore:
         self._verified.add(digest)
         return digest
 
+    @phase("reading")
     def path(self, digest: str) -> Path:
         """Directory of an object, to be read only. The first call in a process checks every file's digest.
 

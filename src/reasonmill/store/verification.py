@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from reasonmill.errors import StoreError
+from reasonmill.store.accounts import misaccounts
 from reasonmill.store.home import HOME_ENTRIES, OBJECTS, RUNS, TMP
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, ledger_damage, read_seal
@@ -149,6 +150,15 @@ def check_steps(inspection: Inspection) -> Iterator[Finding]:
             yield Finding(LEDGER, f"lacks step {missing[0]} of stage key {key[:12]}", "use a copy of the home")
 
 
+def check_accounts(inspection: Inspection) -> Iterator[Finding]:
+    """The rollouts of each step that was trained on: each has one fate, and the committed groups say which."""
+    if inspection.ledger is None:
+        return
+    for found in misaccounts(inspection.ledger, inspection.objects):
+        what = f"is wrong about step {found.step} of stage key {found.stage_key[:12]}: {found.what}"
+        yield Finding(LEDGER, what, "use a copy of the home, or run the recipe with another seed")
+
+
 def check_views(inspection: Inspection) -> Iterator[Finding]:
     """The files of each run's directory."""
     if inspection.ledger is None:
@@ -197,6 +207,7 @@ CHECKS: tuple[Check, ...] = (
     check_ledger,
     check_references,
     check_steps,
+    check_accounts,
     check_views,
     check_leftovers,
     check_objects,

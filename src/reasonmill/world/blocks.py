@@ -20,6 +20,9 @@ from reasonmill.world.traces import TraceHabits
 
 TokenRow = npt.NDArray[np.int64]
 
+# How long a worker that was sent SIGTERM works on.
+_GRACE_S = 30.0
+
 
 @dataclass(frozen=True)
 class EncodedBlocks:
@@ -70,9 +73,17 @@ def _rows(tokens: TokenRow, lengths: TokenRow) -> list[TokenRow]:
 def _prepare_worker() -> None:
     # Every core has a process already; a tokenizer's own threads would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches the whole process group; the parent alone decides when to stop.
+    # Ctrl-C reaches the whole process group; the parent alone decides when to stop. SIGTERM may come to all, too, and
+    # a parent that lost its workers could not finish its step; but it is also how an executor ends what is broken.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _end_later())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_later() -> None:
+    timer = threading.Timer(_GRACE_S, os._exit, args=(1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with_parent() -> None:

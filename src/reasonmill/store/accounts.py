@@ -1,0 +1,118 @@
+"""The account of every rollout that was dispatched: each was trained on, or there is one reason why it was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from reasonmill.errors import StoreError
+from reasonmill.store.groups import GROUPS_FILE, read_groups
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.objects import ObjectStore
+from reasonmill.types import Group, Rollout
+
+# trained: handed to an update, also where that was skipped because it was not finite. flat: of a group that has nothing
+# to compare. invalid: not graded, or without a token that the policy sampled. stale: drawn from other weights than
+# those that the step began with. aborted: given up before its end; one that was cut at the length limit is not.
+Fate = Literal["trained", "flat", "invalid", "stale", "aborted"]
+FATES: tuple[Fate, ...] = get_args(Fate)
+# What the metrics of a step call the counts.
+AREA = "rollouts/"
+_DISPATCHED = f"{AREA}dispatched"
+
+
+@dataclass(frozen=True)
+class Misaccount:
+    """A step whose account is wrong: `stage_key` and `step` name it in the ledger."""
+
+    stage_key: str
+    step: int
+    what: str
+
+
+def usable(groups: Sequence[Group], step: int) -> list[Group]:
+    """The groups without their stale and aborted rollouts, which nothing may be compared with."""
+    return [
+        replace(group, rollouts=tuple(rollout for rollout in group.rollouts if _outside(rollout, step) is None))
+        for group in groups
+    ]
+
+
+def account(groups: Sequence[Group], step: int, *, compared: bool) -> dict[str, float]:
+    """How many rollouts of a step met which fate, as metrics of the step.
+
+    Args:
+        compared: whether rollouts are learned from by comparing their rewards; otherwise all that were sampled are
+            learned from, graded or not, and no group is flat.
+    """
+    counts: Counter[Fate] = Counter()
+    for group, left in zip(groups, usable(groups, step), strict=True):
+        for rollout in group.rollouts:
+            counts[_outside(rollout, step) or _fate(rollout, left, compared=compared)] += 1
+    told = [fate for fate in FATES if compared or fate != "flat"]
+    return {_DISPATCHED: float(counts.total()), **{AREA + fate: float(counts[fate]) for fate in told}}
+
+
+def require_balance(step: int, counts: Mapping[str, float], *, dispatched: int, trained: int) -> None:
+    """Checks an account against what was asked of the sampler and what was handed to the learner.
+
+    Raises:
+        RuntimeError: a rollout was lost, or used twice.
+    """
+    if (counts[_DISPATCHED], counts[f"{AREA}trained"]) != (dispatched, trained):
+        raise RuntimeError(
+            f"the rollouts of step {step} don't add up: {dispatched} were dispatched and {trained} trained on, but "
+            f"their groups make it {counts[_DISPATCHED]:.0f} and {counts[f'{AREA}trained']:.0f}"
+        )
+
+
+def misaccounts(ledger: Ledger, objects: ObjectStore) -> Iterator[Misaccount]:
+    """Counts the rollouts of all steps that were trained on again, from their committed groups.
+
+    Steps whose groups can't be read any more are only added up: what is wrong with an object is another matter.
+    """
+    for key in ledger.begun_stages():
+        for entry in ledger.metrics(key):
+            step = entry["step"]
+            groups = ledger.step_groups(key, step)
+            if groups is not None and (what := _wrong(entry, step, _read(objects, groups))) is not None:
+                yield Misaccount(key, step, what)
+
+
+def _wrong(entry: Mapping[str, Any], step: int, groups: Sequence[Group] | None) -> str | None:
+    """What is wrong with the account in a step's metrics."""
+    recorded = {name: value for name, value in entry.items() if name.startswith(AREA)}
+    if not recorded.keys() >= {_DISPATCHED, f"{AREA}trained"}:
+        return "its rollouts have no account"
+    if recorded[_DISPATCHED] != sum(value for name, value in recorded.items() if name != _DISPATCHED):
+        return f"its rollouts don't add up: {_listed(recorded)}"
+    if groups is None:
+        return None
+    counted = account(groups, step, compared=f"{AREA}flat" in recorded)
+    return None if counted == recorded else f"its groups say {_listed(counted)}; recorded is {_listed(recorded)}"
+
+
+def _read(objects: ObjectStore, digest: str) -> list[Group] | None:
+    try:
+        return read_groups(objects.path(digest) / GROUPS_FILE)
+    except StoreError:
+        return None
+
+
+def _listed(counts: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.0f} {name.removeprefix(AREA)}" for name, value in counts.items())
+
+
+def _outside(rollout: Rollout, step: int) -> Fate | None:
+    """The fate of a rollout that is none of the step's, whatever its group is like."""
+    if rollout.completion.finish == "abort":
+        return "aborted"
+    return "stale" if rollout.completion.policy_version != step else None
+
+
+def _fate(rollout: Rollout, group: Group, *, compared: bool) -> Fate:
+    if not any(rollout.completion.sampled) or (compared and rollout.grade.reward is None):
+        return "invalid"
+    return "flat" if compared and group.is_flat else "trained"

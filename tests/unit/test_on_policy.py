@@ -1,0 +1,193 @@
+"""The loop over what the policy samples: what it skips, what it counts, and that a resumed run does the same."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reasonmill.errors import Interrupted, TrainingDiverged
+from reasonmill.learn.on_policy import train_on_policy
+from reasonmill.store.accounts import misaccounts
+from reasonmill.store.home import Home
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+
+TAKEN = {"optim/skipped": 0.0, "loss/pg": 1.0}
+BATCH = "b" * 64
+
+
+class FakeLearner:
+    """A learner whose one weight counts the updates that were taken."""
+
+    skipped_batch = BATCH
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros(1)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return {"weight": self.weight}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"weight": self.weight.clone()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.weight.copy_(state["weight"])
+
+
+class FakeSampler:
+    version = 0
+
+    def load(self, weights: Mapping[str, Tensor], version: int) -> None:
+        self.version = version
+
+
+@dataclass
+class FakeRun:
+    """What the loop needs of a stage's context; it is asked to stop after so many looks."""
+
+    home: Home
+    looks: int = 99
+    key: str = "k"
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def progress(self) -> Any:
+        return self
+
+    def begin(self, *_: object) -> None: ...
+    def advance(self, *_: object) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stop_requested(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    with Home.open(tmp_path / "home") as home:
+        yield home
+
+
+def a_group(step: int, *rewards: float | None) -> Group:
+    rollouts = [
+        Rollout(
+            (1, 2),
+            Completion((3,), (-1.0,), (True,), "", "stop", step),
+            Grade(None, error="no verdict") if reward is None else Grade(reward),
+        )
+        for reward in rewards
+    ]
+    return Group(Problem("countdown-3", (Message("user", f"{step} {rewards}"),), ""), tuple(rollouts))
+
+
+def two_groups(step: int) -> list[Group]:
+    return [a_group(step, 1.0, 0.0, None), a_group(step, 1.0, 1.0, 1.0)]
+
+
+def skip(cause: str) -> dict[str, float]:
+    return {"optim/skipped": 1.0, "loss/pg": float("nan"), f"skipped/{cause}": 1.0}
+
+
+def train(
+    run: FakeRun,
+    course: Sequence[Sequence[Mapping[str, float]]],
+    sample: Callable[[int], list[Group]] = two_groups,
+    seen: list[Sequence[Group]] | None = None,
+) -> dict[str, float]:
+    """Trains for as many steps as the course has; each step has the updates that stand there."""
+    learner = FakeLearner()
+
+    def fit(step: int, groups: Sequence[Group]) -> Iterator[Mapping[str, float]]:
+        if seen is not None:
+            seen.append(groups)
+        trained = sum(r.grade.reward is not None for g in groups if not g.is_flat for r in g.rollouts)
+        for place, updated in enumerate(course[step]):
+            learner.weight += 1 - updated["optim/skipped"]
+            yield {**updated, "rollouts/trained": 0 if place else trained}
+
+    metrics, _ = train_on_policy(
+        run,
+        FakeSampler(),  # type: ignore[arg-type]
+        learner,  # type: ignore[arg-type]
+        name="stage",
+        steps=len(course),
+        state_every=2,
+        rollouts_per_step=6,
+        compared=True,
+        sample=sample,
+        fit=fit,
+        measure=lambda groups: {"tokens/sampled": 1.0},
+        state=learner.state,
+        load_state=learner.load_state,
+    )
+    return metrics
+
+
+def test_skipped_updates_are_counted_by_cause_and_leave_the_means(home: Home) -> None:
+    run = FakeRun(home)
+    metrics = train(run, [[TAKEN, skip("loss"), skip("gradient"), {**TAKEN, "loss/pg": 2.0}]])
+    assert (metrics["loss/pg"], metrics["optim/skipped"]) == (1.5, 0.5)
+    assert (metrics["skipped/loss"], metrics["skipped/gradient"]) == (1, 1)
+    assert "skipped/in_a_row" not in metrics
+    assert run.notes == [f"an update of step 0 was skipped: {cause} not finite" for cause in ("loss", "gradient")]
+
+
+def test_a_course_that_diverges_names_the_step_the_batch_and_the_groups(home: Home) -> None:
+    with pytest.raises(TrainingDiverged, match="3 times in a row, last at step 2: advantages") as caught:
+        train(FakeRun(home), [[TAKEN, skip("loss")], [skip("loss")], [skip("advantages")], [TAKEN]])
+    groups = home.ledger.step_groups("k", 2)
+    assert caught.value.where == f"batch {BATCH}, groups {groups}"
+    assert groups is not None
+    assert home.objects.exists(groups)
+
+
+@pytest.mark.parametrize("looks", range(1, 5))
+def test_an_interrupted_run_diverges_at_the_same_step(home: Home, looks: int) -> None:
+    bad = [skip("loss")]
+    course = [[TAKEN], bad, bad, [TAKEN, *bad], [], bad, bad, [TAKEN]]
+
+    def sample(step: int) -> list[Group]:
+        return two_groups(step) if course[step] else [a_group(step, *[1.0] * 6)]
+
+    with pytest.raises(Interrupted):
+        train(FakeRun(home, looks), course, sample)
+    for _ in range(2):  # the second time from the last state
+        with pytest.raises(TrainingDiverged, match="3 times in a row, last at step 6"):
+            train(FakeRun(home), course, sample)
+
+
+def test_every_step_has_its_account(home: Home) -> None:
+    metrics = train(FakeRun(home), [[TAKEN], [TAKEN]])
+    names = ("dispatched", "trained", "flat", "invalid", "stale", "aborted")
+    assert [metrics[f"rollouts/{name}"] for name in names] == [6, 2, 3, 1, 0, 0]
+    assert list(misaccounts(home.ledger, home.objects)) == []
+    (entry, _) = home.ledger.metrics("k")
+    home.ledger.record_metrics("k", 0, {**entry, "rollouts/trained": 3.0, "rollouts/flat": 2.0})
+    assert [found.step for found in misaccounts(home.ledger, home.objects)] == [0]
+
+
+def test_stale_and_aborted_rollouts_are_not_trained_on(home: Home) -> None:
+    def sample(step: int) -> list[Group]:
+        first, second = two_groups(step)
+        stale, aborted, *rest = second.rollouts
+        stale = replace(stale, completion=replace(stale.completion, policy_version=step + 1))
+        aborted = replace(aborted, completion=replace(aborted.completion, finish="abort"))
+        return [first, replace(second, rollouts=(stale, aborted, *rest))]
+
+    seen: list[Sequence[Group]] = []
+    metrics = train(FakeRun(home), [[TAKEN]], sample, seen)
+    assert [len(group.rollouts) for group in seen[0]] == [3, 1]
+    assert (metrics["rollouts/stale"], metrics["rollouts/aborted"], metrics["rollouts/flat"]) == (1, 1, 1)
+    digest = home.ledger.step_groups("k", 0)
+    assert digest is not None  # they are committed all the same
+
+
+def test_a_rollout_that_the_sampler_lost_stops_the_run(home: Home) -> None:
+    with pytest.raises(RuntimeError, match="don't add up"):
+        train(FakeRun(home), [[TAKEN]], lambda step: [a_group(step, 1.0, 0.0), a_group(step, 1.0, 1.0, 1.0)])
