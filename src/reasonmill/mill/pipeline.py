@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.machine import machine_class
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.protocols import Progress
@@ -189,8 +190,8 @@ class _Run:
         if not self._home.objects.exists(record.artifact.digest):
             self._home.ledger.forget_stage(key)
             return None
-        settings = node.settings
-        return StageResult(settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens)
+        name, kind, machines = node.settings.name, node.settings.kind, self._home.ledger.machines(key)
+        return StageResult(name, kind, key, record.artifact, True, record.seconds, record.tokens, machines)
 
     def _require_space(self) -> None:
         free = self._home.free_bytes()
@@ -209,6 +210,7 @@ class _Run:
             if model.digest in {read.digest for read in inputs.values()}:
                 self._progress.note(f"{settings.name}  looks for {model.hub}")
                 fetch(model)
+        machines = self._begin_on_this_machine(settings.name, key)
         context = StageContext(
             key=key,
             seed=self._recipe.seed,
@@ -238,7 +240,17 @@ class _Run:
             seconds=seconds,
             tokens=outcome.tokens,
         )
-        return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens)
+        return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens, machines)
+
+    def _begin_on_this_machine(self, name: str, key: str) -> tuple[str, ...]:
+        """Records where the stage runs, and says so where it goes on what another class of machine began."""
+        here = machine_class(self._device)
+        machines = self._home.ledger.begin_stage(key, here)
+        others = "; ".join(machine for machine in machines if machine != here)
+        if others:
+            self._progress.note(f"{name}  began on: {others}")
+            self._progress.note(f"{name}  goes on on: {here}; its bits may differ from those of a run on one of them")
+        return machines
 
     def _verdicts(self, node: Node) -> list[str]:
         """The verdicts through which the stage came by its models: they belong to its lineage, too."""

@@ -19,7 +19,7 @@ from reasonmill.errors import StoreError
 from reasonmill.store.commit import out_of_space
 from reasonmill.types import Artifact
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # The same content can be made twice, by stages of other names or from other parents: an artifact is one making, and
 # its digest is not unique. Steps and states belong to stages that may not be finished, so they refer to no stage row.
@@ -46,6 +46,8 @@ _TABLES = (
         PRIMARY KEY (stage_key, step))""",
     """CREATE TABLE states (
         stage_key TEXT NOT NULL, step INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (stage_key, step))""",
+    """CREATE TABLE machines (
+        stage_key TEXT NOT NULL, position INTEGER NOT NULL, machine TEXT NOT NULL, PRIMARY KEY (stage_key, position))""",
 )
 
 _BUSY_TIMEOUT_S = 30.0
@@ -133,6 +135,29 @@ class Ledger:
         return [
             RunRecord(name, json.loads(recipe), started_s, self._run_stages(name)) for name, recipe, started_s in rows
         ]
+
+    def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
+        """Records that a stage runs on a machine; returns the machines of `machines`, this one included.
+
+        A stage of which nothing was committed yet begins anew: where it was tried before does not matter.
+        """
+        with self._transaction():
+            kept = self._rows(
+                "SELECT 1 FROM steps WHERE stage_key = ?1 AND groups_digest IS NOT NULL "
+                "UNION ALL SELECT 1 FROM states WHERE stage_key = ?1 LIMIT 1",
+                stage_key,
+            )
+            if not kept:
+                self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
+            known = self.machines(stage_key)
+            if machine not in known:
+                self._db.execute("INSERT INTO machines VALUES (?, ?, ?)", (stage_key, len(known), machine))
+            return self.machines(stage_key)
+
+    def machines(self, stage_key: str) -> tuple[str, ...]:
+        """The classes of machines on which a stage ran, the first one first."""
+        rows = self._rows("SELECT machine FROM machines WHERE stage_key = ? ORDER BY position", stage_key)
+        return tuple(row[0] for row in rows)
 
     def commit_stage(
         self, *, key: str, run: str, name: str, kind: str, artifact: Artifact, seconds: float, tokens: int
