@@ -5,6 +5,7 @@ The nursery itself never computes: a fork copies no threads, so nothing that sta
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -108,10 +109,8 @@ class Child:
     def kill(self) -> int:
         """SIGKILL to the whole process group; returns the exit code, which a child that was faster chose itself."""
         # The nursery has not told the code yet, or nobody has read it: the pid may be gone, but is not another's.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         return int(self._nursery.read()["code"])
 
 
@@ -139,10 +138,8 @@ def main() -> None:
 
 
 def _lead_a_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.setpgid(pid, pid)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _be_a_child(order: Order) -> None:

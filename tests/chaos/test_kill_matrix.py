@@ -1,30 +1,32 @@
-"""kill -9 at random times, again and again: the run must end in the same bits. And the proof that this test can fail."""
+"""kill -9 at random times, again and again: the run ends in the same bits. And the proof that this test can fail."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chaos.kill_matrix import KILLS, Matrix, Place, Report, nurseries, run_uninterrupted, summary
+from chaos.kill_matrix import Matrix, Place, Report, nurseries, run_uninterrupted, summary
 from chaos.nursery import Nursery
 from chaos.outcome import Committed, Outcome, differences
 
 SHORT = {"runs": 15, "kills": 30}
 LONG = {"runs": 200, "kills": 400}
-# The runs of a machine that outruns its kills must come to an end.
+# Where runs outrun their kills, there are more of them, but not for ever.
 MOST_RUNS = 2
-# What each sabotage shows in; the control stage has saved its state before step 2, and dies after its step 3.
-SABOTAGES = {
+# Until the end of its only stage, and with a state that was saved before step 2 when it dies after step 3.
+CONTROL = ("reasoned", "--until", "zero")
+DIES_AFTER_STEPS = 4
+# What each sabotage shows in at the least.
+SABOTAGES: dict[str | None, tuple[str, ...]] = {
     None: (),
     "random state": ("stage zero: step 4 has other rollouts", "stage zero: last learner state differs"),
     "replay": ("stage zero: last learner state differs",),
     "optimizer state": ("stage zero: last learner state differs",),
     "step": ("stage zero: last learner state differs",),
 }
-STEPS_BEFORE_DEATH = 4
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,12 @@ def test_killed_runs_end_like_runs_that_never_were(
 def test_what_exact_resume_stands_on_is_missed_when_it_is_gone(
     tmp_path: Path, started: list[Nursery], sabotage: str | None
 ) -> None:
-    """Each sabotage is without effect in a run that is not killed, so that it is the resume that shows it."""
-    until = ("--until", "zero")
-    reference = run_uninterrupted(started[0], Place(tmp_path / "reference"), "reasoned", *until, sabotage=sabotage)
+    """Compared with an uninterrupted run under the same sabotage: it is the resume that shows it."""
+    reference = run_uninterrupted(started[0], Place(tmp_path / "reference"), *CONTROL, sabotage=sabotage)
     place = Place(tmp_path / "killed")
-    order = place.order("reasoned", *until, sabotage=sabotage, dies_after=STEPS_BEFORE_DEATH)
-    assert started[0].run(order) == -9
-    assert started[0].run(place.order("reasoned", *until, sabotage=sabotage)) == 0, place.said()
+    dying = place.order(*CONTROL, sabotage=sabotage, dies_after=DIES_AFTER_STEPS)
+    assert started[0].run(dying) == -signal.SIGKILL
+    assert started[0].run(place.order(*CONTROL, sabotage=sabotage)) == 0, place.said()
     found = differences(reference.outcome, place.outcome())
     assert set(SABOTAGES[sabotage]) <= set(found)
     assert bool(found) == (sabotage is not None), found

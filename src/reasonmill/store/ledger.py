@@ -47,7 +47,8 @@ _TABLES = (
     """CREATE TABLE states (
         stage_key TEXT NOT NULL, step INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (stage_key, step))""",
     """CREATE TABLE machines (
-        stage_key TEXT NOT NULL, position INTEGER NOT NULL, machine TEXT NOT NULL, PRIMARY KEY (stage_key, position))""",
+        stage_key TEXT NOT NULL, position INTEGER NOT NULL, machine TEXT NOT NULL,
+        PRIMARY KEY (stage_key, position))""",
 )
 
 _BUSY_TIMEOUT_S = 30.0
