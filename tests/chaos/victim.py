@@ -61,8 +61,13 @@ def live(order: Order) -> int:
         SABOTAGES[order.sabotage]()
     if order.dies_after_steps is not None:
         die_after_steps(order.dies_after_steps)
+    return command(order.arguments)
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Runs reasonmill's command line here; returns its exit code."""
     try:
-        cli.main(order.arguments)
+        cli.main(arguments)
     except SystemExit as leaving:
         return int(leaving.code or 0)
 
