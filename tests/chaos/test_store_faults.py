@@ -75,10 +75,11 @@ def test_a_disk_that_fills_while_an_object_is_written(home: Home, fail: Callable
     assert require_whole(home) == [kept]
 
 
-@pytest.mark.parametrize("fail", [raise_plain, raise_wrapped])
-def test_a_disk_that_fails_while_an_object_is_written(home: Home, fail: Callable[[int], None]) -> None:
-    with pytest.raises(StoreError, match="Input/output error") as caught:
-        home.objects.put(lambda directory: fail(errno.EIO))
+@pytest.mark.parametrize("fail", [raise_plain, raise_wrapped, raise_text])
+@pytest.mark.parametrize("code", [errno.EIO, errno.EFBIG])
+def test_a_disk_that_fails_while_an_object_is_written(home: Home, fail: Callable[[int], None], code: int) -> None:
+    with pytest.raises(StoreError, match=os.strerror(code)) as caught:
+        home.objects.put(lambda directory: fail(code))
     assert not isinstance(caught.value, OutOfSpace)
     assert require_whole(home) == []
 

@@ -2,16 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import reasonmill.mill.pipeline
 import reasonmill.mill.space
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
 from reasonmill.mill.artifacts import find_artifact, find_model
+from reasonmill.mill.machine import machine_class
 from reasonmill.mill.pipeline import RunResult, model_path, plan, run_recipe
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import read_summary
@@ -85,6 +87,7 @@ def test_a_run_makes_all_stages_and_its_directory(run: Run, stages: Any, home_pa
     assert summary["stages"][2]["metrics"] == {"length": len("baseaaab")}
     assert summary["model"] == summary["stages"][1]["digest"]
     assert {"reasonmill", "torch", "transformers", "threads", "machine"} <= summary.keys()
+    assert [stage["machines"] for stage in summary["stages"]] == [[machine_class("cpu")]] * 3
     assert json.loads((result.directory / "recipe.json").read_text())["stage"][0]["text"] == "a"
     assert "<html" in (result.directory / "report.html").read_text()
 
@@ -305,3 +308,44 @@ def test_text_that_can_be_no_tag_is_not_held_back() -> None:
     assert next(parts) == ("one ", False)
     assert next(parts) == ("two ", False)
     assert next(parts) == ("<x", False)
+
+
+# The machine
+
+
+@pytest.fixture
+def other_threads() -> Iterator[int]:
+    """One thread more for the length of a test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield before + 1
+    torch.set_num_threads(before)
+
+
+def test_a_stage_that_goes_on_with_other_threads_says_so_and_keeps_both(
+    run: Run, stages: Any, home_path: Path, recipe_file: Path, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(Interrupted):
+        run(stop_requested=stop_after(2))
+    before = machine_class("cpu")
+    threads = request.getfixturevalue("other_threads")
+    recorder = Recorder()
+    with Home.open(home_path) as home:
+        recipe = load_recipe(str(recipe_file), [])
+        result = run_recipe(recipe, home, recorder, until=None, device="cpu", stop_requested=lambda: False)
+    now = machine_class("cpu")
+    assert f"{threads} threads" in now
+    assert [stage.machines for stage in result.stages] == [(before, now), (now,), (now,)]
+    said = [note for note in recorder.notes if "cached" not in note]
+    assert len(said) == 2
+    assert said[0] == f"first  began on: {before}"
+    assert now in said[1]
+
+
+def test_a_stage_of_which_nothing_was_kept_has_one_machine_only(
+    run: Run, home_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(Interrupted):
+        run(stop_requested=stop_after(1))  # within the first stage, before its first step
+    request.getfixturevalue("other_threads")
+    assert [stage.machines for stage in run().stages] == [(machine_class("cpu"),)] * 3

@@ -189,6 +189,23 @@ def test_the_latest_state_is_the_one_of_the_highest_step(ledger: Ledger) -> None
     assert ledger.latest_state("k1") == (9, "s9")
 
 
+def test_a_stage_keeps_the_machines_that_made_what_is_kept_of_it(ledger: Ledger, path: Path) -> None:
+    assert ledger.machines("k1") == ()
+    assert ledger.begin_stage("k1", "one thread") == ("one thread",)
+    assert ledger.begin_stage("k1", "two threads") == ("two threads",)  # nothing of the first try was kept
+    ledger.record_metrics("k1", 0, {"loss/ce": 1.0})
+    assert ledger.begin_stage("k1", "one thread") == ("one thread",)  # metrics are made again
+    ledger.commit_step("k1", 0, "g0")
+    assert ledger.begin_stage("k1", "two threads") == ("one thread", "two threads")
+    assert ledger.begin_stage("k1", "one thread") == ("one thread", "two threads")
+    ledger.commit_state("k2", 1, "s1")
+    assert ledger.begin_stage("k2", "one thread") == ("one thread",)
+    assert ledger.begin_stage("k2", "two threads") == ("one thread", "two threads")
+    reader = Ledger(path, write=False)
+    assert reader.machines("k2") == ("one thread", "two threads")
+    reader.close()
+
+
 def test_a_reader_can_not_write(ledger: Ledger, path: Path) -> None:
     reader = Ledger(path, write=False)
     with pytest.raises(StoreError, match="readonly"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.report import PAGE, write_report
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
@@ -243,7 +244,8 @@ class _Run:
             ledger.forget_stage(key)
             self._remade[key] = record.artifact.digest
             return None
-        return StageResult(settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens)
+        name, kind, machines = node.settings.name, node.settings.kind, self._home.ledger.machines(key)
+        return StageResult(name, kind, key, record.artifact, True, record.seconds, record.tokens, machines)
 
     def _expected_writes(self, node: Node, key: str) -> Writes:
         name = node.settings.name
@@ -270,6 +272,7 @@ class _Run:
                 self._progress.note(f"{settings.name}  looks for {model.hub}")
                 fetch(model)
                 self._apply_template(model)
+        machines = self._begin_on_this_machine(settings.name, key)
         started = time.monotonic()
         # Until it begins, a stage reads.
         with ExitStack() as reading:
@@ -308,7 +311,17 @@ class _Run:
                 f"{settings.name}  made again with another content, as other machines or thread counts do: "
                 f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
             )
-        return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens)
+        return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens, machines)
+
+    def _begin_on_this_machine(self, name: str, key: str) -> tuple[str, ...]:
+        """Records where the stage runs, and says so where it goes on what another class of machine began."""
+        here = machine_class(self._device)
+        machines = self._home.ledger.begin_stage(key, here)
+        others = "; ".join(machine for machine in machines if machine != here)
+        if others:
+            self._progress.note(f"{name}  began on: {others}")
+            self._progress.note(f"{name}  goes on on: {here}; its bits may differ from those of a run on one of them")
+        return machines
 
     def _verdicts(self, node: Node) -> list[str]:
         """The verdicts through which the stage came by its models: they belong to its lineage, too."""

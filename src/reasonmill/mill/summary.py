@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import transformers
 
 from reasonmill import __version__
 from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_file
 from reasonmill.types import Artifact
@@ -24,7 +23,10 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage. `seconds` and `tokens` are those of when it ran, also where it was taken from the ledger."""
+    """A finished stage. `seconds` and `tokens` are those of when it ran, also where it was taken from the ledger.
+
+    `machines` are the classes of machines on which it ran: several where it was resumed on another one.
+    """
 
     name: str
     kind: str
@@ -33,6 +35,7 @@ class StageResult:
     cached: bool
     seconds: float
     tokens: int
+    machines: tuple[str, ...]
 
 
 def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "machine": _machine(device),
+        "machine": describe(device),
         "model": models.get(recipe.result, last) if recipe.result else last,
         "stages": [
             {
@@ -59,6 +62,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "cached": result.cached,
                 "seconds": round(result.seconds, 3),
                 "tokens": result.tokens,
+                "machines": list(result.machines),
                 "metrics": dict(result.artifact.metrics),
             }
             for result in results
@@ -90,8 +94,3 @@ def _without_cached(summary: Mapping[str, Any]) -> dict[str, Any]:
     # Through JSON, so that a summary in memory equals the same one read back.
     content: dict[str, Any] = json.loads(json.dumps({**summary, "stages": stages}))
     return content
-
-
-def _machine(device: str) -> str:
-    accelerator = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs{accelerator}"

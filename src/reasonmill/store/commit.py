@@ -7,6 +7,7 @@ A crash at any point leaves either no object or a whole one. Nothing is ever ove
 import errno
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,9 @@ from reasonmill.store import disk
 MANIFEST = "manifest.json"
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Libraries that write from native code raise their own errors, which carry the system's message and no errno.
+# Libraries that write from native code raise their own errors, which have the system's message or number in their text.
 _OUT_OF_SPACE_TEXTS = ("No space left on device", "Disk quota exceeded")
+_NATIVE_NUMBER = re.compile(r"\(os error (\d+)\)")
 _DISK_FAULTS = frozenset(
     {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE}
 )
@@ -163,11 +165,11 @@ def disk_errors(where: Path, *, foreign_code: bool = False) -> Iterator[None]:
         if any(_is_out_of_space(link) for link in chain):
             raise out_of_space(where) from error
         for link in chain:
-            if isinstance(link, OSError) and (not foreign_code or link.errno in _DISK_FAULTS):
+            if (isinstance(link, OSError) and not foreign_code) or _error_number(link) in _DISK_FAULTS:
                 raise StoreError(
-                    f"the home can't be read or written: {link.strerror or link}",
+                    f"the home can't be read or written: {getattr(link, 'strerror', None) or link}",
                     fix="check the disk, the path and its permissions, then run the same command again",
-                    where=str(link.filename or where),
+                    where=str(getattr(link, "filename", None) or where),
                 ) from error
         raise
 
@@ -194,6 +196,14 @@ def _is_out_of_space(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
         return True
     return any(text in str(error) for text in _OUT_OF_SPACE_TEXTS)
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of an error, also where native code put it into the text; None where there is none."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _NATIVE_NUMBER.search(str(error))
+    return int(found[1]) if found else None
 
 
 def _digest(data: bytes) -> str:

@@ -88,6 +88,33 @@ class Ledger(SealedRows):
         ]
 
     @waits_for_room
+    def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
+        """Records that a stage runs on a machine; returns the machines of `machines`, this one included.
+
+        A stage of which nothing was committed yet begins anew: where it was tried before does not matter.
+        """
+        with self._transaction("machine"):
+            kept = self._rows(
+                "SELECT 1 FROM steps WHERE stage_key = ?1 AND groups_digest IS NOT NULL "
+                "UNION ALL SELECT 1 FROM states WHERE stage_key = ?1 LIMIT 1",
+                stage_key,
+            )
+            if not kept:
+                self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
+            known = self.machines(stage_key)
+            if machine not in known:
+                self._db.execute(
+                    "INSERT INTO machines (stage_key, position, machine) VALUES (?, ?, ?)",
+                    (stage_key, len(known), machine),
+                )
+            return self.machines(stage_key)
+
+    def machines(self, stage_key: str) -> tuple[str, ...]:
+        """The classes of machines on which a stage ran, the first one first."""
+        rows = self._read("machines", "stage_key = ?", stage_key, order="position")
+        return tuple(row["machine"] for row in rows)
+
+    @waits_for_room
     def commit_stage(
         self, *, key: str, run: str, name: str, kind: str, artifact: Artifact, seconds: float, tokens: int
     ) -> None:

@@ -30,6 +30,10 @@ TABLES = (
     """CREATE TABLE states (
         stage_key TEXT NOT NULL, step INTEGER NOT NULL, digest TEXT NOT NULL, seal TEXT,
         PRIMARY KEY (stage_key, step))""",
+    # The classes of machines on which a stage ran.
+    """CREATE TABLE machines (
+        stage_key TEXT NOT NULL, position INTEGER NOT NULL, machine TEXT NOT NULL, seal TEXT,
+        PRIMARY KEY (stage_key, position))""",
     # What the files of a run's directory were when they were last written.
     """CREATE TABLE views (
         run TEXT NOT NULL REFERENCES runs (name), path TEXT NOT NULL, digest TEXT NOT NULL, seal TEXT,

@@ -1,0 +1,85 @@
+"""The soak's own judgement: what rises is seen, what only wavers is not, and a second call goes on with the file."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chaos.soak import append_sample, held, held_by_all, read_samples, tree
+from chaos.soak_verdict import Sample, Verdict, plot, slope
+from reasonmill.randomness import generator
+
+SAMPLE = Sample(1, 0, 0.0, "grown", "kill term", 0, 500.0, 7, 1000.0, 24)
+
+
+def samples(worker_mb: Callable[[Sample], float], sessions: int = 1) -> list[Sample]:
+    """Two hours, a run every half minute."""
+    per_session = 240 // sessions
+    plain = [replace(SAMPLE, session=1 + run // per_session, run=run, minutes=run / 2) for run in range(240)]
+    return [replace(sample, worker_mb=worker_mb(sample)) for sample in plain]
+
+
+def waver(sample: Sample) -> float:
+    return 500.0 + generator("waver", sample.run).gauss(0, 3.0)
+
+
+def test_what_wavers_is_flat() -> None:
+    verdict = Verdict(samples(waver))
+    assert verdict.holds, verdict.lines()
+
+
+def test_what_fills_at_the_start_and_then_wavers_is_flat() -> None:
+    assert Verdict(samples(lambda sample: waver(sample) - 200.0 * (sample.minutes < 10))).holds
+
+
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_a_leak_is_seen_also_where_each_session_starts_anew(sessions: int) -> None:
+    """15 MB an hour are less than what the samples waver by from one to the next."""
+    per_session = 120.0 / sessions
+    leaking = samples(lambda sample: waver(sample) + 0.25 * (sample.minutes % per_session), sessions)
+    rise = slope(leaking, "worker_mb")
+    assert rise.low < 15.0 < rise.high
+    assert rise.low > 5.0
+    assert not Verdict(leaking).holds
+
+
+def test_a_soak_that_is_too_short_to_tell_is_missed() -> None:
+    assert not Verdict(samples(waver)[:6]).holds
+    assert not Verdict([SAMPLE]).holds
+
+
+def test_one_difference_and_one_file_too_many_are_missed() -> None:
+    flat = samples(waver)
+    assert not Verdict([replace(flat[0], differences=1), *flat[1:]]).holds
+    assert not Verdict([replace(sample, worker_files=7 + sample.run // 60) for sample in flat]).holds
+
+
+def test_the_file_is_gone_on_with_and_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "soak.csv"
+    assert read_samples(path) == []
+    written = samples(waver)[:3]
+    for sample in written:
+        append_sample(path, sample)
+    assert read_samples(path) == written
+    plot(written, tmp_path / "images" / "soak.svg")
+    assert "<svg" in (tmp_path / "images" / "soak.svg").read_text()
+
+
+def test_every_process_below_one_counts() -> None:
+    sleeper = subprocess.Popen(["sh", "-c", "sleep 60 & echo started; wait"], stdout=subprocess.PIPE, process_group=0)
+    try:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        shell, sleep = tree(sleeper.pid)
+        assert shell == sleeper.pid
+        assert sleep in tree(os.getpid())
+        megabytes, files = held_by_all([shell, sleep])
+        assert megabytes == pytest.approx(held(shell)[0] + held(sleep)[0])
+        assert files >= 4
+    finally:
+        os.killpg(sleeper.pid, signal.SIGKILL)
+        sleeper.communicate()
