@@ -137,7 +137,8 @@ def test_one_batch_of_pairs_is_many_of_one(model: RewardModel) -> None:
     assert one_by_one == pytest.approx(expected, rel=1e-5)
     assert max(float(gradient.abs().max()) for gradient in gradients) > 1e-3
     for one, other in zip(gradients, same_gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        # Single entries are small differences of large sums: their rounding goes by the largest one.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
 def test_a_resumed_learner_goes_on_to_the_same_bits(model: RewardModel) -> None:
