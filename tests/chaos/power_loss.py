@@ -26,7 +26,7 @@ from chaos import scenario
 from chaos.crash_points import FAST, standing_in
 from chaos.disk_model import LEDGER_FILES, Left, Moment, Recorder, Tree, states
 from chaos.sabotage import REORDERED, Sabotage
-from reasonmill.store.commit import damaged_file
+from reasonmill.store.commit import damaged_files
 
 NEVER = 1 << 60
 CONTINUED_SHARE = 32  # the short form goes on from one state in so many
@@ -91,7 +91,7 @@ class Judge:
         known = (name, _items(files))
         if known not in self._objects:
             with self._laid_out(files) as directory:
-                self._objects[known] = damaged_file(directory, name)
+                self._objects[known] = next(iter(damaged_files(directory, name)), None)
         return self._objects[known]
 
     def _continued(self, left: Left) -> Iterator[str]:

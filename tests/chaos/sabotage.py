@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reasonmill.store.commit import MANIFEST
 from reasonmill.store.disk import Operation
+from reasonmill.store.home import OBJECTS
 
 Around = Callable[[Operation, Callable[[], object]], None]
 Sabotage = Callable[[Around], Around]
@@ -63,7 +64,10 @@ def commit_before_object(perform_right: Around) -> Around:
     kept: list[Path] = []  # what the store removes, because it believes that it has been renamed
 
     def around(operation: Operation, perform: Callable[[], object]) -> None:
-        if operation.name == "rename object" and operation.target is not None and not operation.target.exists():
+        target = operation.target
+        # Backups of the ledger are objects, too, of which it does not speak.
+        is_spoken_of = operation.name == "rename object" and target is not None and target.parent.name == OBJECTS
+        if is_spoken_of and target is not None and not target.exists():
             late.append((operation, perform))
             kept.append(operation.path)
         elif operation.what == "unfinished object" and any(operation.path.is_relative_to(path) for path in kept):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasonmill.errors import StoreError
-from reasonmill.store.commit import damaged_file, replace_directory, replace_file
+from reasonmill.store.commit import damaged_files, replace_directory, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.steps import committed_groups, forget_state
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
@@ -30,6 +30,9 @@ BASE = Artifact(hashlib.blake2b(b"base", digest_size=32).hexdigest(), "base", "i
 CONFIG = b'{"layers": 1}'
 # Where the home is, below a directory that exists: its parent is made, too.
 PLACE = "mills/home"
+
+# Columns that differ between runs: times, and seals, which cover them.
+TIMES = ("started_s", "created_s", "finished_s", "at_s", "seal")
 
 Rows = dict[str, list[tuple[Any, ...]]]
 
@@ -159,14 +162,14 @@ def ledger_rows(home_path: Path) -> Rows:
         rows: Rows = {}
         for table in sorted(tables):
             columns = [column[1] for column in database.execute(f"PRAGMA table_info({table})")]
-            kept = ", ".join(column for column in columns if column not in ("started_s", "created_s", "finished_s"))
+            kept = ", ".join(column for column in columns if column not in TIMES)
             rows[table] = sorted(database.execute(f"SELECT {kept} FROM {table}").fetchall(), key=repr)
     return rows
 
 
 def objects_of(directory: Path) -> dict[str, str | None]:
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return {name: damaged_file(directory / name, name) for name in names}
+    return {name: next(iter(damaged_files(directory / name, name)), None) for name in names}
 
 
 def views_of(directory: Path) -> dict[str, bytes | None]:

@@ -37,7 +37,12 @@ SMALLER: dict[str, dict[str, str]] = {
     },
     "helpfulness-rm": {"held_out": "0.4", "epochs": "1"},
     "safety-rm": {"held_out": "0.4", "epochs": "1"},
-    "r1": RL | {"steps": "2", "problems_per_step": "10"},
+    "r1": RL
+    | {
+        "steps": "2",
+        "problems_per_step": "12",
+        "tasks": "{arithmetic=0.4, facts=0.3, harmful-requests=0.3}",
+    },
     "small-data": {"keep": "{per_problem=1}", "decontaminate": ASKED},
     "small-sft": {"epochs": "1"},
     "small-distill": RL,
@@ -199,12 +204,13 @@ def test_reward_models_judge_general_prompts_in_the_last_steps_only(mill: Mill) 
     assert {registry.get(group.problem.task).domain for group in before} == {"reasoning"}
     judges = {"reasoning": "accuracy", "helpfulness": "helpfulness", "safety": "safety"}
     assert {registry.get(group.problem.task).domain for group in after} == set(judges)
+    weights = next(node.settings.model_dump()["rewards"] for node in mill.recipe.nodes if node.settings.name == "r1")
     for group in after:
         domain = registry.get(group.problem.task).domain
         for rollout in group.rollouts:
             counted = {"format", "language", judges[domain]}
             assert rollout.grade.reward == pytest.approx(
-                sum(rollout.grade.parts[name] * (1.0 if name == judges[domain] else 0.5) for name in counted)
+                sum(rollout.grade.parts[name] * weights[name] for name in counted)
             )
 
 

@@ -79,7 +79,7 @@ class Home:
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
                         disk.make_directory(path / name, name)
-                disk.fsync_directory(path, "home")
+                # Their names are durable with that of the seal, which is written before anything is promised.
                 keeper = LedgerKeeper(path, incidents)
                 ledger = keeper.open()
                 for leftover in (path / TMP).iterdir():
