@@ -88,11 +88,12 @@ Attempts = tuple[tuple[Hit, ...], ...]  # what is hit in each of them
 class Stand:
     """Stands in for the store's operations in one attempt, and notes what happens in files that outlive the process.
 
-    The notes are the operations, and what rows the ledger may have if the process ends now.
+    The notes are the operations, and what rows the ledger may have if the process ends now: not where it is damaged.
     """
 
-    def __init__(self, home: Path, notes: Path, hits: tuple[Hit, ...] = ()) -> None:
+    def __init__(self, home: Path, notes: Path, hits: tuple[Hit, ...] = (), *, is_damaged: bool = False) -> None:
         self._home = home
+        self._is_damaged = is_damaged
         self._faults = {hit.index: hit.fault for hit in hits}
         self._count = 0
         self._is_hit = False
@@ -107,7 +108,7 @@ class Stand:
             operations.write(f"{operation.verb}|{operation.what}\n")
         self._is_hit |= fault is not None
         if fault is not None:
-            self._note_rows(scenario.ledger_rows(self._home))
+            self._note_rows()
         if fault == Fault.KILL_BEFORE:
             _die()
         if fault in (Fault.NO_SPACE, Fault.IO_ERROR):
@@ -127,7 +128,7 @@ class Stand:
                 _die()
             raise
         if operation.verb in LEDGER_VERBS and self._is_hit:
-            self._note_rows(scenario.ledger_rows(self._home))
+            self._note_rows()
         if fault == Fault.KILL_AFTER:
             _die()
 
@@ -136,14 +137,17 @@ class Stand:
             perform()
             _halve(operation.path)
             return
-        log = self._home / "ledger.sqlite-wal"
-        before, rows_before = log.read_bytes(), scenario.ledger_rows(self._home)
+        log = operation.path.with_name(f"{operation.path.name}-wal")
+        before, rows_before = log.read_bytes(), self._read_rows()
         perform()
-        self._note_rows(rows_before, scenario.ledger_rows(self._home))
+        self._note_rows(rows_before)
         log.write_bytes(half_of_the_change(before, log.read_bytes()))
 
-    def _note_rows(self, *rows: scenario.Rows) -> None:
-        self._rows.write_text(json.dumps(rows))
+    def _note_rows(self, *earlier: scenario.Rows) -> None:
+        self._rows.write_text(json.dumps([*earlier, self._read_rows()]))
+
+    def _read_rows(self) -> scenario.Rows:
+        return {} if self._is_damaged else scenario.ledger_rows(self._home)
 
 
 def half_of_the_change(before: bytes, after: bytes) -> bytes:
@@ -175,18 +179,29 @@ def _die() -> NoReturn:
 
 
 class Runner:
-    """Runs cases, each in a directory of its own, and gathers what is wrong."""
+    """Runs cases, each in a directory of its own, and gathers what is wrong.
 
-    def __init__(self, work: Path, sabotage: Sabotage | None = None) -> None:
+    With `damage`, each begins with a finished home to which that was done, and the faults hit its recovery.
+    """
+
+    def __init__(
+        self, work: Path, sabotage: Sabotage | None = None, damage: Callable[[Path], None] | None = None
+    ) -> None:
         self._work = work
+        self._damaged: Path | None = None
+        if damage is not None:
+            self._damaged = work / "damaged" / scenario.PLACE
+            self._damaged.parent.parent.mkdir(parents=True)
+            scenario.carry_out(self._damaged)
+            damage(self._damaged)
         self._sabotage = sabotage or (lambda around: around)
         self._notes = work / "notes"
         self._notes.mkdir(parents=True)
         base = work / "undisturbed"
         home = base / scenario.PLACE
-        base.mkdir()
+        self._lay_out(base)
         made: set[str] = set()  # of objects
-        stand = self._sabotage(Stand(home, self._notes))
+        stand = self._sabotage(self._stand(home))
 
         def around(operation: Operation, perform: Callable[[], object]) -> None:
             stand(operation, perform)
@@ -197,27 +212,24 @@ class Runner:
             scenario.carry_out(home)
         self.operations = self._read_operations()
         self._expected = scenario.contents(home)
-        self._known_objects = frozenset(made)
+        self._known_objects = frozenset(made | self._expected.objects.keys())
         shutil.rmtree(base)
 
     def run(self, attempts: Attempts) -> tuple[list[str], list[list[str]]]:
         """What is wrong after the attempts, and the operations of each of them and of what went on after them."""
         base = self._work / "case"
         home = base / scenario.PLACE
-        base.mkdir()
+        self._lay_out(base)
         operations = []
         problems = []
         try:
             for hits in attempts:
                 problems += self._attempt(home, hits)
                 operations.append(self._read_operations())
-                left = scenario.contents(home)
-                problems += scenario.damage(left)
-                acceptable = json.loads((self._notes / "rows").read_text())
-                if json.loads(json.dumps(left.rows)) not in acceptable:
-                    problems.append("the ledger lacks what it had accepted, or has what it had not")
+                if self._damaged is None:
+                    problems += self._left(home)
             if not problems:
-                with standing_in(Stand(home, self._notes)):
+                with standing_in(self._stand(home)):
                     problems = list(scenario.continued(home, self._expected, self._known_objects))
                 operations.append(self._read_operations())
         except Exception as error:
@@ -227,6 +239,23 @@ class Runner:
         told = " | ".join("; ".join(map(str, hits)) for hits in attempts)
         return [f"{told}: {problem}" for problem in problems], operations
 
+    def _lay_out(self, base: Path) -> None:
+        """What a case begins with."""
+        base.mkdir()
+        if self._damaged is not None:
+            shutil.copytree(self._damaged, base / scenario.PLACE)
+
+    def _stand(self, home: Path, hits: tuple[Hit, ...] = ()) -> Stand:
+        return Stand(home, self._notes, hits, is_damaged=self._damaged is not None)
+
+    def _left(self, home: Path) -> Iterator[str]:
+        """What is wrong with the home that an attempt has left."""
+        left = scenario.contents(home)
+        yield from scenario.damage(left)
+        acceptable = json.loads((self._notes / "rows").read_text())
+        if json.loads(json.dumps(left.rows)) not in acceptable:
+            yield "the ledger lacks what it had accepted, or has what it had not"
+
     def _attempt(self, home: Path, hits: tuple[Hit, ...]) -> list[str]:
         """Runs the scenario in a child process; what is wrong with how it ended."""
         ended = _in_child(partial(self._carry_out, home, hits))
@@ -235,16 +264,22 @@ class Runner:
             expected = [KILLED]
         else:
             expected = [REFUSED if first.fault == Fault.IO_ERROR else OUT_OF_SPACE]
-            if first.name in TOLERANT:
+            if first.name in TOLERANT or self._is_closing(first.index):
                 expected.append(FINISHED)
         if ended in expected:
             return []
         error = (self._notes / "error").read_text() if ended == BROKEN else ""
         return [f"the process ended with {ended} instead of {expected} {error}"]
 
+    def _is_closing(self, index: int) -> bool:
+        """Whether what comes at this place is only there for the next opening: the last backup, and the seal."""
+        entries = self._read_operations()[index + 1 :]
+        until_closed = entries[: entries.index("close|ledger") + 1] if "close|ledger" in entries else entries
+        return not any(entry.startswith("commit") for entry in until_closed)
+
     def _carry_out(self, home: Path, hits: tuple[Hit, ...]) -> int:
         try:
-            with standing_in(self._sabotage(Stand(home, self._notes, hits))):
+            with standing_in(self._sabotage(self._stand(home, hits))):
                 scenario.carry_out(home)
         except OutOfSpace:
             return OUT_OF_SPACE
@@ -278,6 +313,27 @@ def _in_child(function: Callable[[], int]) -> int:
         os._exit(function())
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def damage_objects(home: Path) -> None:
+    """A bit of each object is another one."""
+    for directory in sorted((home / "objects").iterdir()):
+        _damage(next(path for path in sorted(directory.rglob("*")) if path.is_file()))
+
+
+def damage_ledger(home: Path) -> None:
+    """A bit of the ledger is another one, and a log is there that its last writer did not leave."""
+    _damage(home / "ledger.sqlite")
+    (home / "ledger.sqlite-wal").write_bytes(b"a log")
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {"objects": damage_objects, "the ledger": damage_ledger}
+
+
+def _damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def name_of(entry: str) -> str:
@@ -341,6 +397,11 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
     runner = Runner(work)
     places = list(range(len(runner.operations))) if long else first_places(runner.operations)
     cases = list(explore(runner, places[number - 1 :: parts], second_crashes=SECOND_CRASHES if long else 0))
+    for name, damage in DAMAGE.items():
+        recovery = Runner(work / name, damage=damage)
+        known = frozenset() if long else frozenset(runner.operations)
+        places = [place for place in first_places(recovery.operations) if recovery.operations[place] not in known]
+        cases += explore(recovery, places[number - 1 :: parts])
     hit = {hit.name for attempts, _ in cases for hits in attempts for hit in hits}
     return {"cases": len(cases), "hit": sorted(hit), "problems": [told for _, problems in cases for told in problems]}
 

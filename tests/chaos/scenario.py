@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import damaged_files, replace_directory, replace_file
 from reasonmill.store.home import Home
-from reasonmill.store.steps import committed_groups, forget_state
+from reasonmill.store.steps import committed_groups, forget_state, latest_state
+from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
 RUN = "small"
 SUMMARY, MODEL = "summary.json", "model"
 STEPS = {"first": 4, "trial": 1, "second": 2}
 FORGOTTEN = "trial"
+VERDICTS = "key-first/verdicts"
 STATE_EVERY = 2  # so that a step's groups are replayed, too
 KEPT_STATES = 1
 BASE = Artifact(hashlib.blake2b(b"base", digest_size=32).hexdigest(), "base", "import", (), "", {})
@@ -49,6 +51,9 @@ def carry_out(home_path: Path) -> None:
             parent = _finish(home, name, weights, parent)
             weights = (home.objects.path(parent.digest) / "parts" / "weights").read_text()
             publish(home, parent)
+        # As is done with verdicts of a judge that are damaged.
+        home.ledger.commit_step(VERDICTS, 0, parent.digest)
+        home.ledger.forget_step(VERDICTS, 0)
         # As the pipeline does with a stage whose object is gone.
         if home.ledger.stage(f"key-{FORGOTTEN}") is not None:
             home.ledger.forget_stage(f"key-{FORGOTTEN}")
@@ -60,13 +65,18 @@ def carry_out(home_path: Path) -> None:
 def _finish(home: Home, name: str, weights: str, parent: Artifact) -> Artifact:
     key = f"key-{name}"
     record = home.ledger.stage(key)
+    if record is not None and home.objects.sound_path(record.artifact.digest, instead="it is made again") is None:
+        home.ledger.forget_stage(key)
+        record = None
     if record is None:
+        home.ledger.begin_stage(key, "a machine")
         weights = _train(home, key, STEPS[name], weights)
         digest = home.objects.put(partial(write_model, weights))
         artifact = Artifact(digest, "model", name, (parent.digest,), "", {"length": len(weights)})
         home.ledger.commit_stage(
             key=key, run=RUN, name=name, kind="train", artifact=artifact, seconds=0.0, tokens=STEPS[name]
         )
+        home.back_up_ledger()
     else:
         artifact = record.artifact
     for step, digest in home.ledger.states(key):
@@ -76,10 +86,10 @@ def _finish(home: Home, name: str, weights: str, parent: Artifact) -> Artifact:
 
 def _train(home: Home, key: str, steps: int, weights: str) -> str:
     start = 0
-    latest = home.ledger.latest_state(key)
+    latest = latest_state(home, key)
     if latest is not None:
-        start, digest = latest
-        weights = (home.objects.path(digest) / "parts" / "weights").read_text()
+        start, directory = latest
+        weights = (directory / "parts" / "weights").read_text()
     for step in range(start, steps):
         groups = committed_groups(home, key, step, partial(sample, key, step, weights))
         weights = blake2b(weights, repr(groups))
@@ -110,11 +120,14 @@ def write_model(weights: str, directory: Path) -> None:
 def publish(home: Home, artifact: Artifact) -> None:
     """Makes the run's views show the artifact, unless they do."""
     directory = home.run_dir(RUN)
-    shown = json.loads((directory / SUMMARY).read_text())["model"] if (directory / SUMMARY).is_file() else None
-    if shown == artifact.digest and (directory / MODEL).is_dir():
+    recorded = home.ledger.views(RUN)
+    is_whole = recorded and not damaged_views(directory, recorded)
+    if is_whole and json.loads((directory / SUMMARY).read_text())["model"] == artifact.digest:
         return
+    home.ledger.record_views(RUN, {})
     replace_directory(directory / MODEL, home.objects.path(artifact.digest))
     replace_file(directory / SUMMARY, json.dumps({"model": artifact.digest, "stage": artifact.stage}).encode())
+    home.ledger.record_views(RUN, view_digests(directory, {MODEL, SUMMARY}))
 
 
 def blake2b(*parts: str) -> str:
@@ -210,13 +223,23 @@ def damage(found: Contents) -> Iterator[str]:
         yield "the view of the model is not whole"
 
 
+def incidents(found: Contents) -> set[str]:
+    """Of which objects and files damage was told.
+
+    A process that ended before it had dealt with damage leaves an object damaged, or missing: that is told once more.
+    """
+    return {"/".join(row[1].split("/")[:2]) for row in found.rows.get("incidents", [])}
+
+
 def unfinished(home_path: Path, expected: Contents, known_objects: frozenset[str]) -> Iterator[str]:
     """How a home differs from one whose run was not interrupted, after the run went on to its end.
 
     An object that was forgotten and not yet removed may be left over; it must be one that the run had made.
     """
     found = contents(home_path)
-    for table in sorted(found.rows.keys() | expected.rows.keys()):
+    if incidents(found) != incidents(expected):
+        yield f"incidents are of {sorted(incidents(found))} and not of {sorted(incidents(expected))}"
+    for table in sorted((found.rows.keys() | expected.rows.keys()) - {"incidents"}):
         if found.rows.get(table) != expected.rows.get(table):
             yield f"table {table} is {found.rows.get(table)} and not {expected.rows.get(table)}"
     missing, foreign = expected.objects.keys() - found.objects.keys(), found.objects.keys() - known_objects
