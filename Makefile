@@ -24,6 +24,7 @@ bench: $(BENCH_READY)
 
 chaos: $(READY)
 	$(PYTHON) -m pytest tests/chaos --chaos-long
+	PYTHONPATH=tests $(PYTHON) -m chaos.soak --minutes 120 --csv soak.csv --plot docs/images/soak.svg
 
 clean:
 	rm -rf $(VENV)

@@ -37,7 +37,7 @@ VERBS = {
 
 def test_every_operation_survives_every_fault(request: pytest.FixtureRequest) -> None:
     is_long, jobs = request.config.getoption("--chaos-long"), request.config.getoption("--chaos-jobs")
-    parts = answers("chaos.crash_points", *(["--long"] if is_long else []), jobs=jobs if is_long else 1)
+    parts = answers("chaos.crash_points", *(["--long"] if is_long else []), jobs=jobs)
 
     assert [problem for part in parts for problem in part["problems"]] == []
     assert sum(part["cases"] for part in parts) > (1000 if is_long else 200)

@@ -31,7 +31,7 @@ SABOTAGES: dict[str | None, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def started(pytestconfig: pytest.Config) -> Iterator[list[Nursery]]:
-    jobs = pytestconfig.getoption("--chaos-jobs") if pytestconfig.getoption("--chaos-long") else 1
+    jobs = pytestconfig.getoption("--chaos-jobs")
     with nurseries(jobs) as nursery_of_each_job:
         yield nursery_of_each_job
 

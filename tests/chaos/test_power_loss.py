@@ -13,7 +13,7 @@ from reasonmill.store import disk
 
 def test_nothing_is_lost_when_the_power_goes(request: pytest.FixtureRequest) -> None:
     is_long, jobs = request.config.getoption("--chaos-long"), request.config.getoption("--chaos-jobs")
-    parts = answers("chaos.power_loss", *(["--long"] if is_long else []), jobs=jobs if is_long else 1)
+    parts = answers("chaos.power_loss", *(["--long"] if is_long else []), jobs=jobs)
 
     assert [problem for part in parts for problem in part["problems"]] == []
     assert sum(part["states"] for part in parts) > (1000 if is_long else 300)
