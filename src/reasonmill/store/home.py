@@ -58,7 +58,7 @@ class Home:
             raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
         if write:
             return cls._open_for_writing(path)
-        if not (path / LEDGER).is_file():
+        if Ledger.is_blank(path / LEDGER):  # also in the moment before its first writer has made the tables
             raise StoreError(
                 "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
             )
