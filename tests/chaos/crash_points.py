@@ -23,7 +23,7 @@ import sys
 import tempfile
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
@@ -322,30 +322,34 @@ def hits_at(entries: list[str], index: int) -> list[Hit]:
     return [Hit(index, fault, entries[index]) for fault in faults_of(entries[index].split("|")[0])]
 
 
-Place = tuple[int, int]  # a part, and the number of an operation in it
-
-
-def first_places(operations: list[list[str]]) -> list[Place]:
-    """Where each operation comes first."""
-    places = {entry: place for place, entry in reversed(list(all_places(operations)))}
-    return sorted(places.values())
-
-
-def all_places(operations: list[list[str]]) -> Iterator[tuple[Place, str]]:
+def every_fault(operations: list[list[str]]) -> Iterator[Case]:
+    """Each fault at each operation of a first attempt at each part."""
     for part, entries in enumerate(operations):
-        yield from (((part, index), entry) for index, entry in enumerate(entries))
+        yield from (Case(part, ((hit,),)) for index in range(len(entries)) for hit in hits_at(entries, index))
 
 
-def explore(runner: Runner, places: Sequence[Place], *, second_crashes: int = 0) -> Iterator[tuple[Case, list[str]]]:
-    """Runs every fault at these places of a first attempt, and at operations that only what came of it shows.
+def first_faults(operations: list[list[str]]) -> Iterator[Case]:
+    """Where each operation comes first, the errors and one of the kills; while the ledger is closed, one fault."""
+    seen: set[str] = set()
+    for part, entries in enumerate(operations):
+        for index, entry in enumerate(entries):
+            if entry not in seen:
+                seen.add(entry)
+                hits = hits_at(entries, index)
+                if entry.endswith(CLOSING):
+                    hits = [hits[len(seen) % len(hits)]]
+                left_out = KILLS[len(seen) % 2]  # killed after one operation is much like killed before the next
+                yield from (Case(part, ((hit,),)) for hit in hits if hit.fault != left_out or len(hits) == 1)
+
+
+def explore(runner: Runner, cases: Iterable[Case], *, second_crashes: int = 0) -> Iterator[tuple[Case, list[str]]]:
+    """Runs these cases, and every fault at operations that only what came of them shows.
 
     Yields each case with what is wrong. With `second_crashes`, the run that goes on after a kill is killed, too, at
     as many places.
     """
     seen = {entry for entries in runner.operations for entry in entries}
-    todo = deque(
-        Case(part, ((hit,),)) for part, index in places for hit in hits_at(runner.operations[part], index)
-    )
+    todo = deque(cases)
     while todo:
         case = todo.popleft()
         problems, operations = runner.run(case)
@@ -384,23 +388,37 @@ def main() -> int:
 def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
     number, parts = map(int, part.split("/"))
     runner = Runner(work, to_the_end=long)
-    places = [place for place, _ in all_places(runner.operations)] if long else first_places(runner.operations)
-    cases = list(explore(runner, places[number - 1 :: parts], second_crashes=SECOND_CRASHES if long else 0))
+    first = list((every_fault if long else first_faults)(runner.operations))
+    cases = list(explore(runner, first[number - 1 :: parts], second_crashes=SECOND_CRASHES if long else 0))
     hit = {name_of(hit.entry) for case, _ in cases for hits in case.attempts for hit in hits}
-    return {"cases": len(cases), "hit": sorted(hit), "problems": [told for _, problems in cases for told in problems]}
+    return {
+        "operations": sum(map(len, runner.operations)),
+        "cases": len(cases),
+        "hit": sorted(hit),
+        "problems": [told for _, problems in cases for told in problems],
+    }
 
 
 def _controls(work: Path) -> dict[str, str | None]:
     """The first problem that each wrong store shows."""
-    right = [entry for _, entry in all_places(Runner(work / "right").operations)]
+    right = Runner(work / "right").operations
     found = {}
     for name in SEEN_BY_KILLS:
         runner = Runner(work / name, REORDERED[name])
-        wrong = list(all_places(runner.operations))
-        differs = next(n for n, (ours, (_, theirs)) in enumerate(zip(right, wrong, strict=False)) if ours != theirs)
-        places = [place for place, _ in wrong[differs - BEFORE_IT_DIFFERS :]]
-        found[name] = next((told for _, problems in explore(runner, places) for told in problems), None)
+        part, first = _first_difference(right, runner.operations)
+        hits = [(case, case.attempts[0][0]) for case in every_fault(runner.operations) if case.part == part]
+        cases = [case for case, hit in hits if hit.fault in KILLS and hit.index >= first - BEFORE_IT_DIFFERS]
+        found[name] = next((told for _, problems in explore(runner, cases) for told in problems), None)
     return found
+
+
+def _first_difference(right: list[list[str]], wrong: list[list[str]]) -> tuple[int, int]:
+    """The part, and the number of the operation in it, from which on a wrong store does something else."""
+    for part, entries in enumerate(zip(right, wrong, strict=True)):
+        for number, (ours, theirs) in enumerate(zip(*entries, strict=False)):
+            if ours != theirs:
+                return part, number
+    raise AssertionError("the wrong store does what the right one does")
 
 
 if __name__ == "__main__":
