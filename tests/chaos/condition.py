@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,8 +80,20 @@ def marks_in(data: bytes | None) -> list[Mark]:
 
 def ledger_rows(home_path: Path) -> Rows:
     """Rows of all tables without their times; no rows where there is no ledger, or one that was only just begun."""
-    path = home_path / LEDGER
-    return _rows_of(f"{path.absolute().as_uri()}?mode=ro") if path.exists() else {}
+    if not (home_path / LEDGER).exists():
+        return {}
+    with _copy_of_ledger(home_path) as copy:
+        return _rows_of(f"{(copy / LEDGER).absolute().as_uri()}?mode=ro")
+
+
+@contextlib.contextmanager
+def _copy_of_ledger(home_path: Path) -> Iterator[Path]:
+    """A directory with the ledger alone: SQLite makes files beside what it reads, which are none of the store's."""
+    with tempfile.TemporaryDirectory(dir=home_path.parent) as copy:
+        for name in (LEDGER, LOG):
+            if (home_path / name).exists():
+                shutil.copyfile(home_path / name, Path(copy, name))
+        yield Path(copy)
 
 
 def _rows_of(uri: str) -> Rows:
@@ -95,7 +109,10 @@ def _rows_of(uri: str) -> Rows:
 
 def row_damage(home_path: Path) -> list[str]:
     """What a look at the rows of a ledger finds, if it has tables already."""
-    return ledger_damage(home_path, None) if ledger_rows(home_path) else []
+    if not ledger_rows(home_path):
+        return []
+    with _copy_of_ledger(home_path) as copy:
+        return ledger_damage(copy, None)
 
 
 def objects_of(directory: Path) -> dict[str, list[str]]:
@@ -161,7 +178,8 @@ def _wrong_ledger(found: Contents, damaged: set[str]) -> Iterator[str]:
             return
         if found.ledger is None:
             yield "the ledger is missing"
-        if seal.ledger is not None and found.ledger is not None and not (is_rotten(found.ledger) or is_rotten(found.log)):
+        is_closed = seal.ledger is not None and not is_rotten(found.ledger) and not is_rotten(found.log)
+        if is_closed and found.ledger is not None:
             if content_digest(found.ledger) != seal.ledger:
                 yield "the ledger is sealed as closed, and is another one"
             if found.log:

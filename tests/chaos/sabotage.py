@@ -84,8 +84,9 @@ def commit_before_object(perform_right: Around) -> Around:
 
 
 def _is_new_object(operation: Operation) -> bool:
-    target = operation.target
-    return operation.name == "rename object" and target is not None and target.parent.name == OBJECTS and not target.exists()
+    if operation.name != "rename object" or operation.target is None:
+        return False
+    return operation.target.parent.name == OBJECTS and not operation.target.exists()
 
 
 def view_in_place(perform_right: Around) -> Around:

@@ -211,6 +211,7 @@ class LedgerKeeper:
             if not kept.parent.is_dir():
                 disk.make_directory(kept.parent, "quarantine")
             disk.make_directory(kept, "damaged ledger")
+            disk.fsync_directory(kept.parent, "quarantine")  # before anything is moved there
             if path.exists():
                 disk.copy_file(path, kept / LEDGER, "damaged ledger")
                 disk.fsync_file(kept / LEDGER, "damaged ledger")
@@ -218,7 +219,6 @@ class LedgerKeeper:
                 if (self._home / name).exists():
                     disk.rename(self._home / name, kept / name, "damaged ledger's log")
             disk.fsync_directory(kept, "damaged ledger")
-            disk.fsync_directory(kept.parent, "quarantine")
             disk.replace(restored, path, "restored ledger")
             disk.fsync_directory(self._home, "restored ledger")
         self._incidents.add(incident)
