@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chaos.scenario import MODEL, MODELS, RUN, SUMMARY, Mark, carry_out, content_digest, mark_of
+from chaos.scenario import LOG, MODEL, MODELS, RUN, SUMMARY, Mark, carry_out, content_digest, mark_of
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import damaged_files
 from reasonmill.store.home import OBJECTS, RUNS, TMP
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, Seal, encode_seal, ledger_damage
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, Seal, encode_seal, ledger_damage
 from reasonmill.store.objects import QUARANTINE
 from reasonmill.store.verification import verify_home
 
@@ -21,7 +21,6 @@ from reasonmill.store.verification import verify_home
 UNEQUAL = ("started_s", "created_s", "finished_s", "at_s", "seal")
 # Names of quarantined files are drawn, and damage may be met a second time after a crash.
 INCIDENTS = "incidents"
-LOG = SIDE_FILES[0]
 REFUSED = "refused"  # the seal of a ledger that is being replaced
 
 Rows = dict[str, list[tuple[Any, ...]]]

@@ -96,9 +96,10 @@ class Recorder:
         self._add(_label(operation), operation.verb, self._name(operation.path), target, files, kept)
 
     def rot(self, path: Path) -> None:
-        """Notes that a file holds something else, or is new, without the store."""
+        """Notes that a file holds something else, is new, or is gone, without the store."""
         self._look_at_ledger()
-        files = () if self._name(path) in (LEDGER_PATH, LOG_PATH) else self._read([path])
+        is_seen = self._name(path) in (LEDGER_PATH, LOG_PATH) or not path.exists()
+        files = () if is_seen else self._read([path])
         self._add(ROT, ROT, self._name(path), None, files, None)
 
     def _add(
@@ -262,10 +263,10 @@ class Disk:
                     self._write(name, data)
             case "rot":
                 for name, data in event.files:
-                    first = len(self.changes.all)
-                    file = self.files[self._write(name, data)]
-                    file.synced = len(file.versions) - 1
-                    self._certain |= set(range(first, len(self.changes.all)))
+                    self._hold(name, data)
+                if not event.files and event.path not in (LEDGER_PATH, LOG_PATH):
+                    self._certain.add(len(self.changes.all))
+                    self._move(self._place(event.path), None)
             case "make directory":
                 self._write(event.path, None)
             case "rename" | "replace":
@@ -333,7 +334,7 @@ class Disk:
         return node
 
     def _hold(self, name: str, data: bytes | None) -> None:
-        """From now on a file that SQLite wrote is one like others, which is certain as it is."""
+        """Gives a file bytes that are certain, and so is its name: it rotted, or SQLite wrote it."""
         if data is None:
             return
         first = len(self.changes.all)

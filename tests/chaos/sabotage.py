@@ -11,7 +11,7 @@ from pathlib import Path
 from reasonmill.store.commit import MANIFEST, file_digest
 from reasonmill.store.disk import Operation
 from reasonmill.store.home import OBJECTS
-from reasonmill.store.ledger_backup import SEAL, encode_seal, read_seal
+from reasonmill.store.ledger_backup import LEDGER, SEAL, encode_seal, read_seal
 
 NEW_SEAL = f".{SEAL}.tmp"  # on its way to its name
 
@@ -142,7 +142,8 @@ def seal_stays_closed(perform_right: Around) -> Around:
         perform_right(operation, perform)
 
     def is_closed(home: Path) -> bool:
-        return json.loads((home / SEAL).read_bytes().splitlines()[0])["ledger"] is not None
+        seal = read_seal(home)
+        return seal is not None and seal.ledger == file_digest(home / LEDGER)
 
     return around
 

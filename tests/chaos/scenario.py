@@ -25,6 +25,7 @@ from reasonmill.store.home import OBJECTS, RUNS, Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
+from reasonmill.store.objects import QUARANTINE
 from reasonmill.store.steps import committed_groups, forget_state, latest_state
 from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
@@ -38,6 +39,7 @@ STATE_EVERY = 2  # so that a step's groups are replayed, too
 KEPT_STATES = 1
 BASE = Artifact(hashlib.blake2b(b"base", digest_size=32).hexdigest(), "base", "import", (), "", {})
 CONFIG = b'{"layers": 1}'
+LOG = SIDE_FILES[0]
 # Where the home is, below a directory that exists: its parent is made, too.
 PLACE = "mills/home"
 
@@ -58,8 +60,9 @@ def carry_out(home_path: Path, parts: range, on_rot: OnRot = lambda path: None) 
         mark = mark_of(home_path, part)
         if damage is not None and not mark.exists():
             changed = list(damage(home_path))
-            marks = [Mark(name, content_digest((home_path / name).read_bytes())) for name in changed]
-            mark.write_text(json.dumps([it for it in marks if not is_leftover(it.file)]))
+            damaged = [name for name in changed if (home_path / name).exists() and not is_leftover(name)]
+            marks = [Mark(name, content_digest((home_path / name).read_bytes())) for name in damaged]
+            mark.write_text(json.dumps(marks))
             for name in changed:
                 on_rot(home_path / name)
             on_rot(mark)
@@ -99,14 +102,8 @@ def finish_beside_a_reader(home_path: Path) -> None:
     reader.close()
 
 
-def run_again(home_path: Path) -> None:
-    """The same recipe without the trial: what is good is only looked at."""
-    with Home.open(home_path) as home:
-        _run(home, ["first", "second"])
-
-
 def run_and_clean_up(home_path: Path) -> None:
-    """Leaves garbage like runs that were cut off, and collects it."""
+    """The same recipe without the trial; then garbage, as runs leave it that are cut off, which is collected."""
     with Home.open(home_path) as home:
         _run(home, ["first", "second"])
         home.objects.put(partial(write_model, "needed by nobody"))
@@ -226,7 +223,19 @@ def whole_models() -> Iterator[dict[str, bytes | None]]:
 MODELS = list(whole_models())
 
 
-# What the disk does; each yields the files that it changed, a new directory before what is in it
+# What the disk does, and once the user; each yields what it changed
+
+
+def rot_of_the_closed_ledger(home: Path) -> Iterator[str]:
+    """A byte that SQLite does not look at, a log that is none, and the last backup. The user removes the quarantine."""
+    seal = read_seal(home)
+    assert seal is not None
+    yield flip(home, LEDGER)
+    (home / LOG).write_bytes(b"no log" * 16)
+    yield LOG
+    yield flip(home, f"{BACKUPS}/{seal.backups[0]}/{LEDGER}")
+    (home / QUARANTINE).rmdir()
+    yield QUARANTINE
 
 
 def rot_of_what_is_going_on(home: Path) -> Iterator[str]:
@@ -241,23 +250,19 @@ def rot_of_what_is_going_on(home: Path) -> Iterator[str]:
     yield flip(home, f"{BACKUPS}/{seal.backups[0]}/{LEDGER}")
 
 
-def rot_of_the_closed_ledger(home: Path) -> Iterator[str]:
-    """A byte that SQLite does not look at, a log that is none, and the artifact of a finished stage."""
+def rot_of_the_seal_and_a_row(home: Path) -> Iterator[str]:
+    """A digit of the ledger, which only the seal of its row shows then, and the artifact of a finished stage.
+
+    And what a writer of views left.
+    """
     with closing(Ledger(home / LEDGER, write=False, is_final=True)) as ledger:
         record = ledger.stage("key-first")
     assert record is not None
-    yield flip(home, LEDGER)
-    (home / SIDE_FILES[0]).write_bytes(b"no log" * 16)
-    yield SIDE_FILES[0]
-    yield truncate(home, f"{OBJECTS}/{record.artifact.digest}/{MANIFEST}")
-
-
-def rot_of_the_seal_and_a_row(home: Path) -> Iterator[str]:
-    """A digit of the ledger, which only the seal of its row shows then; and what a writer of views left."""
     yield flip(home, SEAL)
     with closing(sqlite3.connect(home / LEDGER)) as database, database:
         database.execute("UPDATE steps SET metrics = replace(metrics, '0.', '1.') WHERE step = 1")
     yield LEDGER
+    yield truncate(home, f"{OBJECTS}/{record.artifact.digest}/{MANIFEST}")
     views = home / RUNS / RUN
     (views / f".{MODEL}.new").mkdir()
     (views / f".{MODEL}.new" / "config.json").write_bytes(CONFIG)
@@ -286,8 +291,8 @@ class Part(NamedTuple):
 
 PARTS = (
     Part(begin),
+    Part(begin, rot_of_the_closed_ledger),
     Part(finish_beside_a_reader, rot_of_what_is_going_on),
-    Part(run_again, rot_of_the_closed_ledger),
     Part(run_and_clean_up, rot_of_the_seal_and_a_row),
 )
 ALL = range(len(PARTS))

@@ -125,9 +125,6 @@ class LedgerKeeper:
         try:
             # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
             self._incidents.record_in(ledger)
-            if damage:
-                for run in ledger.runs():  # which may have been shown anew since the backup was made
-                    ledger.record_views(run.name, {})
             left = Seal(None, self._backups_left())
             if left != self._seal or seal is None:
                 self._write_seal(left)
@@ -180,8 +177,8 @@ class LedgerKeeper:
         self._seal = seal
 
     def _backups_left(self) -> tuple[str, ...]:
-        """The sound backups. All are looked at, those that a damaged seal told of too, so that damaged ones are replaced
-        in time."""
+        """The sound backups. All are looked at, those that a damaged seal told of too, so that damaged ones are
+        replaced in time."""
         return tuple(
             digest
             for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
