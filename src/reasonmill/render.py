@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from reasonmill.errors import UnsupportedModel
+from reasonmill.model.saving import COMPANIONS
 from reasonmill.protocols import Renderer
 from reasonmill.templates import R1_ZERO_PREAMBLE
 from reasonmill.types import Message
+
+# One for the same files, for as long as the process lives: the tokenizers library keeps the words that it has merged
+# in memory of the thread, which outlives the tokenizer, so that one for each stage would fill it without end.
+_TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 
 
 class _TokenizerText:
@@ -58,12 +64,7 @@ def renderer_for(model_dir: Path) -> Renderer:
     Raises:
         UnsupportedModel: the directory holds no tokenizer, or one that never ends a text.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(
-            f"no tokenizer can be loaded: {error}", fix="save the tokenizer next to the model", where=str(model_dir)
-        ) from error
+    tokenizer = _tokenizer(model_dir)
     stop_tokens = _stop_tokens(model_dir, tokenizer)
     if not stop_tokens:
         raise UnsupportedModel(
@@ -72,6 +73,25 @@ def renderer_for(model_dir: Path) -> Renderer:
             where=str(model_dir),
         )
     return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens)
+
+
+def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+    hasher = hashlib.blake2b(digest_size=32)
+    for pattern in ("config.json", *COMPANIONS):
+        for file in sorted(model_dir.glob(pattern)):
+            content = file.read_bytes()
+            hasher.update(f"{file.name} {len(content)}\n".encode() + content)
+    content_digest = hasher.hexdigest()
+    if content_digest not in _TOKENIZERS:
+        try:
+            _TOKENIZERS[content_digest] = AutoTokenizer.from_pretrained(model_dir)
+        except (OSError, ValueError) as error:
+            raise UnsupportedModel(
+                f"no tokenizer can be loaded: {error}",
+                fix="save the tokenizer next to the model",
+                where=str(model_dir),
+            ) from error
+    return _TOKENIZERS[content_digest]
 
 
 def _stop_tokens(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 
-# What belongs to a model apart from its config and weights.
-_COMPANIONS = (
+# What belongs to a model apart from its config and weights: its tokenizer and how it generates.
+COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -40,7 +40,7 @@ def copy_companions(companions: Path, target: Path) -> None:
     Raises:
         UnsupportedModel: `companions` holds no tokenizer.
     """
-    for pattern in _COMPANIONS:
+    for pattern in COMPANIONS:
         for file in companions.glob(pattern):
             shutil.copyfile(file, target / file.name)
     if not any(target.glob("tokenizer*")):
