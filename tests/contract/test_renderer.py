@@ -1,11 +1,12 @@
 """What every renderer promises, and which one a model directory gets."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Renderer
@@ -98,6 +99,27 @@ def test_generation_settings_add_their_stop_tokens(tmp_path: Path) -> None:
     for configured, expected in (([7, 9], {7, 9}), (7, {7}), (None, set())):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": configured}))
         assert renderer_for(tmp_path).stop_tokens == {tokenizer.eos_token_id, *expected}
+
+
+def test_the_same_files_elsewhere_are_not_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_tokenizer(chat=True).save_pretrained(tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    text = renderer_for(tmp_path / "first").response("17 + 4")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)
+    assert renderer_for(tmp_path / "second").response("17 + 4") == text
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_another_tokenizer_is_loaded_for_any_other_file(tmp_path: Path, name: str) -> None:
+    mine, other = a_tokenizer(chat=True), train_tokenizer(["12 12 12 + 34 34 34"], vocab_size=280)
+    other.chat_template, other.eos_token = "{{ messages[0].content }} .", "<|user|>"
+    mine.save_pretrained(tmp_path / "mine")
+    other.save_pretrained(tmp_path / "other")
+    before = renderer_for(tmp_path / "mine")
+    shutil.copyfile(tmp_path / "other" / name, tmp_path / "mine" / name)
+    after = renderer_for(tmp_path / "mine")
+    question = [Message("user", "34 34 + 12 12")]
+    assert (before.render(question), before.stop_tokens) != (after.render(question), after.stop_tokens)
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ COMPANIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.*",
+    "*.model",
     "merges.txt",
     "chat_template*",
     "generation_config.json",
