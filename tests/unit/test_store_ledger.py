@@ -55,6 +55,15 @@ def test_a_run_that_is_begun_again_keeps_its_start_and_takes_the_new_stages(ledg
     assert second.name == "r2"
 
 
+def test_a_run_that_goes_through_its_stages_again_still_lists_those_behind(ledger: Ledger) -> None:
+    ledger.begin_run("r1", {"seed": 1}, STAGES[:1])
+    assert list(ledger.runs()[0].stages) == STAGES
+
+    changed = [("zero", "rl", "k9")]  # by another version of the code, for one
+    ledger.begin_run("r1", {"seed": 1}, changed)
+    assert list(ledger.runs()[0].stages) == changed
+
+
 def test_a_stage_and_its_artifact_come_back_in_another_process_too(ledger: Ledger, path: Path) -> None:
     commit_policy(ledger)
     reader = Ledger(path, write=False)

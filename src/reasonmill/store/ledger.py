@@ -67,8 +67,15 @@ class Ledger(SealedRows):
 
     @waits_for_room
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
-        """Records a run and its stages as (name, kind, key); a run that is begun again keeps its first start time."""
+        """Records a run and its first stages as (name, kind, key).
+
+        A run that is begun again keeps its start time, and, if its recipe is the same, also the stages that it had got
+        to behind these: readers find them while the run goes through them once more.
+        """
         with self._transaction("run"):
+            begun = [run for run in self.runs() if run.name == name and run.recipe == recipe]
+            if begun and list(begun[0].stages[: len(stages)]) == list(stages):
+                return
             self._db.execute(
                 "INSERT INTO runs (name, recipe, started_s) VALUES (?, ?, ?) "
                 "ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
