@@ -195,8 +195,9 @@ def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: An
     assert "Traceback" not in aborted.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
-    recipe_file: Path, home: Path, stages: Any, call: Any
+    recipe_file: Path, home: Path, stages: Any, call: Any, number: int, code: int
 ) -> None:
     change(stages, "        text += settings.text\n", "        text += settings.text\n" + FILL_THE_DISK)
     (stages.folder / "full").touch()
@@ -205,9 +206,9 @@ def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
     assert process.stderr is not None
     said = next(line for line in process.stderr if line.startswith("paused"))
     assert "no space is left on the disk" in said
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, rest = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == code
     assert "the same command resumes this run" in rest
     assert "Traceback" not in rest
     assert stages.steps == ["first 0"]
