@@ -26,6 +26,8 @@ from chaos.nursery import TIMED_OUT_S, Nursery, Order
 from chaos.outcome import Committed, Outcome, differences, read_committed, read_outcome
 from reasonmill.randomness import generator
 from reasonmill.store.home import Home
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.ledger_backup import LEDGER
 
 RECIPES = Path(__file__).parent / "recipes"
 NAMES = ("grown", "reasoned", "taught")
@@ -107,8 +109,7 @@ class Report:
 
 def has_ledger(home_path: Path) -> bool:
     """Whether a home was made; before its ledger has tables, there is nothing that could be read or lost."""
-    path = home_path / "ledger.sqlite"
-    return (home_path / "runs").is_dir() and path.is_file()
+    return not Ledger.is_blank(home_path / LEDGER)
 
 
 def recipe_of(seed: int) -> str:

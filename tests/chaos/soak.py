@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from chaos.kill_matrix import NAMES, Place, nurseries, run_uninterrupted
+from chaos.kill_matrix import NAMES, Place, has_ledger, nurseries, run_uninterrupted
 from chaos.nursery import Nursery
 from chaos.outcome import differences
 from chaos.soak_verdict import Sample, Verdict, plot
@@ -85,7 +85,7 @@ class Soak:
 
     def _lose_an_object(self, place: float) -> None:
         """Removes the object of a finished stage, if there is one."""
-        if not (self._place.home / "runs").is_dir():
+        if not has_ledger(self._place.home):
             return
         with Home.open(self._place.home, write=False) as home:
             stages = [home.ledger.stage(stage.key) for run in home.ledger.runs() for stage in run.stages]
