@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kept_progress import KeptProgress
 from reasonmill.mill.pipeline import run_recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.home import Home
@@ -54,22 +55,6 @@ sampling = { max_tokens = 24 }
 PLACES = ("objects", "runs", "backups", "ledger.sqlite", "ledger.seal")
 
 
-class Notes:
-    """A Progress that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a run made: digests by stage, and what it told."""
@@ -80,7 +65,7 @@ class Outcome:
 
 def run(home: Path, recipe: Path, *, stop_requested: Callable[[], bool] = lambda: False) -> Outcome:
     """What `reasonmill run` does, without a process of its own."""
-    notes = Notes()
+    notes = KeptProgress()
     with Home.open(home) as opened:
         result = run_recipe(
             load_recipe(str(recipe)), opened, notes, until=None, device="cpu", stop_requested=stop_requested

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kept_progress import KeptProgress
 from reasonmill.mill.pipeline import RunResult, plan, run_recipe
 from reasonmill.recipe.graph import Recipe, directory_digest
 from reasonmill.recipe.load import load_recipe
@@ -60,20 +61,8 @@ SMALLER: dict[str, dict[str, str]] = {
 OVERRIDES = [f"{stage}.{key}={value}" for stage, settings in SMALLER.items() for key, value in settings.items()]
 
 
-class Silent:
-    """A Progress that tells nobody."""
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
-
 def run(recipe: Recipe, home: Home, until: str | None = None) -> RunResult:
-    return run_recipe(recipe, home, Silent(), until=until, device="cpu", stop_requested=lambda: False)
+    return run_recipe(recipe, home, KeptProgress(), until=until, device="cpu", stop_requested=lambda: False)
 
 
 @dataclass(frozen=True)

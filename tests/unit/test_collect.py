@@ -1,12 +1,13 @@
 """The collect stage: its own problems, graded samples, and nothing that is committed is sampled again."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from kept_progress import KeptProgress, Killed
 from reasonmill.errors import Interrupted, TooManyUngraded
 from reasonmill.recipe.reference import model_directory
 from reasonmill.stages.collect import Collection, Settings, run, task_metrics
@@ -20,41 +21,17 @@ from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 MODEL = model_directory("tiny-base-weak")
 
 
-class Killed(Exception):
-    """Stands for a kill in the middle of a commit's samples."""
-
-
-class Recorder:
-    """Progress that remembers how far the stage said it was, and may end it there."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.done: list[int] = []
-        self._kill_at = kill_at
-
-    def begin(self, stage: str, total: int, unit: str) -> None:
-        self.total = total
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.done.append(done)
-        if done == self._kill_at:
-            raise Killed
-
-    def note(self, text: str) -> None: ...
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
-
 def settings(**changed: object) -> Settings:
     chosen = {"tasks": {"countdown-3": 3, "arithmetic": 2}, "samples": 2, "sampling": {"max_tokens": 12}}
     chosen |= {"problems_per_commit": 2, "name": "cold-rollouts", "kind": "collect", "from": "tiny-base-weak"}
     return Settings.model_validate(chosen | changed)
 
 
-def context(home: Home, recorder: Recorder | None = None, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return StageContext("k" * 8, 0, "cpu", home, recorder or Recorder(), stop)
+def context(home: Home, recorder: KeptProgress | None = None, stop: Callable[[], bool] = lambda: False) -> StageContext:
+    return StageContext("k" * 8, 0, "cpu", home, recorder or KeptProgress(), stop)
 
 
-def collected(home: Home, chosen: Settings, recorder: Recorder | None = None) -> Outcome:
+def collected(home: Home, chosen: Settings, recorder: KeptProgress | None = None) -> Outcome:
     return run(chosen, {"from": Input(MODEL, "digest")}, context(home, recorder))
 
 
@@ -111,8 +88,8 @@ def test_a_killed_collection_goes_on_and_ends_in_the_same_rollouts(home: Home, t
     with Home.open(tmp_path / "other") as other:
         whole = written(collected(other, settings()), tmp_path / "whole")
     with pytest.raises(Killed):
-        collected(home, settings(), Recorder(kill_at))
-    recorder = Recorder()
+        collected(home, settings(), KeptProgress(kill_at))
+    recorder = KeptProgress()
     assert written(collected(home, settings(), recorder), tmp_path / "resumed") == whole
     # Commits hold four completions each: those of a whole commit are not sampled again, one by one.
     committed = (kill_at - 1) // 4 * 4

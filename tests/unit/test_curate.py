@@ -1,12 +1,13 @@
 """The curate stage: rollouts in, a dataset and its account out."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.curate import COUNTS_FILE, Settings, run
@@ -19,19 +20,10 @@ from reasonmill.types import Completion, Conversation, Grade, Group, Problem, Ro
 from reasonmill.world.lexicon import language_share
 
 
-class Silent:
-    """Progress that says nothing."""
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
-
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[StageContext]:
     with Home.open(tmp_path / "home") as home:
-        yield StageContext("k" * 8, 0, "cpu", home, Silent(), lambda: False)
+        yield StageContext("k" * 8, 0, "cpu", home, KeptProgress(), lambda: False)
 
 
 def attempts(problem: Problem, *responses: tuple[str, float]) -> Group:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kept_progress import KeptProgress, Killed
 from reasonmill.algo import logprobs
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
@@ -156,25 +157,6 @@ def test_tokens_that_a_tool_wrote_are_context() -> None:
 # The stage
 
 
-class Recorder:
-    """A Progress that keeps the metrics of the steps, and breaks down after the step it is told to."""
-
-    def __init__(self, break_after: int | None = None) -> None:
-        self.metrics: list[dict[str, float]] = []
-        self._break_after = break_after
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.metrics.append(dict(metrics))
-        if done == self._break_after:
-            raise ConnectionError("the machine went away")
-
-    def note(self, text: str) -> None: ...
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     with Home.open(tmp_path / "home") as opened:
@@ -199,7 +181,7 @@ def settings(**changes: Any) -> Settings:
     return Settings.model_validate({**content, **changes})
 
 
-def distilled(home: Home, key: str, recorder: Recorder, looks: int = 99, **changes: Any) -> str:
+def distilled(home: Home, key: str, recorder: KeptProgress, looks: int = 99, **changes: Any) -> str:
     """Runs the stage, which is asked to stop after so many looks; the digest of the model."""
     answers = iter([False] * looks)
     context = StageContext(key, 0, "cpu", home, recorder, lambda: next(answers, True))
@@ -209,7 +191,7 @@ def distilled(home: Home, key: str, recorder: Recorder, looks: int = 99, **chang
 
 
 def test_a_run_reports_its_divergence_and_leaves_a_model(home: Home) -> None:
-    recorder = Recorder()
+    recorder = KeptProgress()
     digest = distilled(home, "whole", recorder)
     assert [set(metrics) >= {"loss/kl", "reward/accuracy", "length/response"} for metrics in recorder.metrics] == [
         True
@@ -220,14 +202,14 @@ def test_a_run_reports_its_divergence_and_leaves_a_model(home: Home) -> None:
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(home: Home) -> None:
-    whole = distilled(home, "whole", Recorder())
+    whole = distilled(home, "whole", KeptProgress())
     # Once asked to stop, which saves a state, then broken off in the middle, which replays committed groups.
     with pytest.raises(Interrupted):
-        distilled(home, "stopped", Recorder(), looks=1)
-    with pytest.raises(ConnectionError):
-        distilled(home, "stopped", Recorder(break_after=3))
+        distilled(home, "stopped", KeptProgress(), looks=1)
+    with pytest.raises(Killed):
+        distilled(home, "stopped", KeptProgress(kill_at=3))
     committed = [home.ledger.step_groups("stopped", step) for step in range(3)]
-    resumed = Recorder()
+    resumed = KeptProgress()
     assert distilled(home, "stopped", resumed) == whole
     assert [home.ledger.step_groups("stopped", step) for step in range(3)] == committed
     assert None not in committed
@@ -235,13 +217,13 @@ def test_an_interrupted_run_ends_in_the_same_weights(home: Home) -> None:
 
 
 def test_committed_groups_are_what_is_trained_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = distilled(home, "key", Recorder())
+    whole = distilled(home, "key", KeptProgress())
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to sample")
 
     monkeypatch.setattr("reasonmill.stages.distill.collect", refuse)
-    assert distilled(home, "key", Recorder()) == whole
+    assert distilled(home, "key", KeptProgress()) == whole
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.protocols import Task
 from reasonmill.recipe.reference import shipped_bases
@@ -21,22 +22,6 @@ from reasonmill.types import Completion, Finish, Grade, Group, Message, Problem,
 KEY = "key"
 TASKS = {"facts": 3, "countdown-3": 5}
 RIGHT = Grade(1.0, {"accuracy": 1.0, "format": 1.0})
-
-
-class Recorder:
-    """A Progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.done: list[int] = []
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.done.append(done)
-
-    def note(self, text: str) -> None: ...
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
 
 
 class WordRenderer:
@@ -186,7 +171,7 @@ def settings(**changes: Any) -> evaluate.Settings:
 
 
 def run(home: Home, stop_requested: Callable[[], bool] = lambda: False, **changes: Any) -> tuple[Outcome, list[int]]:
-    recorder = Recorder()
+    recorder = KeptProgress()
     context = StageContext(KEY, 0, "cpu", home, recorder, stop_requested)
     base = shipped_bases()["tiny-base-weak"]
     return evaluate.run(settings(**changes), {"from": Input(base, "digest")}, context), recorder.done
@@ -259,7 +244,7 @@ def test_an_evaluation_outside_of_a_recipe_has_the_same_figures(home: Home) -> N
     outcome, _ = run(home)
     params = SamplingParams(max_tokens=6)
     base = shipped_bases()["tiny-base-weak"]
-    metrics = evaluate.evaluate_model(base, TASKS, 2, 0, params, "test", "cpu", Recorder())
+    metrics = evaluate.evaluate_model(base, TASKS, 2, 0, params, "test", "cpu", KeptProgress())
     assert metrics["tasks"] == outcome.metrics["tasks"]
 
 

@@ -1,7 +1,7 @@
 """The gate: which rules hold, why it says so, and which evaluations it refuses to compare."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
 from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.stages.gate import VERDICT_FILE, Settings, judge, paired_groups, run
@@ -17,22 +18,6 @@ from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
 REASONING = "countdown-3"
-
-
-class Silence:
-    """A Progress that shows nothing, and keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
 
 
 def settings(**changes: Any) -> Settings:
@@ -192,10 +177,10 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 @pytest.fixture
-def compare(home: Home) -> Callable[..., tuple[Outcome, Silence]]:
+def compare(home: Home) -> Callable[..., tuple[Outcome, KeptProgress]]:
     """Runs the stage on two models and the evaluations of them."""
 
-    def compare(new: list[Group], old: list[Group], *, evaluated: str = "new") -> tuple[Outcome, Silence]:
+    def compare(new: list[Group], old: list[Group], *, evaluated: str = "new") -> tuple[Outcome, KeptProgress]:
         inputs = {}
         for role, name in (("candidate", "new"), ("parent", "old")):
             inputs[role] = Input(home.path, name * 8)
@@ -204,14 +189,16 @@ def compare(home: Home) -> Callable[..., tuple[Outcome, Silence]]:
             digest = home.objects.put(lambda target, rows=transcripts: write_groups(target / GROUPS_FILE, rows))  # type: ignore[misc]
             home.ledger.register(Artifact(digest, "evaluation", f"{name}-eval", (name * 8,), ""))
             inputs[f"{role}_eval"] = Input(home.objects.path(digest), digest)
-        progress = Silence()
+        progress = KeptProgress()
         context = StageContext("key", 0, "cpu", home, progress, lambda: False)
         return run(settings(), inputs, context), progress
 
     return compare
 
 
-def test_a_verdict_names_the_promoted_model(compare: Callable[..., tuple[Outcome, Silence]], tmp_path: Path) -> None:
+def test_a_verdict_names_the_promoted_model(
+    compare: Callable[..., tuple[Outcome, KeptProgress]], tmp_path: Path
+) -> None:
     outcome, progress = compare(groups(REASONING, *GOOD), groups(REASONING, *BAD))
     assert (outcome.metrics["promoted"], outcome.metrics["model"]) == (True, "new" * 8)
     assert progress.notes == ["gate: promoted new"]
@@ -222,14 +209,14 @@ def test_a_verdict_names_the_promoted_model(compare: Callable[..., tuple[Outcome
     assert verdict["parent"] == {"name": "old", "digest": "old" * 8}
 
 
-def test_a_refused_candidate_leaves_the_parent(compare: Callable[..., tuple[Outcome, Silence]]) -> None:
+def test_a_refused_candidate_leaves_the_parent(compare: Callable[..., tuple[Outcome, KeptProgress]]) -> None:
     outcome, progress = compare(groups(REASONING, *BAD), groups(REASONING, *GOOD))
     assert (outcome.metrics["promoted"], outcome.metrics["model"]) == (False, "old" * 8)
     assert progress.notes == ["gate: refused new"]
     assert "not shown to be better" in outcome.metrics["reasons"][0]
 
 
-def test_an_evaluation_of_another_model_is_refused(compare: Callable[..., tuple[Outcome, Silence]]) -> None:
+def test_an_evaluation_of_another_model_is_refused(compare: Callable[..., tuple[Outcome, KeptProgress]]) -> None:
     with pytest.raises(
         RecipeError, match="candidate_eval is no evaluation of the candidate: it evaluated oldoldoldold"
     ):

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.learn.on_policy import train_on_policy
 from reasonmill.store.accounts import misaccounts
@@ -51,17 +51,7 @@ class FakeRun:
     home: Home
     looks: int = 99
     key: str = "k"
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def progress(self) -> Any:
-        return self
-
-    def begin(self, *_: object) -> None: ...
-    def advance(self, *_: object) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    progress: KeptProgress = field(default_factory=KeptProgress)
 
     def stop_requested(self) -> bool:
         self.looks -= 1
@@ -135,7 +125,9 @@ def test_skipped_updates_are_counted_by_cause_and_leave_the_means(home: Home) ->
     assert (metrics["loss/pg"], metrics["optim/skipped"]) == (1.5, 0.5)
     assert (metrics["skipped/loss"], metrics["skipped/gradient"]) == (1, 1)
     assert "skipped/in_a_row" not in metrics
-    assert run.notes == [f"an update of step 0 was skipped: {cause} not finite" for cause in ("loss", "gradient")]
+    assert run.progress.notes == [
+        f"an update of step 0 was skipped: {cause} not finite" for cause in ("loss", "gradient")
+    ]
 
 
 def test_a_course_that_diverges_names_the_step_the_batch_and_the_groups(home: Home) -> None:

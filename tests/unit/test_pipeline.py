@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 import reasonmill.mill.pipeline
 import reasonmill.mill.space
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
 from reasonmill.mill.artifacts import find_artifact, find_model
 from reasonmill.mill.machine import machine_class
@@ -21,23 +22,6 @@ from reasonmill.mill.thinking import split_thinking
 from reasonmill.recipe.graph import directory_digest
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.home import Home
-
-
-class Recorder:
-    """A Progress that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
 
 Run = Callable[..., RunResult]
 
@@ -54,7 +38,7 @@ def run(recipe_file: Path, home_path: Path) -> Run:
     def run(*overrides: str, until: str | None = None, stop_requested: Callable[[], bool] = lambda: False) -> RunResult:
         recipe = load_recipe(str(recipe_file), overrides)
         with Home.open(home_path) as home:
-            return run_recipe(recipe, home, Recorder(), until=until, device="cpu", stop_requested=stop_requested)
+            return run_recipe(recipe, home, KeptProgress(), until=until, device="cpu", stop_requested=stop_requested)
 
     return run
 
@@ -329,7 +313,7 @@ def test_a_stage_that_goes_on_with_other_threads_says_so_and_keeps_both(
         run(stop_requested=stop_after(2))
     before = machine_class("cpu")
     threads = request.getfixturevalue("other_threads")
-    recorder = Recorder()
+    recorder = KeptProgress()
     with Home.open(home_path) as home:
         recipe = load_recipe(str(recipe_file), [])
         result = run_recipe(recipe, home, recorder, until=None, device="cpu", stop_requested=lambda: False)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kept_progress import KeptProgress
 from reasonmill.errors import StoreError
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.mill.pipeline import RunResult, run_recipe
@@ -111,22 +112,6 @@ def test_damaged_groups_are_sampled_again_and_must_be_the_same(path: Path) -> No
 # The pipeline
 
 
-class Notes:
-    """A Progress that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-
-    def advance(self, done: int, metrics: Any) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def end(self, metrics: Any) -> None: ...
-
-
 Runs = Callable[..., tuple[RunResult, list[str]]]
 
 
@@ -135,7 +120,7 @@ def run(recipe_file: Path, path: Path) -> Runs:
     """Runs the small recipe in a newly opened home; returns what it made and what was told."""
 
     def run(until: str | None = None) -> tuple[RunResult, list[str]]:
-        progress = Notes()
+        progress = KeptProgress()
         with Home.open(path) as home:
             recipe = load_recipe(str(recipe_file))
             made = run_recipe(recipe, home, progress, until=until, device="cpu", stop_requested=lambda: False)

@@ -1,7 +1,7 @@
 """Reward models as a stage: what is learned from, what is held out, and what RL gets from them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from chat_server import Answer, chat_server, says
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.model.reward import load_reward_model, new_reward_model, save_reward_model
 from reasonmill.randomness import generator
@@ -31,13 +32,6 @@ from reasonmill.world.talk import RUDE
 BASE = shipped_bases()["tiny-base-weak"]
 RENDERER = renderer_for(BASE)
 JUDGE = {"url": "http://host/v1", "model": "judge"}
-
-
-class Silent:
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self, metrics: Mapping[str, object]) -> None: ...
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +93,7 @@ def settings(**changes: Any) -> reward_model.Settings:
 
 
 def a_context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return StageContext("k" * 64, 0, "cpu", home, Silent(), stop)
+    return StageContext("k" * 64, 0, "cpu", home, KeptProgress(), stop)
 
 
 def train(

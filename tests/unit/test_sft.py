@@ -1,12 +1,13 @@
 """Fine-tuning: what is learned of a conversation, in which order, and that a stopped run ends in the same weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
@@ -24,13 +25,6 @@ CONVERSATIONS = [
     )
     for n in range(2, 12)
 ]
-
-
-class Silent:
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self, metrics: Mapping[str, object]) -> None: ...
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +48,7 @@ def settings(**changes: object) -> Settings:
 
 def fine_tune(home: Path, data: Input, chosen: Settings, stop: Callable[[], bool] = lambda: False) -> Outcome:
     with Home.open(home) as opened:
-        context = StageContext("k" * 64, 0, "cpu", opened, Silent(), stop)
+        context = StageContext("k" * 64, 0, "cpu", opened, KeptProgress(), stop)
         return run(chosen, {"from": Input(BASE, "b" * 64), "data[0]": data}, context)
 
 

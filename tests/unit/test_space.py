@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room
@@ -95,19 +96,9 @@ def test_a_stage_that_does_not_fit_is_refused_with_figures(home: Home, monkeypat
 # A disk that fills during a run
 
 
-class Notes:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def begin(self, *_: object) -> None: ...
-    def advance(self, *_: object) -> None: ...
-    def end(self, *_: object) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def waiting(home: Home, notes: Notes, sleep: Callable[[float], None], stop: Callable[[], bool] = lambda: False) -> Any:
+def waiting(
+    home: Home, notes: KeptProgress, sleep: Callable[[float], None], stop: Callable[[], bool] = lambda: False
+) -> Any:
     return home.waiting_when_full(RoomWait(home, notes, stop, sleep))
 
 
@@ -127,7 +118,7 @@ def full_until(attempts: int) -> Callable[[Path], None]:
 
 
 def test_an_object_waits_for_room_and_nothing_is_lost(home: Home) -> None:
-    notes, slept = Notes(), []
+    notes, slept = KeptProgress(), []
     with waiting(home, notes, slept.append):
         digest = home.objects.put(full_until(3))
     assert home.objects.digests() == [digest]
@@ -149,7 +140,7 @@ def test_the_ledger_waits_for_room(home: Home) -> None:
     def free_some(seconds: float) -> None:
         database.execute("PRAGMA max_page_count = 100000")
 
-    notes = Notes()
+    notes = KeptProgress()
     with waiting(home, notes, free_some):
         for row in rows:
             home.ledger.record_metrics("k", row, {"loss/ce": float(row)})
@@ -160,7 +151,7 @@ def test_the_ledger_waits_for_room(home: Home) -> None:
 def test_a_pause_ends_when_the_user_asks_to_stop(home: Home) -> None:
     looks = iter([False, False, True])
     with (
-        waiting(home, Notes(), no_sleep, stop=lambda: next(looks)),
+        waiting(home, KeptProgress(), no_sleep, stop=lambda: next(looks)),
         pytest.raises(Interrupted, match="while it waited for space"),
     ):
         home.objects.put(full_until(99))
@@ -168,7 +159,7 @@ def test_a_pause_ends_when_the_user_asks_to_stop(home: Home) -> None:
 
 
 def test_outside_of_a_run_nobody_waits(home: Home) -> None:
-    with waiting(home, Notes(), no_sleep):
+    with waiting(home, KeptProgress(), no_sleep):
         home.objects.put(full_until(1))
     with pytest.raises(OutOfSpace):
         home.objects.put(full_until(1))

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from kept_progress import KeptProgress
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
@@ -39,17 +39,7 @@ class FakeRun:
     home: Home
     looks: int = 99
     key: str = "k"
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def progress(self) -> Any:
-        return self
-
-    def begin(self, *_: object) -> None: ...
-    def advance(self, *_: object) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    progress: KeptProgress = field(default_factory=KeptProgress)
 
     def stop_requested(self) -> bool:
         self.looks -= 1
@@ -79,7 +69,7 @@ def train(run: FakeRun, gradients: list[float]) -> dict[str, Tensor]:
 def test_a_skipped_step_is_counted_and_leaves_no_trace(home: Home) -> None:
     run = FakeRun(home)
     state = train(run, [1.0, math.nan, 1.0, math.inf])
-    assert run.notes == [f"an update of step {step} was skipped: gradient not finite" for step in (1, 3)]
+    assert run.progress.notes == [f"an update of step {step} was skipped: gradient not finite" for step in (1, 3)]
     counted = [(entry["optim/skipped"], entry.get("skipped/gradient")) for entry in home.ledger.metrics("k")]
     assert counted == [(0, None), (1, 1), (0, None), (1, 1)]
     spared = train(FakeRun(home, key="spared"), [1.0, 1.0])

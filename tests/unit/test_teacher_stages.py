@@ -1,7 +1,7 @@
 """Collection from a teacher and curation by a judge: the stages around the servers."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
+from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.mill.pipeline import run_recipe
 from reasonmill.randomness import key
@@ -27,20 +28,6 @@ from reasonmill.types import Completion, Grade, Group, Rollout
 COUNTDOWN = registry.get("countdown-3")
 
 
-class Recorder:
-    """Progress that remembers how far the stage said it was."""
-
-    def __init__(self) -> None:
-        self.done: list[int] = []
-
-    def begin(self, stage: str, total: int, unit: str) -> None: ...
-    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.done.append(done)
-
-    def note(self, text: str) -> None: ...
-    def end(self, metrics: Mapping[str, object]) -> None: ...
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     with Home.open(tmp_path / "home") as opened:
@@ -48,7 +35,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return StageContext("k" * 8, 0, "cpu", home, Recorder(), stop)
+    return StageContext("k" * 8, 0, "cpu", home, KeptProgress(), stop)
 
 
 def server(fake: ChatServerFake) -> dict[str, Any]:
@@ -256,7 +243,7 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
 
         def digests() -> dict[str, str]:
             with Home.open(tmp_path / "home") as home:
-                made = run_recipe(recipe, home, Recorder(), until=None, device="cpu", stop_requested=lambda: False)
+                made = run_recipe(recipe, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
             return {stage.name: stage.artifact.digest for stage in made.stages}
 
         first = digests()
