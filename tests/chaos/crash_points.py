@@ -40,7 +40,7 @@ FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 TIME_LIMIT_S = 60
 BEFORE_IT_DIFFERS = 2  # operations, from which on a wrong store is tried
 SECOND_CRASHES = 3  # crashes of the recovery, for each first one, in the long form
-LEDGER_VERBS = ("start log", "commit", "commit unsynced", "close")
+LEDGER_VERBS = ("start log", "commit", "commit unsynced", "empty log", "close")
 WRITES = ("write", "copy", "fill")
 # Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them.
 TOLERANT = ("unlink unfinished object", "remove directory unfinished object", "write released lock", "close ledger")

@@ -31,6 +31,7 @@ VERBS = {
     "remove_tree": [["unlink"], ["remove directory"]],
     "start_log": [["start log"]],
     "_transaction": [["commit", "commit unsynced"]],
+    "empty_log": [["empty log"]],
     "close": [["close"]],
 }
 

@@ -8,10 +8,12 @@ import pytest
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
+from reasonmill.store.commit import replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, SEAL, read_seal
 from reasonmill.store.ledger_schema import TABLES
+from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
 
 
@@ -106,6 +108,22 @@ def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
     assert (kept / LEDGER).read_bytes() == broken if broken is not None else not (kept / LEDGER).exists()
     with Home.open(path) as home:
         assert len(home.ledger.incidents()) == 1
+
+
+def test_views_that_are_newer_than_the_backup_are_not_damaged(path: Path) -> None:
+    with Home.open(path) as home:
+        view = home.run_dir("r") / "summary.json"
+        for content in (b"old", b"new"):
+            replace_file(view, content)
+            home.ledger.record_views("r", view_digests(view.parent, [view.name]))
+            home.back_up_ledger()
+        closed = read_seal(path)
+    assert closed is not None
+    flip(path / LEDGER)
+    flip(path / "backups" / closed.backups[0] / LEDGER)
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert home.ledger.views("r") == {}  # so that they are written again, whatever they hold
 
 
 def test_the_ledger_of_a_killed_writer_is_checked_and_falls_back_to_its_last_backup(path: Path) -> None:

@@ -108,7 +108,6 @@ class ObjectStore:
                 disk.make_directory(kept.parent, "quarantine")
             disk.rename(path, kept, "damaged object")
             disk.fsync_directory(kept.parent, "quarantine")
-            disk.fsync_directory(self._root, "objects without the damaged")
         return None
 
     def damaged_files(self, digest: str) -> list[str]:
