@@ -6,25 +6,146 @@
   between two; before, it may have happened or not, whatever happened to other names, but not before an earlier
   change of the same name.
 - The ledger is as after the last commit that waited for the disk, or as after any later one, or has a torn log.
-  SQLite's own fsyncs are believed, and so is that it makes the names of its files durable with them.
+  SQLite's own fsyncs are believed, and so is that it makes the names of the files that it makes durable with them.
+- A log that was moved into the ledger's file may come back until it has been fsynced, or its directory if it is gone:
+  SQLite fsyncs the file, but not the log once it is empty.
+- What rots is certain at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from chaos import scenario
+from chaos import condition, scenario
 from chaos.crash_points import drawn, half_of_the_change
+from chaos.sabotage import NEW_SEAL
 from reasonmill.store.disk import Operation
+from reasonmill.store.home import TMP
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SIDE_FILES
+from reasonmill.store.objects import QUARANTINE
 
 ALL_SUBSETS = 5  # pending operations up to which every legal choice of them is taken
 NUM_DRAWN = 6  # choices that are drawn where there are more
-LEDGER_FILES = ("ledger.sqlite", "ledger.sqlite-wal")
+LEDGER_PATH, LOG_PATH, INDEX_PATH = (f"{scenario.PLACE}/{name}" for name in (LEDGER, *SIDE_FILES))
+SUMMARY_PATH = f"{scenario.PLACE}/runs/{scenario.RUN}/{scenario.SUMMARY}"
 ROOT = 0  # the directory above all, which was there before
+ROT = "rot"
 
 Tree = dict[str, bytes | None]  # files by their paths; None for a directory
+
+
+class LedgerState(NamedTuple):
+    ledger: bytes | None
+    log: bytes | None
+    rows: condition.Rows
+
+
+class Event(NamedTuple):
+    """An operation, or rot, as far as the model must know of it; paths are below the directory of all.
+
+    Args:
+        label: the operation's name, with what it is of where several have the same.
+        part: the scenario's.
+        files: what was written, or the ledger's file that is moved or replaced.
+        kept: the ledger's state that is certain when its log has just been moved into its file; it has its old log.
+        newest: the ledger's state afterwards.
+        summary: that of the run's views.
+    """
+
+    label: str
+    verb: str
+    path: str
+    target: str | None
+    part: int
+    files: tuple[tuple[str, bytes | None], ...]
+    kept: int | None
+    newest: int
+    summary: bytes | None
+
+
+class Recorder:
+    """Stands in for the store's operations: performs them, leaves real fsyncs out, and notes all that happens."""
+
+    def __init__(self, base: Path, home: Path) -> None:
+        self._base = base
+        self._home = home
+        self.part = 0
+        self.events: list[Event] = []
+        self.ledger = [LedgerState(None, None, {})]
+        self.made: set[str] = set()  # names of objects
+
+    def __call__(self, operation: Operation, perform: Callable[[], object]) -> None:
+        self._look_at_ledger()
+        files = self._moved(operation)
+        before = self.ledger[-1]
+        if not operation.verb.startswith("fsync"):
+            perform()
+        kept = None
+        if operation.verb in ("empty log", "close") and before.log:
+            kept = self._append(self._bytes(LEDGER_PATH), before.log)
+        self._look_at_ledger()
+        if operation.verb in ("write", "copy", "create"):
+            files = self._read([operation.path])
+        elif operation.verb == "fill":
+            files = self._read(sorted(operation.path.rglob("*")))
+        if operation.name == "rename object" and operation.target is not None:
+            self.made.add(operation.target.name)
+        target = self._name(operation.target) if operation.target is not None else None
+        self._add(_label(operation), operation.verb, self._name(operation.path), target, files, kept)
+
+    def rot(self, path: Path) -> None:
+        """Notes that a file holds something else, is new, or is gone, without the store."""
+        self._look_at_ledger()
+        is_seen = self._name(path) in (LEDGER_PATH, LOG_PATH) or not path.exists()
+        files = () if is_seen else self._read([path])
+        self._add(ROT, ROT, self._name(path), None, files, None)
+
+    def _add(
+        self,
+        label: str,
+        verb: str,
+        path: str,
+        target: str | None,
+        files: tuple[tuple[str, bytes | None], ...],
+        kept: int | None,
+    ) -> None:
+        newest, summary = len(self.ledger) - 1, self._bytes(SUMMARY_PATH)
+        self.events.append(Event(label, verb, path, target, self.part, files, kept, newest, summary))
+
+    def _moved(self, operation: Operation) -> tuple[tuple[str, bytes | None], ...]:
+        """The ledger's file that an operation moves or replaces; SQLite made it, so the model has no name of it."""
+        moved = [path for path in (operation.path, operation.target) if path is not None]
+        names = [self._name(path) for path in moved if operation.verb in ("rename", "replace")]
+        return tuple((name, self._bytes(name)) for name in names if name in (LEDGER_PATH, LOG_PATH, INDEX_PATH))
+
+    def _look_at_ledger(self) -> None:
+        self._append(self._bytes(LEDGER_PATH), self._bytes(LOG_PATH))
+
+    def _append(self, ledger: bytes | None, log: bytes | None) -> int:
+        """Number of the ledger's newest state, which is this one."""
+        newest = self.ledger[-1]
+        if (ledger, log) != (newest.ledger, newest.log):
+            self.ledger.append(LedgerState(ledger, log, condition.ledger_rows(self._home)))
+        return len(self.ledger) - 1
+
+    def _read(self, paths: Iterable[Path]) -> tuple[tuple[str, bytes | None], ...]:
+        return tuple((self._name(path), path.read_bytes() if path.is_file() else None) for path in paths)
+
+    def _bytes(self, name: str) -> bytes | None:
+        path = self._base / name
+        return path.read_bytes() if path.is_file() else None
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._base).as_posix()
+
+
+def _label(operation: Operation) -> str:
+    path = operation.path
+    if path.name == NEW_SEAL or (operation.name == "fsync directory views" and path.name == Path(scenario.PLACE).name):
+        return f"{operation.name} of the seal"
+    return f"{operation.name} of backups" if path.name == BACKUPS else operation.name
 
 
 class Change(NamedTuple):
@@ -39,9 +160,28 @@ class Change(NamedTuple):
         return {name for name in (self.old, self.new) if name is not None}
 
 
-class LedgerState(NamedTuple):
-    files: tuple[bytes | None, ...]
-    rows: scenario.Rows
+class Changes:
+    """Changes in their order, and for each the earlier ones that it can't do without: those of its names."""
+
+    def __init__(self) -> None:
+        self.all: list[Change] = []
+        self._needed: list[frozenset[int]] = []
+        self._latest: dict[tuple[int, str], int] = {}  # by the name
+
+    def append(self, change: Change) -> None:
+        number = len(self.all)
+        self.all.append(change)
+        earlier = [self._needed[self._latest[name]] for name in change.names if name in self._latest]
+        self._needed.append(frozenset({number}).union(*earlier))
+        self._latest |= dict.fromkeys(change.names, number)
+
+    def with_earlier(self, chosen: Iterable[int]) -> frozenset[int]:
+        """The chosen changes and all that have to come before them."""
+        return frozenset().union(*(self._needed[number] for number in chosen))
+
+    def without(self, dropped: int, pending: Iterable[int]) -> set[int]:
+        """The pending changes but one, and but those that can't be without it."""
+        return {number for number in pending if dropped not in self._needed[number]}
 
 
 @dataclass
@@ -55,165 +195,192 @@ class FileBytes:
 class Moment(NamedTuple):
     """Between two operations: what has been done, and what of it is certain."""
 
-    after: str  # the operation
+    after: str  # the operation's label
+    part: int
     num_changes: int
     certain: frozenset[int]  # numbers of changes
     files: dict[int, tuple[int, int]]  # for each: the certain and the newest version
+    database: int | None  # the node of the ledger's file, where the store has put one in its place
     ledger: tuple[int, int]  # the certain and the newest state
     accepted: int  # the ledger's state that the store has promised
     summaries: tuple[int, int]  # the promised and the newest one
+    put_aside: frozenset[str]  # what the store has promised to be in the quarantine
 
 
-class Recorder:
-    """Stands in for the store's operations: performs them, leaves real fsyncs out, and notes what would be certain.
+class Disk:
+    """What is certain of all that was recorded, moment for moment.
 
     Args:
-        base: the directory in which everything happens.
-        forgotten: the name of an operation whose fsync is left out.
+        events: what happened.
+        ledger: the states that the events speak of.
+        forgotten: the label of operations whose fsync is left out.
     """
 
-    def __init__(self, base: Path, home: Path, forgotten: str | None = None) -> None:
-        self._base = base
-        self._home = home
+    def __init__(self, events: Iterable[Event], ledger: list[LedgerState], forgotten: str | None = None) -> None:
+        self.ledger = ledger
         self._forgotten = forgotten
         self._entries: dict[int, dict[str, int]] = {ROOT: {}}  # as they are now
         self._certain: set[int] = set()
+        self._database: int | None = None
         self._ledger_certain = 0
         self._accepted = 0
         self._summary_accepted = 0
+        self._put_aside: frozenset[str] = frozenset()
         self.directories = {ROOT}
-        self.changes: list[Change] = []
+        self.changes = Changes()
+        self.worthless: set[int] = set()  # changes of what is on its way out
         self.files: dict[int, FileBytes] = {}
-        self.ledger = [LedgerState((None, None), {})]
         self.summaries: list[bytes | None] = [None]
-        self.made: set[str] = set()  # names of objects
         self.moments: list[Moment] = []
+        for event in events:
+            self._note(event)
+            self._note_ledger(event)
+            self._note_promises(event)
+            if event.verb == ROT:  # in the midst of which there is no power cut
+                continue
+            files = {node: (file.synced, len(file.versions) - 1) for node, file in self.files.items()}
+            self.moments.append(
+                Moment(
+                    event.label,
+                    event.part,
+                    len(self.changes.all),
+                    frozenset(self._certain),
+                    files,
+                    self._database,
+                    (self._ledger_certain, event.newest),
+                    self._accepted,
+                    (self._summary_accepted, len(self.summaries) - 1),
+                    self._put_aside,
+                )
+            )
 
-    def __call__(self, operation: Operation, perform: Callable[[], object]) -> None:
-        self._look_at_ledger()
-        if not operation.verb.startswith("fsync"):
-            perform()
-        self._look_at_ledger()
-        self._note(operation)
-        ledger = (self._ledger_certain, len(self.ledger) - 1)
-        files = {node: (file.synced, len(file.versions) - 1) for node, file in self.files.items()}
-        summaries = (self._summary_accepted, len(self.summaries) - 1)
-        certain = frozenset(self._certain)
-        self.moments.append(
-            Moment(operation.name, len(self.changes), certain, files, ledger, self._accepted, summaries)
-        )
-
-    def _note(self, operation: Operation) -> None:
-        is_forgotten = operation.name == self._forgotten
-        match operation.verb:
-            case "write" | "copy" | "create":
-                self._note_file(operation.path)
-            case "fill":
-                for path in sorted(operation.path.rglob("*")):
-                    if path.is_dir():
-                        self._make(path, is_directory=True)
-                    else:
-                        self._note_file(path)
+    def _note(self, event: Event) -> None:
+        """Files and names."""
+        is_forgotten = event.label == self._forgotten
+        match event.verb:
+            case "write" | "copy" | "create" | "fill":
+                for name, data in event.files:
+                    self._write(name, data)
+            case "rot":
+                for name, data in event.files:
+                    self._hold(name, data)
+                if not event.files and event.path not in (LEDGER_PATH, LOG_PATH):
+                    self._certain.add(len(self.changes.all))
+                    self._move(self._place(event.path), None)
             case "make directory":
-                self._make(operation.path, is_directory=True)
+                self._write(event.path, None)
             case "rename" | "replace":
-                assert operation.target is not None
-                self._move(self._place(operation.path), self._place(operation.target))
+                assert event.target is not None
+                for name, data in event.files:
+                    self._hold(name, data)
+                node = self._move(self._place(event.path), self._place(event.target))
+                if event.target == LEDGER_PATH:
+                    self._database = node
             case "unlink" | "remove directory":
-                self._move(self._place(operation.path), None)
-            case "fsync" if not is_forgotten:
-                file = self.files[self._node(operation.path)]
+                if event.path.startswith(f"{scenario.PLACE}/{TMP}/"):
+                    self.worthless.add(len(self.changes.all))
+                self._move(self._place(event.path), None)
+            case "fsync" if not is_forgotten and event.path != LOG_PATH:
+                file = self.files[self._node(event.path)]
                 file.synced = len(file.versions) - 1
             case "fsync directory" if not is_forgotten:
-                self._sync_directory(self._node(operation.path))
-            case "start log" | "commit" | "close":
-                self._accepted = len(self.ledger) - 1
-                if not is_forgotten:
-                    self._ledger_certain = self._accepted
-        if operation.name == "rename object" and operation.target is not None:
-            self.made.add(operation.target.name)
-        summary = self._home / "runs" / scenario.RUN / scenario.SUMMARY
-        if summary.exists() and summary.read_bytes() != self.summaries[-1]:
-            self.summaries.append(summary.read_bytes())
-        if operation.name == "fsync directory views":
+                self._sync_directory(self._node(event.path))
+
+    def _note_ledger(self, event: Event) -> None:
+        """What is certain of the ledger, and what the store has promised."""
+        newest, is_forgotten = event.newest, event.label == self._forgotten
+        if event.verb in ("start log", "commit"):
+            self._accepted = newest
+            if not is_forgotten:
+                self._ledger_certain = newest
+        elif event.kept is not None:
+            self._accepted = self._ledger_certain = event.kept
+        elif event.verb == ROT:
+            self._accepted = self._ledger_certain = newest
+        elif event.target == LEDGER_PATH or (event.path == LOG_PATH and not is_forgotten):
+            # Another file, whose fsync and name count; or the log is fsynced, or moved under a name that counts.
+            self._ledger_certain = newest
+        elif (event.verb, event.path) == ("fsync directory", scenario.PLACE) and self.ledger[newest].log is None:
+            self._ledger_certain = self._ledger_certain if is_forgotten else newest
+
+    def _note_promises(self, event: Event) -> None:
+        if event.summary != self.summaries[-1]:
+            self.summaries.append(event.summary)
+        if event.label == "fsync directory views" or event.verb == ROT:
             self._summary_accepted = len(self.summaries) - 1
+        if event.verb == "fsync directory" and event.path == f"{scenario.PLACE}/{QUARANTINE}":
+            self._put_aside = frozenset(self._entries[self._node(event.path)])
 
-    def _look_at_ledger(self) -> None:
-        paths = [self._home / name for name in LEDGER_FILES]
-        files = tuple(path.read_bytes() if path.exists() else None for path in paths)
-        if files != self.ledger[-1].files:
-            self.ledger.append(LedgerState(files, scenario.ledger_rows(self._home)))
-
-    def _note_file(self, path: Path) -> None:
-        place = self._place(path)
-        node = self._entries[place[0]].get(place[1])
+    def _write(self, name: str, data: bytes | None) -> int:
+        """Gives a file these bytes, or makes a directory; returns its node."""
+        *above, last = name.split("/")
+        directory = ROOT
+        for number, part in enumerate(above):
+            if part not in self._entries[directory]:  # rot makes them, too
+                self._write("/".join(above[: number + 1]), None)
+            directory = self._entries[directory][part]
+        node = self._entries[directory].get(last)
         if node is None:
-            node = self._make(path, is_directory=False)
-        self.files[node].versions.append(path.read_bytes())
-
-    def _make(self, path: Path, *, is_directory: bool) -> int:
-        node = len(self.directories) + len(self.files)
-        if is_directory:
-            self.directories.add(node)
-            self._entries[node] = {}
-        else:
-            self.files[node] = FileBytes()
-        directory, name = self._place(path)
-        self._entries[directory][name] = node
-        self.changes.append(Change(node, None, (directory, name)))
+            node = len(self.directories) + len(self.files)
+            self._entries[directory][last] = node
+            self.changes.append(Change(node, None, (directory, last)))
+            if data is None:
+                self.directories.add(node)
+                self._entries[node] = {}
+            else:
+                self.files[node] = FileBytes()
+        if data is not None:
+            self.files[node].versions.append(data)
         return node
 
-    def _move(self, old: tuple[int, str], new: tuple[int, str] | None) -> None:
+    def _hold(self, name: str, data: bytes | None) -> None:
+        """Gives a file bytes that are certain, and so is its name: it rotted, or SQLite wrote it."""
+        if data is None:
+            return
+        first = len(self.changes.all)
+        file = self.files[self._write(name, data)]
+        file.synced = len(file.versions) - 1
+        self._certain |= set(range(first, len(self.changes.all)))
+
+    def _move(self, old: tuple[int, str], new: tuple[int, str] | None) -> int:
         node = self._entries[old[0]].pop(old[1])
         if new is not None:
             self._entries[new[0]][new[1]] = node
         self.changes.append(Change(node, old, new))
-
-    def _sync_directory(self, node: int) -> None:
-        ours = {n for n, change in enumerate(self.changes) if any(name[0] == node for name in change.names)}
-        self._certain |= with_earlier(self.changes, ours)
-
-    def _node(self, path: Path) -> int:
-        node = ROOT
-        for name in path.relative_to(self._base).parts:
-            node = self._entries[node][name]
         return node
 
-    def _place(self, path: Path) -> tuple[int, str]:
-        return self._node(path.parent), path.name
+    def _sync_directory(self, node: int) -> None:
+        ours = {n for n, change in enumerate(self.changes.all) if any(name[0] == node for name in change.names)}
+        self._certain |= self.changes.with_earlier(ours)
+
+    def _node(self, name: str) -> int:
+        node = ROOT
+        for part in name.split("/") if name != "." else []:
+            node = self._entries[node][part]
+        return node
+
+    def _place(self, name: str) -> tuple[int, str]:
+        above, _, last = name.rpartition("/")
+        return self._node(above or "."), last
 
 
-def with_earlier(changes: list[Change], chosen: set[int]) -> set[int]:
-    """The chosen changes and all that have to come before them: earlier ones of the same names."""
-    names: set[tuple[int, str]] = set()
-    found: set[int] = set()
-    for number in range(max(chosen, default=-1), -1, -1):
-        if number in chosen or names & changes[number].names:
-            found.add(number)
-            names |= changes[number].names
-    return found
+def choices(disk: Disk, moment: Moment) -> list[frozenset[int]]:
+    """Legal choices of the changes that have happened when the power goes, those first that lose most.
 
-
-def without_later(changes: list[Change], pending: list[int], dropped: int) -> set[int]:
-    """The pending changes but one, and but those that can't be without it."""
-    return {number for number in pending if dropped not in with_earlier(changes[: number + 1], {number})}
-
-
-def choices(recorder: Recorder, moment: Moment) -> list[set[int]]:
-    """Legal choices of the changes that have happened when the power goes, those first that lose most."""
-    changes = recorder.changes[: moment.num_changes]
-    pending = [number for number in range(len(changes)) if number not in moment.certain]
-    if len(pending) <= ALL_SUBSETS:
-        subsets: list[set[int]] = [
-            set(subset) for size in range(len(pending) + 1) for subset in combinations(pending, size)
-        ]
+    What the store removes piece by piece has lost its name before, so its pieces are not chosen one by one.
+    """
+    pending = [number for number in range(moment.num_changes) if number not in moment.certain]
+    removed = disk.worthless.intersection(pending)
+    single = [number for number in pending if number not in removed]
+    if len(single) <= ALL_SUBSETS:
+        subsets: list[set[int]] = [set(it) for size in range(len(single) + 1) for it in combinations(single, size)]
     else:
-        alone = [{number} for number in pending]
-        all_but = [without_later(changes, pending, number) for number in pending]
-        some = [set(drawn(f"{moment.after} {moment.num_changes} {n}", len(pending), 3)) for n in range(NUM_DRAWN)]
-        subsets = [set(), *alone, *all_but, *({pending[place] for place in places} for places in some), set(pending)]
-    legal = [frozenset(moment.certain | with_earlier(changes, subset)) for subset in subsets]
-    return [set(chosen) for chosen in dict.fromkeys(legal)]
+        alone = [{number} for number in single]
+        all_but = [disk.changes.without(number, pending) for number in single]
+        some = [set(drawn(f"{moment.after} {moment.num_changes} {n}", len(single), 3)) for n in range(NUM_DRAWN)]
+        subsets = [set(), *alone, *all_but, *({single[place] for place in places} for places in some)]
+    subsets += [set(pending) - removed, set(pending)]
+    return list(dict.fromkeys(moment.certain | disk.changes.with_earlier(subset) for subset in subsets))
 
 
 class Left(NamedTuple):
@@ -232,54 +399,66 @@ DATA: tuple[Callable[[bytes, bytes], bytes], ...] = (
 )
 
 
-def states(recorder: Recorder, moment: Moment) -> Iterator[Left]:
+def states(disk: Disk, moment: Moment) -> Iterator[Left]:
     """The legal states at a moment: all choices of names, in turn with those of bytes and of the ledger."""
-    subsets = choices(recorder, moment)
+    names = [list(_names(disk, chosen)) for chosen in choices(disk, moment)]
     first, last = moment.ledger
     ledgers: list[tuple[int, ...]] = [(state,) for state in range(first, last + 1)]
     ledgers += [(state, state + 1) for state in range(first, last)]
-    extremes = [(chosen, kind, ledger) for chosen in (subsets[0], subsets[-1]) for kind in DATA for ledger in ledgers]
-    between = [(chosen, DATA[n % len(DATA)], ledgers[n % len(ledgers)]) for n, chosen in enumerate(subsets)]
-    for chosen, kind, ledger in chain(extremes, between):
-        yield Left(_tree(recorder, moment, chosen, kind, ledger), ledger)
+    extremes = [(laid_out, kind, ledger) for laid_out in (names[0], names[-1]) for kind in DATA for ledger in ledgers]
+    between = [(laid_out, DATA[n % len(DATA)], ledgers[n % len(ledgers)]) for n, laid_out in enumerate(names)]
+    for laid_out, kind, ledger in chain(extremes, between):
+        yield Left(_tree(disk, moment, laid_out, kind, ledger), ledger)
 
 
-def _tree(
-    recorder: Recorder,
-    moment: Moment,
-    chosen: set[int],
-    kind: Callable[[bytes, bytes], bytes],
-    ledger: tuple[int, ...],
-) -> Tree:
-    entries: dict[int, dict[str, int]] = {node: {} for node in recorder.directories}
+def _names(disk: Disk, chosen: frozenset[int]) -> Iterator[tuple[str, int]]:
+    """All paths after the chosen changes, each with what has this name; a directory before what is in it."""
+    entries: dict[int, dict[str, int]] = {node: {} for node in disk.directories}
     for number in sorted(chosen):
-        node, old, new = recorder.changes[number]
+        node, old, new = disk.changes.all[number]
         if old is not None:
             entries[old[0]].pop(old[1], None)
         if new is not None:
             entries[new[0]][new[1]] = node
+    todo = [(name, node) for name, node in sorted(entries[ROOT].items(), reverse=True)]
+    while todo:
+        path, node = todo.pop()
+        yield path, node
+        if node in disk.directories:
+            todo += [(f"{path}/{name}", below) for name, below in sorted(entries[node].items(), reverse=True)]
+
+
+def _tree(
+    disk: Disk,
+    moment: Moment,
+    names: Iterable[tuple[str, int]],
+    kind: Callable[[bytes, bytes], bytes],
+    ledger: tuple[int, ...],
+) -> Tree:
     tree: Tree = {}
-
-    def lay_out(directory: int, prefix: str) -> None:
-        for name, node in sorted(entries[directory].items()):
-            if node in recorder.directories:
-                tree[prefix + name] = None
-                lay_out(node, f"{prefix}{name}/")
-            else:
-                versions, (synced, newest) = recorder.files[node].versions, moment.files[node]
-                certain = versions[synced] if synced >= 0 else b""
-                tree[prefix + name] = certain if synced == newest else kind(certain, versions[newest])
-
-    lay_out(ROOT, "")
+    database, log = _ledger_files(disk, ledger)
+    for path, node in names:
+        if node in disk.directories:
+            tree[path] = None
+            continue
+        versions, (synced, newest) = disk.files[node].versions, moment.files[node]
+        latest = database if node == moment.database and database is not None else versions[newest]
+        tree[path] = latest if synced == newest else kind(versions[synced] if synced >= 0 else b"", latest)
     if tree.get(scenario.PLACE, b"") is None:  # the home's directory is there
-        for name, data in zip(LEDGER_FILES, _ledger_files(recorder, ledger), strict=True):
-            if data is not None:
-                tree[f"{scenario.PLACE}/{name}"] = data
+        if database is not None and moment.database is None:
+            tree[LEDGER_PATH] = database
+        if log is not None:
+            tree[LOG_PATH] = log
     return tree
 
 
-def _ledger_files(recorder: Recorder, ledger: tuple[int, ...]) -> tuple[bytes | None, ...]:
-    before, after = (recorder.ledger[state].files for state in (ledger[0], ledger[-1]))
-    if before[0] != after[0] or before[1] is None or after[1] is None:
-        return before  # more than the log changed: SQLite has fsynced it in between
-    return (before[0], half_of_the_change(before[1], after[1]) if len(ledger) > 1 else before[1])
+def _ledger_files(disk: Disk, ledger: tuple[int, ...]) -> tuple[bytes | None, bytes | None]:
+    """The ledger's file and its log."""
+    before, after = disk.ledger[ledger[0]], disk.ledger[ledger[-1]]
+    if before == after or not before.log or after.log is None or before.ledger is None or after.ledger is None:
+        return before.ledger, before.log
+    if before.ledger == after.ledger:
+        return before.ledger, half_of_the_change(before.log, after.log)
+    if before.log == after.log:  # which is being moved into the file
+        return half_of_the_change(before.ledger, after.ledger), before.log
+    return before.ledger, before.log  # another file

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.disk_model import Change, with_earlier
+from chaos.disk_model import Change, Changes
 from chaos.own_process import answers
 from chaos.sabotage import REORDERED
 from reasonmill.store import disk
@@ -27,15 +27,18 @@ def test_a_missing_fsync_or_a_wrong_order_is_noticed() -> None:
 
 
 def test_a_change_of_a_name_needs_the_earlier_ones_of_that_name() -> None:
-    changes = [
+    changes = Changes()
+    for change in (
         Change(1, None, (0, "a")),
         Change(2, None, (0, "b")),
         Change(1, (0, "a"), (9, "c")),
         Change(1, (9, "c"), None),
-    ]
-    assert with_earlier(changes, {1}) == {1}
-    assert with_earlier(changes, {2}) == {0, 2}
-    assert with_earlier(changes, {3, 1}) == {0, 1, 2, 3}
+    ):
+        changes.append(change)
+    assert changes.with_earlier({1}) == {1}
+    assert changes.with_earlier({2}) == {0, 2}
+    assert changes.with_earlier({3, 1}) == {0, 1, 2, 3}
+    assert changes.without(0, range(4)) == {1}
 
 
 @pytest.mark.parametrize(("synced", "level"), [(True, 2), (False, 1)])

@@ -117,7 +117,7 @@ def test_views_that_are_newer_than_the_backup_are_not_damaged(path: Path) -> Non
             replace_file(view, content)
             home.ledger.record_views("r", view_digests(view.parent, [view.name]))
             home.back_up_ledger()
-        closed = read_seal(path)
+    closed = read_seal(path)
     assert closed is not None
     flip(path / LEDGER)
     flip(path / "backups" / closed.backups[0] / LEDGER)

@@ -79,7 +79,8 @@ class Home:
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
                         disk.make_directory(path / name, name)
-                # Their names are durable with that of the seal, which is written before anything is promised.
+                # Also when they existed, see above: damaged files go into one of them even before the seal is written.
+                disk.fsync_directory(path, "home")
                 keeper = LedgerKeeper(path, incidents)
                 ledger = keeper.open()
                 for leftover in (path / TMP).iterdir():

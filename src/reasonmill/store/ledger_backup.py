@@ -209,8 +209,6 @@ class LedgerKeeper:
             # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the log
             # is gone and what is left looks sound.
             self._write_seal(Seal(_REFUSED, known or (digest,)))
-            if not kept.parent.is_dir():
-                disk.make_directory(kept.parent, "quarantine")
             disk.make_directory(kept, "damaged ledger")
             disk.fsync_directory(kept.parent, "quarantine")  # before anything is moved there
             if path.exists():
