@@ -9,143 +9,28 @@
   SQLite's own fsyncs are believed, and so is that it makes the names of the files that it makes durable with them.
 - A log that was moved into the ledger's file may come back until it has been fsynced, or its directory if it is gone:
   SQLite fsyncs the file, but not the log once it is empty.
+- What the lock says counts for nothing once its writer is gone: its bytes are uncertain only until the next operation.
 - What rots is certain at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, combinations
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Set
+from itertools import combinations, product
 from typing import NamedTuple
 
-from chaos import condition, scenario
+from chaos import scenario
 from chaos.crash_points import drawn, half_of_the_change
-from chaos.sabotage import NEW_SEAL
-from reasonmill.store.disk import Operation
+from chaos.recording import LEDGER_PATH, LOG_PATH, ROT, Event, LedgerState
 from reasonmill.store.home import TMP
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SIDE_FILES
 from reasonmill.store.objects import QUARANTINE
 
-ALL_SUBSETS = 5  # pending operations up to which every legal choice of them is taken
+ALL_SUBSETS = 7  # pending operations up to which every legal choice of them is taken
 NUM_DRAWN = 6  # choices that are drawn where there are more
-LEDGER_PATH, LOG_PATH, INDEX_PATH = (f"{scenario.PLACE}/{name}" for name in (LEDGER, *SIDE_FILES))
-SUMMARY_PATH = f"{scenario.PLACE}/runs/{scenario.RUN}/{scenario.SUMMARY}"
+TMP_PATH = f"{scenario.PLACE}/{TMP}/"
+LOCK_PATH = f"{scenario.PLACE}/lock"
 ROOT = 0  # the directory above all, which was there before
-ROT = "rot"
 
 Tree = dict[str, bytes | None]  # files by their paths; None for a directory
-
-
-class LedgerState(NamedTuple):
-    ledger: bytes | None
-    log: bytes | None
-    rows: condition.Rows
-
-
-class Event(NamedTuple):
-    """An operation, or rot, as far as the model must know of it; paths are below the directory of all.
-
-    Args:
-        label: the operation's name, with what it is of where several have the same.
-        part: the scenario's.
-        files: what was written, or the ledger's file that is moved or replaced.
-        kept: the ledger's state that is certain when its log has just been moved into its file; it has its old log.
-        newest: the ledger's state afterwards.
-        summary: that of the run's views.
-    """
-
-    label: str
-    verb: str
-    path: str
-    target: str | None
-    part: int
-    files: tuple[tuple[str, bytes | None], ...]
-    kept: int | None
-    newest: int
-    summary: bytes | None
-
-
-class Recorder:
-    """Stands in for the store's operations: performs them, leaves real fsyncs out, and notes all that happens."""
-
-    def __init__(self, base: Path, home: Path) -> None:
-        self._base = base
-        self._home = home
-        self.part = 0
-        self.events: list[Event] = []
-        self.ledger = [LedgerState(None, None, {})]
-        self.made: set[str] = set()  # names of objects
-
-    def __call__(self, operation: Operation, perform: Callable[[], object]) -> None:
-        self._look_at_ledger()
-        files = self._moved(operation)
-        before = self.ledger[-1]
-        if not operation.verb.startswith("fsync"):
-            perform()
-        kept = None
-        if operation.verb in ("empty log", "close") and before.log:
-            kept = self._append(self._bytes(LEDGER_PATH), before.log)
-        self._look_at_ledger()
-        if operation.verb in ("write", "copy", "create"):
-            files = self._read([operation.path])
-        elif operation.verb == "fill":
-            files = self._read(sorted(operation.path.rglob("*")))
-        if operation.name == "rename object" and operation.target is not None:
-            self.made.add(operation.target.name)
-        target = self._name(operation.target) if operation.target is not None else None
-        self._add(_label(operation), operation.verb, self._name(operation.path), target, files, kept)
-
-    def rot(self, path: Path) -> None:
-        """Notes that a file holds something else, is new, or is gone, without the store."""
-        self._look_at_ledger()
-        is_seen = self._name(path) in (LEDGER_PATH, LOG_PATH) or not path.exists()
-        files = () if is_seen else self._read([path])
-        self._add(ROT, ROT, self._name(path), None, files, None)
-
-    def _add(
-        self,
-        label: str,
-        verb: str,
-        path: str,
-        target: str | None,
-        files: tuple[tuple[str, bytes | None], ...],
-        kept: int | None,
-    ) -> None:
-        newest, summary = len(self.ledger) - 1, self._bytes(SUMMARY_PATH)
-        self.events.append(Event(label, verb, path, target, self.part, files, kept, newest, summary))
-
-    def _moved(self, operation: Operation) -> tuple[tuple[str, bytes | None], ...]:
-        """The ledger's file that an operation moves or replaces; SQLite made it, so the model has no name of it."""
-        moved = [path for path in (operation.path, operation.target) if path is not None]
-        names = [self._name(path) for path in moved if operation.verb in ("rename", "replace")]
-        return tuple((name, self._bytes(name)) for name in names if name in (LEDGER_PATH, LOG_PATH, INDEX_PATH))
-
-    def _look_at_ledger(self) -> None:
-        self._append(self._bytes(LEDGER_PATH), self._bytes(LOG_PATH))
-
-    def _append(self, ledger: bytes | None, log: bytes | None) -> int:
-        """Number of the ledger's newest state, which is this one."""
-        newest = self.ledger[-1]
-        if (ledger, log) != (newest.ledger, newest.log):
-            self.ledger.append(LedgerState(ledger, log, condition.ledger_rows(self._home)))
-        return len(self.ledger) - 1
-
-    def _read(self, paths: Iterable[Path]) -> tuple[tuple[str, bytes | None], ...]:
-        return tuple((self._name(path), path.read_bytes() if path.is_file() else None) for path in paths)
-
-    def _bytes(self, name: str) -> bytes | None:
-        path = self._base / name
-        return path.read_bytes() if path.is_file() else None
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._base).as_posix()
-
-
-def _label(operation: Operation) -> str:
-    path = operation.path
-    if path.name == NEW_SEAL or (operation.name == "fsync directory views" and path.name == Path(scenario.PLACE).name):
-        return f"{operation.name} of the seal"
-    return f"{operation.name} of backups" if path.name == BACKUPS else operation.name
+Entries = dict[int, dict[str, int]]  # names in each directory, and what has them
 
 
 class Change(NamedTuple):
@@ -179,17 +64,9 @@ class Changes:
         """The chosen changes and all that have to come before them."""
         return frozenset().union(*(self._needed[number] for number in chosen))
 
-    def without(self, dropped: int, pending: Iterable[int]) -> set[int]:
-        """The pending changes but one, and but those that can't be without it."""
-        return {number for number in pending if dropped not in self._needed[number]}
-
-
-@dataclass
-class FileBytes:
-    """All that a file held one after the other; what is certain is `versions[synced]`, or no bytes where it is -1."""
-
-    versions: list[bytes] = field(default_factory=list)
-    synced: int = -1
+    def without(self, dropped: set[int], pending: Iterable[int]) -> set[int]:
+        """The pending changes but for some, and but for those that can't be without them."""
+        return {number for number in pending if not dropped & self._needed[number]}
 
 
 class Moment(NamedTuple):
@@ -199,7 +76,7 @@ class Moment(NamedTuple):
     part: int
     num_changes: int
     certain: frozenset[int]  # numbers of changes
-    files: dict[int, tuple[int, int]]  # for each: the certain and the newest version
+    files: dict[int, tuple[int, int]]  # for each the version that is certain, or -1 for no bytes, and the newest one
     database: int | None  # the node of the ledger's file, where the store has put one in its place
     ledger: tuple[int, int]  # the certain and the newest state
     accepted: int  # the ledger's state that the store has promised
@@ -219,17 +96,22 @@ class Disk:
     def __init__(self, events: Iterable[Event], ledger: list[LedgerState], forgotten: str | None = None) -> None:
         self.ledger = ledger
         self._forgotten = forgotten
-        self._entries: dict[int, dict[str, int]] = {ROOT: {}}  # as they are now
+        self._entries: Entries = {ROOT: {}}  # as they are now
         self._certain: set[int] = set()
+        self._gone: set[int] = set()  # nodes that have certainly lost their name
+        self._scratch: set[int] = set()  # changes within the work directory
         self._database: int | None = None
+        self._lock: int | None = None
         self._ledger_certain = 0
         self._accepted = 0
         self._summary_accepted = 0
         self._put_aside: frozenset[str] = frozenset()
         self.directories = {ROOT}
         self.changes = Changes()
-        self.worthless: set[int] = set()  # changes of what is on its way out
-        self.files: dict[int, FileBytes] = {}
+        # By the change that removes something from the work directory: it and those that brought that there.
+        self.worthless: dict[int, frozenset[int]] = {}
+        self.files: dict[int, list[bytes]] = {}  # all that each held, one after the other
+        self._versions: dict[int, tuple[int, int]] = {}  # the certain one of these, or -1 for none, and the newest
         self.summaries: list[bytes | None] = [None]
         self.moments: list[Moment] = []
         for event in events:
@@ -238,14 +120,13 @@ class Disk:
             self._note_promises(event)
             if event.verb == ROT:  # in the midst of which there is no power cut
                 continue
-            files = {node: (file.synced, len(file.versions) - 1) for node, file in self.files.items()}
             self.moments.append(
                 Moment(
                     event.label,
                     event.part,
                     len(self.changes.all),
                     frozenset(self._certain),
-                    files,
+                    dict(self._versions),
                     self._database,
                     (self._ledger_certain, event.newest),
                     self._accepted,
@@ -256,11 +137,16 @@ class Disk:
 
     def _note(self, event: Event) -> None:
         """Files and names."""
+        first = len(self.changes.all)
         is_forgotten = event.label == self._forgotten
+        if self._lock is not None:
+            self._sync(self._lock)
         match event.verb:
             case "write" | "copy" | "create" | "fill":
                 for name, data in event.files:
-                    self._write(name, data)
+                    node = self._write(name, data)
+                    if name == LOCK_PATH:
+                        self._lock = node
             case "rot":
                 for name, data in event.files:
                     self._hold(name, data)
@@ -277,14 +163,16 @@ class Disk:
                 if event.target == LEDGER_PATH:
                     self._database = node
             case "unlink" | "remove directory":
-                if event.path.startswith(f"{scenario.PLACE}/{TMP}/"):
-                    self.worthless.add(len(self.changes.all))
                 self._move(self._place(event.path), None)
+                if event.path.startswith(TMP_PATH):
+                    number = len(self.changes.all) - 1
+                    self.worthless[number] = self.changes.with_earlier({number}) & self._scratch | {number}
             case "fsync" if not is_forgotten and event.path != LOG_PATH:
-                file = self.files[self._node(event.path)]
-                file.synced = len(file.versions) - 1
+                self._sync(self._node(event.path))
             case "fsync directory" if not is_forgotten:
                 self._sync_directory(self._node(event.path))
+        if event.path.startswith(TMP_PATH) and (event.target or TMP_PATH).startswith(TMP_PATH):
+            self._scratch |= set(range(first, len(self.changes.all)))
 
     def _note_ledger(self, event: Event) -> None:
         """What is certain of the ledger, and what the store has promised."""
@@ -328,19 +216,23 @@ class Disk:
                 self.directories.add(node)
                 self._entries[node] = {}
             else:
-                self.files[node] = FileBytes()
+                self.files[node], self._versions[node] = [], (-1, -1)
         if data is not None:
-            self.files[node].versions.append(data)
+            self.files[node].append(data)
+            self._versions[node] = self._versions[node][0], len(self.files[node]) - 1
         return node
 
     def _hold(self, name: str, data: bytes | None) -> None:
-        """Gives a file bytes that are certain, and so is its name: it rotted, or SQLite wrote it."""
-        if data is None:
-            return
+        """Gives a file bytes that are certain, and so is its name: it rotted, was there before or SQLite wrote it."""
         first = len(self.changes.all)
-        file = self.files[self._write(name, data)]
-        file.synced = len(file.versions) - 1
+        node = self._write(name, data)
+        if data is not None:
+            self._sync(node)
         self._certain |= set(range(first, len(self.changes.all)))
+
+    def _sync(self, node: int) -> None:
+        newest = self._versions[node][1]
+        self._versions[node] = newest, newest
 
     def _move(self, old: tuple[int, str], new: tuple[int, str] | None) -> int:
         node = self._entries[old[0]].pop(old[1])
@@ -350,8 +242,15 @@ class Disk:
         return node
 
     def _sync_directory(self, node: int) -> None:
-        ours = {n for n, change in enumerate(self.changes.all) if any(name[0] == node for name in change.names)}
-        self._certain |= self.changes.with_earlier(ours)
+        pending = [number for number in range(len(self.changes.all)) if number not in self._certain]
+        ours = {n for n in pending if any(directory == node for directory, _ in self.changes.all[n].names)}
+        certain: Set[int] = self.changes.with_earlier(ours)
+        while certain:
+            self._certain |= certain
+            self._gone |= {self.changes.all[number].node for number in certain if self.changes.all[number].new is None}
+            # What became of the names in a directory that is certainly gone makes no difference.
+            pending = [number for number in pending if number not in self._certain]
+            certain = {n for n in pending if all(it in self._gone for it, _ in self.changes.all[n].names)}
 
     def _node(self, name: str) -> int:
         node = ROOT
@@ -365,22 +264,24 @@ class Disk:
 
 
 def choices(disk: Disk, moment: Moment) -> list[frozenset[int]]:
-    """Legal choices of the changes that have happened when the power goes, those first that lose most.
+    """Legal choices of the changes that have happened besides the certain ones when the power goes.
 
-    What the store removes piece by piece has lost its name before, so its pieces are not chosen one by one.
+    What the store removes from the work directory piece by piece is not chosen piece by piece: with each choice of the
+    others, none of it or all that can be has happened.
     """
-    pending = [number for number in range(moment.num_changes) if number not in moment.certain]
-    removed = disk.worthless.intersection(pending)
-    single = [number for number in pending if number not in removed]
+    pending = {number for number in range(moment.num_changes) if number not in moment.certain}
+    removed = frozenset().union(*(disk.worthless.get(number, ()) for number in pending)) & pending
+    single = sorted(pending - removed)
     if len(single) <= ALL_SUBSETS:
         subsets: list[set[int]] = [set(it) for size in range(len(single) + 1) for it in combinations(single, size)]
     else:
         alone = [{number} for number in single]
-        all_but = [disk.changes.without(number, pending) for number in single]
+        all_but = [disk.changes.without({number}, single) for number in single]
         some = [set(drawn(f"{moment.after} {moment.num_changes} {n}", len(single), 3)) for n in range(NUM_DRAWN)]
-        subsets = [set(), *alone, *all_but, *({single[place] for place in places} for places in some)]
-    subsets += [set(pending) - removed, set(pending)]
-    return list(dict.fromkeys(moment.certain | disk.changes.with_earlier(subset) for subset in subsets))
+        subsets = [set(), *alone, *all_but, *({single[place] for place in places} for places in some), set(single)]
+    legal = [disk.changes.with_earlier(subset) - moment.certain for subset in subsets]
+    legal += [chosen | disk.changes.without(set(single) - chosen, removed) for chosen in legal]
+    return list(dict.fromkeys(legal))
 
 
 class Left(NamedTuple):
@@ -400,32 +301,40 @@ DATA: tuple[Callable[[bytes, bytes], bytes], ...] = (
 
 
 def states(disk: Disk, moment: Moment) -> Iterator[Left]:
-    """The legal states at a moment: all choices of names, in turn with those of bytes and of the ledger."""
-    names = [list(_names(disk, chosen)) for chosen in choices(disk, moment)]
+    """The legal states at a moment: all choices of names, with all of bytes and of the ledger."""
     first, last = moment.ledger
     ledgers: list[tuple[int, ...]] = [(state,) for state in range(first, last + 1)]
     ledgers += [(state, state + 1) for state in range(first, last)]
-    extremes = [(laid_out, kind, ledger) for laid_out in (names[0], names[-1]) for kind in DATA for ledger in ledgers]
-    between = [(laid_out, DATA[n % len(DATA)], ledgers[n % len(ledgers)]) for n, laid_out in enumerate(names)]
-    for laid_out, kind, ledger in chain(extremes, between):
-        yield Left(_tree(disk, moment, laid_out, kind, ledger), ledger)
+    # The changes of a name come one after the other, so none that is certain comes after one that is not.
+    certain = _after(disk, {}, moment.certain)
+    unsynced = {node for node, (synced, newest) in moment.files.items() if synced != newest}
+    for chosen in choices(disk, moment):
+        names = _names(_after(disk, certain, chosen), ROOT, "")
+        kinds = DATA if any(node in unsynced for _, node in names) else DATA[:1]
+        for kind, ledger in product(kinds, ledgers):
+            yield Left(_tree(disk, moment, names, kind, ledger), ledger)
 
 
-def _names(disk: Disk, chosen: frozenset[int]) -> Iterator[tuple[str, int]]:
-    """All paths after the chosen changes, each with what has this name; a directory before what is in it."""
-    entries: dict[int, dict[str, int]] = {node: {} for node in disk.directories}
+def _after(disk: Disk, entries: Entries, chosen: frozenset[int]) -> Entries:
+    """What the directories hold after the chosen changes."""
+    entries = {node: dict(names) for node, names in entries.items() if names}
     for number in sorted(chosen):
         node, old, new = disk.changes.all[number]
         if old is not None:
-            entries[old[0]].pop(old[1], None)
+            entries.get(old[0], {}).pop(old[1], None)
         if new is not None:
-            entries[new[0]][new[1]] = node
-    todo = [(name, node) for name, node in sorted(entries[ROOT].items(), reverse=True)]
-    while todo:
-        path, node = todo.pop()
-        yield path, node
-        if node in disk.directories:
-            todo += [(f"{path}/{name}", below) for name, below in sorted(entries[node].items(), reverse=True)]
+            entries.setdefault(new[0], {})[new[1]] = node
+    return entries
+
+
+def _names(entries: Entries, directory: int, prefix: str) -> list[tuple[str, int]]:
+    """All paths below a directory, each with what has this name; a directory before what is in it."""
+    found = []
+    for name, node in sorted(entries.get(directory, {}).items()):
+        found.append((prefix + name, node))
+        if node in entries:
+            found += _names(entries, node, f"{prefix}{name}/")
+    return found
 
 
 def _tree(
@@ -441,7 +350,7 @@ def _tree(
         if node in disk.directories:
             tree[path] = None
             continue
-        versions, (synced, newest) = disk.files[node].versions, moment.files[node]
+        versions, (synced, newest) = disk.files[node], moment.files[node]
         latest = database if node == moment.database and database is not None else versions[newest]
         tree[path] = latest if synced == newest else kind(versions[synced] if synced >= 0 else b"", latest)
     if tree.get(scenario.PLACE, b"") is None:  # the home's directory is there

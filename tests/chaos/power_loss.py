@@ -23,8 +23,9 @@ from functools import partial
 from pathlib import Path
 
 from chaos import condition, scenario
-from chaos.crash_points import FAST, standing_in
-from chaos.disk_model import LEDGER_PATH, LOG_PATH, Disk, Left, Moment, Recorder, Tree, states
+from chaos.crash_points import FAST, drawn, standing_in
+from chaos.disk_model import Disk, Left, Moment, Tree, states
+from chaos.recording import LEDGER_PATH, LOG_PATH, Recorder
 from chaos.sabotage import REORDERED, Sabotage
 from reasonmill.store.commit import damaged_files
 from reasonmill.store.home import OBJECTS
@@ -33,6 +34,8 @@ from reasonmill.store.objects import QUARANTINE
 
 NEVER = 1 << 60
 CONTINUED_SHARE = 80  # the short form goes on from one state in so many
+SECOND_CUT_SHARE = 16  # of the states from which the run goes on, the power goes once more after one in so many
+SECOND_MOMENTS, SECOND_STATES = 3, 2  # moments when it goes, and states that are tried at each
 
 Items = tuple[tuple[str, bytes | None], ...]
 
@@ -42,13 +45,14 @@ class Judge:
 
     def __init__(self, work: Path, recorder: Recorder, expected: list[condition.Contents]) -> None:
         self._base = work / "state"
-        self._recorder = recorder
+        self._made = set(recorder.made)
         self._expected = expected
         self._judged: dict[object, list[str]] = {}
         self._ledgers: dict[tuple[bytes | None, bytes | None], tuple[condition.Rows, list[str]]] = {}
         self._objects: dict[tuple[str, Items], list[str]] = {}
         self.num_states = 0
         self.num_continued = 0
+        self.num_second_cuts = 0
 
     def look(self, disk: Disk, moment: Moment, left: Left, *, continued_share: int) -> list[str]:
         """What is wrong with a state, and after the run went on from it, which it does from one in so many."""
@@ -59,6 +63,8 @@ class Judge:
             if not problems and self.num_states % continued_share == 0:
                 self.num_continued += 1
                 problems = condition.reported(partial(self._continued, moment, left))
+                if self.num_continued % SECOND_CUT_SHARE == 0:
+                    problems = [*problems, *condition.reported(partial(self._cut_again, moment, left))]
             self._judged[known] = [f"power cut after {moment.after}: {problem}" for problem in problems]
         return self._judged[known]
 
@@ -119,7 +125,26 @@ class Judge:
     def _continued(self, moment: Moment, left: Left) -> Iterator[str]:
         parts, expected = range(moment.part, moment.part + 1), self._expected[moment.part]
         with self._laid_out(left.tree) as base:
-            yield from condition.continued(base / scenario.PLACE, parts, expected, frozenset(self._recorder.made))
+            yield from condition.continued(base / scenario.PLACE, parts, expected, frozenset(self._made))
+
+    def _cut_again(self, moment: Moment, left: Left) -> Iterator[str]:
+        """What is wrong if the power goes once more while the run goes on from a state, at some moments of that."""
+        with self._laid_out(left.tree) as base:
+            recorder = Recorder(base, moment.part)
+            for name in left.tree:
+                recorder.rot(base / name)  # by now it is certain
+            with standing_in(recorder):
+                scenario.carry_out(base / scenario.PLACE, range(moment.part, moment.part + 1), recorder.rot)
+        self._made |= recorder.made
+        disk = Disk(recorder.events, recorder.ledger)
+        for number in drawn(f"{moment.after} {moment.num_changes}", len(disk.moments), SECOND_MOMENTS):
+            second = disk.moments[number]
+            possible = list(states(disk, second))
+            for place in drawn(f"{second.after} {second.num_changes}", len(possible), SECOND_STATES):
+                self.num_second_cuts += 1
+                problems = list(self._after_the_cut(disk, second, possible[place]))
+                problems = problems or list(self._continued(second, possible[place]))
+                yield from (f"and again after {second.after}: {problem}" for problem in problems)
 
     @contextmanager
     def _laid_out(self, tree: Tree) -> Iterator[Path]:
@@ -154,7 +179,7 @@ def record(work: Path, sabotage: Sabotage | None = None) -> tuple[Recorder, list
     base = work / "recorded"
     home = base / scenario.PLACE
     base.mkdir(parents=True)
-    recorder = Recorder(base, home)
+    recorder = Recorder(base)
     expected = []
     for part in scenario.ALL:
         recorder.part = part
@@ -197,6 +222,7 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
         "moments": len(disk.moments[number - 1 :: parts]),
         "states": judge.num_states,
         "continued": judge.num_continued,
+        "second cuts": judge.num_second_cuts,
         "problems": problems,
     }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reasonmill.store.accounts import account
-from reasonmill.store.commit import MANIFEST, replace_directory, replace_file
+from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.groups import GROUPS_FILE
 from reasonmill.store.home import OBJECTS, RUNS, Home
@@ -262,19 +262,18 @@ def rot_of_what_is_going_on(home: Path) -> Iterator[str]:
     yield flip(home, f"{BACKUPS}/{seal.backups[0]}/{LEDGER}")
 
 
-def rot_of_the_seal_and_a_row(home: Path) -> Iterator[str]:
-    """A digit of the ledger, which only the seal of its row shows then, and the artifact of a finished stage.
+def rot_of_the_seal_a_row_and_all_objects(home: Path) -> Iterator[str]:
+    """A digit of the ledger, which only the seal of its row shows then, and a file of each object.
 
     And what a writer of views left.
     """
-    with closing(Ledger(home / LEDGER, write=False, is_final=True)) as ledger:
-        record = ledger.stage("key-first")
-    assert record is not None
     yield flip(home, SEAL)
     with closing(sqlite3.connect(home / LEDGER)) as database, database:
         database.execute("UPDATE steps SET metrics = replace(metrics, '0.', '1.') WHERE step = 1")
     yield LEDGER
-    yield truncate(home, f"{OBJECTS}/{record.artifact.digest}/{MANIFEST}")
+    for number, directory in enumerate(sorted((home / OBJECTS).iterdir())):
+        files = sorted(path.relative_to(home).as_posix() for path in directory.rglob("*") if path.is_file())
+        yield (flip, truncate)[number % 2](home, files[number % len(files)])
     views = home / RUNS / RUN
     (views / f".{MODEL}.new").mkdir()
     (views / f".{MODEL}.new" / "config.json").write_bytes(CONFIG)
@@ -305,6 +304,6 @@ PARTS = (
     Part(begin),
     Part(begin, rot_of_the_closed_ledger),
     Part(finish_beside_a_reader, rot_of_what_is_going_on),
-    Part(run_and_clean_up, rot_of_the_seal_and_a_row),
+    Part(run_and_clean_up, rot_of_the_seal_a_row_and_all_objects),
 )
 ALL = range(len(PARTS))

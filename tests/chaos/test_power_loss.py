@@ -38,7 +38,7 @@ def test_a_change_of_a_name_needs_the_earlier_ones_of_that_name() -> None:
     assert changes.with_earlier({1}) == {1}
     assert changes.with_earlier({2}) == {0, 2}
     assert changes.with_earlier({3, 1}) == {0, 1, 2, 3}
-    assert changes.without(0, range(4)) == {1}
+    assert changes.without({0}, range(4)) == {1}
 
 
 @pytest.mark.parametrize(("synced", "level"), [(True, 2), (False, 1)])
