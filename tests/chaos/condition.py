@@ -54,13 +54,14 @@ class Contents(NamedTuple):
 def contents(home_path: Path, parts: range) -> Contents:
     """What a home holds after the last of these parts, or in it."""
     ledger, log, seal = (_bytes(home_path / name) for name in (LEDGER, LOG, SEAL))
+    rows, row_damage = look_at_ledger(home_path)
     quarantined = [path for path in (home_path / QUARANTINE).rglob("*") if path.is_file()]
     return Contents(
-        ledger_rows(home_path),
+        rows,
         ledger,
         log,
         seal,
-        row_damage(home_path),
+        row_damage,
         objects_of(home_path / OBJECTS),
         objects_of(home_path / BACKUPS),
         views_of(home_path / RUNS),
@@ -85,6 +86,15 @@ def ledger_rows(home_path: Path) -> Rows:
         return _rows_of(f"{(copy / LEDGER).absolute().as_uri()}?mode=ro")
 
 
+def look_at_ledger(home_path: Path) -> tuple[Rows, list[str]]:
+    """Rows as `ledger_rows` has them, and what a look at each finds, if there are tables already."""
+    if not (home_path / LEDGER).exists():
+        return {}, []
+    with _copy_of_ledger(home_path) as copy:
+        rows = _rows_of(f"{(copy / LEDGER).absolute().as_uri()}?mode=ro")
+        return rows, ledger_damage(copy, None) if rows else []
+
+
 @contextlib.contextmanager
 def _copy_of_ledger(home_path: Path) -> Iterator[Path]:
     """A directory with the ledger alone: SQLite makes files beside what it reads, which are none of the store's."""
@@ -104,14 +114,6 @@ def _rows_of(uri: str) -> Rows:
             kept = ", ".join(column for column in columns if column not in UNEQUAL)
             rows[table] = sorted(database.execute(f"SELECT {kept} FROM {table}").fetchall(), key=repr)
     return rows
-
-
-def row_damage(home_path: Path) -> list[str]:
-    """What a look at the rows of a ledger finds, if it has tables already."""
-    if not ledger_rows(home_path):
-        return []
-    with _copy_of_ledger(home_path) as copy:
-        return ledger_damage(copy, None)
 
 
 def objects_of(directory: Path) -> dict[str, list[str]]:
@@ -255,6 +257,7 @@ def unfinished(found: Contents, expected: Contents, home_path: Path, known_objec
     if found.views != expected.views:
         yield f"the views are {found.views} and not {expected.views}"
     leftovers = [path.name for path in (home_path / TMP).iterdir()]
+    leftovers += [path.name for path in (home_path / RUNS / RUN).iterdir() if path.name.startswith(".")]
     if leftovers:
         yield f"left over: {leftovers}"
     yield from _untold(found, home_path)

@@ -237,13 +237,13 @@ class Runner:
         shutil.rmtree(base)
 
     def run(self, case: Case) -> tuple[list[str], list[list[str]]]:
-        """What is wrong after the attempts, and the operations of each of them and of what went on after them."""
+        """What is wrong after the attempts, and the operations of each of them and of what went on with the part."""
         base = self._work / "case"
         home = base / scenario.PLACE
         shutil.copytree(self._work / f"before-{case.part}", base)
         operations = []
         problems = []
-        last = scenario.ALL[-1] if self._to_the_end else case.part
+        rest = scenario.ALL[case.part + 1 :] if self._to_the_end else range(0)
         try:
             for hits in case.attempts:
                 problems += self._attempt(home, case.part, hits)
@@ -254,15 +254,19 @@ class Runner:
                 if json.loads(json.dumps(left.rows)) not in acceptable:
                     problems.append("the ledger lacks what it had accepted, or has what it had not")
             if not problems:
-                parts = range(case.part, last + 1)
                 with standing_in(Stand(home, self._notes)):
-                    problems = list(condition.continued(home, parts, self._expected[last], self._known_objects))
+                    problems = self._continued(home, range(case.part, case.part + 1))
                 operations.append(self._read_operations())
+            if not problems and rest:
+                problems = self._continued(home, rest)
         except Exception as error:
             problems.append(f"the home can't be looked at: {error!r}")
         finally:
             shutil.rmtree(base)
         return [f"{case}: {problem}" for problem in problems], operations
+
+    def _continued(self, home: Path, parts: range) -> list[str]:
+        return list(condition.continued(home, parts, self._expected[parts[-1]], self._known_objects))
 
     def _attempt(self, home: Path, part: int, hits: tuple[Hit, ...]) -> list[str]:
         """Carries out the part in a child process; what is wrong with how it ended."""

@@ -63,7 +63,7 @@ class Judge:
             if not problems and self.num_states % continued_share == 0:
                 self.num_continued += 1
                 problems = condition.reported(partial(self._continued, moment, left))
-                if self.num_continued % SECOND_CUT_SHARE == 0:
+                if self.num_continued % SECOND_CUT_SHARE == 1:
                     problems = [*problems, *condition.reported(partial(self._cut_again, moment, left))]
             self._judged[known] = [f"power cut after {moment.after}: {problem}" for problem in problems]
         return self._judged[known]
@@ -103,7 +103,7 @@ class Judge:
         if (ledger, log) not in self._ledgers:
             files = {name: data for name, data in ((LEDGER, ledger), (condition.LOG, log)) if data is not None}
             with self._laid_out(files) as directory:
-                self._ledgers[ledger, log] = condition.ledger_rows(directory), condition.row_damage(directory)
+                self._ledgers[ledger, log] = condition.look_at_ledger(directory)
         return self._ledgers[ledger, log]
 
     def _objects_of(self, tree: Tree, place: str) -> dict[str, list[str]]:

@@ -34,7 +34,7 @@ from reasonmill.types import Artifact, Completion, Grade, Group, Message, Proble
 RUN = "small"
 SUMMARY, MODEL = "summary.json", "model"
 WEIGHTS = "parts/weights"
-STEPS = {"first": 4, "trial": 1, "second": 3}
+STEPS = {"first": 2, "trial": 1, "second": 5}
 FORGOTTEN = "trial"
 STOPPED = 2  # steps of the last stage
 VERDICTS = "key-first/verdicts"

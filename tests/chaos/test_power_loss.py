@@ -16,8 +16,9 @@ def test_nothing_is_lost_when_the_power_goes(request: pytest.FixtureRequest) -> 
     parts = answers("chaos.power_loss", *(["--long"] if is_long else []), jobs=jobs)
 
     assert [problem for part in parts for problem in part["problems"]] == []
-    assert sum(part["states"] for part in parts) > (1000 if is_long else 300)
-    assert sum(part["continued"] for part in parts) > (1000 if is_long else 30)
+    assert sum(part["states"] for part in parts) > 5000
+    assert sum(part["continued"] for part in parts) > (5000 if is_long else 50)
+    assert sum(part["second cuts"] for part in parts) > (1000 if is_long else 10)
 
 
 def test_a_missing_fsync_or_a_wrong_order_is_noticed() -> None:
