@@ -7,8 +7,8 @@ from typing import NamedTuple
 from chaos import condition, scenario
 from chaos.sabotage import NEW_SEAL
 from reasonmill.store.disk import Operation
-from reasonmill.store.home import RUNS
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SIDE_FILES
+from reasonmill.store.views import RUNS
 
 LEDGER_PATH, LOG_PATH, INDEX_PATH = (f"{scenario.PLACE}/{name}" for name in (LEDGER, *SIDE_FILES))
 SUMMARY_PATH = f"{scenario.PLACE}/{RUNS}/{scenario.RUN}/{scenario.SUMMARY}"

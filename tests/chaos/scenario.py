@@ -22,13 +22,13 @@ from reasonmill.store.accounts import account
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.groups import GROUPS_FILE
-from reasonmill.store.home import OBJECTS, RUNS, Home
+from reasonmill.store.home import OBJECTS, Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
 from reasonmill.store.objects import QUARANTINE
 from reasonmill.store.steps import committed_groups, forget_state, latest_state
-from reasonmill.store.views import damaged_views, view_digests
+from reasonmill.store.views import RUNS, damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
 RUN = "small"

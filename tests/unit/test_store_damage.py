@@ -110,12 +110,14 @@ def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
         assert len(home.ledger.incidents()) == 1
 
 
-def test_views_that_are_newer_than_the_backup_are_not_damaged(path: Path) -> None:
+def test_views_that_are_not_what_the_backup_says_are_told_and_forgotten(path: Path) -> None:
     with Home.open(path) as home:
-        view = home.run_dir("r") / "summary.json"
+        home.ledger.begin_run("other", {}, [])
         for content in (b"old", b"new"):
-            replace_file(view, content)
-            home.ledger.record_views("r", view_digests(view.parent, [view.name]))
+            for run in ("r", "other"):
+                if run == "r" or content == b"old":
+                    replace_file(home.run_dir(run) / "summary.json", content)
+                    home.ledger.record_views(run, view_digests(home.run_dir(run), ["summary.json"]))
             home.back_up_ledger()
     closed = read_seal(path)
     assert closed is not None
@@ -123,7 +125,10 @@ def test_views_that_are_newer_than_the_backup_are_not_damaged(path: Path) -> Non
     flip(path / "backups" / closed.backups[0] / LEDGER)
     with Home.open(path) as home:
         assert fell_back(home)
-        assert home.ledger.views("r") == {}  # so that they are written again, whatever they hold
+        told = "runs/r/summary.json is damaged, or newer than the backup of the ledger; it is written again"
+        assert told in told_by(home)
+        assert home.ledger.views("r") == {}
+        assert home.ledger.views("other").keys() == {"summary.json"}
 
 
 def test_the_ledger_of_a_killed_writer_is_checked_and_falls_back_to_its_last_backup(path: Path) -> None:

@@ -23,8 +23,9 @@ from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper
 from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.views import RUNS
 
-OBJECTS, RUNS, TMP = "objects", "runs", "tmp"
+OBJECTS, TMP = "objects", "tmp"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
 # The names of all that a home has, and of what is on its way to one of them.

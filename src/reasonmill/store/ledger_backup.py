@@ -22,6 +22,7 @@ from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.objects import QUARANTINE, ObjectStore
 from reasonmill.store.sealed_rows import OtherVersion
+from reasonmill.store.views import RUNS, damaged_views
 
 LEDGER = "ledger.sqlite"
 SEAL = "ledger.seal"
@@ -126,9 +127,7 @@ class LedgerKeeper:
             # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
             self._incidents.record_in(ledger)
             if damage:
-                # The backup does not know what became of them since: nobody damaged those that are newer.
-                for run in ledger.runs():
-                    ledger.record_views(run.name, {})
+                self._forget_other_views(ledger)
             left = Seal(None, self._backups_left())
             if left != self._seal or seal is None:
                 self._write_seal(left)
@@ -221,6 +220,18 @@ class LedgerKeeper:
             disk.replace(restored, path, "restored ledger")
             disk.fsync_directory(self._home, "restored ledger")
         self._incidents.add(incident)
+
+    def _forget_other_views(self, ledger: Ledger) -> None:
+        """Has runs write their views again where they are not what the backup says, which may be older than these."""
+        for run in ledger.runs():
+            recorded = ledger.views(run.name)
+            others = damaged_views(self._home / RUNS / run.name, recorded)
+            for name in others:
+                what = "is damaged, or newer than the backup of the ledger"
+                file = f"{RUNS}/{run.name}/{name}"
+                self._incidents.add(Incident(file, recorded[name], what, "it is written again", time.time()))
+            if others:
+                ledger.record_views(run.name, {})
 
     def _sound_backup(self, known: tuple[str, ...], damage: str) -> str:
         """The latest backup that is whole; those that the seal does not know come last, the latest of them first."""
