@@ -37,8 +37,8 @@ from reasonmill.store.disk import Operation
 from reasonmill.store.home import Home
 
 COST_BAR = 0.03  # share of the wall time
-# What waits for the disk; SQLite's waits are in the last four.
-WAITING = ("fsync", "fsync directory", "start log", "commit", "commit unsynced", "close")
+# What waits for the disk; SQLite's waits are in the last five.
+WAITING = ("fsync", "fsync directory", "start log", "commit", "commit unsynced", "empty log", "close")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 The scenario runs once while its operations are recorded, so that nobody has to list them. A case is what happens to
 one or more attempts in a row, each a process of its own; then the run goes on undisturbed. A process that is killed is
 really killed, so that nothing of it is cleaned up. Fsyncs are left out here: a kill does not need them, and
-`power_loss` looks after them.
+`power_loss` looks after them. A case begins with the part of the scenario in which the fault is, and in the short form
+it ends with that part.
 
     python -m chaos.crash_points [--long] [--part K/N] [--controls]
 
@@ -22,28 +23,32 @@ import sys
 import tempfile
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from chaos import scenario
+from chaos import condition, scenario
 from chaos.sabotage import REORDERED, SEEN_BY_KILLS, Around, Sabotage
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.disk import Operation
+from reasonmill.store.ledger_backup import LEDGER, LedgerKeeper
 
 # A file system in memory, where there is one: nothing here has to survive a power cut.
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 TIME_LIMIT_S = 60
 BEFORE_IT_DIFFERS = 2  # operations, from which on a wrong store is tried
 SECOND_CRASHES = 3  # crashes of the recovery, for each first one, in the long form
-LEDGER_VERBS = ("start log", "commit", "commit unsynced", "close")
+LEDGER_VERBS = ("start log", "commit", "commit unsynced", "empty log", "close")
+LEDGER_MOVES = ("rename damaged ledger's log", "replace restored ledger")
 WRITES = ("write", "copy", "fill")
-# Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them.
+# Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them. So it may
+# while it closes the ledger: an open seal and earlier backups are no loss.
 TOLERANT = ("unlink unfinished object", "remove directory unfinished object", "write released lock", "close ledger")
+CLOSING = "while the ledger is closed"
 FINISHED, REFUSED, OUT_OF_SPACE, BROKEN, KILLED = 0, 3, 4, 5, -signal.SIGKILL
 
 
@@ -66,7 +71,7 @@ def faults_of(verb: str) -> list[Fault]:
     faults = [Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.NO_SPACE, Fault.IO_ERROR]
     if verb in WRITES:
         faults += [Fault.SHORT, Fault.TORN]
-    if verb in ("commit", "commit unsynced"):
+    if verb in ("commit", "commit unsynced", "empty log"):
         faults += [Fault.TORN]
     return faults
 
@@ -76,24 +81,34 @@ class Hit(NamedTuple):
 
     index: int
     fault: Fault
-    name: str  # the operation's
+    entry: str  # the operation as the notes have it
 
     def __str__(self) -> str:
-        return f"{self.fault} at #{self.index} {self.name}"
+        return f"{self.fault} at #{self.index} {self.entry}"
+
+    @property
+    def is_tolerable(self) -> bool:
+        return self.entry.endswith(CLOSING) or name_of(self.entry) in TOLERANT
 
 
-Attempts = tuple[tuple[Hit, ...], ...]  # what is hit in each of them
+class Case(NamedTuple):
+    """A part of the scenario, and what is hit in each attempt at it."""
+
+    part: int
+    attempts: tuple[tuple[Hit, ...], ...]
+
+    def __str__(self) -> str:
+        return f"part {self.part}, " + " | ".join("; ".join(map(str, hits)) for hits in self.attempts)
 
 
 class Stand:
     """Stands in for the store's operations in one attempt, and notes what happens in files that outlive the process.
 
-    The notes are the operations, and what rows the ledger may have if the process ends now: not where it is damaged.
+    The notes are the operations, and what rows the ledger may have if the process ends now.
     """
 
-    def __init__(self, home: Path, notes: Path, hits: tuple[Hit, ...] = (), *, is_damaged: bool = False) -> None:
+    def __init__(self, home: Path, notes: Path, hits: tuple[Hit, ...] = ()) -> None:
         self._home = home
-        self._is_damaged = is_damaged
         self._faults = {hit.index: hit.fault for hit in hits}
         self._count = 0
         self._is_hit = False
@@ -105,10 +120,10 @@ class Stand:
         fault = self._faults.get(self._count)
         self._count += 1
         with self._operations.open("a") as operations:
-            operations.write(f"{operation.verb}|{operation.what}\n")
+            operations.write(f"{operation.verb}|{operation.what}{f'|{CLOSING}' if _is_closing() else ''}\n")
         self._is_hit |= fault is not None
         if fault is not None:
-            self._note_rows()
+            self._note_rows(condition.ledger_rows(self._home))
         if fault == Fault.KILL_BEFORE:
             _die()
         if fault in (Fault.NO_SPACE, Fault.IO_ERROR):
@@ -127,8 +142,8 @@ class Stand:
             if fault == Fault.KILL_AFTER:
                 _die()
             raise
-        if operation.verb in LEDGER_VERBS and self._is_hit:
-            self._note_rows()
+        if (operation.verb in LEDGER_VERBS or operation.name in LEDGER_MOVES) and self._is_hit:
+            self._note_rows(condition.ledger_rows(self._home))
         if fault == Fault.KILL_AFTER:
             _die()
 
@@ -137,17 +152,29 @@ class Stand:
             perform()
             _halve(operation.path)
             return
-        log = operation.path.with_name(f"{operation.path.name}-wal")
-        before, rows_before = log.read_bytes(), self._read_rows()
+        ledger, log = self._home / LEDGER, self._home / condition.LOG
+        ledger_before, log_before = ledger.read_bytes(), log.read_bytes()
+        rows_before = condition.ledger_rows(self._home)
         perform()
-        self._note_rows(rows_before)
-        log.write_bytes(half_of_the_change(before, log.read_bytes()))
+        self._note_rows(rows_before, condition.ledger_rows(self._home))
+        if operation.verb == "empty log":  # which is the last that is done
+            ledger.write_bytes(half_of_the_change(ledger_before, ledger.read_bytes()))
+            log.write_bytes(log_before)
+        else:
+            log.write_bytes(half_of_the_change(log_before, log.read_bytes()))
 
-    def _note_rows(self, *earlier: scenario.Rows) -> None:
-        self._rows.write_text(json.dumps([*earlier, self._read_rows()]))
+    def _note_rows(self, *rows: condition.Rows) -> None:
+        self._rows.write_text(json.dumps(rows))
 
-    def _read_rows(self) -> scenario.Rows:
-        return {} if self._is_damaged else scenario.ledger_rows(self._home)
+
+def _is_closing() -> bool:
+    """Whether an operation is one of those with which the keeper closes the ledger."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code is LedgerKeeper.close.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def half_of_the_change(before: bytes, after: bytes) -> bytes:
@@ -179,108 +206,87 @@ def _die() -> NoReturn:
 
 
 class Runner:
-    """Runs cases, each in a directory of its own, and gathers what is wrong.
+    """Runs cases, each in a directory of its own, and gathers what is wrong."""
 
-    With `damage`, each begins with a finished home to which that was done, and the faults hit its recovery.
-    """
-
-    def __init__(
-        self, work: Path, sabotage: Sabotage | None = None, damage: Callable[[Path], None] | None = None
-    ) -> None:
+    def __init__(self, work: Path, sabotage: Sabotage | None = None, *, to_the_end: bool = False) -> None:
         self._work = work
-        self._damaged: Path | None = None
-        if damage is not None:
-            self._damaged = work / "damaged" / scenario.PLACE
-            self._damaged.parent.parent.mkdir(parents=True)
-            scenario.carry_out(self._damaged)
-            damage(self._damaged)
         self._sabotage = sabotage or (lambda around: around)
+        self._to_the_end = to_the_end
         self._notes = work / "notes"
         self._notes.mkdir(parents=True)
         base = work / "undisturbed"
         home = base / scenario.PLACE
-        self._lay_out(base)
+        base.mkdir()
         made: set[str] = set()  # of objects
-        stand = self._sabotage(self._stand(home))
+        self.operations: list[list[str]] = []  # of each part
+        self._expected: list[condition.Contents] = []  # after each
+        for part in scenario.ALL:
+            shutil.copytree(base, work / f"before-{part}")
+            stand = self._sabotage(Stand(home, self._notes))
 
-        def around(operation: Operation, perform: Callable[[], object]) -> None:
-            stand(operation, perform)
-            if operation.name == "rename object" and operation.target is not None:
-                made.add(operation.target.name)
+            def around(operation: Operation, perform: Callable[[], object], stand: Around = stand) -> None:
+                stand(operation, perform)
+                if operation.name == "rename object" and operation.target is not None:
+                    made.add(operation.target.name)
 
-        with standing_in(around):
-            scenario.carry_out(home)
-        self.operations = self._read_operations()
-        self._expected = scenario.contents(home)
-        self._known_objects = frozenset(made | self._expected.objects.keys())
+            with standing_in(around):
+                scenario.carry_out(home, range(part, part + 1))
+            self.operations.append(self._read_operations())
+            self._expected.append(condition.contents(home, range(part + 1)))
+        self._known_objects = frozenset(made)
         shutil.rmtree(base)
 
-    def run(self, attempts: Attempts) -> tuple[list[str], list[list[str]]]:
-        """What is wrong after the attempts, and the operations of each of them and of what went on after them."""
+    def run(self, case: Case) -> tuple[list[str], list[list[str]]]:
+        """What is wrong after the attempts, and the operations of each of them and of what went on with the part."""
         base = self._work / "case"
         home = base / scenario.PLACE
-        self._lay_out(base)
+        shutil.copytree(self._work / f"before-{case.part}", base)
         operations = []
         problems = []
+        rest = scenario.ALL[case.part + 1 :] if self._to_the_end else range(0)
         try:
-            for hits in attempts:
-                problems += self._attempt(home, hits)
+            for hits in case.attempts:
+                problems += self._attempt(home, case.part, hits)
                 operations.append(self._read_operations())
-                if self._damaged is None:
-                    problems += self._left(home)
+                left = condition.contents(home, range(case.part + 1))
+                problems += condition.wrong(left)
+                acceptable = json.loads((self._notes / "rows").read_text())
+                if json.loads(json.dumps(left.rows)) not in acceptable:
+                    problems.append("the ledger lacks what it had accepted, or has what it had not")
             if not problems:
-                with standing_in(self._stand(home)):
-                    problems = list(scenario.continued(home, self._expected, self._known_objects))
+                with standing_in(Stand(home, self._notes)):
+                    problems = self._continued(home, range(case.part, case.part + 1))
                 operations.append(self._read_operations())
+            if not problems and rest:
+                problems = self._continued(home, rest)
         except Exception as error:
             problems.append(f"the home can't be looked at: {error!r}")
         finally:
             shutil.rmtree(base)
-        told = " | ".join("; ".join(map(str, hits)) for hits in attempts)
-        return [f"{told}: {problem}" for problem in problems], operations
+        return [f"{case}: {problem}" for problem in problems], operations
 
-    def _lay_out(self, base: Path) -> None:
-        """What a case begins with."""
-        base.mkdir()
-        if self._damaged is not None:
-            shutil.copytree(self._damaged, base / scenario.PLACE)
+    def _continued(self, home: Path, parts: range) -> list[str]:
+        return list(condition.continued(home, parts, self._expected[parts[-1]], self._known_objects))
 
-    def _stand(self, home: Path, hits: tuple[Hit, ...] = ()) -> Stand:
-        return Stand(home, self._notes, hits, is_damaged=self._damaged is not None)
-
-    def _left(self, home: Path) -> Iterator[str]:
-        """What is wrong with the home that an attempt has left."""
-        left = scenario.contents(home)
-        yield from scenario.damage(left)
-        acceptable = json.loads((self._notes / "rows").read_text())
-        if json.loads(json.dumps(left.rows)) not in acceptable:
-            yield "the ledger lacks what it had accepted, or has what it had not"
-
-    def _attempt(self, home: Path, hits: tuple[Hit, ...]) -> list[str]:
-        """Runs the scenario in a child process; what is wrong with how it ended."""
-        ended = _in_child(partial(self._carry_out, home, hits))
+    def _attempt(self, home: Path, part: int, hits: tuple[Hit, ...]) -> list[str]:
+        """Carries out the part in a child process; what is wrong with how it ended."""
+        ended = _in_child(partial(self._carry_out, home, part, hits))
         first, last = hits[0], hits[-1]
         if last.fault in KILLS:
             expected = [KILLED]
         else:
             expected = [REFUSED if first.fault == Fault.IO_ERROR else OUT_OF_SPACE]
-            if first.name in TOLERANT or self._is_closing(first.index):
+            if first.is_tolerable:
                 expected.append(FINISHED)
         if ended in expected:
             return []
         error = (self._notes / "error").read_text() if ended == BROKEN else ""
         return [f"the process ended with {ended} instead of {expected} {error}"]
 
-    def _is_closing(self, index: int) -> bool:
-        """Whether what comes at this place is only there for the next opening: the last backup, and the seal."""
-        entries = self._read_operations()[index + 1 :]
-        until_closed = entries[: entries.index("close|ledger") + 1] if "close|ledger" in entries else entries
-        return not any(entry.startswith("commit") for entry in until_closed)
-
-    def _carry_out(self, home: Path, hits: tuple[Hit, ...]) -> int:
+    def _carry_out(self, home: Path, part: int, hits: tuple[Hit, ...]) -> int:
         try:
-            with standing_in(self._sabotage(self._stand(home, hits))):
-                scenario.carry_out(home)
+            with standing_in(self._sabotage(Stand(home, self._notes, hits))):
+                scenario.carry_out(home, range(part, part + 1))
         except OutOfSpace:
             return OUT_OF_SPACE
         except StoreError:
@@ -315,63 +321,59 @@ def _in_child(function: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def damage_objects(home: Path) -> None:
-    """A bit of each object is another one."""
-    for directory in sorted((home / "objects").iterdir()):
-        _damage(next(path for path in sorted(directory.rglob("*")) if path.is_file()))
-
-
-def damage_ledger(home: Path) -> None:
-    """A bit of the ledger is another one, and a log is there that its last writer did not leave."""
-    _damage(home / "ledger.sqlite")
-    (home / "ledger.sqlite-wal").write_bytes(b"a log")
-
-
-DAMAGE: dict[str, Callable[[Path], None]] = {"objects": damage_objects, "the ledger": damage_ledger}
-
-
-def _damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def name_of(entry: str) -> str:
-    return entry.replace("|", " ")
+    verb, what, *_ = entry.split("|")
+    return f"{verb} {what}"
 
 
 def hits_at(entries: list[str], index: int) -> list[Hit]:
     """All faults that can befall an operation of an attempt."""
-    return [Hit(index, fault, name_of(entries[index])) for fault in faults_of(entries[index].split("|")[0])]
+    return [Hit(index, fault, entries[index]) for fault in faults_of(entries[index].split("|")[0])]
 
 
-def first_places(entries: list[str]) -> list[int]:
-    """Where each operation comes first."""
-    return sorted({entry: index for index, entry in reversed(list(enumerate(entries)))}.values())
+def every_fault(operations: list[list[str]]) -> Iterator[Case]:
+    """Each fault at each operation of a first attempt at each part."""
+    for part, entries in enumerate(operations):
+        yield from (Case(part, ((hit,),)) for index in range(len(entries)) for hit in hits_at(entries, index))
 
 
-def explore(runner: Runner, places: Sequence[int], *, second_crashes: int = 0) -> Iterator[tuple[Attempts, list[str]]]:
-    """Runs every fault at these places of the first attempt, and at operations that only what came of it shows.
+def first_faults(operations: list[list[str]]) -> Iterator[Case]:
+    """Where each operation comes first, the errors and one of the kills; while the ledger is closed, one fault."""
+    seen: set[str] = set()
+    for part, entries in enumerate(operations):
+        for index, entry in enumerate(entries):
+            if entry not in seen:
+                seen.add(entry)
+                hits = hits_at(entries, index)
+                if entry.endswith(CLOSING):
+                    hits = [hits[len(seen) % len(hits)]]
+                left_out = KILLS[len(seen) % 2]  # killed after one operation is much like killed before the next
+                yield from (Case(part, ((hit,),)) for hit in hits if hit.fault != left_out or len(hits) == 1)
+
+
+def explore(runner: Runner, cases: Iterable[Case], *, second_crashes: int = 0) -> Iterator[tuple[Case, list[str]]]:
+    """Runs these cases, and every fault at operations that only what came of them shows.
 
     Yields each case with what is wrong. With `second_crashes`, the run that goes on after a kill is killed, too, at
     as many places.
     """
-    seen = set(runner.operations)
-    todo: deque[Attempts] = deque(((hit,),) for place in places for hit in hits_at(runner.operations, place))
+    seen = {entry for entries in runner.operations for entry in entries}
+    todo = deque(cases)
     while todo:
-        attempts = todo.popleft()
-        problems, operations = runner.run(attempts)
-        yield attempts, problems
+        case = todo.popleft()
+        problems, operations = runner.run(case)
+        yield case, problems
+        attempts = case.attempts
         for number, entries in enumerate(operations):
             earlier = attempts[number] if number < len(attempts) else ()
             for index, entry in enumerate(entries):
                 if entry not in seen and all(hit.index < index for hit in earlier):
                     seen.add(entry)
-                    todo += [(*attempts[:number], (*earlier, hit)) for hit in hits_at(entries, index)]
+                    todo += [Case(case.part, (*attempts[:number], (*earlier, hit))) for hit in hits_at(entries, index)]
         if len(attempts) == 1 and attempts[0][-1].fault in KILLS and len(operations) == 2:
-            for index in drawn(repr(attempts), len(operations[1]), second_crashes):
+            for index in drawn(str(case), len(operations[1]), second_crashes):
                 fault = KILLS[index % 2]  # before or after
-                todo.append((*attempts, (Hit(index, fault, name_of(operations[1][index])),)))
+                todo.append(Case(case.part, (*attempts, (Hit(index, fault, operations[1][index]),))))
 
 
 def drawn(key: str, below: int, count: int) -> list[int]:
@@ -394,16 +396,16 @@ def main() -> int:
 
 def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
     number, parts = map(int, part.split("/"))
-    runner = Runner(work)
-    places = list(range(len(runner.operations))) if long else first_places(runner.operations)
-    cases = list(explore(runner, places[number - 1 :: parts], second_crashes=SECOND_CRASHES if long else 0))
-    for name, damage in DAMAGE.items():
-        recovery = Runner(work / name, damage=damage)
-        known = frozenset() if long else frozenset(runner.operations)
-        places = [place for place in first_places(recovery.operations) if recovery.operations[place] not in known]
-        cases += explore(recovery, places[number - 1 :: parts])
-    hit = {hit.name for attempts, _ in cases for hits in attempts for hit in hits}
-    return {"cases": len(cases), "hit": sorted(hit), "problems": [told for _, problems in cases for told in problems]}
+    runner = Runner(work, to_the_end=long)
+    first = list((every_fault if long else first_faults)(runner.operations))
+    cases = list(explore(runner, first[number - 1 :: parts], second_crashes=SECOND_CRASHES if long else 0))
+    hit = {name_of(hit.entry) for case, _ in cases for hits in case.attempts for hit in hits}
+    return {
+        "operations": sum(map(len, runner.operations)),
+        "cases": len(cases),
+        "hit": sorted(hit),
+        "problems": [told for _, problems in cases for told in problems],
+    }
 
 
 def _controls(work: Path) -> dict[str, str | None]:
@@ -412,12 +414,20 @@ def _controls(work: Path) -> dict[str, str | None]:
     found = {}
     for name in SEEN_BY_KILLS:
         runner = Runner(work / name, REORDERED[name])
-        differs = next(
-            n for n, (ours, theirs) in enumerate(zip(right, runner.operations, strict=False)) if ours != theirs
-        )
-        cases = explore(runner, range(differs - BEFORE_IT_DIFFERS, len(runner.operations)))
-        found[name] = next((told for _, problems in cases for told in problems), None)
+        part, first = _first_difference(right, runner.operations)
+        hits = [(case, case.attempts[0][0]) for case in every_fault(runner.operations) if case.part == part]
+        cases = [case for case, hit in hits if hit.fault in KILLS and hit.index >= first - BEFORE_IT_DIFFERS]
+        found[name] = next((told for _, problems in explore(runner, cases) for told in problems), None)
     return found
+
+
+def _first_difference(right: list[list[str]], wrong: list[list[str]]) -> tuple[int, int]:
+    """The part, and the number of the operation in it, from which on a wrong store does something else."""
+    for part, entries in enumerate(zip(right, wrong, strict=True)):
+        for number, (ours, theirs) in enumerate(zip(*entries, strict=False)):
+            if ours != theirs:
+                return part, number
+    raise AssertionError("the wrong store does what the right one does")
 
 
 if __name__ == "__main__":

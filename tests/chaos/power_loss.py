@@ -17,19 +17,25 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from chaos import scenario
-from chaos.crash_points import FAST, standing_in
-from chaos.disk_model import LEDGER_FILES, Left, Moment, Recorder, Tree, states
+from chaos import condition, scenario
+from chaos.crash_points import FAST, drawn, standing_in
+from chaos.disk_model import Disk, Left, Moment, Tree, states
+from chaos.recording import LEDGER_PATH, LOG_PATH, Recorder
 from chaos.sabotage import REORDERED, Sabotage
 from reasonmill.store.commit import damaged_files
+from reasonmill.store.home import OBJECTS
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL
+from reasonmill.store.objects import QUARANTINE
 
 NEVER = 1 << 60
-CONTINUED_SHARE = 32  # the short form goes on from one state in so many
+CONTINUED_SHARE = 80  # the short form goes on from one state in so many
+SECOND_CUT_SHARE = 16  # of the states from which the run goes on, the power goes once more after one in so many
+SECOND_MOMENTS, SECOND_STATES = 3, 2  # moments when it goes, and states that are tried at each
 
 Items = tuple[tuple[str, bytes | None], ...]
 
@@ -37,66 +43,108 @@ Items = tuple[tuple[str, bytes | None], ...]
 class Judge:
     """Tells what is wrong with states, each only once; parts that states have in common are judged once, too."""
 
-    def __init__(self, work: Path, recorder: Recorder, expected: scenario.Contents) -> None:
+    def __init__(self, work: Path, recorder: Recorder, expected: list[condition.Contents]) -> None:
         self._base = work / "state"
-        self._recorder = recorder
+        self._made = set(recorder.made)
         self._expected = expected
-        self._seen: set[object] = set()
-        self._rows: dict[tuple[int, ...], scenario.Rows] = {}
-        self._objects: dict[tuple[str, Items], str | None] = {}
+        self._judged: dict[object, list[str]] = {}
+        self._ledgers: dict[tuple[bytes | None, bytes | None], tuple[condition.Rows, list[str]]] = {}
+        self._objects: dict[tuple[str, Items], list[str]] = {}
         self.num_states = 0
         self.num_continued = 0
+        self.num_second_cuts = 0
 
-    def look(self, moment: Moment, left: Left, *, continued_share: int) -> list[str]:
+    def look(self, disk: Disk, moment: Moment, left: Left, *, continued_share: int) -> list[str]:
         """What is wrong with a state, and after the run went on from it, which it does from one in so many."""
-        known = (moment.accepted, moment.ledger, moment.summaries, left.ledger, _items(left.tree))
-        if known in self._seen:
-            return []
-        self._seen.add(known)
-        self.num_states += 1
-        problems = scenario.reported(partial(self._after_the_cut, moment, left))
-        if not problems and self.num_states % continued_share == 0:
-            self.num_continued += 1
-            problems = scenario.reported(partial(self._continued, left))
-        return [f"power cut after {moment.after}: {problem}" for problem in problems]
+        known = (moment.accepted, moment.ledger, moment.summaries, moment.put_aside, _items(left.tree))
+        if known not in self._judged:
+            self.num_states += 1
+            problems = condition.reported(partial(self._after_the_cut, disk, moment, left))
+            if not problems and self.num_states % continued_share == 0:
+                self.num_continued += 1
+                problems = condition.reported(partial(self._continued, moment, left))
+                if self.num_continued % SECOND_CUT_SHARE == 1:
+                    problems = [*problems, *condition.reported(partial(self._cut_again, moment, left))]
+            self._judged[known] = [f"power cut after {moment.after}: {problem}" for problem in problems]
+        return self._judged[known]
 
-    def _after_the_cut(self, moment: Moment, left: Left) -> Iterator[str]:
-        tree = left.tree
-        has_ledger = f"{scenario.PLACE}/{LEDGER_FILES[0]}" in tree
-        found = scenario.Contents(
-            self._ledger_rows(left) if has_ledger else {},
-            {name: self._damaged(name, _below(tree, f"objects/{name}")) for name in _children(tree, "objects")},
+    def _after_the_cut(self, disk: Disk, moment: Moment, left: Left) -> Iterator[str]:
+        found = self._contents(left.tree)
+        yield from condition.wrong(found)
+        if found.rows not in [state.rows for state in disk.ledger[moment.accepted :]]:
+            yield "the ledger lacks what it had accepted, or has what it had not"
+        promised, newest = moment.summaries
+        if found.views.get(f"{scenario.RUN}/{scenario.SUMMARY}") not in disk.summaries[promised : newest + 1]:
+            yield "the summary is not the one that was promised, or a newer one"
+        for name in sorted(moment.put_aside - set(_children(left.tree, QUARANTINE))):
+            yield f"{name} is not in the quarantine any more"
+
+    def _contents(self, tree: Tree) -> condition.Contents:
+        rows, row_damage = self._ledger(tree.get(LEDGER_PATH), tree.get(LOG_PATH))
+        quarantined = [data for data in _below(tree, QUARANTINE).values() if data is not None]
+        return condition.Contents(
+            rows,
+            tree.get(LEDGER_PATH),
+            tree.get(LOG_PATH),
+            tree.get(f"{scenario.PLACE}/{SEAL}"),
+            row_damage,
+            self._objects_of(tree, OBJECTS),
+            self._objects_of(tree, BACKUPS),
             {
                 name: data
                 for name, data in _below(tree, "runs").items()
                 if not name.startswith(".") and "/." not in name
             },
+            {scenario.content_digest(data) for data in quarantined},
+            [mark for name, data in tree.items() if "/" not in name for mark in condition.marks_in(data)],
         )
-        yield from scenario.damage(found)
-        recorder = self._recorder
-        if found.rows not in [state.rows for state in recorder.ledger[moment.accepted :]]:
-            yield "the ledger lacks what it had accepted, or has what it had not"
-        promised, newest = moment.summaries
-        if found.views.get(f"{scenario.RUN}/{scenario.SUMMARY}") not in recorder.summaries[promised : newest + 1]:
-            yield "the summary is not the one that was promised, or a newer one"
 
-    def _ledger_rows(self, left: Left) -> scenario.Rows:
-        if left.ledger not in self._rows:
-            files = {name: left.tree.get(f"{scenario.PLACE}/{name}") for name in LEDGER_FILES}
-            with self._laid_out({name: data for name, data in files.items() if data is not None}) as directory:
-                self._rows[left.ledger] = scenario.ledger_rows(directory)
-        return self._rows[left.ledger]
+    def _ledger(self, ledger: bytes | None, log: bytes | None) -> tuple[condition.Rows, list[str]]:
+        if (ledger, log) not in self._ledgers:
+            files = {name: data for name, data in ((LEDGER, ledger), (condition.LOG, log)) if data is not None}
+            with self._laid_out(files) as directory:
+                self._ledgers[ledger, log] = condition.look_at_ledger(directory)
+        return self._ledgers[ledger, log]
 
-    def _damaged(self, name: str, files: Tree) -> str | None:
+    def _objects_of(self, tree: Tree, place: str) -> dict[str, list[str]]:
+        objects: dict[str, Tree] = {}
+        for path, data in _below(tree, place).items():
+            name, _, below = path.partition("/")
+            objects.setdefault(name, {})
+            if below:
+                objects[name][below] = data
+        return {name: self._damaged(name, files) for name, files in objects.items()}
+
+    def _damaged(self, name: str, files: Tree) -> list[str]:
         known = (name, _items(files))
         if known not in self._objects:
             with self._laid_out(files) as directory:
-                self._objects[known] = next(iter(damaged_files(directory, name)), None)
+                self._objects[known] = damaged_files(directory, name)
         return self._objects[known]
 
-    def _continued(self, left: Left) -> Iterator[str]:
+    def _continued(self, moment: Moment, left: Left) -> Iterator[str]:
+        parts, expected = range(moment.part, moment.part + 1), self._expected[moment.part]
         with self._laid_out(left.tree) as base:
-            yield from scenario.continued(base / scenario.PLACE, self._expected, frozenset(self._recorder.made))
+            yield from condition.continued(base / scenario.PLACE, parts, expected, frozenset(self._made))
+
+    def _cut_again(self, moment: Moment, left: Left) -> Iterator[str]:
+        """What is wrong if the power goes once more while the run goes on from a state, at some moments of that."""
+        with self._laid_out(left.tree) as base:
+            recorder = Recorder(base, moment.part)
+            for name in left.tree:
+                recorder.rot(base / name)  # by now it is certain
+            with standing_in(recorder):
+                scenario.carry_out(base / scenario.PLACE, range(moment.part, moment.part + 1), recorder.rot)
+        self._made |= recorder.made
+        disk = Disk(recorder.events, recorder.ledger)
+        for number in drawn(f"{moment.after} {moment.num_changes}", len(disk.moments), SECOND_MOMENTS):
+            second = disk.moments[number]
+            possible = list(states(disk, second))
+            for place in drawn(f"{second.after} {second.num_changes}", len(possible), SECOND_STATES):
+                self.num_second_cuts += 1
+                problems = list(self._after_the_cut(disk, second, possible[place]))
+                problems = problems or list(self._continued(second, possible[place]))
+                yield from (f"and again after {second.after}: {problem}" for problem in problems)
 
     @contextmanager
     def _laid_out(self, tree: Tree) -> Iterator[Path]:
@@ -126,30 +174,27 @@ def _children(tree: Tree, directory: str) -> list[str]:
     return [path for path in _below(tree, directory) if "/" not in path]
 
 
-def record(
-    work: Path, *, forgotten: str | None = None, sabotage: Sabotage | None = None
-) -> tuple[Recorder, scenario.Contents]:
-    """Runs the scenario under the recording layer; also returns what its home holds in the end."""
+def record(work: Path, sabotage: Sabotage | None = None) -> tuple[Recorder, list[condition.Contents]]:
+    """Carries out the scenario under the recording layer; also returns what its home holds after each part."""
     base = work / "recorded"
     home = base / scenario.PLACE
     base.mkdir(parents=True)
-    recorder = Recorder(base, home, forgotten)
-    with standing_in(sabotage(recorder) if sabotage else recorder):
-        scenario.carry_out(home)
-    expected = scenario.contents(home)
+    recorder = Recorder(base)
+    expected = []
+    for part in scenario.ALL:
+        recorder.part = part
+        with standing_in(sabotage(recorder) if sabotage else recorder):
+            scenario.carry_out(home, range(part, part + 1), recorder.rot)
+        expected.append(condition.contents(home, range(part + 1)))
     shutil.rmtree(base)
     return recorder, expected
 
 
-def problems_of(
-    work: Path, wrong: Recorder, expected: scenario.Contents, is_right: Callable[[int], bool]
-) -> Iterator[str]:
+def problems_of(judge: Judge, wrong: Disk, first: int) -> Iterator[str]:
     """What is wrong after power cuts with a wrong store, from the operation on that is not right."""
-    judge = Judge(work, wrong, expected)
-    first = next(number for number in range(len(wrong.moments)) if not is_right(number))
     for moment in wrong.moments[first:]:
         for left in states(wrong, moment):
-            yield from judge.look(moment, left, continued_share=NEVER)
+            yield from judge.look(wrong, moment, left, continued_share=NEVER)
 
 
 def main() -> int:
@@ -168,28 +213,36 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
     number, parts = map(int, part.split("/"))
     recorder, expected = record(work)
     judge = Judge(work, recorder, expected)
+    disk = Disk(recorder.events, recorder.ledger)
     problems = []
-    for moment in recorder.moments[number - 1 :: parts]:
-        for left in states(recorder, moment):
-            problems += judge.look(moment, left, continued_share=1 if long else CONTINUED_SHARE)
-    return {"states": judge.num_states, "continued": judge.num_continued, "problems": problems}
+    for moment in disk.moments[number - 1 :: parts]:
+        for left in states(disk, moment):
+            problems += judge.look(disk, moment, left, continued_share=1 if long else CONTINUED_SHARE)
+    return {
+        "moments": len(disk.moments[number - 1 :: parts]),
+        "states": judge.num_states,
+        "continued": judge.num_continued,
+        "second cuts": judge.num_second_cuts,
+        "problems": problems,
+    }
 
 
 def _controls(work: Path) -> dict[str, str | None]:
     """The first problem that each wrong store shows: without one fsync, or with its operations in another order."""
-    right = [moment.after for moment in record(work / "right")[0].moments]
-    names = [name for name in dict.fromkeys(right) if name.startswith(("fsync", "commit "))]
+    recorder, expected = record(work)
+    judge = Judge(work, recorder, expected)
+    right = [moment.after for moment in Disk(recorder.events, recorder.ledger).moments]
     found = {}
-    for name in names:
-        if not name.startswith("commit unsynced"):
-            wrong, expected = record(work / name, forgotten=name)
-            problems = problems_of(work / name, wrong, expected, lambda number, name=name: right[number] != name)
-            found[f"without: {name}"] = next(problems, None)
+    for label in dict.fromkeys(right):
+        if label.startswith(("fsync", "commit ")) and not label.startswith("commit unsynced"):
+            wrong = Disk(recorder.events, recorder.ledger, label)
+            found[f"without: {label}"] = next(problems_of(judge, wrong, right.index(label)), None)
     for name, sabotage in REORDERED.items():
-        wrong, expected = record(work / name, sabotage=sabotage)
+        recorder, expected = record(work / name, sabotage)
+        wrong = Disk(recorder.events, recorder.ledger)
         done = [moment.after for moment in wrong.moments]
-        problems = problems_of(work / name, wrong, expected, lambda number, done=done: right[number] == done[number])
-        found[name] = next(problems, None)
+        first = next(n for n, (ours, theirs) in enumerate(zip(right, done, strict=False)) if ours != theirs)
+        found[name] = next(problems_of(Judge(work / name, recorder, expected), wrong, first), None)
     return found
 
 

@@ -3,13 +3,17 @@
 Each takes what performs an operation and gives what performs it wrongly; only tests put it in the store's way.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from reasonmill.store.commit import MANIFEST
+from reasonmill.store.commit import MANIFEST, file_digest
 from reasonmill.store.disk import Operation
 from reasonmill.store.home import OBJECTS
+from reasonmill.store.ledger_backup import LEDGER, SEAL, encode_seal, read_seal
+
+NEW_SEAL = f".{SEAL}.tmp"  # on its way to its name
 
 Around = Callable[[Operation, Callable[[], object]], None]
 Sabotage = Callable[[Around], Around]
@@ -64,21 +68,25 @@ def commit_before_object(perform_right: Around) -> Around:
     kept: list[Path] = []  # what the store removes, because it believes that it has been renamed
 
     def around(operation: Operation, perform: Callable[[], object]) -> None:
-        target = operation.target
-        # Backups of the ledger are objects, too, of which it does not speak.
-        is_spoken_of = operation.name == "rename object" and target is not None and target.parent.name == OBJECTS
-        if is_spoken_of and target is not None and not target.exists():
+        if _is_new_object(operation):
             late.append((operation, perform))
             kept.append(operation.path)
         elif operation.what == "unfinished object" and any(operation.path.is_relative_to(path) for path in kept):
             pass
         elif operation.verb == "commit" and late:
             perform_right(operation, perform)
-            perform_right(*late.pop())
+            while late:
+                perform_right(*late.pop(0))
         else:
             perform_right(operation, perform)
 
     return around
+
+
+def _is_new_object(operation: Operation) -> bool:
+    if operation.name != "rename object" or operation.target is None:
+        return False
+    return operation.target.parent.name == OBJECTS and not operation.target.exists()
 
 
 def view_in_place(perform_right: Around) -> Around:
@@ -98,15 +106,61 @@ def view_in_place(perform_right: Around) -> Around:
     return around
 
 
+def seal_before_close(perform_right: Around) -> Around:
+    """The ledger's seal says that it is closed before its log is moved into it."""
+
+    def around(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.verb == "empty log":
+            home = operation.path.parent
+            seal = read_seal(home)
+            assert seal is not None
+            path, temporary = home / SEAL, home / NEW_SEAL
+            data = encode_seal(replace(seal, ledger=file_digest(operation.path)))
+            perform_right(Operation("write", "view", temporary, data=data), lambda: temporary.write_bytes(data))
+            perform_right(Operation("fsync", "view", temporary), lambda: None)
+            perform_right(Operation("replace", "view", temporary, path), lambda: temporary.replace(path))
+            perform_right(Operation("fsync directory", "views", home), lambda: None)
+        perform_right(operation, perform)
+
+    return around
+
+
+def seal_stays_closed(perform_right: Around) -> Around:
+    """The ledger's seal says that it is closed while a writer has it open."""
+    skipped: list[str] = []  # the rest of what opens the seal
+
+    def around(operation: Operation, perform: Callable[[], object]) -> None:
+        home = operation.path.parent
+        if operation.path.name == NEW_SEAL and operation.verb == "write" and (home / SEAL).exists():
+            assert operation.data is not None
+            if json.loads(operation.data.splitlines()[0])["ledger"] is None and is_closed(home):
+                skipped[:] = ["fsync view", "replace view", "fsync directory views"]
+                return
+        if skipped and operation.name == skipped[0]:
+            del skipped[0]
+            return
+        perform_right(operation, perform)
+
+    def is_closed(home: Path) -> bool:
+        seal = read_seal(home)
+        return seal is not None and seal.ledger == file_digest(home / LEDGER)
+
+    return around
+
+
 REORDERED: dict[str, Sabotage] = {
     "the manifest is not last": manifest_after_rename,
     "the rename comes before the fsync": rename_before_fsync,
     "the ledger's commit comes before the object": commit_before_object,
     "the view is written in place": view_in_place,
+    "the seal is closed before the ledger": seal_before_close,
+    "the seal stays closed while the ledger is open": seal_stays_closed,
 }
 # What needs no power cut to do harm: a kill is enough.
 SEEN_BY_KILLS = [
     "the manifest is not last",
     "the ledger's commit comes before the object",
     "the view is written in place",
+    "the seal is closed before the ledger",
+    "the seal stays closed while the ledger is open",
 ]

@@ -1,86 +1,171 @@
-"""A small run on the store alone: two stages with steps, states, artifacts and views, and what must hold of its home.
+"""A small run on the store alone, in parts between which the disk rots.
 
 It does what the pipeline and the training loops do, in their order, with a hash in the place of a model: the weights
 after a step depend on the weights before it and on the step's groups, so that a lost state, a lost group or one that
 is used twice changes all that comes after. Started again on a home that a crash left behind, it goes on like they do.
+
+Damage is done to a home at rest, when a part begins, and once: a mark beside the home says that it is done, also to a
+process that starts again after a crash. So a part that begins with damage is a recovery, which can be cut off anywhere.
 """
 
-import contextlib
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import closing
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from reasonmill.errors import StoreError
-from reasonmill.store.commit import damaged_files, replace_directory, replace_file
-from reasonmill.store.home import Home
+from reasonmill.store.accounts import account
+from reasonmill.store.commit import replace_directory, replace_file
+from reasonmill.store.garbage import collect_garbage
+from reasonmill.store.groups import GROUPS_FILE
+from reasonmill.store.home import OBJECTS, Home
+from reasonmill.store.incidents import Incident
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
+from reasonmill.store.objects import QUARANTINE
 from reasonmill.store.steps import committed_groups, forget_state, latest_state
-from reasonmill.store.views import damaged_views, view_digests
+from reasonmill.store.views import RUNS, damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
 RUN = "small"
 SUMMARY, MODEL = "summary.json", "model"
-STEPS = {"first": 4, "trial": 1, "second": 2}
+WEIGHTS = "parts/weights"
+STEPS = {"first": 2, "trial": 1, "second": 5}
 FORGOTTEN = "trial"
+STOPPED = 2  # steps of the last stage
 VERDICTS = "key-first/verdicts"
 STATE_EVERY = 2  # so that a step's groups are replayed, too
 KEPT_STATES = 1
 BASE = Artifact(hashlib.blake2b(b"base", digest_size=32).hexdigest(), "base", "import", (), "", {})
 CONFIG = b'{"layers": 1}'
+LOG = SIDE_FILES[0]
 # Where the home is, below a directory that exists: its parent is made, too.
 PLACE = "mills/home"
 
-# Columns that differ between runs: times, and seals, which cover them.
-TIMES = ("started_s", "created_s", "finished_s", "at_s", "seal")
-
-Rows = dict[str, list[tuple[Any, ...]]]
+OnRot = Callable[[Path], None]  # is told of each file that changed without the store
 
 
-def carry_out(home_path: Path) -> None:
-    """Runs the scenario to its end, from wherever the home is."""
+class Mark(NamedTuple):
+    """A file of the home that was damaged, and the digest of what it holds instead."""
+
+    file: str
+    digest: str
+
+
+def carry_out(home_path: Path, parts: range, on_rot: OnRot = lambda path: None) -> None:
+    """Carries out these parts, the first of them from wherever the home is."""
+    for part in parts:
+        work, damage = PARTS[part]
+        mark = mark_of(home_path, part)
+        if damage is not None and not mark.exists():
+            changed = list(damage(home_path))
+            damaged = [name for name in changed if (home_path / name).exists() and not is_leftover(name)]
+            marks = [Mark(name, content_digest((home_path / name).read_bytes())) for name in damaged]
+            mark.write_text(json.dumps(marks))
+            for name in changed:
+                on_rot(home_path / name)
+            on_rot(mark)
+        work(home_path)
+
+
+def mark_of(home_path: Path, part: int) -> Path:
+    """The file beside the home that says what was damaged before a part."""
+    return home_path.parents[1] / f"damage-{part}"
+
+
+@lru_cache(maxsize=4096)
+def content_digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def is_leftover(name: str) -> bool:
+    """Whether this is on its way to a view: of no worth, and no damage."""
+    return name.startswith(f"{RUNS}/{RUN}/.")
+
+
+# What the run does
+
+
+def begin(home_path: Path) -> None:
+    """Two stages, and a last one that is stopped on its way."""
     with Home.open(home_path) as home:
-        if home.ledger.runs() == []:
-            home.ledger.register(BASE)
-        weights, parent = "base", BASE
-        for number, name in enumerate(STEPS):
-            keys = [(stage, "train", f"key-{stage}") for stage in list(STEPS)[: number + 1]]
-            home.ledger.begin_run(RUN, {"seed": 0}, keys)
-            parent = _finish(home, name, weights, parent)
-            weights = (home.objects.path(parent.digest) / "parts" / "weights").read_text()
-            publish(home, parent)
-        # As is done with verdicts of a judge that are damaged.
-        home.ledger.commit_step(VERDICTS, 0, parent.digest)
+        _run(home, stop_after=STOPPED)
+
+
+def finish_beside_a_reader(home_path: Path) -> None:
+    """The rest. Then a stage counts as not finished, as one does whose object is gone, and verdicts are forgotten, as
+    is done with damaged ones."""
+    with Home.open(home_path) as home:
+        last = _run(home)
+        home.ledger.commit_step(VERDICTS, 0, last.digest)
         home.ledger.forget_step(VERDICTS, 0)
-        # As the pipeline does with a stage whose object is gone.
-        if home.ledger.stage(f"key-{FORGOTTEN}") is not None:
-            home.ledger.forget_stage(f"key-{FORGOTTEN}")
-    # Once more, as the command does that finds everything finished.
+        home.ledger.forget_stage(f"key-{FORGOTTEN}")
+        reader = Home.open(home_path, write=False)
+        reader.ledger.runs()
+    reader.close()
+
+
+def run_and_clean_up(home_path: Path) -> None:
+    """The same recipe again; then garbage, as runs leave it that are cut off, which is collected."""
     with Home.open(home_path) as home:
-        assert home.ledger.stage(f"key-{name}") is not None
+        _run(home)
+        home.objects.put(partial(write_model, "needed by nobody"))
+        # A process that ends between a stage's commit and this one's removal leaves such a state.
+        home.ledger.commit_state("key-first", STEPS["first"], home.objects.put(partial(write_model, "idle")))
+    collect_garbage(home_path)
 
 
-def _finish(home: Home, name: str, weights: str, parent: Artifact) -> Artifact:
+def _run(home: Home, stop_after: int | None = None) -> Artifact:
+    """What a run does, whose last stage is stopped after so many steps, if any; returns what it has come to."""
+    home.tell_incidents(lambda text: None)
+    if home.ledger.runs() == []:
+        home.ledger.register(BASE)
+    weights, parent = "base", BASE
+    for number, name in enumerate(STEPS):
+        home.ledger.begin_run(
+            RUN, {"seed": 0}, [(stage, "train", f"key-{stage}") for stage in list(STEPS)[: number + 1]]
+        )
+        limit = stop_after if number == len(STEPS) - 1 else None
+        artifact = _committed(home, name) or _finished(home, name, weights, parent, limit)
+        if artifact is None:
+            break
+        for step, digest in home.ledger.states(f"key-{name}"):
+            forget_state(home, f"key-{name}", step, digest)
+        parent, weights = artifact, (home.objects.path(artifact.digest) / WEIGHTS).read_text()
+        publish(home, parent)
+    return parent
+
+
+def _committed(home: Home, name: str) -> Artifact | None:
+    """A stage as the ledger has it, unless it has lost an object."""
     key = f"key-{name}"
     record = home.ledger.stage(key)
-    if record is not None and home.objects.sound_path(record.artifact.digest, instead="it is made again") is None:
-        home.ledger.forget_stage(key)
-        record = None
     if record is None:
-        home.ledger.begin_stage(key, "a machine")
-        weights = _train(home, key, STEPS[name], weights)
-        digest = home.objects.put(partial(write_model, weights))
-        artifact = Artifact(digest, "model", name, (parent.digest,), "", {"length": len(weights)})
-        home.ledger.commit_stage(
-            key=key, run=RUN, name=name, kind="train", artifact=artifact, seconds=0.0, tokens=STEPS[name]
-        )
-        home.back_up_ledger()
-    else:
-        artifact = record.artifact
-    for step, digest in home.ledger.states(key):
-        forget_state(home, key, step, digest)
+        return None
+    groups = [digest for _, digest in home.ledger.steps(key) if digest is not None]
+    sound = [home.objects.sound_path(it, instead="it is made again") for it in (record.artifact.digest, *groups)]
+    if None in sound:
+        home.ledger.forget_stage(key)
+        return None
+    return record.artifact
+
+
+def _finished(home: Home, name: str, weights: str, parent: Artifact, limit: int | None) -> Artifact | None:
+    key = f"key-{name}"
+    home.ledger.begin_stage(key, "a machine")
+    weights = _train(home, key, STEPS[name] if limit is None else limit, weights)
+    if limit is not None:
+        return None
+    digest = home.objects.put(partial(write_model, weights))
+    artifact = Artifact(digest, "model", name, (parent.digest,), "", {"length": len(weights)})
+    home.ledger.commit_stage(
+        key=key, run=RUN, name=name, kind="train", artifact=artifact, seconds=0.0, tokens=STEPS[name]
+    )
+    home.back_up_ledger()
     return artifact
 
 
@@ -88,13 +173,14 @@ def _train(home: Home, key: str, steps: int, weights: str) -> str:
     start = 0
     latest = latest_state(home, key)
     if latest is not None:
-        start, directory = latest
-        weights = (directory / "parts" / "weights").read_text()
+        start, path = latest
+        weights = (path / WEIGHTS).read_text()
     for step in range(start, steps):
         groups = committed_groups(home, key, step, partial(sample, key, step, weights))
         weights = blake2b(weights, repr(groups))
-        home.ledger.record_metrics(key, step, {"reward/mean": groups[0].rollouts[0].grade.reward or 0.0})
-        # The last state is the very object that the stage makes: it must outlive the states.
+        reward = groups[0].rollouts[0].grade.reward or 0.0
+        home.ledger.record_metrics(key, step, {"reward/mean": reward, **account(groups, step, compared=False)})
+        # The last state of the first stage is the very object that the stage makes: it must outlive the states.
         if (step + 1) % STATE_EVERY == 0:
             home.ledger.commit_state(key, step + 1, home.objects.put(partial(write_model, weights)))
             for old_step, old_digest in home.ledger.states(key)[:-KEPT_STATES]:
@@ -114,15 +200,18 @@ def write_model(weights: str, directory: Path) -> None:
     """Two files, one of them in a directory below."""
     (directory / "config.json").write_bytes(CONFIG)
     (directory / "parts").mkdir()
-    (directory / "parts" / "weights").write_text(weights)
+    (directory / WEIGHTS).write_text(weights)
 
 
 def publish(home: Home, artifact: Artifact) -> None:
     """Makes the run's views show the artifact, unless they do."""
-    directory = home.run_dir(RUN)
-    recorded = home.ledger.views(RUN)
-    is_whole = recorded and not damaged_views(directory, recorded)
-    if is_whole and json.loads((directory / SUMMARY).read_text())["model"] == artifact.digest:
+    directory, recorded = home.run_dir(RUN), home.ledger.views(RUN)
+    damaged = damaged_views(directory, recorded)
+    for name in damaged:
+        home.report(Incident(f"{RUNS}/{RUN}/{name}", recorded[name], "is damaged", "it is written again", time.time()))
+    is_whole = bool(recorded) and not damaged
+    shown = json.loads((directory / SUMMARY).read_text())["model"] if is_whole else None
+    if shown == artifact.digest:
         return
     home.ledger.record_views(RUN, {})
     replace_directory(directory / MODEL, home.objects.path(artifact.digest))
@@ -140,137 +229,81 @@ def whole_models() -> Iterator[dict[str, bytes | None]]:
     for name, steps in STEPS.items():
         for step in range(steps):
             weights = blake2b(weights, repr(sample(f"key-{name}", step, weights)))
-        yield {"": None, "/config.json": CONFIG, "/parts": None, "/parts/weights": weights.encode()}
+        yield {"": None, "/config.json": CONFIG, "/parts": None, f"/{WEIGHTS}": weights.encode()}
 
 
 MODELS = list(whole_models())
 
 
-# What must hold
+# What the disk does, and once the user; each yields what it changed
 
 
-class Contents(NamedTuple):
-    """All that a home holds.
+def rot_of_the_closed_ledger(home: Path) -> Iterator[str]:
+    """A byte that SQLite does not look at, a log that is none, and the last backup. The user removes the quarantine."""
+    seal = read_seal(home)
+    assert seal is not None
+    yield flip(home, LEDGER)
+    (home / LOG).write_bytes(b"no log" * 16)
+    yield LOG
+    yield flip(home, f"{BACKUPS}/{seal.backups[0]}/{LEDGER}")
+    (home / QUARANTINE).rmdir()
+    yield QUARANTINE
 
-    `rows` are those of the ledger without times, `objects` has the first file of each object that is not whole, or
-    None, and `views` what is below runs/ for somebody to look at; what is half made has a name that begins with a dot.
+
+def rot_of_what_is_going_on(home: Path) -> Iterator[str]:
+    """The only state of a stage that is not finished, groups that it was trained on, a view, and the last backup."""
+    with closing(Ledger(home / LEDGER, write=False, is_final=True)) as ledger:
+        state, groups = ledger.states("key-second")[-1][1], ledger.step_groups("key-second", 1)
+    seal = read_seal(home)
+    assert seal is not None
+    yield flip(home, f"{OBJECTS}/{state}/{WEIGHTS}")
+    yield truncate(home, f"{OBJECTS}/{groups}/{GROUPS_FILE}")
+    yield flip(home, f"{RUNS}/{RUN}/{SUMMARY}")
+    yield flip(home, f"{BACKUPS}/{seal.backups[0]}/{LEDGER}")
+
+
+def rot_of_the_seal_a_row_and_all_objects(home: Path) -> Iterator[str]:
+    """A digit of the ledger, which only the seal of its row shows then, and a file of each object.
+
+    And what a writer of views left.
     """
-
-    rows: Rows
-    objects: dict[str, str | None]
-    views: dict[str, bytes | None]
-
-
-def contents(home_path: Path) -> Contents:
-    return Contents(ledger_rows(home_path), objects_of(home_path / "objects"), views_of(home_path / "runs"))
-
-
-def ledger_rows(home_path: Path) -> Rows:
-    """Rows of all tables without their times; no rows where there is no ledger, or one that was only just begun."""
-    path = home_path / "ledger.sqlite"
-    if not path.exists():
-        return {}
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        rows: Rows = {}
-        for table in sorted(tables):
-            columns = [column[1] for column in database.execute(f"PRAGMA table_info({table})")]
-            kept = ", ".join(column for column in columns if column not in TIMES)
-            rows[table] = sorted(database.execute(f"SELECT {kept} FROM {table}").fetchall(), key=repr)
-    return rows
+    yield flip(home, SEAL)
+    with closing(sqlite3.connect(home / LEDGER)) as database, database:
+        database.execute("UPDATE steps SET metrics = replace(metrics, '0.', '1.') WHERE step = 1")
+    yield LEDGER
+    for number, directory in enumerate(sorted((home / OBJECTS).iterdir())):
+        files = sorted(path.relative_to(home).as_posix() for path in directory.rglob("*") if path.is_file())
+        yield (flip, truncate)[number % 2](home, files[number % len(files)])
+    views = home / RUNS / RUN
+    (views / f".{MODEL}.new").mkdir()
+    (views / f".{MODEL}.new" / "config.json").write_bytes(CONFIG)
+    (views / f".{SUMMARY}.tmp").write_bytes(b"{")
+    yield from (f"{RUNS}/{RUN}/.{name}" for name in (f"{MODEL}.new/config.json", f"{SUMMARY}.tmp"))
 
 
-def objects_of(directory: Path) -> dict[str, str | None]:
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return {name: next(iter(damaged_files(directory / name, name)), None) for name in names}
+def flip(home: Path, name: str) -> str:
+    """Changes a bit; in a ledger it is one of those in its header that are kept for later versions of SQLite."""
+    data = bytearray((home / name).read_bytes())
+    data[min(80, len(data) // 2)] ^= 1
+    (home / name).write_bytes(data)
+    return name
 
 
-def views_of(directory: Path) -> dict[str, bytes | None]:
-    """None stands for a directory."""
-    paths = list(directory.rglob("*")) if directory.is_dir() else []
-    names = {path: path.relative_to(directory).as_posix() for path in paths}
-    return {
-        name: path.read_bytes() if path.is_file() else None
-        for path, name in names.items()
-        if not any(part.startswith(".") for part in name.split("/"))
-    }
+def truncate(home: Path, name: str) -> str:
+    data = (home / name).read_bytes()
+    (home / name).write_bytes(data[: len(data) // 2])
+    return name
 
 
-def referred(rows: Rows) -> set[str]:
-    """Digests of the objects that the ledger says are there: artifacts but for bases, groups and states."""
-    groups = {row[2] for row in rows.get("steps", []) if row[2] is not None}
-    states = {row[2] for row in rows.get("states", [])}
-    return _artifacts(rows) | groups | states
+class Part(NamedTuple):
+    work: Callable[[Path], None]
+    damage: Callable[[Path], Iterator[str]] | None = None  # before the work
 
 
-def damage(found: Contents) -> Iterator[str]:
-    """What is wrong with a home that a crash left, one line each, whatever the run had come to."""
-    for name, damaged in sorted(found.objects.items()):
-        if damaged is not None:
-            yield f"object {name[:12]} is not whole: {damaged}"
-    for digest in sorted(referred(found.rows) - found.objects.keys()):
-        yield f"the ledger refers to object {digest[:12]}, which is not there"
-    summary = found.views.get(f"{RUN}/{SUMMARY}")
-    if summary is not None:
-        try:
-            json.loads(summary)
-        except ValueError:
-            yield "the summary is torn"
-    # Half a model in its place would never be made again.
-    place = f"{RUN}/{MODEL}"
-    model = {name.removeprefix(place): data for name, data in found.views.items() if name.startswith(place)}
-    if model and model not in MODELS:
-        yield "the view of the model is not whole"
-
-
-def incidents(found: Contents) -> set[str]:
-    """Of which objects and files damage was told.
-
-    A process that ended before it had dealt with damage leaves an object damaged, or missing: that is told once more.
-    """
-    return {"/".join(row[1].split("/")[:2]) for row in found.rows.get("incidents", [])}
-
-
-def unfinished(home_path: Path, expected: Contents, known_objects: frozenset[str]) -> Iterator[str]:
-    """How a home differs from one whose run was not interrupted, after the run went on to its end.
-
-    An object that was forgotten and not yet removed may be left over; it must be one that the run had made.
-    """
-    found = contents(home_path)
-    if incidents(found) != incidents(expected):
-        yield f"incidents are of {sorted(incidents(found))} and not of {sorted(incidents(expected))}"
-    for table in sorted((found.rows.keys() | expected.rows.keys()) - {"incidents"}):
-        if found.rows.get(table) != expected.rows.get(table):
-            yield f"table {table} is {found.rows.get(table)} and not {expected.rows.get(table)}"
-    missing, foreign = expected.objects.keys() - found.objects.keys(), found.objects.keys() - known_objects
-    if missing or foreign:
-        yield f"objects {sorted(missing)} are missing, and the run did not make {sorted(foreign)}"
-    if found.views != expected.views:
-        yield f"the views are {found.views} and not {expected.views}"
-    leftovers = [path.name for path in (home_path / "tmp").iterdir()]
-    leftovers += [path.name for path in (home_path / "runs" / RUN).iterdir() if path.name.startswith(".")]
-    if leftovers:
-        yield f"left over: {leftovers}"
-
-
-def continued(home_path: Path, expected: Contents, known_objects: frozenset[str]) -> Iterator[str]:
-    """What is wrong after the run goes on from where a crash left it, to its end."""
-    try:
-        carry_out(home_path)
-    except (StoreError, OSError, sqlite3.Error, AssertionError) as error:
-        yield f"the run can't go on: {error!r}"
-        return
-    yield from damage(contents(home_path))
-    yield from unfinished(home_path, expected, known_objects)
-
-
-def reported(find: Callable[[], Iterator[str]]) -> list[str]:
-    """All problems that `find` yields; an error of its own is one, too."""
-    try:
-        return list(find())
-    except Exception as error:
-        return [f"the home can't be looked at: {error!r}"]
-
-
-def _artifacts(rows: Rows) -> set[str]:
-    return {row[1] for row in rows.get("artifacts", []) if row[2] != "base"}
+PARTS = (
+    Part(begin),
+    Part(begin, rot_of_the_closed_ledger),
+    Part(finish_beside_a_reader, rot_of_what_is_going_on),
+    Part(run_and_clean_up, rot_of_the_seal_a_row_and_all_objects),
+)
+ALL = range(len(PARTS))

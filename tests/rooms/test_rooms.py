@@ -53,7 +53,7 @@ CHANGES = {
     *("pwrite", "sendfile", "copyfile", "copytree", "copy2", "rmtree", "move", "make_archive", "O_CREAT", "O_TRUNC"),
     *("O_APPEND", "O_WRONLY", "mkstemp", "mkdtemp", "NamedTemporaryFile"),
 }
-STATEMENT = re.compile(r"COMMIT|END|PRAGMA (JOURNAL_MODE =|SYNCHRONOUS).*", re.IGNORECASE)
+STATEMENT = re.compile(r"COMMIT|END|VACUUM.*|PRAGMA (JOURNAL_MODE =|SYNCHRONOUS|WAL_CHECKPOINT).*", re.IGNORECASE)
 
 
 def room_of(path: Path, source: Path) -> str:
@@ -183,6 +183,7 @@ def test_these_rooms_do_not_even_load_torch(module: str) -> None:
         ("store/home.py", "os.open(path, os.O_RDWR | os.O_CREAT)"),
         ("store/ledger.py", "database.execute('commit')"),
         ("store/ledger.py", "database.execute(f'PRAGMA synchronous = {level}')"),
+        ("store/ledger.py", "database.execute('PRAGMA wal_checkpoint (TRUNCATE)')"),
         ("mill/pipeline.py", "import shutil\nshutil.rmtree(old)"),
     ],
 )

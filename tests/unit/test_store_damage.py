@@ -8,10 +8,12 @@ import pytest
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
+from reasonmill.store.commit import replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, SEAL, read_seal
 from reasonmill.store.ledger_schema import TABLES
+from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
 
 
@@ -106,6 +108,27 @@ def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
     assert (kept / LEDGER).read_bytes() == broken if broken is not None else not (kept / LEDGER).exists()
     with Home.open(path) as home:
         assert len(home.ledger.incidents()) == 1
+
+
+def test_views_that_are_not_what_the_backup_says_are_told_and_forgotten(path: Path) -> None:
+    with Home.open(path) as home:
+        home.ledger.begin_run("other", {}, [])
+        for content in (b"old", b"new"):
+            for run in ("r", "other"):
+                if run == "r" or content == b"old":
+                    replace_file(home.run_dir(run) / "summary.json", content)
+                    home.ledger.record_views(run, view_digests(home.run_dir(run), ["summary.json"]))
+            home.back_up_ledger()
+    closed = read_seal(path)
+    assert closed is not None
+    flip(path / LEDGER)
+    flip(path / "backups" / closed.backups[0] / LEDGER)
+    with Home.open(path) as home:
+        assert fell_back(home)
+        told = "runs/r/summary.json is damaged, or newer than the backup of the ledger; it is written again"
+        assert told in told_by(home)
+        assert home.ledger.views("r") == {}
+        assert home.ledger.views("other").keys() == {"summary.json"}
 
 
 def test_the_ledger_of_a_killed_writer_is_checked_and_falls_back_to_its_last_backup(path: Path) -> None:

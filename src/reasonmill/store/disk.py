@@ -28,6 +28,7 @@ Verb = Literal[
     "start log",
     "commit",
     "commit unsynced",
+    "empty log",
     "close",
 ]
 
@@ -37,7 +38,7 @@ class Operation:
     """One change of the disk: what is done, for what, and where.
 
     `path` is the file or directory that is changed, and `target` its new name where it gets one. `data` are the bytes
-    of a write. An operation that a library does (`fill`, `commit`, `start log`, `close`) counts as one.
+    of a write. An operation that a library does (`fill`, `commit`, `empty log` and the like) counts as one.
     """
 
     verb: Verb
@@ -136,6 +137,21 @@ def commit(database: sqlite3.Connection, path: Path, what: str, *, synced: bool)
     """Commits the transaction that `begin` began, with the same `synced`."""
     operation = Operation("commit" if synced else "commit unsynced", what, path)
     around(operation, lambda: database.execute("COMMIT"))
+
+
+def empty_log(database: sqlite3.Connection, path: Path, what: str) -> bool:
+    """Moves what is in a database's log into the file and makes the file durable, but not the log's emptiness.
+
+    Returns False where a reader was in the way.
+    """
+    answers: list[int] = []
+
+    def perform() -> None:
+        is_busy, *_ = database.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
+        answers.append(is_busy)
+
+    around(Operation("empty log", what, path), perform)
+    return answers == [0]
 
 
 def close(database: sqlite3.Connection, path: Path, what: str) -> None:

@@ -23,8 +23,9 @@ from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper
 from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.views import RUNS
 
-OBJECTS, RUNS, TMP = "objects", "runs", "tmp"
+OBJECTS, TMP = "objects", "tmp"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
 # The names of all that a home has, and of what is on its way to one of them.
@@ -79,7 +80,8 @@ class Home:
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
                         disk.make_directory(path / name, name)
-                # Their names are durable with that of the seal, which is written before anything is promised.
+                # Also when they existed, see above: damaged files go into one of them even before the seal is written.
+                disk.fsync_directory(path, "home")
                 keeper = LedgerKeeper(path, incidents)
                 ledger = keeper.open()
                 for leftover in (path / TMP).iterdir():

@@ -44,10 +44,9 @@ class Incidents:
         self._unrecorded: list[Incident] = []
         self._untold: list[Incident] = []
 
-    def add(self, incident: Incident, *, is_recorded: bool = False) -> None:
+    def add(self, incident: Incident) -> None:
         """Records and tells an incident, now or when that becomes possible."""
-        if not is_recorded:
-            self._unrecorded.append(incident)
+        self._unrecorded.append(incident)
         self._untold.append(incident)
         self._pass_on()
 

@@ -22,6 +22,7 @@ from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.objects import QUARANTINE, ObjectStore
 from reasonmill.store.sealed_rows import OtherVersion
+from reasonmill.store.views import RUNS, damaged_views
 
 LEDGER = "ledger.sqlite"
 SEAL = "ledger.seal"
@@ -115,17 +116,22 @@ class LedgerKeeper:
         seal = self._read_seal()
         is_new = seal is None and not self._backups.digests() and Ledger.is_blank(self._home / LEDGER)
         damage = [] if is_new else ledger_damage(self._home, seal)
+        was_closed = not damage and seal is not None and seal.ledger is not None
         if damage:
             self._fall_back(seal, damage[0])
         elif seal is not None:
-            self._seal = seal
-        was_closed = self._seal.ledger is not None
+            # Before the ledger changes: a closed one that is not what it was counts as damaged.
+            self._write_seal(replace(seal, ledger=None))
         ledger = Ledger(self._home / LEDGER, write=True)
         try:
+            # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
             self._incidents.record_in(ledger)
-            self._backups_left()
-            self._write_seal(replace(self._seal, ledger=None))
-            if not was_closed or not self._seal.backups:
+            if damage:
+                self._forget_other_views(ledger)
+            left = Seal(None, self._backups_left())
+            if left != self._seal or seal is None:
+                self._write_seal(left)
+            if not was_closed or not left.backups:
                 self.back_up(ledger)
         except BaseException:
             ledger.close()
@@ -144,13 +150,20 @@ class LedgerKeeper:
     def close(self, ledger: Ledger) -> None:
         """Closes the ledger, and seals it if the disk lets it."""
         is_whole = False
-        # An open seal is no loss: the next writer then looks at the ledger row by row.
+        # Neither is a loss: there are earlier backups, and the next writer looks at an open ledger row by row.
         with suppress(StoreError):
-            is_whole = ledger.is_in_one_file()
             self.back_up(ledger)
+        with suppress(StoreError):  # after the backup, which records damage that it meets
+            is_whole = ledger.is_in_one_file()
         ledger.close()
         if is_whole:
             with suppress(StoreError), disk_errors(self._home):
+                # A log that comes back after a power cut would count as a change of the closed ledger.
+                log = self._home / SIDE_FILES[0]
+                if log.exists():  # a reader has it open
+                    disk.fsync_file(log, "empty log")
+                else:
+                    disk.fsync_directory(self._home, "removed log")
                 self._write_seal(replace(self._seal, ledger=file_digest(self._home / LEDGER)))
 
     def _read_seal(self) -> Seal | None:
@@ -166,41 +179,37 @@ class LedgerKeeper:
         replace_file(self._home / SEAL, encode_seal(seal))
         self._seal = seal
 
-    def _backups_left(self) -> None:
-        """Looks at each backup, those that a damaged seal told of too, so that damaged ones are replaced in time."""
-        sound = [
+    def _backups_left(self) -> tuple[str, ...]:
+        """The sound backups. All are looked at, those that a damaged seal told of too, so that damaged ones are
+        replaced in time."""
+        return tuple(
             digest
             for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
             if self._backups.sound_path(digest, instead="the ledger is backed up anew") is not None
-        ]
-        self._seal = replace(self._seal, backups=tuple(sound))
+        )
 
     def _fall_back(self, seal: Seal | None, damage: str) -> None:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
         known = seal.backups if seal is not None else ()
+        was_closed_as = seal.ledger if seal is not None and seal.ledger != _REFUSED else None
         digest = self._sound_backup(known, damage)
         path, kept = self._home / LEDGER, self._home / QUARANTINE / f"ledger-{uuid.uuid4().hex[:8]}"
         incident = Incident(
             LEDGER,
-            seal.ledger or "" if seal is not None else "",
+            was_closed_as or "",
             f"{damage}; it is now in {QUARANTINE}/{kept.name}",
             "its last backup takes its place: what was recorded since is made again",
             time.time(),
         )
         restored = self._home / "tmp" / f"restored-{uuid.uuid4().hex}.sqlite"
         with disk_errors(self._home):
-            disk.copy_file(self._backups.path(digest) / LEDGER, restored, "ledger's backup")
-            copy = Ledger(restored, write=True)
-            try:
-                copy.record_incident(incident)
-            finally:
-                copy.close()
+            disk.copy_file(self._backups.path(digest) / LEDGER, restored, "restored ledger")
             disk.fsync_file(restored, "restored ledger")
-            # From here on the ledger counts as damaged, also if its log is gone and what is left looks sound.
+            # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the log
+            # is gone and what is left looks sound.
             self._write_seal(Seal(_REFUSED, known or (digest,)))
-            if not kept.parent.is_dir():
-                disk.make_directory(kept.parent, "quarantine")
             disk.make_directory(kept, "damaged ledger")
+            disk.fsync_directory(kept.parent, "quarantine")  # before anything is moved there
             if path.exists():
                 disk.copy_file(path, kept / LEDGER, "damaged ledger")
                 disk.fsync_file(kept / LEDGER, "damaged ledger")
@@ -208,11 +217,21 @@ class LedgerKeeper:
                 if (self._home / name).exists():
                     disk.rename(self._home / name, kept / name, "damaged ledger's log")
             disk.fsync_directory(kept, "damaged ledger")
-            disk.fsync_directory(kept.parent, "quarantine")
             disk.replace(restored, path, "restored ledger")
-            disk.fsync_directory(self._home, "home")
-        self._seal = Seal(None, self._seal.backups)
-        self._incidents.add(incident, is_recorded=True)
+            disk.fsync_directory(self._home, "restored ledger")
+        self._incidents.add(incident)
+
+    def _forget_other_views(self, ledger: Ledger) -> None:
+        """Has runs write their views again where they are not what the backup says, which may be older than these."""
+        for run in ledger.runs():
+            recorded = ledger.views(run.name)
+            others = damaged_views(self._home / RUNS / run.name, recorded)
+            for name in others:
+                what = "is damaged, or newer than the backup of the ledger"
+                file = f"{RUNS}/{run.name}/{name}"
+                self._incidents.add(Incident(file, recorded[name], what, "it is written again", time.time()))
+            if others:
+                ledger.record_views(run.name, {})
 
     def _sound_backup(self, known: tuple[str, ...], damage: str) -> str:
         """The latest backup that is whole; those that the seal does not know come last, the latest of them first."""

@@ -104,11 +104,11 @@ class ObjectStore:
         for name in damaged:
             self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
         with disk_errors(path):
-            if not kept.parent.is_dir():
+            if not kept.parent.is_dir():  # the user has emptied it meanwhile
                 disk.make_directory(kept.parent, "quarantine")
+                disk.fsync_directory(self._root.parent, "home")
             disk.rename(path, kept, "damaged object")
             disk.fsync_directory(kept.parent, "quarantine")
-            disk.fsync_directory(self._root, "objects without the damaged")
         return None
 
     def damaged_files(self, digest: str) -> list[str]:

@@ -106,8 +106,7 @@ class SealedRows:
     def is_in_one_file(self) -> bool:
         """Moves what SQLite's log holds into the file itself; False where a reader is in the way of that."""
         with self._errors():
-            is_busy, *_ = self._db.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchone()
-        return not is_busy
+            return disk.empty_log(self._db, self._path, "ledger")
 
     def damage(self) -> list[str]:
         """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows."""

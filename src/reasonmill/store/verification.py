@@ -9,11 +9,11 @@ from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
-from reasonmill.store.home import HOME_ENTRIES, OBJECTS, RUNS, TMP
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS, TMP
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, ledger_damage, read_seal
 from reasonmill.store.objects import QUARANTINE, ObjectStore
-from reasonmill.store.views import damaged_views, view_names
+from reasonmill.store.views import RUNS, damaged_views, view_names
 
 _RERUN = "run the recipe again"
 # A writer that commits all the time can keep two looks from agreeing; what every look finds stays in the end.
@@ -175,7 +175,7 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
                     file = f"{RUNS}/{run.name}/{name}"
                     yield Finding(file, "is not of reasonmill", "move it elsewhere", is_problem=False)
         elif directory.is_dir():
-            what = "was not written to its end, so that its files can't be checked"
+            what = "was not written to its end, or is not what a backup of the ledger knew: it can't be checked"
             yield Finding(f"{RUNS}/{run.name}", what, f"{_RERUN}: it is written again", is_problem=False)
 
 

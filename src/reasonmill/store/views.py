@@ -7,6 +7,8 @@ from pathlib import Path
 
 from reasonmill.store.commit import disk_errors, file_digest, holds
 
+RUNS = "runs"
+
 
 def view_digests(directory: Path, views: Collection[str]) -> dict[str, str]:
     """The digest of each file of a run's views, by its path below the run's directory.
