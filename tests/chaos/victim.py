@@ -80,18 +80,19 @@ def watch_states(directory: Path) -> None:
 
     The product drops the states of finished stages. What is written here is what a next step would go on from.
     """
-    last: list[Callable[[], Mapping[str, torch.Tensor]]] = []
+    last: dict[str, Callable[[], Mapping[str, torch.Tensor]]] = {}  # by the stage's key
     before_step, commit_stage = checkpoints.Checkpoints.before_step, Ledger.commit_stage
 
     def remember(self: Any, step: int, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        last[:] = [state]
+        last.clear()
+        last[self._run.key] = state
         before_step(self, step, steps, state)
 
-    def write(self: Ledger, *, name: str, **recorded: Any) -> None:
+    def write(self: Ledger, *, key: str, name: str, **recorded: Any) -> None:
         # Before the stage is committed: a stage that is has its digest, wherever the process is killed.
-        if last:
-            (directory / name).write_text(state_digest(last.pop()()))
-        commit_stage(self, name=name, **recorded)
+        if key in last:
+            (directory / name).write_text(state_digest(last.pop(key)()))
+        commit_stage(self, key=key, name=name, **recorded)
 
     checkpoints.Checkpoints.before_step = remember  # type: ignore[method-assign]
     Ledger.commit_stage = write  # type: ignore[method-assign]

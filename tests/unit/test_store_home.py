@@ -1,6 +1,8 @@
 """The home: what can be opened, by whom, and what opening leaves alone."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,32 @@ def test_a_reader_needs_no_lock_and_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="readonly"):
             reader.ledger.begin_run("s", {}, [])
         assert not reader.run_dir("r").exists()
+
+
+# SQLite turns its log on under a rollback journal. Here it is killed later, when that is certain to be on the disk.
+KILLED_WITH_A_JOURNAL = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN")
+for number in range(20):
+    database.execute(f"CREATE TABLE t{number} (x)")
+os._exit(0)
+"""
+
+
+def test_a_home_whose_maker_was_killed_before_it_had_a_log_is_made_by_the_next_writer(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    ledger = tmp_path / "home" / "ledger.sqlite"
+    subprocess.run([sys.executable, "-c", KILLED_WITH_A_JOURNAL, str(ledger)], check=True)
+    assert ledger.with_name("ledger.sqlite-journal").stat().st_size > 0
+    with pytest.raises(StoreError, match="no home here"):
+        Home.open(tmp_path / "home", write=False)
+
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {}, [])
+    with Home.open(tmp_path / "home", write=False) as reader:
+        assert [run.name for run in reader.ledger.runs()] == ["r"]
 
 
 @pytest.mark.parametrize("write", [True, False])

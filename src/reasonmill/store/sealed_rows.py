@@ -75,7 +75,7 @@ class SealedRows:
 
     @staticmethod
     def is_blank(path: Path) -> bool:
-        """Whether a file is missing or has no tables yet, because its maker was killed before it had made any."""
+        """Whether a file is missing or has no tables yet, because its maker is at it or was killed at it."""
         if not path.exists():
             return True
         try:
@@ -84,8 +84,9 @@ class SealedRows:
                 return not database.execute("SELECT name FROM sqlite_master").fetchall()
             finally:
                 database.close()
-        except sqlite3.Error:
-            return False
+        except sqlite3.Error as error:
+            # A rollback journal, which the next writer rolls back: there is one only until the log is turned on.
+            return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK
 
     def close(self) -> None:
         """Closes the file; closing twice does nothing."""
