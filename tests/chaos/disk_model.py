@@ -15,6 +15,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import combinations, product
+from operator import itemgetter
 from typing import NamedTuple
 
 from chaos import scenario
@@ -328,9 +329,9 @@ def _after(disk: Disk, entries: Entries, chosen: frozenset[int]) -> Entries:
 
 
 def _names(entries: Entries, directory: int, prefix: str) -> list[tuple[str, int]]:
-    """All paths below a directory, each with what has this name; a directory before what is in it."""
+    """All paths below a directory, each with what has this name; a directory before what is in it, old before new."""
     found = []
-    for name, node in sorted(entries.get(directory, {}).items()):
+    for name, node in sorted(entries.get(directory, {}).items(), key=itemgetter(1)):
         found.append((prefix + name, node))
         if node in entries:
             found += _names(entries, node, f"{prefix}{name}/")
