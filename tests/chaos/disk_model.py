@@ -142,7 +142,7 @@ class Disk:
         if self._lock is not None:
             self._sync(self._lock)
         match event.verb:
-            case "write" | "copy" | "create" | "fill":
+            case "write" | "copy" | "fill":
                 for name, data in event.files:
                     node = self._write(name, data)
                     if name == LOCK_PATH:

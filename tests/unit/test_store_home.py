@@ -1,5 +1,7 @@
 """The home: what can be opened, by whom, and what opening leaves alone."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from reasonmill.errors import StoreError
+from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
 
 
@@ -34,6 +37,39 @@ def test_a_second_writer_is_told_who_holds_the_home(tmp_path: Path) -> None:
         assert caught.value.where == str(tmp_path / "home" / "lock")
         assert caught.value.fix
     Home.open(tmp_path / "home").close()
+
+
+def test_removing_the_lock_file_admits_no_second_writer(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        (tmp_path / "home" / "lock").unlink()
+        for call in (Home.open, look_for_garbage, collect_garbage):
+            with pytest.raises(StoreError, match="another run writes to this home: a process that has not left its"):
+                call(tmp_path / "home")
+        home.ledger.begin_run("r", {}, [])
+    with Home.open(tmp_path / "home") as home:
+        assert [run.name for run in home.ledger.runs()] == ["r"]
+
+
+def test_a_home_can_be_moved_and_its_lock_goes_with_it(tmp_path: Path) -> None:
+    Home.open(tmp_path / "home").close()
+    (tmp_path / "home").rename(tmp_path / "moved")
+    with Home.open(tmp_path / "moved"):
+        (tmp_path / "moved").rename(tmp_path / "moved again")
+        with pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+            Home.open(tmp_path / "moved again")
+        (tmp_path / "moved again").rename(tmp_path / "moved")
+    assert look_for_garbage(tmp_path / "moved").objects == ()
+    Home.open(tmp_path / "moved").close()
+
+
+def test_where_a_directory_cant_be_locked_there_can_be_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match="can't lock a directory") as caught:
+        Home.open(tmp_path / "home")
+    assert caught.value.fix == "use a home on a local disk"
 
 
 def test_a_reader_needs_no_lock_and_changes_nothing(tmp_path: Path) -> None:

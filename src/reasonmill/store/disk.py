@@ -17,7 +17,6 @@ Verb = Literal[
     "write",
     "copy",
     "fill",
-    "create",
     "fsync",
     "fsync directory",
     "rename",
@@ -74,11 +73,6 @@ def copy_file(source: Path, path: Path, what: str) -> None:
 def fill_directory(path: Path, write: Callable[[Path], object], what: str) -> None:
     """Lets `write`, which is not the store's, put files into a directory."""
     around(Operation("fill", what, path), lambda: write(path))
-
-
-def create_file(path: Path, what: str) -> None:
-    """Makes an empty file; one that exists stays as it is."""
-    around(Operation("create", what, path), lambda: os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644)))
 
 
 def fsync_file(path: Path, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -28,6 +29,8 @@ from reasonmill.store.views import RUNS
 OBJECTS, TMP = "objects", "tmp"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
+# What the system says where it can't lock a directory: network file systems lock only what can be written.
+_NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
 HOME_ENTRIES = frozenset({*_DIRECTORIES, _LOCK, LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 
@@ -172,25 +175,22 @@ class Writer:
 
 
 class WriterLock:
-    """The right to write to a home, held by at most one process; the system takes it back when the process dies."""
+    """The right to write to a home, held by at most one process; the system takes it back when the process dies.
+
+    It is a lock of the home's directory itself, which nobody can remove while there is a home. The file `lock` only
+    tells others who holds it.
+    """
 
     def __init__(self, home: Path) -> None:
         """Takes the lock, or raises StoreError that says who holds it."""
         path = home / _LOCK
-        disk.create_file(path, "lock")
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"another run writes to this home: {_holder(descriptor)}",
-                    fix="wait until it ends or stop it, or use another home",
-                    where=str(path),
-                ) from None
+            _lock_directory(descriptor, path)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            disk.write_file(path, json.dumps(holder).encode(), "lock")
+            with suppress(OSError):  # a full disk must not keep the writer from removing leftovers
+                disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
             os.close(descriptor)
             raise
@@ -201,7 +201,7 @@ class WriterLock:
     def release(self) -> None:
         """Lets the lock go; a second call does nothing."""
         if self._descriptor is not None:
-            with suppress(OSError):  # what the file says counts only while it is locked
+            with suppress(OSError):  # what the file says counts only while the home is locked
                 disk.write_file(self._path, b"", "released lock")
             # Unlock and not just close: a process that is being forked right now has the descriptor, too.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -226,13 +226,32 @@ def _drop_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
-def _holder(descriptor: int) -> str:
-    """Who wrote the lock file; another process may be writing it this moment."""
+def _lock_directory(descriptor: int, told_by: Path) -> None:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"another run writes to this home: {_holder(told_by)}",
+            fix="wait until it ends or stop it, or use another home",
+            where=str(told_by),
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise StoreError(
+            f"the home's file system can't lock a directory, so that two runs could write to it: {error.strerror}",
+            fix="use a home on a local disk",
+            where=str(told_by.parent),
+        ) from error
+
+
+def _holder(path: Path) -> str:
+    """Who wrote the lock file; another process may be writing it this moment, or somebody has removed it."""
+    try:
+        holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
-    except (ValueError, KeyError, TypeError):
-        return "a process that has only just started"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that has not left its name"
 
 
 def _make_durably(path: Path) -> None:
