@@ -80,20 +80,21 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
     path, log = home / LEDGER, home / SIDE_FILES[0]
     if not path.is_file():
         return ["is missing"]
-    if seal is not None and seal.ledger is not None:
-        if not holds(path, seal.ledger):
+    closed_as = seal.ledger if seal is not None else None
+    if closed_as is not None:
+        if not holds(path, closed_as):
             return ["is not what it was when it was closed"]
         if log.exists() and log.stat().st_size > 0:
             return [f"was closed, and {log.name} would change it"]
-        return []
     try:
-        ledger = Ledger(path, write=False)
+        # A closed one may be of another version, whose home nothing must change.
+        ledger = Ledger(path, write=False, is_final=closed_as is not None)
     except OtherVersion:
         raise
     except StoreError as error:
         return [f"is damaged: {error.what}"]
     try:
-        return [f"is damaged: {what}" for what in ledger.damage()]
+        return [f"is damaged: {what}" for what in ledger.damage()] if closed_as is None else []
     finally:
         ledger.close()
 

@@ -43,7 +43,7 @@ class SealedRows:
 
         Raises:
             OtherVersion: the file is of another version.
-            StoreError: it is no such file.
+            StoreError: it is no such file, or is damaged.
         """
         self._path = path
         self._write = write
@@ -112,9 +112,8 @@ class SealedRows:
     def damage(self) -> list[str]:
         """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows."""
         try:
-            found = [f"SQLite finds: {row[0]}" for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
-            made = {row[0] for row in self._rows("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
-            if made != set(self._tables):
+            found = self._broken_pages()
+            if self._made_tables() != set(self._tables):
                 found.append("its tables are not those of its version")
             found += [
                 f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
@@ -189,13 +188,28 @@ class SealedRows:
                 self._db.execute(f"PRAGMA user_version = {self._version}")
 
     def _require_version(self) -> None:
+        """Looks closer where the version is another one: a damaged file may say anything."""
         version = self._rows("PRAGMA user_version")[0][0]
-        if version != self._version:
+        if version == self._version:
+            return
+        made, broken = self._made_tables(), self._broken_pages()
+        if made and made != set(self._tables) and not broken:
             raise OtherVersion(
                 f"the ledger has version {version}, and this reasonmill reads version {self._version}",
                 fix="use the version of reasonmill that made this home, or another home",
                 where=str(self._path),
             )
+        wrong_version = f"says that its version is {version}, and has the tables of version {self._version}"
+        what = f"is damaged: {broken[0]}" if broken else wrong_version if made else "has no tables"
+        raise StoreError(f"the ledger {what}", fix=FALL_BACK, where=str(self._path))
+
+    def _made_tables(self) -> set[str]:
+        """The statements that made the tables of the file."""
+        return {row[0] for row in self._rows("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+
+    def _broken_pages(self) -> list[str]:
+        """What SQLite's check finds, each in a sentence."""
+        return [f"SQLite finds: {row[0]}" for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
 
     def _rows(self, query: str, *values: str | int) -> list[Any]:
         with self._errors():
