@@ -12,6 +12,7 @@ import pytest
 from reasonmill.errors import StoreError
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
+from reasonmill.store.ledger_backup import SIDE_FILES
 
 
 def write_a(directory: Path) -> None:
@@ -148,6 +149,40 @@ def test_a_directory_with_a_foreign_tmp_is_not_taken_as_a_home(tmp_path: Path) -
         with pytest.raises(StoreError, match="tmp"):
             Home.open(tmp_path)
     assert (tmp_path / "tmp" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["tmp", "objects", "runs", "backups", "quarantine", "lock"])
+def test_a_home_whose_entries_lead_elsewhere_is_refused_before_anything_changes(tmp_path: Path, name: str) -> None:
+    Home.open(tmp_path / "home").close()
+    entry, outside = tmp_path / "home" / name, tmp_path / "outside"
+    entry.rename(tmp_path / "kept")
+    if name == "lock":
+        outside.write_text("mine")
+    else:
+        outside.mkdir()
+        (outside / "mine").write_text("mine")
+    entry.symlink_to(outside)
+    before = entries_of(tmp_path)
+    for call in (Home.open, look_for_garbage):
+        with pytest.raises(StoreError, match=f"'{name}' of this home is a link") as caught:
+            call(tmp_path / "home")
+        assert (caught.value.where, bool(caught.value.fix)) == (str(entry), True)
+    assert entries_of(tmp_path) == before
+
+    entry.unlink()
+    if name == "lock":
+        entry.mkdir()
+    else:
+        entry.write_text("mine")
+    with pytest.raises(StoreError, match=f"'{name}' of this home is no (file|directory)"):
+        Home.open(tmp_path / "home")
+    assert entry.is_dir() if name == "lock" else entry.read_text() == "mine"
+
+
+def entries_of(directory: Path) -> dict[str, bytes | None]:
+    """Everything below a directory and what its files hold, but for what SQLite keeps beside a file that it reads."""
+    paths = [path for path in directory.rglob("*") if path.name not in SIDE_FILES]
+    return {path.relative_to(directory).as_posix(): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def test_a_run_has_a_directory_of_its_own(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ class WriterLock:
     """
 
     def __init__(self, home: Path) -> None:
-        """Takes the lock, or raises StoreError that says who holds it."""
+        """Takes the lock, or raises StoreError that says who holds it, or why this can't be a home."""
+        _require_own_entries(home)
         path = home / _LOCK
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -264,6 +265,20 @@ def _make_durably(path: Path) -> None:
     disk.fsync_directory(path.parent, "above the home")
 
 
+def _require_own_entries(path: Path) -> None:
+    """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
+    for name in (*_DIRECTORIES, _LOCK):
+        entry, kind = path / name, "file" if name == _LOCK else "directory"
+        is_right = entry.is_file() if name == _LOCK else entry.is_dir()
+        if entry.is_symlink() or (entry.exists() and not is_right):
+            raise StoreError(
+                f"{name!r} of this home is {'a link' if entry.is_symlink() else f'no {kind}'}, and what a run does "
+                "to it would be done to something else",
+                fix=f"put a plain {kind} in its place; a home on another disk needs to be there as a whole",
+                where=str(entry),
+            )
+
+
 def _has_backups(path: Path) -> bool:
     """Whether a ledger was here, which is then restored."""
     return (path / BACKUPS).is_dir() and bool(ObjectStore(path / BACKUPS, path / TMP, write=False).digests())
@@ -273,7 +288,7 @@ def _require_no_content(path: Path) -> None:
     """A home without a ledger must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
     for name in _DIRECTORIES:
         directory = path / name
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if directory.exists() and any(directory.iterdir()):
             raise StoreError(
                 f"this directory has a {name!r} of its own but no ledger, so it is no home of reasonmill",
                 fix=f"use another directory, or put the home's {LEDGER} back",
