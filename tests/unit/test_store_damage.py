@@ -185,6 +185,7 @@ def test_a_home_of_another_version_is_refused_and_left_as_it_is(path: Path, is_c
     seal = read_seal(path)
     assert seal is not None
     replace_file(path / SEAL, encode_seal(replace(seal, ledger=file_digest(path / LEDGER) if is_closed else None)))
+    (path / "tmp" / "of_a_later_version").write_text("who knows")
     before = files_of(path)
     for write in (True, False):
         with pytest.raises(OtherVersion, match="version 3, and this reasonmill reads version 2"):

@@ -5,11 +5,13 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reasonmill.errors import StoreError
+from reasonmill.store import disk
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_backup import SIDE_FILES
@@ -140,6 +142,25 @@ def test_leftovers_are_removed_when_the_writer_opens(tmp_path: Path) -> None:
     Home.open(tmp_path / "home").close()
     assert list((tmp_path / "home" / "tmp").iterdir()) == []
     assert (tmp_path / "outside").is_dir()
+
+
+def test_leftovers_that_fill_the_disk_keep_no_writer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {}, [])
+    (tmp_path / "home" / "ledger.seal").unlink()  # so that opening backs the ledger up
+    leftover = tmp_path / "home" / "tmp" / "put-x" / "half"
+    leftover.parent.mkdir()
+    leftover.write_text("half")
+
+    def on_a_full_disk(operation: disk.Operation, perform: Callable[[], object]) -> None:
+        if leftover.exists() and operation.verb not in ("unlink", "remove directory"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(operation.path))
+        perform()
+
+    monkeypatch.setattr(disk, "around", on_a_full_disk)
+    with Home.open(tmp_path / "home") as home:
+        assert [run.name for run in home.ledger.runs()] == ["r"]
+    assert not leftover.parent.exists()
 
 
 def test_a_directory_with_a_foreign_tmp_is_not_taken_as_a_home(tmp_path: Path) -> None:

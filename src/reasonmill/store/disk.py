@@ -106,7 +106,10 @@ def unlink(path: Path, what: str) -> None:
 
 
 def remove_tree(path: Path, what: str) -> None:
-    """Removes a directory with all that is in it, name by name; links are removed and not followed."""
+    """Removes a file, or a directory with all that is in it, name by name; links are removed and not followed."""
+    if path.is_symlink() or not path.is_dir():
+        unlink(path, what)
+        return
     for directory, directories, files in os.walk(path, topdown=False, onerror=_raise):
         for name in sorted(files):
             unlink(Path(directory, name), what)

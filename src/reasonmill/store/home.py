@@ -22,7 +22,7 @@ from reasonmill.store.commit import disk_errors
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper, require_this_version
 from reasonmill.store.objects import QUARANTINE, ObjectStore
 from reasonmill.store.views import RUNS
 
@@ -80,6 +80,10 @@ class Home:
             with disk_errors(path):
                 if not (path / LEDGER).exists() and not _has_backups(path):
                     _require_no_content(path)
+                require_this_version(path)
+                # Before anything is written: they may be what fills the disk.
+                for leftover in (path / TMP).iterdir() if (path / TMP).is_dir() else ():
+                    disk.remove_tree(leftover, "leftover")
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
                         disk.make_directory(path / name, name)
@@ -87,11 +91,6 @@ class Home:
                 disk.fsync_directory(path, "home")
                 keeper = LedgerKeeper(path, incidents)
                 ledger = keeper.open()
-                for leftover in (path / TMP).iterdir():
-                    if leftover.is_dir() and not leftover.is_symlink():
-                        disk.remove_tree(leftover, "leftover")
-                    else:
-                        disk.unlink(leftover, "leftover")
         except BaseException:
             if ledger is not None:
                 ledger.close()

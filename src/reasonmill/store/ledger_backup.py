@@ -71,6 +71,20 @@ def read_seal(home: Path) -> Seal | None:
     return seal
 
 
+def require_this_version(home: Path) -> None:
+    """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
+
+    Raises:
+        OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
+    """
+    try:
+        Ledger(home / LEDGER, write=False, is_final=True).close()
+    except OtherVersion:
+        raise
+    except StoreError:
+        return  # the keeper looks closer
+
+
 def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
     """What is wrong with the ledger's file, each to follow its name; nothing for a sound one.
 
@@ -80,21 +94,20 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
     path, log = home / LEDGER, home / SIDE_FILES[0]
     if not path.is_file():
         return ["is missing"]
-    closed_as = seal.ledger if seal is not None else None
-    if closed_as is not None:
-        if not holds(path, closed_as):
+    if seal is not None and seal.ledger is not None:
+        if not holds(path, seal.ledger):
             return ["is not what it was when it was closed"]
         if log.exists() and log.stat().st_size > 0:
             return [f"was closed, and {log.name} would change it"]
+        return []
     try:
-        # A closed one may be of another version, whose home nothing must change.
-        ledger = Ledger(path, write=False, is_final=closed_as is not None)
+        ledger = Ledger(path, write=False)
     except OtherVersion:
         raise
     except StoreError as error:
         return [f"is damaged: {error.what}"]
     try:
-        return [f"is damaged: {what}" for what in ledger.damage()] if closed_as is None else []
+        return [f"is damaged: {what}" for what in ledger.damage()]
     finally:
         ledger.close()
 
