@@ -1,5 +1,7 @@
 """A damaged home: what is found when it is opened, what takes its place, and what is told."""
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -259,6 +261,28 @@ def test_a_damaged_backup_is_replaced(path: Path) -> None:
     with Home.open(path) as home:
         assert fell_back(home)
         assert steps_of(home) == [0, 1, 2]
+
+
+def test_a_ledger_that_could_not_be_backed_up_is_not_sealed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_room(operation: disk.Operation, perform: Callable[[], object]) -> None:
+        if operation.name == "fill object":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        perform()
+
+    home = Home.open(path)
+    record_steps(home, range(3, 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "around", without_room)
+        home.close()
+    seal = read_seal(path)
+    assert seal is not None
+    assert seal.ledger is None
+
+    Home.open(path).close()  # which backs it up
+    flip(path / LEDGER)
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2, 3, 4]
 
 
 def test_two_backups_are_kept(path: Path) -> None:

@@ -162,13 +162,15 @@ class LedgerKeeper:
                 self._backups.delete(old)
 
     def close(self, ledger: Ledger) -> None:
-        """Closes the ledger, and seals it if the disk lets it."""
+        """Closes the ledger, and seals it if the disk lets it.
+
+        An open seal is no loss: the next writer looks at the ledger row by row, and backs it up. A closed one promises
+        it a backup of this very ledger.
+        """
         is_whole = False
-        # Neither is a loss: there are earlier backups, and the next writer looks at an open ledger row by row.
         with suppress(StoreError):
             self.back_up(ledger)
-        with suppress(StoreError):  # after the backup, which records damage that it meets
-            is_whole = ledger.is_in_one_file()
+            is_whole = ledger.is_in_one_file()  # after the backup, which records damage that it meets
         ledger.close()
         if is_whole:
             with suppress(StoreError), disk_errors(self._home):
