@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -145,10 +146,14 @@ def test_an_object_that_is_not_sound_is_told_and_put_aside(store: ObjectStore, t
     again = open_store(tmp_path)
     assert again.sound_path(digest, instead="it is made again") is None
     assert again.sound_path(digest, instead="it is made again") is None
+    assert not again.exists(digest)
+    assert again.put(writer(FILES)) == digest
+    shutil.rmtree(again.path(digest))
+    for _ in range(2):
+        assert again.sound_path(digest, instead="it is made again") is None
     assert [line.removeprefix(f"objects/{digest}").split(" and ")[0] for line in incidents_of(again)] == [
         "/a.txt is damaged", "/weights/model.bin is damaged", " is missing; it is made again",
     ]  # fmt: skip
-    assert not again.exists(digest)
     with pytest.raises(StoreError, match="reading only"):
         open_store(tmp_path, write=False).sound_path(digest, instead="nothing")
 

@@ -38,12 +38,19 @@ def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
         step
         for step, digest in home.ledger.steps(key)
         if digest is not None
-        and home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}") is None
+        and home.objects.sound_path(
+            digest, instead=f"the stage goes on from before step {step}, whose groups are sampled again"
+        )
+        is None
     ]
-    for step, digest in reversed(home.ledger.states(key)):
-        if lost and step > lost[0]:
-            continue
-        path = home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}")
+    before = "the stage goes on from its first step"
+    saved = []
+    for step, digest in home.ledger.states(key):
+        if not lost or step <= lost[0]:
+            saved.append((step, digest, before))
+            before = f"the state before step {step} is tried"
+    for step, digest, instead in reversed(saved):
+        path = home.objects.sound_path(digest, instead=instead)
         if path is not None:
             return step, path
         home.ledger.forget_state(key, step)
