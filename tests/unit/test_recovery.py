@@ -148,6 +148,19 @@ def test_a_damaged_artifact_is_made_again_to_the_bit(run: Runs, stages: Any, pat
         assert home.ledger.incidents()[0].digest == digest
 
 
+def test_a_file_in_the_place_of_an_artifact_is_found_and_mended(run: Runs, stages: Any, path: Path) -> None:
+    digest = run()[0].stages[0].artifact.digest
+    shutil.rmtree(path / "objects" / digest)
+    (path / "objects" / digest).touch()
+    (found,) = verify_home(path).problems
+    assert found.file == f"objects/{digest}/manifest.json"
+    assert found.recovery.startswith("run the recipe again")
+    _, (told,) = run()
+    assert told.endswith("; stage first is made again from what is good")
+    assert stages.calls == ["first", "second", "check", "first"]
+    assert verify_home(path).problems == ()
+
+
 def test_an_artifact_that_is_made_again_as_another_one_is_told(run: Runs, stages: Any, path: Path) -> None:
     source = stages.folder / "fake_train.py"
     machine = '"".join(path.read_text() for path in HERE.glob("machine"))'

@@ -130,8 +130,8 @@ class ObjectStore:
         return damaged
 
     def exists(self, digest: str) -> bool:
-        """Whether the store has the object; says nothing about damage."""
-        return _DIGEST.fullmatch(digest) is not None and (self._root / digest).is_dir()
+        """Whether something has the object's name; says nothing about damage, and a file in its place is damage."""
+        return _DIGEST.fullmatch(digest) is not None and os.path.lexists(self._root / digest)
 
     def delete(self, digest: str) -> None:
         """Removes an object that nothing refers to any more.
