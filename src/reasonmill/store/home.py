@@ -22,7 +22,15 @@ from reasonmill.store.commit import disk_errors
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper, require_this_version
+from reasonmill.store.ledger_backup import (
+    BACKUPS,
+    LEDGER,
+    SEAL,
+    SIDE_FILES,
+    LedgerKeeper,
+    open_for_reading,
+    require_this_version,
+)
 from reasonmill.store.objects import QUARANTINE, ObjectStore
 from reasonmill.store.views import RUNS
 
@@ -66,7 +74,7 @@ class Home:
             raise StoreError(
                 "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
             )
-        return cls(path, Ledger(path / LEDGER, write=False), writer=None, incidents=Incidents())
+        return cls(path, open_for_reading(path), writer=None, incidents=Incidents())
 
     @classmethod
     def _open_for_writing(cls, path: Path) -> Home:

@@ -14,14 +14,15 @@ import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from reasonmill.errors import StoreError
+from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors, file_digest, holds, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.objects import QUARANTINE, ObjectStore
-from reasonmill.store.sealed_rows import OtherVersion
+from reasonmill.store.sealed_rows import OtherVersion, Unreachable
 from reasonmill.store.views import RUNS, damaged_views
 
 LEDGER = "ledger.sqlite"
@@ -90,6 +91,7 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
 
     Raises:
         OtherVersion: the file is of another version of reasonmill.
+        Unreachable, OutOfSpace: it can't be looked at.
     """
     path, log = home / LEDGER, home / SIDE_FILES[0]
     if not path.is_file():
@@ -102,7 +104,7 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
         return []
     try:
         ledger = Ledger(path, write=False)
-    except OtherVersion:
+    except (OtherVersion, Unreachable, OutOfSpace):
         raise
     except StoreError as error:
         return [f"is damaged: {error.what}"]
@@ -110,6 +112,45 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
         return [f"is damaged: {what}" for what in ledger.damage()]
     finally:
         ledger.close()
+
+
+def open_for_reading(home: Path) -> Ledger:
+    """The ledger of a home, to be read beside a writer.
+
+    SQLite needs files beside it for that. Where it can't make them, on a read-only or a full disk, a closed ledger is
+    read as it is.
+
+    Raises:
+        StoreError: there is no such file, it can't be read or is damaged.
+    """
+    try:
+        return Ledger(home / LEDGER, write=False)
+    except (Unreachable, OutOfSpace):
+        seal = read_seal(home)
+        if seal is None or seal.ledger is None or ledger_damage(home, seal):
+            raise
+        return _ClosedLedger(home, seal)
+
+
+class _ClosedLedger(Ledger):
+    """A closed ledger that is read with nothing to hold a writer back, which may be on another mount of the disk.
+
+    A writer opens the seal before it touches the ledger: so what was read before the seal changed is right.
+    """
+
+    def __init__(self, home: Path, seal: Seal) -> None:
+        self._home = home
+        self._seal = seal
+        super().__init__(home / LEDGER, write=False, is_final=True)
+
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
+        try:
+            return super()._rows(query, *values)
+        finally:  # also where a change made it fail
+            if read_seal(self._home) != self._seal:
+                raise StoreError(
+                    "a run has opened the home while it was read", fix="try again", where=str(self._home / SEAL)
+                )
 
 
 class LedgerKeeper:

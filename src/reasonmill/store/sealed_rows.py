@@ -22,12 +22,17 @@ SEAL = "seal"
 # What to do about a damaged ledger.
 FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
+_UNREACHABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR})
 
 Row = dict[str, Any]
 
 
 class OtherVersion(StoreError):
     """The file is of another version of reasonmill."""
+
+
+class Unreachable(StoreError):
+    """SQLite can't read the file, or make the files that it needs beside it: that is no damage."""
 
 
 class SealedRows:
@@ -235,8 +240,10 @@ class SealedRows:
         except sqlite3.ProgrammingError:
             raise  # a wrong call, not a fault of the file
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the class of the error
-            if code == sqlite3.SQLITE_FULL:
+            exact_code = getattr(error, "sqlite_errorcode", 0)
+            code = exact_code & 0xFF  # the low byte is the class of the error
+            # What keeps SQLite from enlarging the index of its log is a full disk, which it does not say.
+            if code == sqlite3.SQLITE_FULL or exact_code == sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise out_of_space(self._path) from error
             if code == sqlite3.SQLITE_CONSTRAINT:
                 raise StoreError(
@@ -246,7 +253,9 @@ class SealedRows:
                 ) from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreError(f"the ledger is damaged: {error}", fix=FALL_BACK, where=str(self._path)) from error
-            raise StoreError(
+            # A file that ends too early is a matter of the file.
+            is_reached = code not in _UNREACHABLE or exact_code == sqlite3.SQLITE_IOERR_SHORT_READ
+            raise (StoreError if is_reached else Unreachable)(
                 f"the ledger can't be read or written: {error}",
                 fix="check the disk and the permissions of the home, and that no other program has the file open",
                 where=str(self._path),

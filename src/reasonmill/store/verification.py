@@ -11,7 +11,7 @@ from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.home import HOME_ENTRIES, OBJECTS, TMP
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, ledger_damage, read_seal
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, ledger_damage, open_for_reading, read_seal
 from reasonmill.store.objects import QUARANTINE, ObjectStore
 from reasonmill.store.views import RUNS, damaged_views, view_names
 
@@ -236,7 +236,7 @@ def _readable_ledger(path: Path, backups: ObjectStore) -> tuple[Ledger | None, b
     except StoreError:
         seal = None
     if not ledger_damage(path, seal):
-        return Ledger(path / LEDGER, write=False), False
+        return open_for_reading(path), False
     for digest in seal.backups if seal is not None else backups.digests():
         if backups.exists(digest) and not backups.damaged_files(digest):
             return Ledger(backups.path(digest) / LEDGER, write=False, is_final=True), True
