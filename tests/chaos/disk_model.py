@@ -20,8 +20,7 @@ from typing import NamedTuple
 from chaos import scenario
 from chaos.crash_points import drawn, half_of_the_change
 from chaos.recording import LEDGER_PATH, LOG_PATH, ROT, Event, LedgerState
-from reasonmill.store.home import TMP
-from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.objects import QUARANTINE, TMP
 
 ALL_SUBSETS = 7  # pending operations up to which every legal choice of them is taken
 NUM_DRAWN = 6  # choices that are drawn where there are more

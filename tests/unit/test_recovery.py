@@ -161,6 +161,16 @@ def test_a_file_in_the_place_of_an_artifact_is_found_and_mended(run: Runs, stage
     assert verify_home(path).problems == ()
 
 
+def test_a_home_without_its_objects_is_one_and_is_mended(run: Runs, stages: Any, path: Path) -> None:
+    before, _ = run()
+    digests = {stage.artifact.digest for stage in before.stages}
+    shutil.rmtree(path / "objects")
+    assert {finding.file for finding in verify_home(path).problems} >= {f"objects/{digest}" for digest in digests}
+    after, _ = run()
+    assert [stage.artifact for stage in after.stages] == [stage.artifact for stage in before.stages]
+    assert verify_home(path).problems == ()
+
+
 def test_an_artifact_that_is_made_again_as_another_one_is_told(run: Runs, stages: Any, path: Path) -> None:
     source = stages.folder / "fake_train.py"
     machine = '"".join(path.read_text() for path in HERE.glob("machine"))'

@@ -172,10 +172,39 @@ def test_a_ledger_without_its_version_or_its_tables_is_a_damaged_one(
         (path / SEAL).write_text("x")
     damage(path / LEDGER)
     assert LEDGER in {finding.file for finding in verify_home(path).problems}
+    with pytest.raises(StoreError, match=r"has no tables|says that its version is 3") as caught:
+        Home.open(path, write=False)
+    assert "falls back to the last backup" in caught.value.fix
     with Home.open(path) as home:
         assert fell_back(home)
         assert steps_of(home) == [0, 1, 2]
     assert verify_home(path).problems == ()
+
+
+def test_a_missing_ledger_is_told_and_restored(path: Path) -> None:
+    (path / LEDGER).unlink()
+    with pytest.raises(StoreError, match="the ledger is missing") as caught:
+        Home.open(path, write=False)
+    assert caught.value.where == str(path / LEDGER)
+    assert "falls back to the last backup" in caught.value.fix
+    assert [(finding.file, finding.what) for finding in verify_home(path).problems] == [(LEDGER, "is missing")]
+    with Home.open(path) as home:
+        assert steps_of(home) == [0, 1, 2]
+    assert verify_home(path).problems == ()
+
+
+@pytest.mark.parametrize("left", [SEAL, "backups"])
+def test_a_seal_or_a_backup_tells_that_there_was_a_home(path: Path, left: str) -> None:
+    for name in {LEDGER, SEAL, "backups"} - {left}:
+        (path / name).rename(path.parent / name)
+    (path / "tmp" / "leftover").touch()
+    assert verify_home(path).problems[0].what == "is missing"
+    if left == "backups":
+        with Home.open(path) as home:
+            assert steps_of(home) == [0, 1, 2]
+    else:
+        with pytest.raises(StoreError, match="the ledger is missing, and no sound backup of it is left"):
+            Home.open(path)
 
 
 @pytest.mark.parametrize("is_closed", [True, False])

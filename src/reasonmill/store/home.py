@@ -28,13 +28,14 @@ from reasonmill.store.ledger_backup import (
     SEAL,
     SIDE_FILES,
     LedgerKeeper,
+    is_home,
     open_for_reading,
     require_this_version,
 )
-from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
 
-OBJECTS, TMP = "objects", "tmp"
+OBJECTS = "objects"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
 # What the system says where it can't lock a directory: network file systems lock only what can be written.
@@ -70,7 +71,9 @@ class Home:
             raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
         if write:
             return cls._open_for_writing(path)
-        if Ledger.is_blank(path / LEDGER):  # also in the moment before its first writer has made the tables
+        with disk_errors(path):
+            is_missing = not is_home(path)
+        if is_missing:
             raise StoreError(
                 "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
             )
@@ -86,7 +89,7 @@ class Home:
         incidents = Incidents()
         try:
             with disk_errors(path):
-                if not (path / LEDGER).exists() and not _has_backups(path):
+                if not is_home(path):
                     _require_no_content(path)
                 require_this_version(path)
                 # Before anything is written: they may be what fills the disk.
@@ -137,7 +140,7 @@ class Home:
 
     def scratch(self, name: str) -> Path:
         """A place for what is worth nothing once the home is closed: the next writer removes it."""
-        return self.path / "tmp" / name
+        return self.path / TMP / name
 
     def free_bytes(self) -> int:
         """Bytes that can still be written to the home's disk."""
@@ -286,13 +289,8 @@ def _require_own_entries(path: Path) -> None:
             )
 
 
-def _has_backups(path: Path) -> bool:
-    """Whether a ledger was here, which is then restored."""
-    return (path / BACKUPS).is_dir() and bool(ObjectStore(path / BACKUPS, path / TMP, write=False).digests())
-
-
 def _require_no_content(path: Path) -> None:
-    """A home without a ledger must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
+    """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
     for name in _DIRECTORIES:
         directory = path / name
         if directory.exists() and any(directory.iterdir()):

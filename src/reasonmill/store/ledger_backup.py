@@ -21,8 +21,8 @@ from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors, file_digest, holds, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.objects import QUARANTINE, ObjectStore
-from reasonmill.store.sealed_rows import OtherVersion, Unreachable
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
+from reasonmill.store.sealed_rows import FALL_BACK, OtherVersion, Unreachable
 from reasonmill.store.views import RUNS, damaged_views
 
 LEDGER = "ledger.sqlite"
@@ -70,6 +70,15 @@ def read_seal(home: Path) -> Seal | None:
     if encode_seal(seal) != data:
         raise _damaged_seal(path)
     return seal
+
+
+def is_home(path: Path) -> bool:
+    """Whether there is a home: a ledger with tables, or what says that there was one.
+
+    A directory is none yet while its first writer is at making the tables, or if it was killed at that.
+    """
+    backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
+    return not Ledger.is_blank(path / LEDGER) or (path / SEAL).exists() or bool(backups.digests())
 
 
 def require_this_version(home: Path) -> None:
@@ -121,8 +130,10 @@ def open_for_reading(home: Path) -> Ledger:
     read as it is.
 
     Raises:
-        StoreError: there is no such file, it can't be read or is damaged.
+        StoreError: it is missing or damaged, or can't be read.
     """
+    if not (home / LEDGER).exists():
+        raise StoreError("the ledger is missing", fix=FALL_BACK, where=str(home / LEDGER))
     try:
         return Ledger(home / LEDGER, write=False)
     except (Unreachable, OutOfSpace):
@@ -159,7 +170,7 @@ class LedgerKeeper:
     def __init__(self, home: Path, incidents: Incidents) -> None:
         self._home = home
         self._incidents = incidents
-        self._backups = ObjectStore(home / BACKUPS, home / "tmp", write=True, incidents=incidents)
+        self._backups = ObjectStore(home / BACKUPS, home / TMP, write=True, incidents=incidents)
         self._seal = Seal(None, ())
 
     def open(self) -> Ledger:
@@ -258,7 +269,7 @@ class LedgerKeeper:
             "its last backup takes its place: what was recorded since is made again",
             time.time(),
         )
-        restored = self._home / "tmp" / f"restored-{uuid.uuid4().hex}.sqlite"
+        restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         with disk_errors(self._home):
             disk.copy_file(self._backups.path(digest) / LEDGER, restored, "restored ledger")
             disk.fsync_file(restored, "restored ledger")

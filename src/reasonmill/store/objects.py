@@ -15,7 +15,7 @@ from reasonmill.store.commit import damaged_files, disk_errors, publish, seal
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 
-QUARANTINE = "quarantine"
+QUARANTINE, TMP = "quarantine", "tmp"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
