@@ -28,7 +28,7 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
     return groups
 
 
-def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
+def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     """Step and directory of the latest state of a stage that is whole, as are the groups of all steps before it.
 
     Damaged or missing states are told and forgotten. Where groups are damaged or missing, a state before their step is
@@ -57,7 +57,7 @@ def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
     return None
 
 
-def forget_state(home: Home, key: str, step: int, digest: str) -> None:
+def drop_state(home: Home, key: str, step: int, digest: str) -> None:
     """Removes a state of a stage, and its object unless the ledger refers to an equal one as something else."""
     home.ledger.forget_state(key, step)
     if not home.ledger.refers_to(digest) and home.objects.exists(digest):
