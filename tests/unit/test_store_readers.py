@@ -1,10 +1,11 @@
 """Readers where SQLite can't make the files that it needs beside the ledger: on a read-only or a full disk."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from reasonmill.errors import StoreError
+from reasonmill.store import sealed_rows
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_backup import LEDGER, SEAL, SIDE_FILES, Seal, encode_seal, read_seal
 from reasonmill.store.sealed_rows import Unreachable
@@ -46,11 +47,13 @@ def test_such_a_reader_notices_a_writer(path: Path) -> None:
     assert runs_of(reader) == ["r"]
     index_of(path).unlink()
     with Home.open(path) as writer:  # as through another mount
-        with pytest.raises(StoreError, match="a run has opened the home") as caught:
+        with pytest.raises(Unreachable, match="a run has opened the home"):
+            reader.ledger.damage()
+        with pytest.raises(Unreachable, match="a run has opened the home") as caught:
             runs_of(reader)
         assert caught.value.where == str(path / SEAL)
         writer.ledger.begin_run("s", {}, [])
-    with pytest.raises(StoreError, match="a run has opened the home"):
+    with pytest.raises(Unreachable, match="a run has opened the home"):
         runs_of(reader)
     reader.close()
     with Home.open(path, write=False) as reader:
@@ -75,3 +78,21 @@ def test_a_closed_ledger_is_not_read_without_the_log_that_would_change_it(path: 
     (path / SIDE_FILES[0]).write_bytes(b"log")
     with pytest.raises(Unreachable):
         Home.open(path, write=False)
+
+
+def test_a_ledger_that_another_program_holds_is_told_and_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealed_rows, "_BUSY_TIMEOUT_S", 0.0)
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {}, [])
+    open_seal(tmp_path / "home")
+    other = sqlite3.connect(tmp_path / "home" / LEDGER, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    for use in (verify_home, Home.open):
+        with pytest.raises(Unreachable, match="locked"):
+            use(tmp_path / "home")
+    other.close()
+    with Home.open(tmp_path / "home") as home:
+        assert (runs_of(home), home.ledger.incidents()) == (["r"], [])

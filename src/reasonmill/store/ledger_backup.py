@@ -159,7 +159,7 @@ class _ClosedLedger(Ledger):
             return super()._rows(query, *values)
         finally:  # also where a change made it fail
             if read_seal(self._home) != self._seal:
-                raise StoreError(
+                raise Unreachable(
                     "a run has opened the home while it was read", fix="try again", where=str(self._home / SEAL)
                 )
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reasonmill.errors import StoreError
+from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
 
@@ -22,7 +22,18 @@ SEAL = "seal"
 # What to do about a damaged ledger.
 FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
-_UNREACHABLE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR})
+_UNREACHABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
 
 Row = dict[str, Any]
 
@@ -32,7 +43,7 @@ class OtherVersion(StoreError):
 
 
 class Unreachable(StoreError):
-    """SQLite can't read the file, or make the files that it needs beside it: that is no damage."""
+    """The file can't be read now, or SQLite can't make the files that it needs beside it: that is no damage."""
 
 
 class SealedRows:
@@ -115,7 +126,11 @@ class SealedRows:
             return disk.empty_log(self._db, self._path, "ledger")
 
     def damage(self) -> list[str]:
-        """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows."""
+        """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows.
+
+        Raises:
+            Unreachable, OutOfSpace: it can't be looked at.
+        """
         try:
             found = self._broken_pages()
             if self._made_tables() != set(self._tables):
@@ -126,6 +141,8 @@ class SealedRows:
             ]
             for table in self._columns:
                 found += [_broken_seal(table, row) for row, seal in self._sealed(table) if not _fits(table, row, seal)]
+        except (Unreachable, OutOfSpace):
+            raise
         except StoreError as error:
             return [error.what]
         return found
