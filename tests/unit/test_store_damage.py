@@ -202,9 +202,11 @@ def test_a_seal_or_a_backup_tells_that_there_was_a_home(path: Path, left: str) -
     if left == "backups":
         with Home.open(path) as home:
             assert steps_of(home) == [0, 1, 2]
-    else:
-        with pytest.raises(StoreError, match="the ledger is missing, and no sound backup of it is left"):
-            Home.open(path)
+        return
+    (path / SEAL).write_text("damaged")
+    empty(path / LEDGER)
+    with pytest.raises(StoreError, match="the ledger has no tables, and no sound backup of it is left"):
+        Home.open(path)
 
 
 @pytest.mark.parametrize("is_closed", [True, False])

@@ -180,8 +180,7 @@ class LedgerKeeper:
             StoreError: the ledger is damaged, and no backup is left.
         """
         seal = self._read_seal()
-        is_new = seal is None and not self._backups.digests() and Ledger.is_blank(self._home / LEDGER)
-        damage = [] if is_new else ledger_damage(self._home, seal)
+        damage = ledger_damage(self._home, seal) if is_home(self._home) else []
         was_closed = not damage and seal is not None and seal.ledger is not None
         if damage:
             self._fall_back(seal, damage[0])
