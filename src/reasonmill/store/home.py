@@ -279,14 +279,18 @@ def _require_own_entries(path: Path) -> None:
     """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
     for name in (*_DIRECTORIES, _LOCK):
         entry, kind = path / name, "file" if name == _LOCK else "directory"
-        is_right = entry.is_file() if name == _LOCK else entry.is_dir()
-        if entry.is_symlink() or (entry.exists() and not is_right):
-            raise StoreError(
-                f"{name!r} of this home is {'a link' if entry.is_symlink() else f'no {kind}'}, and what a run does "
-                "to it would be done to something else",
-                fix=f"put a plain {kind} in its place; a home on another disk needs to be there as a whole",
-                where=str(entry),
-            )
+        is_own = entry.is_file() if kind == "file" else entry.is_dir()
+        if entry.is_symlink():
+            found = "a link"
+        elif entry.exists() and not is_own:
+            found = f"no {kind}"
+        else:
+            continue
+        raise StoreError(
+            f"{name!r} of this home is {found}, and what a run does to it would be done to something else",
+            fix=f"put a plain {kind} in its place; to have a home on another disk, name a directory there as the home",
+            where=str(entry),
+        )
 
 
 def _require_no_content(path: Path) -> None:

@@ -43,13 +43,12 @@ def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
         )
         is None
     ]
-    before = "the stage goes on from its first step"
-    saved = []
-    for step, digest in home.ledger.states(key):
-        if not lost or step <= lost[0]:
-            saved.append((step, digest, before))
-            before = f"the state before step {step} is tried"
-    for step, digest, instead in reversed(saved):
+    states = [(step, digest) for step, digest in home.ledger.states(key) if not lost or step <= lost[0]]
+    others = [
+        "the stage goes on from its first step",
+        *(f"the state before step {step} is tried" for step, _ in states),
+    ]
+    for (step, digest), instead in reversed([*zip(states, others, strict=False)]):
         path = home.objects.sound_path(digest, instead=instead)
         if path is not None:
             return step, path
