@@ -21,8 +21,7 @@ from typing import NamedTuple
 from chaos import scenario
 from chaos.crash_points import drawn, half_of_the_change
 from chaos.recording import LEDGER_PATH, LOG_PATH, ROT, Event, LedgerState
-from reasonmill.store.home import TMP
-from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.objects import QUARANTINE, TMP
 
 ALL_SUBSETS = 7  # pending operations up to which every legal choice of them is taken
 NUM_DRAWN = 6  # choices that are drawn where there are more
@@ -143,7 +142,7 @@ class Disk:
         if self._lock is not None:
             self._sync(self._lock)
         match event.verb:
-            case "write" | "copy" | "create" | "fill":
+            case "write" | "copy" | "fill":
                 for name, data in event.files:
                     node = self._write(name, data)
                     if name == LOCK_PATH:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import OBJECTS, TMP, Home, WriterLock
+from reasonmill.store.home import OBJECTS, Home, WriterLock
 from reasonmill.store.ledger_backup import LEDGER
-from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.objects import QUARANTINE, TMP
 from reasonmill.store.views import RUNS
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
-from reasonmill.store.home import HOME_ENTRIES, OBJECTS, TMP
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, ledger_damage, read_seal
-from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, is_home, ledger_damage, open_for_reading, read_seal
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, damaged_views, view_names
 
 _RERUN = "run the recipe again"
@@ -78,7 +78,7 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
     """
-    if not (path / OBJECTS).is_dir():
+    if not is_home(path):
         raise StoreError(
             "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
         )
@@ -236,7 +236,7 @@ def _readable_ledger(path: Path, backups: ObjectStore) -> tuple[Ledger | None, b
     except StoreError:
         seal = None
     if not ledger_damage(path, seal):
-        return Ledger(path / LEDGER, write=False), False
+        return open_for_reading(path), False
     for digest in seal.backups if seal is not None else backups.digests():
         if backups.exists(digest) and not backups.damaged_files(digest):
             return Ledger(backups.path(digest) / LEDGER, write=False, is_final=True), True
