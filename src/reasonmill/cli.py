@@ -23,6 +23,7 @@ from rich.tree import Tree
 
 from reasonmill import upkeep
 from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
+from reasonmill.lasting_streams import lasting
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.stop_signals import StopSignals
 from reasonmill.types import Artifact, Message, SamplingParams
@@ -54,23 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads that spin for long while they wait ruin each other where another program needs a core: seconds become
     # minutes. A short spin costs a quiet machine nothing. GNU's OpenMP reads this when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
-    except ReasonmillError as error:
-        _show_error(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        full = OutOfSpace(
-            "no space is left on the disk", fix="free some space, then run the same command again", where=error.filename
-        )
-        _show_error(full)
-        sys.exit(full.exit_code)
+    with lasting("stderr"):
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
+        except ReasonmillError as error:
+            _show_error(error)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            full = OutOfSpace(
+                "no space is left on the disk",
+                fix="free some space, then run the same command again",
+                where=error.filename,
+            )
+            _show_error(full)
+            sys.exit(full.exit_code)
     sys.exit(0)
 
 
 @app.command()
+@lasting("stdout")
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a TOML file.")],
     home: HomeOption = DEFAULT_HOME,
