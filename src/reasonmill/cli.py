@@ -106,9 +106,12 @@ def run(
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
                 result = run_recipe(loaded, opened, progress, until=until, device=chosen, stop_requested=stop.requested)
         except Interrupted as error:
-            _print(Console(stderr=True), Text.assemble(("stopped: ", "yellow"), error.what))
-            _print(Console(stderr=True), Text("  the same command resumes this run"))
+            _show_stop(error)
             raise typer.Exit(stop.exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            at_once = Interrupted("stopped at once, without saving a state; what was committed is safe")
+            _show_stop(at_once)
+            raise typer.Exit(at_once.exit_code) from error
     console = output_console()
     print_table(console, read_stages(result.summary))
     for stage in result.stages:
@@ -414,6 +417,11 @@ def _table(title: str, *columns: str) -> Table:
 
 def _show_error(error: ReasonmillError) -> None:
     _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {error}"))
+
+
+def _show_stop(stop: Interrupted) -> None:
+    _print(Console(stderr=True), Text(stop.what, style="yellow"))
+    _print(Console(stderr=True), Text(f"  {stop.fix}"))
 
 
 def _print(console: Console, text: Text) -> None:

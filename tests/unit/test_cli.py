@@ -219,12 +219,20 @@ def test_one_ctrl_c_that_arrives_twice_is_one_request(recipe_file: Path, home: P
     assert "the same command resumes this run" in stopped.stderr
 
 
-def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any) -> None:
+def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any, call: Any) -> None:
     stages.interrupt(0, signal.SIGINT, signal.SIGINT, pause_s=1.2)
-    aborted = in_a_process(stages, "run", recipe_file, "--home", home, "--device", "cpu")
+    command = ("run", recipe_file, "--home", home, "--device", "cpu")
+    aborted = in_a_process(stages, *command)
     assert aborted.returncode == 130
-    assert "resumes" not in aborted.stderr
+    assert "stopped at once" in aborted.stderr
+    assert "the same command resumes this run" in aborted.stderr
     assert "Traceback" not in aborted.stderr
+
+    assert stages.steps == ["first 0"]
+
+    stages.do_not_interrupt()
+    assert call(*command)[0] == 0
+    assert stages.steps == ["first 1", "first 2", "second 0"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -241,7 +249,7 @@ def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
     process.send_signal(number)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "the same command resumes this run" in rest
+    assert "free some space, then run the same command again" in rest
     assert "Traceback" not in rest
     assert stages.steps == ["first 0"]
 

@@ -143,14 +143,21 @@ class Home:
         finally:
             self.when_full = self.objects.when_full = self.ledger.when_full = None
 
-    def close(self) -> None:
-        """Closes the ledger and lets go of the lock; closing twice does nothing."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Closes the ledger and lets go of the lock; closing twice does nothing.
+
+        Args:
+            at_once: without a backup of the ledger and its seal, which the next writer catches up on, as after a kill.
+        """
         writer, self._writer = self._writer, None
         if writer is None:
             self.ledger.close()
             return
         try:
-            writer.keeper.close(self.ledger)
+            if at_once:
+                self.ledger.close()
+            else:
+                writer.keeper.close(self.ledger)
         finally:
             writer.lock.release()
 
@@ -160,7 +167,7 @@ class Home:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(at_once=isinstance(error, KeyboardInterrupt))  # a second Ctrl-C
 
 
 @dataclass(frozen=True)
