@@ -156,6 +156,20 @@ def test_a_home_that_is_not_there_can_not_be_looked_at(call: Any, home: Path) ->
     assert "there is no home here" in err
 
 
+@pytest.mark.parametrize("command", [("status",), ("run", "RECIPE"), ("verify",), ("gc",)])
+def test_a_home_without_a_name_is_not_the_current_directory(
+    call: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arguments = [str(recipe_file) if argument == "RECIPE" else argument for argument in command]
+    code, _, err = call(*arguments, "--home", "")
+    assert code == 2
+    assert err.startswith("error: the home has no name")
+    assert list((tmp_path / "here").iterdir()) == []
+    assert call("status", "--home", ".")[2].startswith("error: there is no home here")
+
+
 def test_a_full_disk_is_told_with_its_own_exit_code(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
     source = stages.folder / "fake_train.py"
     failing = "raise OSError(28, 'No space left on device', 'file')"
