@@ -47,7 +47,10 @@ LEDGER_MOVES = ("rename damaged ledger's log", "replace restored ledger")
 WRITES = ("write", "copy", "fill")
 # Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them. So it may
 # while it closes the ledger: an open seal and earlier backups are no loss.
-TOLERANT = ("unlink unfinished object", "remove directory unfinished object", "write released lock", "close ledger")
+TOLERANT = (
+    *("unlink unfinished object", "remove directory unfinished object"),
+    *("write lock", "write released lock", "close ledger"),
+)
 CLOSING = "while the ledger is closed"
 FINISHED, REFUSED, OUT_OF_SPACE, BROKEN, KILLED = 0, 3, 4, 5, -signal.SIGKILL
 

@@ -48,29 +48,28 @@ class Home:
         self.when_full: WhenFull | None = None
 
     @classmethod
-    def open(cls, path: Path | str, *, write: bool = True) -> Home:
+    def open(cls, path: Path | str, *, write: bool = True, lock: WriterLock | None = None) -> Home:
         """Opens a home: for writing (made if missing, locked against other writers) or for reading beside a writer.
+
+        Args:
+            lock: the home's, where the caller has it already; the home lets go of it in the end.
 
         Raises:
             StoreError: the home can't be written, is in use by another writer, or is missing and opened for reading.
         """
         path = Path(path).absolute()
-        if path.exists() and not path.is_dir():
-            raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
         if write:
-            return cls._open_for_writing(path)
-        if Ledger.is_blank(path / LEDGER):  # also in the moment before its first writer has made the tables
-            raise StoreError(
-                "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
-            )
+            _require_directory(path)
+            return cls._open_for_writing(path, lock)
+        require_home(path)
         return cls(path, Ledger(path / LEDGER, write=False), writer=None, incidents=Incidents())
 
     @classmethod
-    def _open_for_writing(cls, path: Path) -> Home:
+    def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
         with disk_errors(path):
             if not (path / LEDGER).exists():
                 _make_durably(path)
-            lock = WriterLock(path)
+            lock = lock or WriterLock(path)
         ledger = None
         incidents = Incidents()
         try:
@@ -197,10 +196,12 @@ class WriterLock:
                 ) from None
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            disk.write_file(path, json.dumps(holder).encode(), "lock")
+            with suppress(OSError):  # on a full disk, too, the lock is held, and gc can make room
+                disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
             os.close(descriptor)
             raise
+        self.home = home
         self._path = path
         self._descriptor: int | None = descriptor
         _held_locks.add(self)
@@ -240,6 +241,24 @@ def _holder(descriptor: int) -> str:
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
     except (ValueError, KeyError, TypeError):
         return "a process that has only just started"
+
+
+def require_home(path: Path) -> None:
+    """Checks that there is a home to read from.
+
+    Raises:
+        StoreError: there is none.
+    """
+    _require_directory(path)
+    if Ledger.is_blank(path / LEDGER):  # also in the moment before its first writer has made the tables
+        raise StoreError(
+            "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
+        )
+
+
+def _require_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
 
 
 def _make_durably(path: Path) -> None:
