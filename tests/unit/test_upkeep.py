@@ -4,19 +4,26 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+import reasonmill.store.commit
+import reasonmill.store.views
 from reasonmill.cli import main
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk, verification
+from reasonmill.store.commit import file_digest, holds, replace_file
 from reasonmill.store.disk import Operation
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
+from reasonmill.store.ledger_backup import SEAL, Seal, encode_seal, ledger_damage, read_seal
 from reasonmill.store.verification import Finding, Inspection, verify_home
+from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
 
 
@@ -110,6 +117,66 @@ def test_what_only_one_look_finds_does_not_count(home: Home, monkeypatch: pytest
 
     monkeypatch.setattr(verification, "CHECKS", (check,))
     assert [finding.file for finding in verify_home(home.path).findings] == ["b"]
+
+
+def read_objects(home: Home) -> list[int]:
+    """How many objects each look reads."""
+    totals: list[int] = []
+    verify_home(home.path, lambda done, total: totals.append(total) if done == 1 else None)
+    return totals
+
+
+def test_the_second_look_reads_only_what_was_damaged(home: Home) -> None:
+    assert read_objects(home) == [7]
+    (home.path / "notes.txt").write_text("mine")
+    assert read_objects(home) == [7]
+    (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
+    assert read_objects(home) == [7, 1]
+
+
+def test_a_second_look_reads_no_view_and_no_backup_that_is_sound(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("summary.json", "report.html"):
+        replace_file(home.run_dir("r") / name, b"{}")
+    home.ledger.record_views("r", view_digests(home.run_dir("r"), ["summary.json", "report.html"]))
+    home.close()
+    (home.path / "runs" / "r" / "summary.json").write_text("rotten")
+    read: list[str] = []
+
+    def note(path: Path, digest: str) -> bool:
+        read.append(path.name)
+        return holds(path, digest)
+
+    for module in (reasonmill.store.views, reasonmill.store.commit):
+        monkeypatch.setattr(module, "holds", note)
+    assert found(home) == [("runs/r/summary.json", True)]
+    assert (read.count("summary.json"), read.count("report.html")) == (2, 1)
+    assert read.count("ledger.sqlite") == len(list((home.path / "backups").iterdir()))
+
+
+def test_the_ledger_is_checked_once_in_a_look(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Path] = []
+
+    def note(path: Path, seal: Seal | None) -> list[str]:
+        checked.append(path)
+        return ledger_damage(path, seal)
+
+    monkeypatch.setattr(verification, "ledger_damage", note)
+    assert found(home) == []
+    assert len(checked) == 1
+
+
+def test_rows_that_were_not_sound_when_the_ledger_was_closed_are_told(home: Home) -> None:
+    home.ledger.record_metrics("k1", 1, {"loss": 1.5})
+    home.back_up_ledger()
+    home.close()
+    seal = read_seal(home.path)
+    assert seal is not None
+    with sqlite3.connect(home.path / "ledger.sqlite") as database:
+        database.execute("UPDATE steps SET metrics = replace(metrics, '1.5', '1.7')")
+    database.close()
+    (home.path / SEAL).write_bytes(encode_seal(replace(seal, ledger=file_digest(home.path / "ledger.sqlite"))))
+    (finding,) = verify_home(home.path).problems
+    assert (finding.file, "the row of table 'steps'" in finding.what) == ("ledger.sqlite", True)
 
 
 def test_a_ledger_beyond_reading_is_named_and_the_rest_is_still_looked_at(home: Home) -> None:
