@@ -53,7 +53,7 @@ def gc(
         _print(
             Text(
                 f"{garbage.num_bytes_abandoned:,} bytes are states of unfinished stages that no run has any more, as "
-                "their settings were changed; gc --abandoned removes them"
+                "their settings or their code were changed; gc --abandoned removes them"
             )
         )
     if garbage.num_bytes_quarantined:

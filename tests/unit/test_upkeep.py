@@ -179,6 +179,31 @@ def test_rows_that_were_not_sound_when_the_ledger_was_closed_are_told(home: Home
     assert (finding.file, "the row of table 'steps'" in finding.what) == ("ledger.sqlite", True)
 
 
+def test_a_home_whose_objects_are_gone_is_a_damaged_home(home: Home) -> None:
+    home.close()
+    shutil.rmtree(home.path / "objects")
+    assert len(verify_home(home.path).problems) == 6
+
+
+def test_what_a_damaged_ledger_does_not_know_is_not_called_garbage(home: Home) -> None:
+    home.close()
+    (home.path / "ledger.sqlite").write_bytes(b"rotten" * 1000)
+    shutil.rmtree(home.path / "backups")
+    (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
+    (finding,) = (it for it in verify_home(home.path).problems if it.file.endswith("/text"))
+    assert "what needs it is not known" in finding.recovery
+
+
+def test_verify_tells_why_it_can_not_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(inspection: Inspection) -> list[Finding]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/r")
+
+    monkeypatch.setattr(verification, "CHECKS", (fail,))
+    with pytest.raises(StoreError, match="can't be read or written: Permission denied") as caught:
+        verify_home(home.path)
+    assert (caught.value.where, bool(caught.value.fix)) == ("runs/r", True)
+
+
 def test_a_ledger_beyond_reading_is_named_and_the_rest_is_still_looked_at(home: Home) -> None:
     (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
     home.close()
@@ -311,7 +336,7 @@ def test_gc_says_what_it_can_not_do_on_a_full_disk(home: Home, monkeypatch: pyte
     home.close()
     with monkeypatch.context() as patch:
         fail_with(errno.ENOSPC, NEED_SPACE, patch)
-        with pytest.raises(OutOfSpace, match="to record that 1 states are gone") as caught:
+        with pytest.raises(OutOfSpace, match="to record which states are gone") as caught:
             collect_garbage(home.path)
     assert "elsewhere" in caught.value.fix
     assert "same command" not in caught.value.fix

@@ -61,8 +61,8 @@ def collect_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
     What needs no record goes first, and without writing anything: that works on a full disk, too.
 
     Args:
-        abandoned: the states of stages that no run has any more, as their settings or what they read were changed, go,
-            too. A run that goes back to these settings then trains again, on the groups that are committed.
+        abandoned: the states of stages that no run has any more, as their settings, their code or what they read was
+            changed, go, too. A run that goes back to these then trains again, on the groups that are committed.
 
     Raises:
         OutOfSpace: there is no room to record that states are gone; all else is removed.
@@ -98,8 +98,8 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
                     home.objects.delete(digest)
     except OutOfSpace as error:
         raise OutOfSpace(
-            f"no space is left on the disk to record that {len(garbage.states)} states are gone, so these stay; "
-            "all else that nothing refers to was removed",
+            "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
+            "to was removed",
             fix="free a few megabytes on that disk elsewhere: "
             f"quarantine/ has {garbage.num_bytes_quarantined:,} bytes that you may not need. gc can then go on",
             where=error.where,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
+from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import HOME_ENTRIES, OBJECTS, TMP
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, Seal, backups_in_order, ledger_damage, read_seal
@@ -97,7 +98,8 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
     """
-    if not (path / OBJECTS).is_dir():
+    # A home that has lost one of them is damaged.
+    if not (path / OBJECTS).is_dir() and not (path / LEDGER).exists():
         raise StoreError(
             "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
         )
@@ -134,9 +136,7 @@ def check_objects(inspection: Inspection) -> Iterator[Finding]:
     digests = [digest for digest in inspection.objects.digests() if inspection.is_read(f"{OBJECTS}/{digest}")]
     for done, digest in enumerate(digests, start=1):
         for name in inspection.objects.damaged_files(digest):
-            user = inspection.used.get(digest)
-            recovery = "nothing needs it: `reasonmill gc` removes it" if user is None else _remade(user)
-            yield Finding(f"{OBJECTS}/{digest}/{name}", "is damaged", recovery)
+            yield Finding(f"{OBJECTS}/{digest}/{name}", "is damaged", _recovery(inspection, digest))
         inspection.on_object(done, len(digests))
 
 
@@ -246,7 +246,8 @@ def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, in
     damage, ledger = _readable_ledger(home, backups, seal)
     try:
         inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
-        findings = [finding for check in CHECKS for finding in check(inspection)]
+        with disk_errors(home):
+            findings = [finding for check in CHECKS for finding in check(inspection)]
     finally:
         if ledger is not None:
             ledger.close()
@@ -287,6 +288,16 @@ def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
 
 def _entries(directory: Path) -> list[Path]:
     return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _recovery(inspection: Inspection, digest: str) -> str:
+    """What brings a damaged object back."""
+    if digest in inspection.used:
+        return _remade(inspection.used[digest])
+    if inspection.damage:
+        return f"{_RERUN}: what needs it is not known, as the ledger is damaged, and is then made again"
+    old = "unless it is from before a backup took the place of the ledger; then move it elsewhere"
+    return f"nothing needs it: `reasonmill gc` removes it, {old}"
 
 
 def _remade(user: str) -> str:
