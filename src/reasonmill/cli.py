@@ -23,6 +23,7 @@ from rich.tree import Tree
 
 from reasonmill import upkeep
 from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
+from reasonmill.lasting_streams import lasting
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.stop_signals import StopSignals
 from reasonmill.types import Artifact, Message, SamplingParams
@@ -54,23 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads that spin for long while they wait ruin each other where another program needs a core: seconds become
     # minutes. A short spin costs a quiet machine nothing. GNU's OpenMP reads this when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
-    except ReasonmillError as error:
-        _show_error(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        full = OutOfSpace(
-            "no space is left on the disk", fix="free some space, then run the same command again", where=error.filename
-        )
-        _show_error(full)
-        sys.exit(full.exit_code)
+    with lasting("stderr"):
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
+        except ReasonmillError as error:
+            _show_error(error)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            full = OutOfSpace(
+                "no space is left on the disk",
+                fix="free some space, then run the same command again",
+                where=error.filename,
+            )
+            _show_error(full)
+            sys.exit(full.exit_code)
     sys.exit(0)
 
 
 @app.command()
+@lasting("stdout")
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a TOML file.")],
     home: HomeOption = DEFAULT_HOME,
@@ -101,9 +106,12 @@ def run(
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
                 result = run_recipe(loaded, opened, progress, until=until, device=chosen, stop_requested=stop.requested)
         except Interrupted as error:
-            _print(Console(stderr=True), Text.assemble(("stopped: ", "yellow"), error.what))
-            _print(Console(stderr=True), Text("  the same command resumes this run"))
+            _show_stop(error)
             raise typer.Exit(stop.exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            at_once = Interrupted("stopped at once, without saving a state; what was committed is safe")
+            _show_stop(at_once)
+            raise typer.Exit(at_once.exit_code) from error
     console = output_console()
     print_table(console, read_stages(result.summary))
     for stage in result.stages:
@@ -409,6 +417,11 @@ def _table(title: str, *columns: str) -> Table:
 
 def _show_error(error: ReasonmillError) -> None:
     _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {error}"))
+
+
+def _show_stop(stop: Interrupted) -> None:
+    _print(Console(stderr=True), Text(stop.what, style="yellow"))
+    _print(Console(stderr=True), Text(f"  {stop.fix}"))
 
 
 def _print(console: Console, text: Text) -> None:

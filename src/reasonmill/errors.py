@@ -68,6 +68,9 @@ class Interrupted(ReasonmillError):
 
     exit_code = 130  # 128 + SIGINT, as a shell reports it
 
+    def __init__(self, what: str, *, fix: str = "the same command resumes this run", where: str = "") -> None:
+        super().__init__(what, fix=fix, where=where)
+
 
 class Hung(ReasonmillError):
     """A phase gave no sign of progress for twice its deadline; what was committed is safe, the same command goes on."""

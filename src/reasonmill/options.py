@@ -5,6 +5,24 @@ from typing import Annotated
 
 import typer
 
-HomeOption = Annotated[Path, typer.Option("--home", help="Directory that keeps all artifacts and runs.")]
+from reasonmill.errors import RecipeError
+
+
+def _directory(name: str) -> Path:
+    """The path of a home, which has a name: an empty one, as of a shell variable that is not set, would be this
+    directory."""
+    if not name:
+        raise RecipeError(
+            "the home has no name, and the current directory is not taken for it unasked",
+            fix="name a directory, or leave --home out; --home . is this directory",
+            where="--home",
+        )
+    return Path(name)
+
+
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", parser=_directory, metavar="PATH", help="Directory that keeps all artifacts and runs."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_HOME = Path("mill")

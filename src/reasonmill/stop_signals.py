@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: a run is asked to stop where nothing is lost, and leaves with the code of the signal."""
+"""Ctrl-C, SIGTERM and a terminal that is gone: a run is asked to stop where nothing is lost, and leaves with the code
+of the signal."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from reasonmill.errors import Interrupted
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request to stop; a later SIGINT raises KeyboardInterrupt at once."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a request to stop; a later SIGINT raises KeyboardInterrupt at once.
+
+    A SIGHUP that is ignored, as below nohup, stays ignored.
+    """
 
     # One Ctrl-C can arrive twice: at the process itself and at its group.
     SAME_REQUEST_S = 1.0
@@ -29,8 +33,9 @@ class StopSignals:
         return error.exit_code if self._received is None else 128 + self._received
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -36,15 +36,26 @@ def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
 def gc(
     home: HomeOption = DEFAULT_HOME,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
+    abandoned: Annotated[
+        bool, typer.Option("--abandoned", help="Remove states of stages, too, that no run has any more.")
+    ] = False,
 ) -> None:
     """Removes what nothing refers to: no artifact, no groups, and no state that a run could go on from."""
-    garbage = look_for_garbage(home) if dry_run else collect_garbage(home)
+    collect = look_for_garbage if dry_run else collect_garbage
+    garbage = collect(home, abandoned=abandoned)
     for digest in garbage.objects:
         _print(Text(f"object {digest[:12]}"))
     for leftover in garbage.leftovers:
         _print(Text(f"leftover {leftover.relative_to(home.absolute())}"))
     verb = "would be removed" if dry_run else "removed"
     _print(Text(f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers"))
+    if garbage.num_bytes_abandoned:
+        _print(
+            Text(
+                f"{garbage.num_bytes_abandoned:,} bytes are states of unfinished stages that no run has any more, as "
+                "their settings or their code were changed; gc --abandoned removes them"
+            )
+        )
     if garbage.num_bytes_quarantined:
         _print(Text(f"{garbage.num_bytes_quarantined:,} bytes are in quarantine/, which only you remove"))
 

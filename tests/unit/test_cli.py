@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,14 @@ def in_a_process(stages: Any, *arguments: object) -> subprocess.CompletedProcess
     )
 
 
-def started(stages: Any, *arguments: object) -> subprocess.Popen[str]:
-    """As `in_a_process`, and does not wait for its end."""
+def started(
+    stages: Any, *arguments: object, stdout: int = subprocess.DEVNULL, under: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """As `in_a_process`, and does not wait for its end. `under` is a program that starts it."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(stages.folder), *map(str, arguments)],
+        [*under, sys.executable, "-c", PROGRAM, str(stages.folder), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -153,6 +156,20 @@ def test_a_home_that_is_not_there_can_not_be_looked_at(call: Any, home: Path) ->
     assert "there is no home here" in err
 
 
+@pytest.mark.parametrize("command", [("status",), ("run", "RECIPE"), ("verify",), ("gc",)])
+def test_a_home_without_a_name_is_not_the_current_directory(
+    call: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arguments = [str(recipe_file) if argument == "RECIPE" else argument for argument in command]
+    code, _, err = call(*arguments, "--home", "")
+    assert code == 2
+    assert err.startswith("error: the home has no name")
+    assert list((tmp_path / "here").iterdir()) == []
+    assert call("status", "--home", ".")[2].startswith("error: there is no home here")
+
+
 def test_a_full_disk_is_told_with_its_own_exit_code(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
     source = stages.folder / "fake_train.py"
     failing = "raise OSError(28, 'No space left on device', 'file')"
@@ -162,7 +179,7 @@ def test_a_full_disk_is_told_with_its_own_exit_code(call: Any, recipe_file: Path
     assert err.splitlines()[-3].startswith("error: no space is left on the disk")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     recipe_file: Path, home: Path, stages: Any, call: Any, number: int, code: int
 ) -> None:
@@ -180,6 +197,35 @@ def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
     assert stages.steps == ["first 2", "second 0"]
 
 
+def test_a_hangup_that_is_ignored_does_not_stop_a_run(recipe_file: Path, home: Path, stages: Any) -> None:
+    stages.interrupt(0, signal.SIGHUP)
+    ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
+    process = started(stages, "run", recipe_file, "--home", home, "--device", "cpu", under=ignoring)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_goes_on_when_nobody_reads_it_any_more(
+    recipe_file: Path, home: Path, stages: Any, interrupted: bool
+) -> None:
+    """As with `2>&1 | head -1`."""
+    place = "    context.progress.begin(settings.name"
+    change(stages, place, f"    while not (HERE / 'go').exists():\n        time.sleep(0.01)\n{place}")
+    if interrupted:
+        stages.interrupt(1, signal.SIGTERM)
+    command = ("run", recipe_file, "--home", home, "--device", "cpu")
+    process = started(stages, *command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    (stages.folder / "go").touch()
+    assert process.wait(timeout=60) == (143 if interrupted else 0)
+    assert stages.steps == ["first 0", "first 1", *([] if interrupted else ["first 2", "second 0"])]
+
+
 def test_one_ctrl_c_that_arrives_twice_is_one_request(recipe_file: Path, home: Path, stages: Any) -> None:
     stages.interrupt(0, signal.SIGINT, signal.SIGINT)
     stopped = in_a_process(stages, "run", recipe_file, "--home", home, "--device", "cpu")
@@ -187,12 +233,20 @@ def test_one_ctrl_c_that_arrives_twice_is_one_request(recipe_file: Path, home: P
     assert "the same command resumes this run" in stopped.stderr
 
 
-def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any) -> None:
+def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any, call: Any) -> None:
     stages.interrupt(0, signal.SIGINT, signal.SIGINT, pause_s=1.2)
-    aborted = in_a_process(stages, "run", recipe_file, "--home", home, "--device", "cpu")
+    command = ("run", recipe_file, "--home", home, "--device", "cpu")
+    aborted = in_a_process(stages, *command)
     assert aborted.returncode == 130
-    assert "resumes" not in aborted.stderr
+    assert "stopped at once" in aborted.stderr
+    assert "the same command resumes this run" in aborted.stderr
     assert "Traceback" not in aborted.stderr
+
+    assert stages.steps == ["first 0"]
+
+    stages.do_not_interrupt()
+    assert call(*command)[0] == 0
+    assert stages.steps == ["first 1", "first 2", "second 0"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -209,7 +263,7 @@ def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
     process.send_signal(number)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "the same command resumes this run" in rest
+    assert "free some space, then run the same command again" in rest
     assert "Traceback" not in rest
     assert stages.steps == ["first 0"]
 

@@ -22,6 +22,7 @@ from reasonmill.mill.thinking import split_thinking
 from reasonmill.recipe.graph import directory_digest
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.home import Home
+from reasonmill.store.ledger_backup import read_seal
 
 Run = Callable[..., RunResult]
 
@@ -189,6 +190,26 @@ def test_a_run_that_was_stopped_between_stages_has_what_it_has(run: Run, stages:
     assert summary is not None
     assert [stage["name"] for stage in summary["stages"]] == ["first"]
     assert (directory / "report.html").exists()
+
+
+def test_a_second_ctrl_c_writes_nothing_more(run: Run, home_path: Path) -> None:
+    run(until="first")
+    before = (backups_of(home_path), times(home_path / "runs"))
+
+    def raise_it() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_requested=raise_it)
+    seal = read_seal(home_path)
+    assert seal is not None
+    assert seal.ledger is None
+    assert (backups_of(home_path), times(home_path / "runs")) == before
+    assert cached(run()) == [True, False, False]
+
+
+def backups_of(home_path: Path) -> list[str]:
+    return sorted(path.name for path in (home_path / "backups").iterdir())
 
 
 def test_the_ledger_knows_runs_and_parents(run: Run, home_path: Path) -> None:

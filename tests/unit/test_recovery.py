@@ -223,6 +223,9 @@ def test_a_run_makes_again_what_a_ledger_that_fell_back_does_not_know(run: Runs,
     shutil.rmtree(path / "backups")
     shutil.copytree(path.parent / "early", path / "backups")
     (path / SEAL).write_bytes(encode_seal(early))
+    with pytest.raises(StoreError, match="be told what is needed"):
+        collect_garbage(path)
+    Home.open(path).close()
     assert collect_garbage(path).objects == ()  # what the old ledger knew may still be wanted
     assert {stage.artifact.digest for stage in before.stages} <= set(os.listdir(path / "objects"))
     after, _ = run()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reasonmill.errors import StoreError
-from reasonmill.store import disk
+from reasonmill.store import disk, verification
 from reasonmill.store.commit import file_digest, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
@@ -314,6 +315,49 @@ def test_a_ledger_that_could_not_be_backed_up_is_not_sealed(path: Path, monkeypa
     with Home.open(path) as home:
         assert fell_back(home)
         assert steps_of(home) == [0, 1, 2, 3, 4]
+
+
+def chosen_backups(path: Path) -> tuple[list[int], list[int]]:
+    """The steps of the backup that `verify` takes for the damaged ledger, and of that which a run takes."""
+    seen: list[int] = []
+
+    def note(inspection: verification.Inspection) -> list[verification.Finding]:
+        assert inspection.ledger is not None
+        seen[:] = [entry["step"] for entry in inspection.ledger.metrics("k")]
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "CHECKS", (note,))
+        verification.verify_home(path)
+    with Home.open(path) as home:
+        return seen, steps_of(home)
+
+
+def test_verify_and_a_run_take_the_latest_backup_of_a_damaged_ledger_without_a_seal(path: Path) -> None:
+    for step in range(3, 13):  # so that the order of digests is not that of time in most of the cases
+        with Home.open(path) as home:
+            record_steps(home, range(step, step + 1))
+        with Home.open(path, write=False) as home:
+            known = steps_of(home)
+        flip(path / SEAL, 5)
+        change_a_number(path / LEDGER)
+        assert chosen_backups(path) == (known, known)
+
+
+def test_verify_and_a_run_take_a_backup_that_the_seal_does_not_tell_of(path: Path, tmp_path: Path) -> None:
+    seal = read_seal(path)
+    assert seal is not None
+    other = seal.backups[0]
+    shutil.copytree(path / "backups" / other, tmp_path / other)
+    with Home.open(path) as home:
+        for step in range(3, 5):
+            record_steps(home, range(step, step + 1))
+            home.back_up_ledger()
+    for backup in (path / "backups").iterdir():
+        flip(backup / LEDGER)
+    shutil.copytree(tmp_path / other, path / "backups" / other)
+    flip(path / LEDGER)
+    assert chosen_backups(path) == ([0, 1, 2], [0, 1, 2])
 
 
 def test_two_backups_are_kept(path: Path) -> None:

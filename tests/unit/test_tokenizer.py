@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -157,8 +158,9 @@ def test_blocks_are_the_encoded_documents_wherever_reading_starts(
     assert {row.dtype for row in rows} == {np.dtype(np.int64)}
 
 
-def test_workers_that_are_sent_sigterm_let_the_step_end(
-    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_workers_that_are_sent_a_signal_let_the_step_end(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """A whole process group or service is sent it; the parent needs its workers to come to the end of its step."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # so that the worker is known to be ready
@@ -166,6 +168,7 @@ def test_workers_that_are_sent_sigterm_let_the_step_end(
     read = blocks.read(0, 8)
     sizes = [len(next(read))]
     for worker in multiprocessing.active_children():
-        worker.terminate()
+        assert worker.pid is not None
+        os.kill(worker.pid, number)
     sizes += [len(block) for block in read]
     assert sizes == [6] * 8

@@ -1,19 +1,29 @@
 """`verify` and `gc`: what they find, what they leave alone, and how they tell it."""
 
+import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import sqlite3
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+import reasonmill.store.commit
+import reasonmill.store.views
 from reasonmill.cli import main
-from reasonmill.errors import StoreError
-from reasonmill.store import verification
+from reasonmill.errors import OutOfSpace, StoreError
+from reasonmill.store import disk, verification
+from reasonmill.store.commit import file_digest, holds, replace_file
+from reasonmill.store.disk import Operation
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
+from reasonmill.store.ledger_backup import SEAL, Seal, encode_seal, ledger_damage, read_seal
 from reasonmill.store.verification import Finding, Inspection, verify_home
+from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
 
 
@@ -109,6 +119,91 @@ def test_what_only_one_look_finds_does_not_count(home: Home, monkeypatch: pytest
     assert [finding.file for finding in verify_home(home.path).findings] == ["b"]
 
 
+def read_objects(home: Home) -> list[int]:
+    """How many objects each look reads."""
+    totals: list[int] = []
+    verify_home(home.path, lambda done, total: totals.append(total) if done == 1 else None)
+    return totals
+
+
+def test_the_second_look_reads_only_what_was_damaged(home: Home) -> None:
+    assert read_objects(home) == [7]
+    (home.path / "notes.txt").write_text("mine")
+    assert read_objects(home) == [7]
+    (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
+    assert read_objects(home) == [7, 1]
+
+
+def test_a_second_look_reads_no_view_and_no_backup_that_is_sound(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("summary.json", "report.html"):
+        replace_file(home.run_dir("r") / name, b"{}")
+    home.ledger.record_views("r", view_digests(home.run_dir("r"), ["summary.json", "report.html"]))
+    home.close()
+    (home.path / "runs" / "r" / "summary.json").write_text("rotten")
+    read: list[str] = []
+
+    def note(path: Path, digest: str) -> bool:
+        read.append(path.name)
+        return holds(path, digest)
+
+    for module in (reasonmill.store.views, reasonmill.store.commit):
+        monkeypatch.setattr(module, "holds", note)
+    assert found(home) == [("runs/r/summary.json", True)]
+    assert (read.count("summary.json"), read.count("report.html")) == (2, 1)
+    assert read.count("ledger.sqlite") == len(list((home.path / "backups").iterdir()))
+
+
+def test_the_ledger_is_checked_once_in_a_look(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Path] = []
+
+    def note(path: Path, seal: Seal | None) -> list[str]:
+        checked.append(path)
+        return ledger_damage(path, seal)
+
+    monkeypatch.setattr(verification, "ledger_damage", note)
+    assert found(home) == []
+    assert len(checked) == 1
+
+
+def test_rows_that_were_not_sound_when_the_ledger_was_closed_are_told(home: Home) -> None:
+    home.ledger.record_metrics("k1", 1, {"loss": 1.5})
+    home.back_up_ledger()
+    home.close()
+    seal = read_seal(home.path)
+    assert seal is not None
+    with sqlite3.connect(home.path / "ledger.sqlite") as database:
+        database.execute("UPDATE steps SET metrics = replace(metrics, '1.5', '1.7')")
+    database.close()
+    (home.path / SEAL).write_bytes(encode_seal(replace(seal, ledger=file_digest(home.path / "ledger.sqlite"))))
+    (finding,) = verify_home(home.path).problems
+    assert (finding.file, "the row of table 'steps'" in finding.what) == ("ledger.sqlite", True)
+
+
+def test_a_home_whose_objects_are_gone_is_a_damaged_home(home: Home) -> None:
+    home.close()
+    shutil.rmtree(home.path / "objects")
+    assert len(verify_home(home.path).problems) == 6
+
+
+def test_what_a_damaged_ledger_does_not_know_is_not_called_garbage(home: Home) -> None:
+    home.close()
+    (home.path / "ledger.sqlite").write_bytes(b"rotten" * 1000)
+    shutil.rmtree(home.path / "backups")
+    (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
+    (finding,) = (it for it in verify_home(home.path).problems if it.file.endswith("/text"))
+    assert "what needs it is not known" in finding.recovery
+
+
+def test_verify_tells_why_it_can_not_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(inspection: Inspection) -> list[Finding]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs/r")
+
+    monkeypatch.setattr(verification, "CHECKS", (fail,))
+    with pytest.raises(StoreError, match="can't be read or written: Permission denied") as caught:
+        verify_home(home.path)
+    assert (caught.value.where, bool(caught.value.fix)) == ("runs/r", True)
+
+
 def test_a_ledger_beyond_reading_is_named_and_the_rest_is_still_looked_at(home: Home) -> None:
     (home.objects.path(digest_of(home, "zero")) / "text").write_text("rotten")
     home.close()
@@ -178,6 +273,134 @@ def test_gc_waits_for_no_writer(home: Home) -> None:
     assert "stray" in texts(home)
 
 
+@pytest.mark.parametrize("name", ["quarantine", "tmp", "runs", "backups"])
+def test_gc_does_without_directories_that_the_user_removed(home: Home, name: str) -> None:
+    stray = digest_of(home, "stray")
+    home.ledger.commit_state("k0", 3, put(home, "state that a killed process left"))
+    home.close()
+    shutil.rmtree(home.path / name)
+    assert stray in look_for_garbage(home.path).objects
+    assert len(collect_garbage(home.path).objects) == 2
+    assert not home.objects.exists(stray)
+    assert verify_home(home.path).problems == ()
+
+
+def test_gc_looks_and_removes_under_one_lock(home: Home, operations: list[Operation]) -> None:
+    home.ledger.commit_state("k0", 3, put(home, "state that a killed process left"))
+    home.close()
+    operations.clear()
+    assert len(collect_garbage(home.path).objects) == 2
+    assert [operation.name for operation in operations].count("write lock") == 1
+
+
+@pytest.fixture
+def operations(monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
+    """What is done to the disk from now on."""
+    done: list[Operation] = []
+
+    def note(operation: Operation, perform: Callable[[], object]) -> None:
+        done.append(operation)
+        perform()
+
+    monkeypatch.setattr(disk, "around", note)
+    return done
+
+
+def fail_with(number: int, verbs: Collection[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets these operations fail from now on."""
+
+    def fail(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.verb in verbs:
+            raise OSError(number, os.strerror(number), str(operation.path))
+        perform()
+
+    monkeypatch.setattr(disk, "around", fail)
+
+
+NEED_SPACE = ("write", "copy", "fill", "make directory", "commit", "start log", "empty log")
+
+
+def test_gc_makes_room_on_a_full_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stray = digest_of(home, "stray")
+    home.close()
+    (home.path / "tmp" / "put-x").write_text("half")
+    fail_with(errno.ENOSPC, NEED_SPACE, monkeypatch)
+    assert collect_garbage(home.path).objects == (stray,)
+    assert not home.objects.exists(stray)
+    assert list((home.path / "tmp").iterdir()) == []
+
+
+def test_gc_says_what_it_can_not_do_on_a_full_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stray, idle = digest_of(home, "stray"), put(home, "state that a killed process left")
+    home.ledger.commit_state("k0", 3, idle)
+    home.close()
+    with monkeypatch.context() as patch:
+        fail_with(errno.ENOSPC, NEED_SPACE, patch)
+        with pytest.raises(OutOfSpace, match="to record which states are gone") as caught:
+            collect_garbage(home.path)
+    assert "elsewhere" in caught.value.fix
+    assert "same command" not in caught.value.fix
+    assert (home.objects.exists(stray), home.objects.exists(idle)) == (False, True)
+    assert collect_garbage(home.path).objects == (idle,)
+
+
+def test_gc_tells_why_it_can_not_write(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    stray = digest_of(home, "stray")
+    home.close()
+    fail_with(errno.EROFS, get_args(disk.Verb), monkeypatch)
+    assert look_for_garbage(home.path).objects == (stray,)  # for which nothing is written
+    with pytest.raises(StoreError, match="can't be read or written: Read-only file system") as caught:
+        collect_garbage(home.path)
+    assert caught.value.fix
+
+
+def test_gc_does_not_trust_a_damaged_ledger(home: Home) -> None:
+    home.close()
+    with (home.path / "ledger.sqlite").open("r+b") as ledger:
+        ledger.seek(80)
+        ledger.write(b"x")
+    with pytest.raises(StoreError, match="it can't be told what is needed: nothing was removed"):
+        collect_garbage(home.path)
+    assert "stray" in texts(home)
+    Home.open(home.path).close()  # as a run does
+    collect_garbage(home.path)
+
+
+def test_gc_does_not_follow_links(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    home.run_dir("r")
+    (home.path / "runs" / "r" / ".link").symlink_to(tmp_path / "mine")
+    home.close()
+    assert len(collect_garbage(home.path).leftovers) == 1
+    assert (tmp_path / "mine" / "file").exists()
+    assert not (home.path / "runs" / "r" / ".link").is_symlink()
+
+
+def test_states_of_abandoned_stages_go_only_if_they_are_asked_to(home: Home) -> None:
+    stages = [("zero", "rl", "k0"), ("more", "rl", "k1")]
+    home.ledger.begin_run("r", {"stage": ["changed"]}, [stages[0], ("more", "rl", "k2")])
+    home.ledger.commit_state("k2", 1, put(home, "state of the changed"))
+    home.close()
+    plain = collect_garbage(home.path)
+    assert plain.states == ()
+    assert plain.num_bytes_abandoned > len("state of more")
+    planned = look_for_garbage(home.path, abandoned=True)
+    assert [key for key, _, _ in planned.states] == ["k1"]
+    assert (planned.num_bytes, planned.num_bytes_abandoned) == (plain.num_bytes_abandoned, 0)
+
+    with Home.open(home.path) as again:  # changed back
+        again.ledger.begin_run("r", {"stage": []}, stages)
+    assert [key for key, _, _ in look_for_garbage(home.path, abandoned=True).states] == ["k2"]
+    assert collect_garbage(home.path, abandoned=True).num_bytes > 0
+    with Home.open(home.path) as again:
+        assert {"state of more", "groups of more"} <= texts(again)
+        assert "state of the changed" not in texts(again)
+        assert again.ledger.states("k1") == [(1, digest_of(again, "state of more"))]
+        assert again.ledger.states("k2") == []
+        assert [step for step, _ in again.ledger.steps("k1")] == [0]
+
+
 # The commands
 
 
@@ -219,3 +442,7 @@ def test_gc_on_the_command_line(home: Home, call: Call) -> None:
     assert "would be removed: 1 object," in out
     assert call("gc", "--home", home.path)[1].startswith("object ")
     assert call("gc", "--home", home.path) == (0, "removed: 0 objects, 0 bytes with leftovers\n")
+    with Home.open(home.path) as again:
+        again.ledger.begin_run("r", {"stage": ["changed"]}, [("zero", "rl", "k0"), ("more", "rl", "k2")])
+    assert "gc --abandoned removes them" in call("gc", "--home", home.path)[1]
+    assert "removed: 1 object," in call("gc", "--home", home.path, "--abandoned")[1]

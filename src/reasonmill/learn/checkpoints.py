@@ -60,7 +60,7 @@ class Checkpoints:
         if not is_saved and step > 0 and (stopping or step % self._every == 0):
             self._save(step, dict(state()))
         if stopping:
-            raise Interrupted(f"stopped before step {step + 1} of {steps}", fix="run the same command again to go on")
+            raise Interrupted(f"stopped before step {step + 1} of {steps}")
 
     def _save(self, step: int, state: dict[str, Tensor]) -> None:
         home, key = self._run.home, self._run.key

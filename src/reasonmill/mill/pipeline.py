@@ -96,7 +96,7 @@ def run_recipe(
         try:
             for node in nodes:
                 run.finish(node)
-        except BaseException:
+        except Exception:  # and not a second Ctrl-C, which ends at once
             # A full disk must not hide why the run ended; the next run shows what this one can't.
             with suppress(OutOfSpace):
                 run.show_finished()
@@ -158,9 +158,7 @@ class _Run:
         result = self._committed(node, key)
         if result is None:
             if self._stop_requested():
-                raise Interrupted(
-                    f"stopped before stage {node.settings.name!r}", fix="the same command goes on from here"
-                )
+                raise Interrupted(f"stopped before stage {node.settings.name!r}")
             self.when_full.writes = self._expected_writes(node, key)
             require_room(self._home, node.settings.name, self.when_full.writes)
             result = self._execute(node, key, inputs, module, watchdog)

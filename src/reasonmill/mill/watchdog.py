@@ -14,6 +14,7 @@ from typing import Self, TextIO
 
 from reasonmill import activity
 from reasonmill.errors import Hung
+from reasonmill.lasting_streams import lasting_stream
 from reasonmill.protocols import Progress
 from reasonmill.recipe.deadlines import Deadlines
 
@@ -24,7 +25,7 @@ _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 5.0
 
 def leave(error: Hung) -> None:
     """Ends this process and its workers at once: a thread that hangs can't be asked to."""
-    print(f"error: {error}", file=sys.__stderr__, flush=True)
+    print(f"error: {error}", file=_stderr(), flush=True)
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(error.exit_code)
@@ -50,7 +51,7 @@ class Watchdog:
         self._deadlines = deadlines
         self._stage = stage
         self._give_up = give_up
-        self._stream = stream or sys.__stderr__
+        self._stream = stream or _stderr()
         self._reached = ""
         self._beats = -1
         self._silent_s = 0.0
@@ -83,7 +84,7 @@ class Watchdog:
                 f"{where}: no sign of progress for {self._silent_s:.0f} s; the run stops if there is none for another "
                 f"{deadline_s:.0f} s. What each thread is doing:"
             )
-            faulthandler.dump_traceback(self._stream or sys.stderr, all_threads=True)
+            faulthandler.dump_traceback(self._stream, all_threads=True)
         elif overdue_s >= 2 * deadline_s:
             self._give_up(
                 Hung(
@@ -110,9 +111,7 @@ class Watchdog:
         phase, _, allowance_s = activity.current()
         deadline_s = self._deadlines.of(phase) if phase else 0.0
         if deadline_s:
-            faulthandler.dump_traceback_later(
-                deadline_s + allowance_s + self._every_s, file=self._stream or sys.stderr, exit=False
-            )
+            faulthandler.dump_traceback_later(deadline_s + allowance_s + self._every_s, file=self._stream, exit=False)
         else:
             faulthandler.cancel_dump_traceback_later()
 
@@ -126,6 +125,11 @@ class Watchdog:
             self._ended.set()
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
+
+
+def _stderr() -> TextIO:
+    """That of the process, past a live display; a watchdog has to end a run also where nobody reads it any more."""
+    return lasting_stream(sys.__stderr__ or sys.stderr)
 
 
 class WatchedProgress:

@@ -52,10 +52,7 @@ def verdicts_on(
 
         def asked(first: int = first) -> Sequence[V]:
             if run.stop_requested():
-                raise Interrupted(
-                    f"stopped stage {stage!r} after {first} of {len(questions)} verdicts",
-                    fix="run the same command again to go on",
-                )
+                raise Interrupted(f"stopped stage {stage!r} after {first} of {len(questions)} verdicts")
             waiting = questions[first : first + AT_ONCE]
             return ask(waiting, lambda finished: run.progress.advance(first + finished, {}))
 

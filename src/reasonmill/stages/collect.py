@@ -130,9 +130,7 @@ class Collection:
         groups: list[Group] = []
         for commit, first in enumerate(range(0, len(problems), settings.problems_per_commit)):
             if context.stop_requested():
-                raise Interrupted(
-                    f"stopped after {first} of {len(problems)} problems", fix="run the same command again to go on"
-                )
+                raise Interrupted(f"stopped after {first} of {len(problems)} problems")
             asked = problems[first : first + settings.problems_per_commit]
             groups += committed_groups(context.home, context.key, commit, partial(self._sample, commit, asked, first))
             context.progress.advance(len(groups) * settings.samples, {})

@@ -170,10 +170,7 @@ class Evaluation:
         groups: list[Group] = []
         for number, (task, first) in enumerate(self._chunks()):
             if stop_requested():
-                raise Interrupted(
-                    f"stopped evaluation {name} after {len(groups)} of {problems} problems",
-                    fix="run the same command again to go on",
-                )
+                raise Interrupted(f"stopped evaluation {name} after {len(groups)} of {problems} problems")
             before = len(groups) * self._samples
             groups += keep(number, partial(self._ask, task, first, sampler, renderer, _report_from(before, progress)))
             progress.advance(len(groups) * self._samples, {})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import OBJECTS, Home, WriterLock
-from reasonmill.store.ledger_backup import LEDGER
-from reasonmill.store.objects import QUARANTINE, TMP
+from reasonmill.store.home import OBJECTS, Home, WriterLock, require_home
+from reasonmill.store.ledger import Ledger
+from reasonmill.store.ledger_backup import LEDGER, ledger_damage, read_seal
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
+
+State = tuple[str, int, str]  # (stage key, step, digest)
 
 
 @dataclass(frozen=True)
@@ -19,93 +24,188 @@ class Garbage:
     """What is, or was, garbage.
 
     Args:
-        objects: digests of objects that nothing refers to.
-        states: (stage key, step, digest) of states of finished stages, which only an unfinished one needs.
+        objects: digests of objects that nothing refers to, or only as one of `states`.
+        states: those of finished stages, which only an unfinished one needs, and of abandoned ones if these are to go.
         leftovers: paths of what runs that were cut off left in their work directories.
         num_bytes: the size of all this.
+        num_bytes_abandoned: the size of the states that stay and that no run would go on from: their stages are
+            unfinished, and no run has them any more.
         num_bytes_quarantined: the size of what was put aside because it was damaged, which is never removed.
     """
 
     objects: tuple[str, ...]
-    states: tuple[tuple[str, int, str], ...]
+    states: tuple[State, ...]
     leftovers: tuple[Path, ...]
     num_bytes: int
+    num_bytes_abandoned: int
     num_bytes_quarantined: int
 
 
-def look_for_garbage(path: Path) -> Garbage:
+def look_for_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
     """What `collect_garbage` would remove, by now; removes nothing.
 
     Raises:
-        StoreError: a run writes to the home, or there is none.
+        StoreError: a run writes to the home, there is none, or its ledger is damaged.
     """
-    with Home.open(path, write=False) as home:
-        lock = WriterLock(home.path)
-        try:
-            return _garbage(home)
-        finally:
-            lock.release()
+    with _locked(path) as lock:
+        return _garbage(lock.home, abandoned)
 
 
-def collect_garbage(path: Path) -> Garbage:
+def collect_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
     """Removes objects and leftovers that nothing refers to, and returns what they were.
 
     What the ledger refers to stays: artifacts, whether a stage still has them or not, and with them all that they were
     made from; the groups of all steps, those of finished stages too, because the report shows them and a damaged
     artifact is made again from them; the states of unfinished stages. A crash leaves each object whole or gone.
 
+    What needs no record goes first, and without writing anything: that works on a full disk, too.
+
+    Args:
+        abandoned: the states of stages that no run has any more, as their settings, their code or what they read was
+            changed, go, too. A run that goes back to these then trains again, on the groups that are committed.
+
     Raises:
-        StoreError: a run writes to the home, or there is none.
+        OutOfSpace: there is no room to record that states are gone; all else is removed.
+        StoreError: a run writes to the home, there is none, or its ledger is damaged.
     """
-    garbage = look_for_garbage(path)  # before opening for writing clears the work directory
-    with Home.open(path) as home:
-        for key, step, _ in _idle_states(home):
-            home.ledger.forget_state(key, step)
-        for digest in _unreferenced(home):
-            home.objects.delete(digest)
-        with disk_errors(home.path):
-            for leftover in _cut_off_views(home):
-                if leftover.is_dir():
-                    disk.remove_tree(leftover, "leftover view")
-                else:
-                    disk.unlink(leftover, "leftover view")
+    with _locked(path) as lock:
+        garbage = _garbage(lock.home, abandoned)
+        for leftover in garbage.leftovers:
+            if leftover.is_dir() and not leftover.is_symlink():
+                disk.remove_tree(leftover, "leftover")
+            else:
+                disk.unlink(leftover, "leftover")
+        if not (lock.home / TMP).is_dir():  # where objects are moved to
+            disk.make_directory(lock.home / TMP, TMP)
+        objects = ObjectStore(lock.home / OBJECTS, lock.home / TMP, write=True)
+        recorded = {digest for _, _, digest in garbage.states}
+        for digest in garbage.objects:
+            if digest not in recorded:
+                objects.delete(digest)
+        if garbage.states:
+            _remove_states(lock, garbage)
     return garbage
 
 
-def _garbage(home: Home) -> Garbage:
-    objects, states = tuple(_unreferenced(home)), tuple(_idle_states(home))
-    leftovers = (*sorted((home.path / TMP).iterdir()), *_cut_off_views(home))
-    doomed = {home.path / OBJECTS / digest for digest in objects}
-    return Garbage(objects, states, leftovers, sum(map(_size, (*doomed, *leftovers))), _size(home.path / QUARANTINE))
+def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
+    """Removes the states that are garbage: first the ledger forgets them."""
+    try:
+        with Home.open(lock.home, lock=lock) as home:
+            for key, step, _ in garbage.states:
+                home.ledger.forget_state(key, step)
+            for digest in garbage.objects:
+                if home.objects.exists(digest):
+                    home.objects.delete(digest)
+    except OutOfSpace as error:
+        raise OutOfSpace(
+            "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
+            "to was removed",
+            fix="free a few megabytes on that disk elsewhere: "
+            f"quarantine/ has {garbage.num_bytes_quarantined:,} bytes that you may not need. gc can then go on",
+            where=error.where,
+        ) from error
 
 
-def _unreferenced(home: Home) -> list[str]:
-    """Digests of the objects that the ledger does not refer to, or only as states of finished stages.
+@contextmanager
+def _locked(path: Path) -> Iterator[WriterLock]:
+    """The right to write to a home that is there; what the disk does wrong meanwhile is an error of the store."""
+    path = path.absolute()
+    require_home(path)
+    with disk_errors(path):
+        lock = WriterLock(path)
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+
+def _garbage(home: Path, abandoned: bool) -> Garbage:
+    with _sound_ledger(home) as ledger:
+        idle, left_behind = _states_of_finished_stages(ledger), _states_of_abandoned_stages(ledger)
+        states = [*idle, *left_behind] if abandoned else idle
+        objects = _unreferenced(home, ledger, states)
+        staying = set(_unreferenced(home, ledger, [*idle, *left_behind])) - set(objects)
+    leftovers = (*_entries(home / TMP), *_cut_off_views(home))
+    return Garbage(
+        objects=tuple(objects),
+        states=tuple(states),
+        leftovers=leftovers,
+        num_bytes=_size([*(home / OBJECTS / digest for digest in objects), *leftovers]),
+        num_bytes_abandoned=_size([home / OBJECTS / digest for digest in staying]),
+        num_bytes_quarantined=_size(_entries(home / QUARANTINE)),
+    )
+
+
+@contextmanager
+def _sound_ledger(home: Path) -> Iterator[Ledger]:
+    """The ledger, for reading. What a damaged one does not refer to any more may well be needed.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        seal = read_seal(home)
+    except StoreError:
+        seal = None  # then the ledger is checked row by row
+    damage = ledger_damage(home, seal)
+    if damage:
+        raise StoreError(
+            f"the ledger {damage[0]}, so that it can't be told what is needed: nothing was removed",
+            fix="run a recipe of this home first: it puts the last backup of the ledger in its place",
+            where=str(home / LEDGER),
+        )
+    # A closed one is read as it is: a full disk may have no room for what SQLite would put beside it.
+    ledger = Ledger(home / LEDGER, write=False, is_final=seal is not None and seal.ledger is not None)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list[str]:
+    """Digests of the objects that the ledger does not refer to, or only as a state that is to go.
 
     What is older than a backup's taking the place of a damaged ledger stays: the records that were lost may be of it.
     """
-    needed = {artifact.digest for artifact in home.ledger.artifacts()}
-    idle = set(_idle_states(home))
-    for key in home.ledger.begun_stages():
-        needed |= {digest for _, digest in home.ledger.steps(key) if digest is not None}
-        needed |= {digest for step, digest in home.ledger.states(key) if (key, step, digest) not in idle}
-    fell_back_s = max((incident.at_s for incident in home.ledger.incidents() if incident.file == LEDGER), default=0.0)
-    free = [digest for digest in home.objects.digests() if digest not in needed]
-    return [digest for digest in free if (home.path / OBJECTS / digest).stat().st_mtime > fell_back_s]
+    needed = {artifact.digest for artifact in ledger.artifacts()}
+    going = set(doomed)
+    for key in ledger.begun_stages():
+        needed |= {digest for _, digest in ledger.steps(key) if digest is not None}
+        needed |= {digest for step, digest in ledger.states(key) if (key, step, digest) not in going}
+    fell_back_s = max((incident.at_s for incident in ledger.incidents() if incident.file == LEDGER), default=0.0)
+    objects = ObjectStore(home / OBJECTS, home / TMP, write=False)
+    free = [digest for digest in objects.digests() if digest not in needed]
+    return [digest for digest in free if (home / OBJECTS / digest).stat().st_mtime > fell_back_s]
 
 
-def _idle_states(home: Home) -> list[tuple[str, int, str]]:
-    """(stage key, step, digest) of the states of finished stages."""
-    finished = [key for key in home.ledger.begun_stages() if home.ledger.stage(key) is not None]
-    return [(key, step, digest) for key in finished for step, digest in home.ledger.states(key)]
+def _states_of_finished_stages(ledger: Ledger) -> list[State]:
+    finished = [key for key in ledger.begun_stages() if ledger.stage(key) is not None]
+    return [(key, step, digest) for key in finished for step, digest in ledger.states(key)]
 
 
-def _cut_off_views(home: Home) -> list[Path]:
+def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
+    """Those of unfinished stages that no run has.
+
+    A run that was changed and changed back does not have them either, until it comes by the stage once more: that is
+    why they only go if they are asked to.
+    """
+    had = {stage.key for run in ledger.runs() for stage in run.stages}
+    abandoned = [key for key in ledger.begun_stages() if key not in had and ledger.stage(key) is None]
+    return [(key, step, digest) for key in abandoned for step, digest in ledger.states(key)]
+
+
+def _cut_off_views(home: Path) -> list[Path]:
     """What the writing of views left in the directories of runs: names that begin with a dot."""
-    return sorted(path for run in (home.path / RUNS).iterdir() if run.is_dir() for path in run.glob(".*"))
+    return sorted(path for run in _entries(home / RUNS) if run.is_dir() for path in run.glob(".*"))
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory."""
-    files: Iterable[Path] = path.rglob("*") if path.is_dir() else (path,)
-    return sum(file.lstat().st_size for file in files if not file.is_dir())
+def _entries(directory: Path) -> list[Path]:
+    """What is in a directory of the home; nothing where the user has removed it."""
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _size(paths: Sequence[Path]) -> int:
+    """Bytes of files and of all files below directories."""
+    trees = [path for path in paths if path.is_dir() and not path.is_symlink()]
+    files = [path for path in paths if path not in trees] + [file for tree in trees for file in tree.rglob("*")]
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or not file.is_dir())

@@ -60,31 +60,28 @@ class Home:
         self.when_full: WhenFull | None = None
 
     @classmethod
-    def open(cls, path: Path | str, *, write: bool = True) -> Home:
+    def open(cls, path: Path | str, *, write: bool = True, lock: WriterLock | None = None) -> Home:
         """Opens a home: for writing (made if missing, locked against other writers) or for reading beside a writer.
+
+        Args:
+            lock: the home's, where the caller has it already; the home lets go of it in the end.
 
         Raises:
             StoreError: the home can't be written, is in use by another writer, or is missing and opened for reading.
         """
         path = Path(path).absolute()
-        if path.exists() and not path.is_dir():
-            raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
         if write:
-            return cls._open_for_writing(path)
-        with disk_errors(path):
-            is_missing = not is_home(path)
-        if is_missing:
-            raise StoreError(
-                "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
-            )
+            _require_directory(path)
+            return cls._open_for_writing(path, lock)
+        require_home(path)
         return cls(path, open_for_reading(path), writer=None, incidents=Incidents())
 
     @classmethod
-    def _open_for_writing(cls, path: Path) -> Home:
+    def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
         with disk_errors(path):
             if not (path / LEDGER).exists():
                 _make_durably(path)
-            lock = WriterLock(path)
+            lock = lock or WriterLock(path)
         ledger = None
         incidents = Incidents()
         try:
@@ -156,14 +153,21 @@ class Home:
         finally:
             self.when_full = self.objects.when_full = self.ledger.when_full = None
 
-    def close(self) -> None:
-        """Closes the ledger and lets go of the lock; closing twice does nothing."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Closes the ledger and lets go of the lock; closing twice does nothing.
+
+        Args:
+            at_once: without a backup of the ledger and its seal, which the next writer catches up on, as after a kill.
+        """
         writer, self._writer = self._writer, None
         if writer is None:
             self.ledger.close()
             return
         try:
-            writer.keeper.close(self.ledger)
+            if at_once:
+                self.ledger.close()
+            else:
+                writer.keeper.close(self.ledger)
         finally:
             writer.lock.release()
 
@@ -173,7 +177,7 @@ class Home:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(at_once=isinstance(error, KeyboardInterrupt))  # a second Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -200,11 +204,12 @@ class WriterLock:
             _lock_directory(descriptor, path)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            with suppress(OSError):  # a full disk must not keep the writer from removing leftovers
+            with suppress(OSError):  # on a full disk, too, the lock is held, and leftovers can be removed
                 disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
             os.close(descriptor)
             raise
+        self.home = home
         self._path = path
         self._descriptor: int | None = descriptor
         _held_locks.add(self)
@@ -263,6 +268,26 @@ def _holder(path: Path) -> str:
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "a process that has not left its name"
+
+
+def require_home(path: Path) -> None:
+    """Checks that there is a home to read from.
+
+    Raises:
+        StoreError: there is none.
+    """
+    _require_directory(path)
+    with disk_errors(path):
+        is_missing = not is_home(path)
+    if is_missing:
+        raise StoreError(
+            "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
+        )
+
+
+def _require_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
 
 
 def _make_durably(path: Path) -> None:

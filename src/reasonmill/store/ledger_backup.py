@@ -164,6 +164,24 @@ class _ClosedLedger(Ledger):
                 )
 
 
+def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
+    """The digests of the backups, in the order in which they are tried for a damaged ledger.
+
+    Those that the seal tells of come first, the latest of them first; the others follow by their age.
+    """
+    known = seal.backups if seal is not None else ()
+    others = [digest for digest in backups.digests() if digest not in known]
+    return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
+
+
+def _made_ns(path: Path) -> int:
+    """When something was written; 0 for what a writer removes meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 class LedgerKeeper:
     """Opens a home's ledger for its writer, backs it up and closes it. The writer's lock must be held."""
 
@@ -259,7 +277,7 @@ class LedgerKeeper:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
         known = seal.backups if seal is not None else ()
         was_closed_as = seal.ledger if seal is not None and seal.ledger != _REFUSED else None
-        digest = self._sound_backup(known, damage)
+        digest = self._sound_backup(seal, damage)
         path, kept = self._home / LEDGER, self._home / QUARANTINE / f"ledger-{uuid.uuid4().hex[:8]}"
         incident = Incident(
             LEDGER,
@@ -300,11 +318,9 @@ class LedgerKeeper:
             if others:
                 ledger.record_views(run.name, {})
 
-    def _sound_backup(self, known: tuple[str, ...], damage: str) -> str:
-        """The latest backup that is whole; those that the seal does not know come last, the latest of them first."""
-        others = [digest for digest in self._backups.digests() if digest not in known]
-        others.sort(key=lambda digest: (self._home / BACKUPS / digest).stat().st_mtime_ns, reverse=True)
-        for digest in (*known, *others):
+    def _sound_backup(self, seal: Seal | None, damage: str) -> str:
+        """The first of the backups that is whole."""
+        for digest in backups_in_order(self._home, self._backups, seal):
             if self._backups.sound_path(digest, instead="another backup of the ledger is tried") is not None:
                 return digest
         raise StoreError(

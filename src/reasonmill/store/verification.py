@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
+from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import HOME_ENTRIES, OBJECTS
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, is_home, ledger_damage, open_for_reading, read_seal
+from reasonmill.store.ledger_backup import (
+    BACKUPS,
+    LEDGER,
+    SEAL,
+    Seal,
+    backups_in_order,
+    is_home,
+    ledger_damage,
+    open_for_reading,
+    read_seal,
+)
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, damaged_views, view_names
 
@@ -41,15 +53,32 @@ class Finding:
 class Inspection:
     """A home that is looked at.
 
-    Where the ledger is damaged, which `check_ledger` finds, `ledger` is its last backup, and None without one.
+    Args:
+        seal: of the ledger; None where there is none or it is damaged.
+        damage: what is wrong with the ledger, each to follow its name.
+        ledger: the ledger; if it is damaged, the backup that would take its place, and None without one.
+        files: those that are to be read, by their paths below the home; None for all.
+        on_object: is told (objects that were read, objects in all).
     """
 
     home: Path
     objects: ObjectStore
     backups: ObjectStore
+    seal: Seal | None
+    is_seal_damaged: bool
+    damage: tuple[str, ...]
     ledger: Ledger | None
-    is_backup: bool
+    files: frozenset[str] | None
     on_object: Callable[[int, int], None]
+
+    @cached_property
+    def used(self) -> Mapping[str, str]:
+        """What stages need: by digest, what it is."""
+        return dict(_used_objects(self.ledger)) if self.ledger is not None else {}
+
+    def is_read(self, file: str) -> bool:
+        """Whether a file is to be read, or a file of this directory."""
+        return self.files is None or any(f"{name}/".startswith(f"{file}/") for name in self.files)
 
 
 Check = Callable[[Inspection], Iterable[Finding]]
@@ -70,7 +99,8 @@ class Verification:
 def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done, total: None) -> Verification:
     """Looks at all of a home, also while a run writes to it.
 
-    What a writer changes meanwhile can seem wrong for a moment: only what two looks in a row find counts.
+    What a writer changes meanwhile can seem wrong for a moment: only what two looks in a row find counts. A later look
+    reads only the files that the one before found damaged.
 
     Args:
         on_object: is told (objects that were read, objects in all).
@@ -82,59 +112,57 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
         raise StoreError(
             "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
         )
-    before: list[Finding] = []
-    for _ in range(_LOOKS):
-        findings, num_objects = _look(path, on_object)
-        if not findings or findings == before:
+    before, num_objects = _look(path, None, on_object)
+    found = before
+    for _ in range(_LOOKS - 1):
+        if not before:
             break
-        before, findings = findings, [finding for finding in findings if finding in before]
-    return Verification(tuple(findings), num_objects)
+        again, _ = _look(path, frozenset(finding.file for finding in before if finding.is_problem), on_object)
+        found = [finding for finding in again if finding in before]
+        if again == before:
+            break
+        before = again
+    return Verification(tuple(found), num_objects)
 
 
 def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     """The ledger's file, its seal and its backups."""
-    fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
-    try:
-        seal = read_seal(inspection.home)
-    except StoreError:
+    if inspection.is_seal_damaged:
         yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
-        seal = None
-    damage = ledger_damage(inspection.home, seal)
-    yield from (Finding(LEDGER, what, fall_back) for what in damage)
-    if not damage and inspection.ledger is not None and seal is not None and seal.ledger is not None:
-        # Its bytes are those that were closed; this asks whether they were sound then.
-        yield from (Finding(LEDGER, f"is damaged: {what}", fall_back) for what in inspection.ledger.damage())
+    fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
+    yield from (Finding(LEDGER, what, fall_back) for what in inspection.damage)
     for digest in inspection.backups.digests():
-        for name in inspection.backups.damaged_files(digest):
-            yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up anew")
-    for digest in seal.backups if seal is not None else ():
+        if inspection.is_read(f"{BACKUPS}/{digest}"):
+            for name in inspection.backups.damaged_files(digest):
+                yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up anew")
+    for digest in inspection.seal.backups if inspection.seal is not None else ():
         if not inspection.backups.exists(digest):
             yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up anew")
 
 
 def check_objects(inspection: Inspection) -> Iterator[Finding]:
     """Every byte of every object."""
-    used = dict(_used_objects(inspection.ledger)) if inspection.ledger is not None else {}
-    digests = inspection.objects.digests()
+    digests = [digest for digest in inspection.objects.digests() if inspection.is_read(f"{OBJECTS}/{digest}")]
     for done, digest in enumerate(digests, start=1):
         for name in inspection.objects.damaged_files(digest):
-            user = used.get(digest)
-            recovery = "nothing needs it: `reasonmill gc` removes it" if user is None else _remade(user)
-            yield Finding(f"{OBJECTS}/{digest}/{name}", "is damaged", recovery)
+            yield Finding(f"{OBJECTS}/{digest}/{name}", "is damaged", _recovery(inspection, digest))
         inspection.on_object(done, len(digests))
 
 
 def check_references(inspection: Inspection) -> Iterator[Finding]:
     """Every digest of the ledger: its object must be there."""
-    if inspection.ledger is None or inspection.is_backup:  # a backup may know states that are gone by now
+    if inspection.ledger is None or inspection.damage:  # a backup may know states that are gone by now
         return
-    for digest, user in _used_objects(inspection.ledger):
+    for digest, user in inspection.used.items():
         if not inspection.objects.exists(digest):
             yield Finding(f"{OBJECTS}/{digest}", f"is missing, the {user}", _remade(user))
-    used = dict(_used_objects(inspection.ledger))
     for artifact in inspection.ledger.artifacts():
         # Bases come from elsewhere; an artifact that no finished stage has was made again as something else.
-        if artifact.kind != "base" and artifact.digest not in used and not inspection.objects.exists(artifact.digest):
+        if (
+            artifact.kind != "base"
+            and artifact.digest not in inspection.used
+            and not inspection.objects.exists(artifact.digest)
+        ):
             what = f"is missing, an earlier {artifact.kind} of stage {artifact.stage!r}"
             yield Finding(f"{OBJECTS}/{artifact.digest}", what, "no stage needs it any more", is_problem=False)
 
@@ -152,7 +180,7 @@ def check_steps(inspection: Inspection) -> Iterator[Finding]:
 
 def check_accounts(inspection: Inspection) -> Iterator[Finding]:
     """The rollouts of each step that was trained on: each has one fate, and the committed groups say which."""
-    if inspection.ledger is None:
+    if inspection.ledger is None or not inspection.is_read(LEDGER):
         return
     for found in misaccounts(inspection.ledger, inspection.objects):
         what = f"is wrong about step {found.step} of stage key {found.stage_key[:12]}: {found.what}"
@@ -166,7 +194,8 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
     for run in inspection.ledger.runs():
         directory = inspection.home / RUNS / run.name
         recorded = inspection.ledger.views(run.name)
-        for name in damaged_views(directory, recorded):
+        looked_at = {name: it for name, it in recorded.items() if inspection.is_read(f"{RUNS}/{run.name}/{name}")}
+        for name in damaged_views(directory, looked_at):
             what = "is damaged" if (directory / name).exists() else "is missing"
             yield Finding(f"{RUNS}/{run.name}/{name}", what, f"{_RERUN} {run.name!r}: it is written again")
         if recorded:
@@ -215,32 +244,40 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def _look(path: Path, on_object: Callable[[int, int], None]) -> tuple[list[Finding], int]:
-    """What all checks find, and how many objects there are."""
-    objects = ObjectStore(path / OBJECTS, path / TMP, write=False)
-    backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
-    ledger, is_backup = _readable_ledger(path, backups)
+def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, int], None]) -> tuple[list[Finding], int]:
+    """What all checks find, reading these files or all, and how many objects there are."""
+    objects = ObjectStore(home / OBJECTS, home / TMP, write=False)
+    backups = ObjectStore(home / BACKUPS, home / TMP, write=False)
     try:
-        inspection = Inspection(path, objects, backups, ledger, is_backup, on_object)
-        findings = [finding for check in CHECKS for finding in check(inspection)]
+        seal, is_seal_damaged = read_seal(home), False
+    except StoreError:
+        seal, is_seal_damaged = None, True
+    damage, ledger = _readable_ledger(home, backups, seal)
+    try:
+        inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
+        with disk_errors(home):
+            findings = [finding for check in CHECKS for finding in check(inspection)]
     finally:
         if ledger is not None:
             ledger.close()
     return findings, len(objects.digests())
 
 
-def _readable_ledger(path: Path, backups: ObjectStore) -> tuple[Ledger | None, bool]:
-    """The ledger, or a sound backup of a damaged one, or None; and whether it is a backup."""
-    try:
-        seal = read_seal(path)
-    except StoreError:
-        seal = None
-    if not ledger_damage(path, seal):
-        return open_for_reading(path), False
-    for digest in seal.backups if seal is not None else backups.digests():
+def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tuple[tuple[str, ...], Ledger | None]:
+    """What is wrong with the ledger; and the ledger, or in place of a damaged one the backup that a run would take."""
+    damage = ledger_damage(home, seal)
+    if not damage:
+        ledger = open_for_reading(home)
+        if seal is not None and seal.ledger is not None:
+            # Its bytes are those that were closed; this asks whether they were sound then.
+            damage = [f"is damaged: {what}" for what in ledger.damage()]
+        if not damage:
+            return (), ledger
+        ledger.close()
+    for digest in backups_in_order(home, backups, seal):
         if backups.exists(digest) and not backups.damaged_files(digest):
-            return Ledger(backups.path(digest) / LEDGER, write=False, is_final=True), True
-    return None, True
+            return tuple(damage), Ledger(backups.path(digest) / LEDGER, write=False, is_final=True)
+    return tuple(damage), None
 
 
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
@@ -260,6 +297,16 @@ def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
 
 def _entries(directory: Path) -> list[Path]:
     return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _recovery(inspection: Inspection, digest: str) -> str:
+    """What brings a damaged object back."""
+    if digest in inspection.used:
+        return _remade(inspection.used[digest])
+    if inspection.damage:
+        return f"{_RERUN}: what needs it is not known, as the ledger is damaged, and is then made again"
+    old = "unless it is from before a backup took the place of the ledger; then move it elsewhere"
+    return f"nothing needs it: `reasonmill gc` removes it, {old}"
 
 
 def _remade(user: str) -> str:

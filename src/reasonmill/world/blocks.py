@@ -73,9 +73,11 @@ def _rows(tokens: TokenRow, lengths: TokenRow) -> list[TokenRow]:
 def _prepare_worker() -> None:
     # Every core has a process already; a tokenizer's own threads would only get in their way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches the whole process group; the parent alone decides when to stop. SIGTERM may come to all, too, and
-    # a parent that lost its workers could not finish its step; but it is also how an executor ends what is broken.
+    # Ctrl-C and the SIGHUP of a closed terminal reach the whole process group; the parent alone decides when to stop.
+    # SIGTERM may come to all, too, and a parent that lost its workers could not finish its step; but it is also how an
+    # executor ends what is broken.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_later())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
