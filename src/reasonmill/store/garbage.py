@@ -100,8 +100,8 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
         raise OutOfSpace(
             "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
             "to was removed",
-            fix="free a few megabytes on that disk elsewhere: "
-            f"quarantine/ has {garbage.num_bytes_quarantined:,} bytes that you may not need. gc can then go on",
+            fix="free a few megabytes elsewhere on that disk, on which quarantine/ takes "
+            f"{garbage.num_bytes_quarantined:,} bytes; then there is room for the record, and these states can go",
             where=error.where,
         ) from error
 
