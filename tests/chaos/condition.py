@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from chaos.scenario import LOG, MODEL, MODELS, RUN, SUMMARY, Mark, carry_out, content_digest, mark_of
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import damaged_files
-from reasonmill.store.home import OBJECTS, TMP
+from reasonmill.store.home import OBJECTS
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, Seal, encode_seal, ledger_damage
-from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.objects import QUARANTINE, TMP
 from reasonmill.store.verification import verify_home
 from reasonmill.store.views import RUNS
 

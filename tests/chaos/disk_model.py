@@ -15,13 +15,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import combinations, product
+from operator import itemgetter
 from typing import NamedTuple
 
 from chaos import scenario
 from chaos.crash_points import drawn, half_of_the_change
 from chaos.recording import LEDGER_PATH, LOG_PATH, ROT, Event, LedgerState
-from reasonmill.store.home import TMP
-from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.objects import QUARANTINE, TMP
 
 ALL_SUBSETS = 7  # pending operations up to which every legal choice of them is taken
 NUM_DRAWN = 6  # choices that are drawn where there are more
@@ -142,7 +142,7 @@ class Disk:
         if self._lock is not None:
             self._sync(self._lock)
         match event.verb:
-            case "write" | "copy" | "create" | "fill":
+            case "write" | "copy" | "fill":
                 for name, data in event.files:
                     node = self._write(name, data)
                     if name == LOCK_PATH:
@@ -328,9 +328,9 @@ def _after(disk: Disk, entries: Entries, chosen: frozenset[int]) -> Entries:
 
 
 def _names(entries: Entries, directory: int, prefix: str) -> list[tuple[str, int]]:
-    """All paths below a directory, each with what has this name; a directory before what is in it."""
+    """All paths below a directory, each with what has this name; a directory before what is in it, old before new."""
     found = []
-    for name, node in sorted(entries.get(directory, {}).items()):
+    for name, node in sorted(entries.get(directory, {}).items(), key=itemgetter(1)):
         found.append((prefix + name, node))
         if node in entries:
             found += _names(entries, node, f"{prefix}{name}/")

@@ -75,8 +75,12 @@ class Reference:
     stage_seconds: Mapping[str, float]
     pace: float = 1.0
 
-    def remaining_s(self, home_path: Path) -> float:
-        """Seconds that a run of the same recipe is expected to need still."""
+    def remaining_s(self, done_s: float) -> float:
+        """Seconds that a run of the same recipe is expected to need for all but what took the reference `done_s`."""
+        return self.pace * (self.seconds - done_s)
+
+    def done_s(self, home_path: Path) -> float:
+        """Seconds that the reference needed for what a run has done."""
         done = 0.0
         if has_ledger(home_path):
             with Home.open(home_path, write=False) as home:
@@ -85,7 +89,12 @@ class Reference:
                         done += self.stage_seconds[stage.name]
                     elif steps := len(self.outcome.steps[stage.name]):
                         done += self.stage_seconds[stage.name] * len(home.ledger.metrics(stage.key)) / steps
-        return self.pace * (self.seconds - done)
+        return done
+
+    def keep_pace(self, seconds: float, done_s: float) -> None:
+        """Takes the pace of a run that did all but `done_s` in so many seconds; too little of a run tells nothing."""
+        if self.seconds - done_s > self.seconds / 10:
+            self.pace = seconds / (self.seconds - done_s)
 
 
 @dataclass
@@ -138,8 +147,9 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) 
     planned = generator("kills", seed).randint(*KILLS)
     accepted = Committed()
     for start in itertools.count():
-        remaining_s = reference.remaining_s(place.home)
-        after_s = generator("kill", seed, start).random() * remaining_s if start < planned else TIMED_OUT_S
+        done_s = reference.done_s(place.home)
+        at = generator("kill", seed, start).random()
+        after_s = at * reference.remaining_s(done_s) if start < planned else TIMED_OUT_S
         began = time.monotonic()
         child = nursery.start(place.order(report.recipe))
         code = child.wait(after_s)
@@ -147,7 +157,7 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) 
             code = child.kill()
             report.kills.append(after_s)
         elif code == 0:
-            reference.pace *= (time.monotonic() - began) / remaining_s
+            reference.keep_pace(time.monotonic() - began, done_s)
         if has_ledger(place.home):
             now = read_committed(place.home, accepted.keys)
             report.differences += (f"start {start + 1} lost the {what}" for what in accepted.missing_from(now))

@@ -14,9 +14,11 @@ prints one JSON object; `test_power_loss.py` reads it.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -155,13 +157,16 @@ class Judge:
                     (self._base / name).mkdir()
                 else:
                     (self._base / name).write_bytes(data)
+            laid_out_s = time.time()
+            for age, name in enumerate(reversed(tree)):  # by which the store tells old backups from new ones
+                os.utime(self._base / name, (laid_out_s - age / 1000, laid_out_s - age / 1000))
             yield self._base
         finally:
             shutil.rmtree(self._base)
 
 
 def _items(tree: Tree) -> Items:
-    return tuple(tree.items())  # they are laid out in the order of their names
+    return tuple(sorted(tree.items()))
 
 
 def _below(tree: Tree, directory: str) -> Tree:

@@ -65,7 +65,7 @@ class Recorder:
         if operation.verb in ("empty log", "close") and before.log:
             kept = self._append(self._bytes(LEDGER_PATH), before.log)
         self._look_at_ledger()
-        if operation.verb in ("write", "copy", "create"):
+        if operation.verb in ("write", "copy"):
             files = self._read([operation.path])
         elif operation.verb == "fill":
             files = self._read(sorted(operation.path.rglob("*")))

@@ -27,7 +27,7 @@ from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
 from reasonmill.store.objects import QUARANTINE
-from reasonmill.store.steps import committed_groups, forget_state, latest_state
+from reasonmill.store.steps import committed_groups, drop_state, sound_state
 from reasonmill.store.views import RUNS, damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
@@ -134,7 +134,7 @@ def _run(home: Home, stop_after: int | None = None) -> Artifact:
         if artifact is None:
             break
         for step, digest in home.ledger.states(f"key-{name}"):
-            forget_state(home, f"key-{name}", step, digest)
+            drop_state(home, f"key-{name}", step, digest)
         parent, weights = artifact, (home.objects.path(artifact.digest) / WEIGHTS).read_text()
         publish(home, parent)
     return parent
@@ -171,7 +171,7 @@ def _finished(home: Home, name: str, weights: str, parent: Artifact, limit: int 
 
 def _train(home: Home, key: str, steps: int, weights: str) -> str:
     start = 0
-    latest = latest_state(home, key)
+    latest = sound_state(home, key)
     if latest is not None:
         start, path = latest
         weights = (path / WEIGHTS).read_text()
@@ -184,7 +184,7 @@ def _train(home: Home, key: str, steps: int, weights: str) -> str:
         if (step + 1) % STATE_EVERY == 0:
             home.ledger.commit_state(key, step + 1, home.objects.put(partial(write_model, weights)))
             for old_step, old_digest in home.ledger.states(key)[:-KEPT_STATES]:
-                forget_state(home, key, old_step, old_digest)
+                drop_state(home, key, old_step, old_digest)
     return weights
 
 

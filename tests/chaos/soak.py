@@ -70,7 +70,8 @@ class Soak:
     def _start(self, recipe: str, fault: str, place: float) -> list[str]:
         """One start with one fault; returns what went otherwise than the fault allows."""
         order = self._place.order(recipe)
-        expected_s = self._references[recipe].remaining_s(self._place.home)
+        reference = self._references[recipe]
+        expected_s = reference.remaining_s(reference.done_s(self._place.home))
         if fault == "kill":
             child = self._nursery.start(order)
             if child.wait(place * expected_s) is None:

@@ -21,7 +21,6 @@ VERBS = {
     "_write_durably": [["write"], ["fsync"]],
     "copy_file": [["copy"]],
     "fill_directory": [["fill"]],
-    "create_file": [["create"]],
     "fsync_file": [["fsync"]],
     "fsync_directory": [["fsync directory"]],
     "rename": [["rename"]],

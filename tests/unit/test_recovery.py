@@ -81,7 +81,7 @@ def test_a_damaged_state_makes_way_for_the_one_before_it(path: Path) -> None:
     step, loaded, (told,) = resumed(path)
     assert (step, loaded) == (2, [2.0])
     assert told.startswith(f"objects/{latest.parent.name}/state.safetensors is damaged and now in quarantine/")
-    assert told.endswith("; the stage goes on from a state before step 3")
+    assert told.endswith("; the state before step 2 is tried")
     assert save_states(path, range(3, 4))[-1] == latest  # the same state, made again in the same place
 
 
@@ -89,7 +89,11 @@ def test_without_a_whole_state_a_stage_begins_anew(path: Path) -> None:
     for state in save_states(path, range(1, 4)):
         flip(state)
     step, loaded, told = resumed(path)
-    assert (step, loaded, len(told)) == (0, [], 2)
+    assert (step, loaded) == (0, [])
+    assert [line.split("; ")[1] for line in told] == [
+        "the state before step 2 is tried",
+        "the stage goes on from its first step",
+    ]
 
 
 def test_damaged_groups_are_sampled_again_and_must_be_the_same(path: Path) -> None:
@@ -142,6 +146,29 @@ def test_a_damaged_artifact_is_made_again_to_the_bit(run: Runs, stages: Any, pat
     assert verify_home(path).problems == ()
     with Home.open(path, write=False) as home:
         assert home.ledger.incidents()[0].digest == digest
+
+
+def test_a_file_in_the_place_of_an_artifact_is_found_and_mended(run: Runs, stages: Any, path: Path) -> None:
+    digest = run()[0].stages[0].artifact.digest
+    shutil.rmtree(path / "objects" / digest)
+    (path / "objects" / digest).touch()
+    (found,) = verify_home(path).problems
+    assert found.file == f"objects/{digest}/manifest.json"
+    assert found.recovery.startswith("run the recipe again")
+    _, (told,) = run()
+    assert told.endswith("; stage first is made again from what is good")
+    assert stages.calls == ["first", "second", "check", "first"]
+    assert verify_home(path).problems == ()
+
+
+def test_a_home_without_its_objects_is_one_and_is_mended(run: Runs, stages: Any, path: Path) -> None:
+    before, _ = run()
+    digests = {stage.artifact.digest for stage in before.stages}
+    shutil.rmtree(path / "objects")
+    assert {finding.file for finding in verify_home(path).problems} >= {f"objects/{digest}" for digest in digests}
+    after, _ = run()
+    assert [stage.artifact for stage in after.stages] == [stage.artifact for stage in before.stages]
+    assert verify_home(path).problems == ()
 
 
 def test_an_artifact_that_is_made_again_as_another_one_is_told(run: Runs, stages: Any, path: Path) -> None:

@@ -1,19 +1,24 @@
 """A damaged home: what is found when it is opened, what takes its place, and what is told."""
 
+import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk, verification
-from reasonmill.store.commit import replace_file
+from reasonmill.store.commit import file_digest, replace_file
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import LEDGER, SEAL, read_seal
+from reasonmill.store.ledger_backup import LEDGER, SEAL, SIDE_FILES, encode_seal, read_seal
 from reasonmill.store.ledger_schema import TABLES
+from reasonmill.store.sealed_rows import OtherVersion
+from reasonmill.store.verification import verify_home
 from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
 
@@ -149,6 +154,85 @@ def test_the_ledger_of_a_killed_writer_is_checked_and_falls_back_to_its_last_bac
         assert steps_of(home) == [0, 1, 2, 3, 4, 5]  # what there was when the killed writer began
 
 
+def change_the_version(ledger: Path) -> None:
+    flip(ledger, 63)
+
+
+def empty(ledger: Path) -> None:
+    ledger.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [change_the_version, empty])
+@pytest.mark.parametrize("left_by_kill", [True, False])
+def test_a_ledger_without_its_version_or_its_tables_is_a_damaged_one(
+    path: Path, damage: Callable[[Path], None], left_by_kill: bool
+) -> None:
+    if left_by_kill:
+        kill(Home.open(path))
+    else:
+        (path / SEAL).write_text("x")
+    damage(path / LEDGER)
+    assert LEDGER in {finding.file for finding in verify_home(path).problems}
+    with pytest.raises(StoreError, match=r"has no tables|says that its version is 3") as caught:
+        Home.open(path, write=False)
+    assert "falls back to the last backup" in caught.value.fix
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2]
+    assert verify_home(path).problems == ()
+
+
+def test_a_missing_ledger_is_told_and_restored(path: Path) -> None:
+    (path / LEDGER).unlink()
+    with pytest.raises(StoreError, match="the ledger is missing") as caught:
+        Home.open(path, write=False)
+    assert caught.value.where == str(path / LEDGER)
+    assert "falls back to the last backup" in caught.value.fix
+    assert [(finding.file, finding.what) for finding in verify_home(path).problems] == [(LEDGER, "is missing")]
+    with Home.open(path) as home:
+        assert steps_of(home) == [0, 1, 2]
+    assert verify_home(path).problems == ()
+
+
+@pytest.mark.parametrize("left", [SEAL, "backups"])
+def test_a_seal_or_a_backup_tells_that_there_was_a_home(path: Path, left: str) -> None:
+    for name in {LEDGER, SEAL, "backups"} - {left}:
+        (path / name).rename(path.parent / name)
+    (path / "tmp" / "leftover").touch()
+    assert verify_home(path).problems[0].what == "is missing"
+    if left == "backups":
+        with Home.open(path) as home:
+            assert steps_of(home) == [0, 1, 2]
+        return
+    (path / SEAL).write_text("damaged")
+    empty(path / LEDGER)
+    with pytest.raises(StoreError, match="the ledger has no tables, and no sound backup of it is left"):
+        Home.open(path)
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_home_of_another_version_is_refused_and_left_as_it_is(path: Path, is_closed: bool) -> None:
+    with sqlite3.connect(path / LEDGER) as database:
+        database.execute("CREATE TABLE of_a_later_version (x)")
+        database.execute("PRAGMA user_version = 3")
+    database.close()
+    seal = read_seal(path)
+    assert seal is not None
+    replace_file(path / SEAL, encode_seal(replace(seal, ledger=file_digest(path / LEDGER) if is_closed else None)))
+    (path / "tmp" / "of_a_later_version").write_text("who knows")
+    before = files_of(path)
+    for write in (True, False):
+        with pytest.raises(OtherVersion, match="version 3, and this reasonmill reads version 2"):
+            Home.open(path, write=write)
+    assert files_of(path) == before
+
+
+def files_of(home: Path) -> dict[str, bytes]:
+    """All files of a home, but for those that SQLite keeps beside what it reads."""
+    paths = [path for path in home.rglob("*") if path.is_file() and path.name not in SIDE_FILES]
+    return {path.relative_to(home).as_posix(): path.read_bytes() for path in paths}
+
+
 def test_without_a_sound_backup_nothing_is_touched(path: Path) -> None:
     for backup in (path / "backups").iterdir():
         flip(backup / LEDGER)
@@ -166,12 +250,12 @@ def test_a_restore_that_is_cut_off_is_begun_again(path: Path, monkeypatch: pytes
     kill(Home.open(path))
     change_a_number(path / LEDGER)
 
-    replace = disk.replace
+    replace_right = disk.replace
 
     def cut_off(source: Path, target: Path, what: str) -> None:
         if target.name == LEDGER:
             raise KeyboardInterrupt
-        replace(source, target, what)
+        replace_right(source, target, what)
 
     with monkeypatch.context() as patch:
         patch.setattr(disk, "replace", cut_off)
@@ -252,6 +336,28 @@ def test_verify_and_a_run_take_a_backup_that_the_seal_does_not_tell_of(path: Pat
     shutil.copytree(tmp_path / other, path / "backups" / other)
     flip(path / LEDGER)
     assert chosen_backups(path) == ([0, 1, 2], [0, 1, 2])
+
+
+def test_a_ledger_that_could_not_be_backed_up_is_not_sealed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_room(operation: disk.Operation, perform: Callable[[], object]) -> None:
+        if operation.name == "fill object":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        perform()
+
+    home = Home.open(path)
+    record_steps(home, range(3, 5))
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "around", without_room)
+        home.close()
+    seal = read_seal(path)
+    assert seal is not None
+    assert seal.ledger is None
+
+    Home.open(path).close()  # which backs it up
+    flip(path / LEDGER)
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2, 3, 4]
 
 
 def test_two_backups_are_kept(path: Path) -> None:

@@ -1,14 +1,20 @@
 """The home: what can be opened, by whom, and what opening leaves alone."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reasonmill.errors import StoreError
+from reasonmill.store import disk
+from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
+from reasonmill.store.ledger_backup import SIDE_FILES
 
 
 def write_a(directory: Path) -> None:
@@ -34,6 +40,39 @@ def test_a_second_writer_is_told_who_holds_the_home(tmp_path: Path) -> None:
         assert caught.value.where == str(tmp_path / "home" / "lock")
         assert caught.value.fix
     Home.open(tmp_path / "home").close()
+
+
+def test_removing_the_lock_file_admits_no_second_writer(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        (tmp_path / "home" / "lock").unlink()
+        for call in (Home.open, look_for_garbage, collect_garbage):
+            with pytest.raises(StoreError, match="another run writes to this home: a process that has not left its"):
+                call(tmp_path / "home")
+        home.ledger.begin_run("r", {}, [])
+    with Home.open(tmp_path / "home") as home:
+        assert [run.name for run in home.ledger.runs()] == ["r"]
+
+
+def test_a_home_can_be_moved_and_its_lock_goes_with_it(tmp_path: Path) -> None:
+    Home.open(tmp_path / "home").close()
+    (tmp_path / "home").rename(tmp_path / "moved")
+    with Home.open(tmp_path / "moved"):
+        (tmp_path / "moved").rename(tmp_path / "moved again")
+        with pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+            Home.open(tmp_path / "moved again")
+        (tmp_path / "moved again").rename(tmp_path / "moved")
+    assert look_for_garbage(tmp_path / "moved").objects == ()
+    Home.open(tmp_path / "moved").close()
+
+
+def test_where_a_directory_cant_be_locked_there_can_be_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StoreError, match="can't lock a directory") as caught:
+        Home.open(tmp_path / "home")
+    assert caught.value.fix == "use a home on a local disk"
 
 
 def test_a_reader_needs_no_lock_and_changes_nothing(tmp_path: Path) -> None:
@@ -105,6 +144,25 @@ def test_leftovers_are_removed_when_the_writer_opens(tmp_path: Path) -> None:
     assert (tmp_path / "outside").is_dir()
 
 
+def test_leftovers_that_fill_the_disk_keep_no_writer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {}, [])
+    (tmp_path / "home" / "ledger.seal").unlink()  # so that opening backs the ledger up
+    leftover = tmp_path / "home" / "tmp" / "put-x" / "half"
+    leftover.parent.mkdir()
+    leftover.write_text("half")
+
+    def on_a_full_disk(operation: disk.Operation, perform: Callable[[], object]) -> None:
+        if leftover.exists() and operation.verb not in ("unlink", "remove directory"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(operation.path))
+        perform()
+
+    monkeypatch.setattr(disk, "around", on_a_full_disk)
+    with Home.open(tmp_path / "home") as home:
+        assert [run.name for run in home.ledger.runs()] == ["r"]
+    assert not leftover.parent.exists()
+
+
 def test_a_directory_with_a_foreign_tmp_is_not_taken_as_a_home(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp" / "mine").write_text("mine")
@@ -112,6 +170,40 @@ def test_a_directory_with_a_foreign_tmp_is_not_taken_as_a_home(tmp_path: Path) -
         with pytest.raises(StoreError, match="tmp"):
             Home.open(tmp_path)
     assert (tmp_path / "tmp" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["tmp", "objects", "runs", "backups", "quarantine", "lock"])
+def test_a_home_whose_entries_lead_elsewhere_is_refused_before_anything_changes(tmp_path: Path, name: str) -> None:
+    Home.open(tmp_path / "home").close()
+    entry, outside = tmp_path / "home" / name, tmp_path / "outside"
+    entry.rename(tmp_path / "kept")
+    if name == "lock":
+        outside.write_text("mine")
+    else:
+        outside.mkdir()
+        (outside / "mine").write_text("mine")
+    entry.symlink_to(outside)
+    before = entries_of(tmp_path)
+    for call in (Home.open, look_for_garbage):
+        with pytest.raises(StoreError, match=f"'{name}' of this home is a link") as caught:
+            call(tmp_path / "home")
+        assert (caught.value.where, bool(caught.value.fix)) == (str(entry), True)
+    assert entries_of(tmp_path) == before
+
+    entry.unlink()
+    if name == "lock":
+        entry.mkdir()
+    else:
+        entry.write_text("mine")
+    with pytest.raises(StoreError, match=f"'{name}' of this home is no (file|directory)"):
+        Home.open(tmp_path / "home")
+    assert entry.is_dir() if name == "lock" else entry.read_text() == "mine"
+
+
+def entries_of(directory: Path) -> dict[str, bytes | None]:
+    """Everything below a directory and what its files hold, but for what SQLite keeps beside a file that it reads."""
+    paths = [path for path in directory.rglob("*") if path.name not in SIDE_FILES]
+    return {path.relative_to(directory).as_posix(): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def test_a_run_has_a_directory_of_its_own(tmp_path: Path) -> None:

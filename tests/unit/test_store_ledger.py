@@ -226,6 +226,7 @@ def test_a_reader_can_not_write(ledger: Ledger, path: Path) -> None:
 def test_an_unknown_version_is_refused_and_left_as_it_is(ledger: Ledger, path: Path) -> None:
     ledger.close()
     with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE of_another_version (x)")
         other.execute("PRAGMA user_version = 99")
     for write in (True, False):
         with pytest.raises(StoreError, match="99"):

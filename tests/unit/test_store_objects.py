@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -145,12 +146,45 @@ def test_an_object_that_is_not_sound_is_told_and_put_aside(store: ObjectStore, t
     again = open_store(tmp_path)
     assert again.sound_path(digest, instead="it is made again") is None
     assert again.sound_path(digest, instead="it is made again") is None
+    assert not again.exists(digest)
+    assert again.put(writer(FILES)) == digest
+    shutil.rmtree(again.path(digest))
+    for _ in range(2):
+        assert again.sound_path(digest, instead="it is made again") is None
     assert [line.removeprefix(f"objects/{digest}").split(" and ")[0] for line in incidents_of(again)] == [
         "/a.txt is damaged", "/weights/model.bin is damaged", " is missing; it is made again",
     ]  # fmt: skip
-    assert not again.exists(digest)
     with pytest.raises(StoreError, match="reading only"):
         open_store(tmp_path, write=False).sound_path(digest, instead="nothing")
+
+
+@pytest.mark.parametrize("mend", ["sound_path", "put", "delete"])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "link"])
+def test_what_is_no_directory_in_the_place_of_an_object_is_damage(
+    store: ObjectStore, tmp_path: Path, mend: str, make: Callable[[Path], None]
+) -> None:
+    digest = store.put(writer(FILES))
+    shutil.rmtree(store.path(digest))
+    make(tmp_path / "objects" / digest)
+
+    again = open_store(tmp_path)
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        again.path(digest)
+    if mend == "delete":
+        again.delete(digest)
+        assert not again.exists(digest)
+    else:
+        if mend == "sound_path":
+            assert again.sound_path(digest, instead="the same object was just made again") is None
+        assert again.put(writer(FILES)) == digest
+        assert open_store(tmp_path).path(digest)
+        (kept,) = (tmp_path / "quarantine").iterdir()
+        assert not kept.is_dir()
+        assert incidents_of(again) == [
+            f"objects/{digest}/manifest.json is damaged and now in quarantine/{digest}; the same object was just made "
+            "again"
+        ]
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_deleted_object_is_gone_and_can_be_put_again(store: ObjectStore, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reasonmill.errors import Interrupted
 from reasonmill.store.home import Home
-from reasonmill.store.steps import forget_state, latest_state
+from reasonmill.store.steps import drop_state, sound_state
 
 _FILE = "state.safetensors"
 # The one before the last stays until the last is committed, so that there is always one to go back to.
@@ -41,7 +41,7 @@ class Checkpoints:
 
     def resume(self, load: Callable[[Mapping[str, Tensor]], None]) -> int:
         """Loads the latest state that is whole, if there is one; returns the step to go on with."""
-        latest = latest_state(self._run.home, self._run.key)
+        latest = sound_state(self._run.home, self._run.key)
         if latest is None:
             return 0
         step, directory = latest
@@ -70,4 +70,4 @@ class Checkpoints:
 
         home.ledger.commit_state(key, step, home.objects.put(write))
         for old_step, old_digest in home.ledger.states(key)[:-_KEPT]:
-            forget_state(home, key, old_step, old_digest)
+            drop_state(home, key, old_step, old_digest)

@@ -33,7 +33,7 @@ from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
-from reasonmill.store.steps import forget_state
+from reasonmill.store.steps import drop_state
 from reasonmill.store.views import damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
 
@@ -337,7 +337,7 @@ class _Run:
         """Removes the states of a finished stage, which only an unfinished one needs. Also done for a cached stage,
         because the process that finished it may have been killed before it came to this."""
         for step, digest in self._home.ledger.states(key):
-            forget_state(self._home, key, step, digest)
+            drop_state(self._home, key, step, digest)
 
 
 def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, recipe: Recipe) -> dict[str, Input]:

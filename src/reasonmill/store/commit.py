@@ -61,11 +61,11 @@ def seal(directory: Path) -> str:
 def publish(directory: Path, target: Path) -> bool:
     """Renames a sealed object to its final name. Returns False, and changes nothing, where `target` exists already."""
     try:
-        # The system refuses to rename over a directory that is not empty, and an object is never empty.
+        # The system refuses to rename over a directory that is not empty, and an object is never empty; or over a file.
         disk.rename(directory, target, "object")
         is_new = True
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         is_new = False
     # Also when it existed: its writer may have been killed between its rename and this call.

@@ -17,7 +17,6 @@ Verb = Literal[
     "write",
     "copy",
     "fill",
-    "create",
     "fsync",
     "fsync directory",
     "rename",
@@ -76,11 +75,6 @@ def fill_directory(path: Path, write: Callable[[Path], object], what: str) -> No
     around(Operation("fill", what, path), lambda: write(path))
 
 
-def create_file(path: Path, what: str) -> None:
-    """Makes an empty file; one that exists stays as it is."""
-    around(Operation("create", what, path), lambda: os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644)))
-
-
 def fsync_file(path: Path, what: str) -> None:
     """Makes a file's bytes durable, but not its name."""
     around(Operation("fsync", what, path), lambda: _fsync(path, os.O_RDONLY))
@@ -112,7 +106,10 @@ def unlink(path: Path, what: str) -> None:
 
 
 def remove_tree(path: Path, what: str) -> None:
-    """Removes a directory with all that is in it, name by name; links are removed and not followed."""
+    """Removes a file, or a directory with all that is in it, name by name; links are removed and not followed."""
+    if path.is_symlink() or not path.is_dir():
+        unlink(path, what)
+        return
     for directory, directories, files in os.walk(path, topdown=False, onerror=_raise):
         for name in sorted(files):
             unlink(Path(directory, name), what)

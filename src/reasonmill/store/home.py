@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,13 +22,24 @@ from reasonmill.store.commit import disk_errors
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, LedgerKeeper
-from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.ledger_backup import (
+    BACKUPS,
+    LEDGER,
+    SEAL,
+    SIDE_FILES,
+    LedgerKeeper,
+    is_home,
+    open_for_reading,
+    require_this_version,
+)
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
 
-OBJECTS, TMP = "objects", "tmp"
+OBJECTS = "objects"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
+# What the system says where it can't lock a directory: network file systems lock only what can be written.
+_NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
 HOME_ENTRIES = frozenset({*_DIRECTORIES, _LOCK, LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 
@@ -62,7 +74,7 @@ class Home:
             _require_directory(path)
             return cls._open_for_writing(path, lock)
         require_home(path)
-        return cls(path, Ledger(path / LEDGER, write=False), writer=None, incidents=Incidents())
+        return cls(path, open_for_reading(path), writer=None, incidents=Incidents())
 
     @classmethod
     def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
@@ -74,8 +86,12 @@ class Home:
         incidents = Incidents()
         try:
             with disk_errors(path):
-                if not (path / LEDGER).exists() and not _has_backups(path):
+                if not is_home(path):
                     _require_no_content(path)
+                require_this_version(path)
+                # Before anything is written: they may be what fills the disk.
+                for leftover in (path / TMP).iterdir() if (path / TMP).is_dir() else ():
+                    disk.remove_tree(leftover, "leftover")
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
                         disk.make_directory(path / name, name)
@@ -83,11 +99,6 @@ class Home:
                 disk.fsync_directory(path, "home")
                 keeper = LedgerKeeper(path, incidents)
                 ledger = keeper.open()
-                for leftover in (path / TMP).iterdir():
-                    if leftover.is_dir() and not leftover.is_symlink():
-                        disk.remove_tree(leftover, "leftover")
-                    else:
-                        disk.unlink(leftover, "leftover")
         except BaseException:
             if ledger is not None:
                 ledger.close()
@@ -126,7 +137,7 @@ class Home:
 
     def scratch(self, name: str) -> Path:
         """A place for what is worth nothing once the home is closed: the next writer removes it."""
-        return self.path / "tmp" / name
+        return self.path / TMP / name
 
     def free_bytes(self) -> int:
         """Bytes that can still be written to the home's disk."""
@@ -178,25 +189,22 @@ class Writer:
 
 
 class WriterLock:
-    """The right to write to a home, held by at most one process; the system takes it back when the process dies."""
+    """The right to write to a home, held by at most one process; the system takes it back when the process dies.
+
+    It is a lock of the home's directory itself, which nobody can remove while there is a home. The file `lock` only
+    tells others who holds it.
+    """
 
     def __init__(self, home: Path) -> None:
-        """Takes the lock, or raises StoreError that says who holds it."""
+        """Takes the lock, or raises StoreError that says who holds it, or why this can't be a home."""
+        _require_own_entries(home)
         path = home / _LOCK
-        disk.create_file(path, "lock")
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"another run writes to this home: {_holder(descriptor)}",
-                    fix="wait until it ends or stop it, or use another home",
-                    where=str(path),
-                ) from None
+            _lock_directory(descriptor, path)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            with suppress(OSError):  # on a full disk, too, the lock is held, and gc can make room
+            with suppress(OSError):  # a full disk must not keep the writer from removing leftovers
                 disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
             os.close(descriptor)
@@ -209,7 +217,7 @@ class WriterLock:
     def release(self) -> None:
         """Lets the lock go; a second call does nothing."""
         if self._descriptor is not None:
-            with suppress(OSError):  # what the file says counts only while it is locked
+            with suppress(OSError):  # what the file says counts only while the home is locked
                 disk.write_file(self._path, b"", "released lock")
             # Unlock and not just close: a process that is being forked right now has the descriptor, too.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -234,13 +242,32 @@ def _drop_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
-def _holder(descriptor: int) -> str:
-    """Who wrote the lock file; another process may be writing it this moment."""
+def _lock_directory(descriptor: int, told_by: Path) -> None:
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"another run writes to this home: {_holder(told_by)}",
+            fix="wait until it ends or stop it, or use another home",
+            where=str(told_by),
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise StoreError(
+            f"the home's file system can't lock a directory, so that two runs could write to it: {error.strerror}",
+            fix="use a home on a local disk",
+            where=str(told_by.parent),
+        ) from error
+
+
+def _holder(path: Path) -> str:
+    """Who wrote the lock file; another process may be writing it this moment, or somebody has removed it."""
+    try:
+        holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
-    except (ValueError, KeyError, TypeError):
-        return "a process that has only just started"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that has not left its name"
 
 
 def require_home(path: Path) -> None:
@@ -250,7 +277,9 @@ def require_home(path: Path) -> None:
         StoreError: there is none.
     """
     _require_directory(path)
-    if Ledger.is_blank(path / LEDGER):  # also in the moment before its first writer has made the tables
+    with disk_errors(path):
+        is_missing = not is_home(path)
+    if is_missing:
         raise StoreError(
             "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
         )
@@ -271,16 +300,29 @@ def _make_durably(path: Path) -> None:
     disk.fsync_directory(path.parent, "above the home")
 
 
-def _has_backups(path: Path) -> bool:
-    """Whether a ledger was here, which is then restored."""
-    return (path / BACKUPS).is_dir() and bool(ObjectStore(path / BACKUPS, path / TMP, write=False).digests())
+def _require_own_entries(path: Path) -> None:
+    """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
+    for name in (*_DIRECTORIES, _LOCK):
+        entry, kind = path / name, "file" if name == _LOCK else "directory"
+        is_own = entry.is_file() if kind == "file" else entry.is_dir()
+        if entry.is_symlink():
+            found = "a link"
+        elif entry.exists() and not is_own:
+            found = f"no {kind}"
+        else:
+            continue
+        raise StoreError(
+            f"{name!r} of this home is {found}, and what a run does to it would be done to something else",
+            fix=f"put a plain {kind} in its place; to have a home on another disk, name a directory there as the home",
+            where=str(entry),
+        )
 
 
 def _require_no_content(path: Path) -> None:
-    """A home without a ledger must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
+    """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
     for name in _DIRECTORIES:
         directory = path / name
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if directory.exists() and any(directory.iterdir()):
             raise StoreError(
                 f"this directory has a {name!r} of its own but no ledger, so it is no home of reasonmill",
                 fix=f"use another directory, or put the home's {LEDGER} back",

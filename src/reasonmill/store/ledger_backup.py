@@ -14,14 +14,15 @@ import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from reasonmill.errors import StoreError
+from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors, file_digest, holds, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.objects import QUARANTINE, ObjectStore
-from reasonmill.store.sealed_rows import OtherVersion
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
+from reasonmill.store.sealed_rows import FALL_BACK, OtherVersion, Unreachable
 from reasonmill.store.views import RUNS, damaged_views
 
 LEDGER = "ledger.sqlite"
@@ -71,11 +72,35 @@ def read_seal(home: Path) -> Seal | None:
     return seal
 
 
+def is_home(path: Path) -> bool:
+    """Whether there is a home: a ledger with tables, or what says that there was one.
+
+    A directory is none yet while its first writer is at making the tables, or if it was killed at that.
+    """
+    backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
+    return not Ledger.is_blank(path / LEDGER) or (path / SEAL).exists() or bool(backups.digests())
+
+
+def require_this_version(home: Path) -> None:
+    """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
+
+    Raises:
+        OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
+    """
+    try:
+        Ledger(home / LEDGER, write=False, is_final=True).close()
+    except OtherVersion:
+        raise
+    except StoreError:
+        return  # the keeper looks closer
+
+
 def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
     """What is wrong with the ledger's file, each to follow its name; nothing for a sound one.
 
     Raises:
         OtherVersion: the file is of another version of reasonmill.
+        Unreachable, OutOfSpace: it can't be looked at.
     """
     path, log = home / LEDGER, home / SIDE_FILES[0]
     if not path.is_file():
@@ -88,7 +113,7 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
         return []
     try:
         ledger = Ledger(path, write=False)
-    except OtherVersion:
+    except (OtherVersion, Unreachable, OutOfSpace):
         raise
     except StoreError as error:
         return [f"is damaged: {error.what}"]
@@ -116,13 +141,54 @@ def _made_ns(path: Path) -> int:
         return 0
 
 
+def open_for_reading(home: Path) -> Ledger:
+    """The ledger of a home, to be read beside a writer.
+
+    SQLite needs files beside it for that. Where it can't make them, on a read-only or a full disk, a closed ledger is
+    read as it is.
+
+    Raises:
+        StoreError: it is missing or damaged, or can't be read.
+    """
+    if not (home / LEDGER).exists():
+        raise StoreError("the ledger is missing", fix=FALL_BACK, where=str(home / LEDGER))
+    try:
+        return Ledger(home / LEDGER, write=False)
+    except (Unreachable, OutOfSpace):
+        seal = read_seal(home)
+        if seal is None or seal.ledger is None or ledger_damage(home, seal):
+            raise
+        return _ClosedLedger(home, seal)
+
+
+class _ClosedLedger(Ledger):
+    """A closed ledger that is read with nothing to hold a writer back, which may be on another mount of the disk.
+
+    A writer opens the seal before it touches the ledger: so what was read before the seal changed is right.
+    """
+
+    def __init__(self, home: Path, seal: Seal) -> None:
+        self._home = home
+        self._seal = seal
+        super().__init__(home / LEDGER, write=False, is_final=True)
+
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
+        try:
+            return super()._rows(query, *values)
+        finally:  # also where a change made it fail
+            if read_seal(self._home) != self._seal:
+                raise Unreachable(
+                    "a run has opened the home while it was read", fix="try again", where=str(self._home / SEAL)
+                )
+
+
 class LedgerKeeper:
     """Opens a home's ledger for its writer, backs it up and closes it. The writer's lock must be held."""
 
     def __init__(self, home: Path, incidents: Incidents) -> None:
         self._home = home
         self._incidents = incidents
-        self._backups = ObjectStore(home / BACKUPS, home / "tmp", write=True, incidents=incidents)
+        self._backups = ObjectStore(home / BACKUPS, home / TMP, write=True, incidents=incidents)
         self._seal = Seal(None, ())
 
     def open(self) -> Ledger:
@@ -132,8 +198,7 @@ class LedgerKeeper:
             StoreError: the ledger is damaged, and no backup is left.
         """
         seal = self._read_seal()
-        is_new = seal is None and not self._backups.digests() and Ledger.is_blank(self._home / LEDGER)
-        damage = [] if is_new else ledger_damage(self._home, seal)
+        damage = ledger_damage(self._home, seal) if is_home(self._home) else []
         was_closed = not damage and seal is not None and seal.ledger is not None
         if damage:
             self._fall_back(seal, damage[0])
@@ -166,13 +231,15 @@ class LedgerKeeper:
                 self._backups.delete(old)
 
     def close(self, ledger: Ledger) -> None:
-        """Closes the ledger, and seals it if the disk lets it."""
+        """Closes the ledger, and seals it if the disk lets it.
+
+        An open seal is no loss: the next writer looks at the ledger row by row, and backs it up. A closed one promises
+        it a backup of this very ledger.
+        """
         is_whole = False
-        # Neither is a loss: there are earlier backups, and the next writer looks at an open ledger row by row.
         with suppress(StoreError):
             self.back_up(ledger)
-        with suppress(StoreError):  # after the backup, which records damage that it meets
-            is_whole = ledger.is_in_one_file()
+            is_whole = ledger.is_in_one_file()  # after the backup, which records damage that it meets
         ledger.close()
         if is_whole:
             with suppress(StoreError), disk_errors(self._home):
@@ -219,7 +286,7 @@ class LedgerKeeper:
             "its last backup takes its place: what was recorded since is made again",
             time.time(),
         )
-        restored = self._home / "tmp" / f"restored-{uuid.uuid4().hex}.sqlite"
+        restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         with disk_errors(self._home):
             disk.copy_file(self._backups.path(digest) / LEDGER, restored, "restored ledger")
             disk.fsync_file(restored, "restored ledger")

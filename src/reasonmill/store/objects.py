@@ -15,7 +15,7 @@ from reasonmill.store.commit import damaged_files, disk_errors, publish, seal
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 
-QUARANTINE = "quarantine"
+QUARANTINE, TMP = "quarantine", "tmp"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,6 +32,7 @@ class ObjectStore:
         self._write = write
         self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
+        self._told_missing: set[str] = set()
         self.when_full: WhenFull | None = None
 
     @phase("saving")
@@ -65,6 +66,7 @@ class ObjectStore:
                 if staging.exists():
                     disk.remove_tree(staging, "unfinished object")
         self._verified.add(digest)
+        self._told_missing.discard(digest)
         return digest
 
     @phase("reading")
@@ -88,13 +90,17 @@ class ObjectStore:
         """Like `path`, but None for an object that is missing or damaged. That is an incident, and a damaged object is
         moved to the quarantine, so that it can be made again in its place.
 
+        It is one incident, however many ask for the object until it is made again.
+
         Args:
-            instead: what the caller does without it, for the user and the ledger.
+            instead: what the one who asks first does without it, for the user and the ledger.
         """
         self._require_write()
         path = self._root / digest
         if not self.exists(digest):
-            self._report(digest, path, "is missing", instead)
+            if digest not in self._told_missing:
+                self._told_missing.add(digest)
+                self._report(digest, path, "is missing", instead)
             return None
         damaged = self.damaged_files(digest)
         if not damaged:
@@ -108,6 +114,7 @@ class ObjectStore:
                 disk.make_directory(kept.parent, "quarantine")
                 disk.fsync_directory(self._root.parent, "home")
             disk.rename(path, kept, "damaged object")
+            self._told_missing.add(digest)
             disk.fsync_directory(kept.parent, "quarantine")
         return None
 
@@ -123,8 +130,8 @@ class ObjectStore:
         return damaged
 
     def exists(self, digest: str) -> bool:
-        """Whether the store has the object; says nothing about damage."""
-        return _DIGEST.fullmatch(digest) is not None and (self._root / digest).is_dir()
+        """Whether something has the object's name; says nothing about damage, and a file in its place is damage."""
+        return _DIGEST.fullmatch(digest) is not None and os.path.lexists(self._root / digest)
 
     def delete(self, digest: str) -> None:
         """Removes an object that nothing refers to any more.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from reasonmill.errors import StoreError
+from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
 
@@ -22,12 +22,28 @@ SEAL = "seal"
 # What to do about a damaged ledger.
 FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
+_UNREACHABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
 
 Row = dict[str, Any]
 
 
 class OtherVersion(StoreError):
     """The file is of another version of reasonmill."""
+
+
+class Unreachable(StoreError):
+    """The file can't be read now, or SQLite can't make the files that it needs beside it: that is no damage."""
 
 
 class SealedRows:
@@ -43,7 +59,7 @@ class SealedRows:
 
         Raises:
             OtherVersion: the file is of another version.
-            StoreError: it is no such file.
+            StoreError: it is no such file, or is damaged.
         """
         self._path = path
         self._write = write
@@ -110,11 +126,14 @@ class SealedRows:
             return disk.empty_log(self._db, self._path, "ledger")
 
     def damage(self) -> list[str]:
-        """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows."""
+        """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows.
+
+        Raises:
+            Unreachable, OutOfSpace: it can't be looked at.
+        """
         try:
-            found = [f"SQLite finds: {row[0]}" for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
-            made = {row[0] for row in self._rows("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
-            if made != set(self._tables):
+            found = self._broken_pages()
+            if self._made_tables() != set(self._tables):
                 found.append("its tables are not those of its version")
             found += [
                 f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
@@ -122,6 +141,8 @@ class SealedRows:
             ]
             for table in self._columns:
                 found += [_broken_seal(table, row) for row, seal in self._sealed(table) if not _fits(table, row, seal)]
+        except (Unreachable, OutOfSpace):
+            raise
         except StoreError as error:
             return [error.what]
         return found
@@ -189,13 +210,28 @@ class SealedRows:
                 self._db.execute(f"PRAGMA user_version = {self._version}")
 
     def _require_version(self) -> None:
+        """Looks closer where the version is another one: a damaged file may say anything."""
         version = self._rows("PRAGMA user_version")[0][0]
-        if version != self._version:
+        if version == self._version:
+            return
+        made, broken = self._made_tables(), self._broken_pages()
+        if made and made != set(self._tables) and not broken:
             raise OtherVersion(
                 f"the ledger has version {version}, and this reasonmill reads version {self._version}",
                 fix="use the version of reasonmill that made this home, or another home",
                 where=str(self._path),
             )
+        wrong_version = f"says that its version is {version}, and has the tables of version {self._version}"
+        what = f"is damaged: {broken[0]}" if broken else wrong_version if made else "has no tables"
+        raise StoreError(f"the ledger {what}", fix=FALL_BACK, where=str(self._path))
+
+    def _made_tables(self) -> set[str]:
+        """The statements that made the tables of the file."""
+        return {row[0] for row in self._rows("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+
+    def _broken_pages(self) -> list[str]:
+        """What SQLite's check finds, each in a sentence."""
+        return [f"SQLite finds: {row[0]}" for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
 
     def _rows(self, query: str, *values: str | int) -> list[Any]:
         with self._errors():
@@ -221,8 +257,10 @@ class SealedRows:
         except sqlite3.ProgrammingError:
             raise  # a wrong call, not a fault of the file
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the class of the error
-            if code == sqlite3.SQLITE_FULL:
+            exact_code = getattr(error, "sqlite_errorcode", 0)
+            code = exact_code & 0xFF  # the low byte is the class of the error
+            # What keeps SQLite from enlarging the index of its log is a full disk, which it does not say.
+            if code == sqlite3.SQLITE_FULL or exact_code == sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise out_of_space(self._path) from error
             if code == sqlite3.SQLITE_CONSTRAINT:
                 raise StoreError(
@@ -232,7 +270,9 @@ class SealedRows:
                 ) from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreError(f"the ledger is damaged: {error}", fix=FALL_BACK, where=str(self._path)) from error
-            raise StoreError(
+            # A file that ends too early is a matter of the file.
+            is_reached = code not in _UNREACHABLE or exact_code == sqlite3.SQLITE_IOERR_SHORT_READ
+            raise (StoreError if is_reached else Unreachable)(
                 f"the ledger can't be read or written: {error}",
                 fix="check the disk and the permissions of the home, and that no other program has the file open",
                 where=str(self._path),

@@ -28,7 +28,7 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
     return groups
 
 
-def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
+def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     """Step and directory of the latest state of a stage that is whole, as are the groups of all steps before it.
 
     Damaged or missing states are told and forgotten. Where groups are damaged or missing, a state before their step is
@@ -38,19 +38,25 @@ def latest_state(home: Home, key: str) -> tuple[int, Path] | None:
         step
         for step, digest in home.ledger.steps(key)
         if digest is not None
-        and home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}") is None
+        and home.objects.sound_path(
+            digest, instead=f"the stage goes on from before step {step}, whose groups are sampled again"
+        )
+        is None
     ]
-    for step, digest in reversed(home.ledger.states(key)):
-        if lost and step > lost[0]:
-            continue
-        path = home.objects.sound_path(digest, instead=f"the stage goes on from a state before step {step}")
+    states = [(step, digest) for step, digest in home.ledger.states(key) if not lost or step <= lost[0]]
+    others = [
+        "the stage goes on from its first step",
+        *(f"the state before step {step} is tried" for step, _ in states),
+    ]
+    for (step, digest), instead in reversed([*zip(states, others, strict=False)]):
+        path = home.objects.sound_path(digest, instead=instead)
         if path is not None:
             return step, path
         home.ledger.forget_state(key, step)
     return None
 
 
-def forget_state(home: Home, key: str, step: int, digest: str) -> None:
+def drop_state(home: Home, key: str, step: int, digest: str) -> None:
     """Removes a state of a stage, and its object unless the ledger refers to an equal one as something else."""
     home.ledger.forget_state(key, step)
     if not home.ledger.refers_to(digest) and home.objects.exists(digest):

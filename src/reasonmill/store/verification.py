@@ -11,10 +11,20 @@ from pathlib import Path
 from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import HOME_ENTRIES, OBJECTS, TMP
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, Seal, backups_in_order, ledger_damage, read_seal
-from reasonmill.store.objects import QUARANTINE, ObjectStore
+from reasonmill.store.ledger_backup import (
+    BACKUPS,
+    LEDGER,
+    SEAL,
+    Seal,
+    backups_in_order,
+    is_home,
+    ledger_damage,
+    open_for_reading,
+    read_seal,
+)
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, damaged_views, view_names
 
 _RERUN = "run the recipe again"
@@ -98,8 +108,7 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
     """
-    # A home that has lost one of them is damaged.
-    if not (path / OBJECTS).is_dir() and not (path / LEDGER).exists():
+    if not is_home(path):
         raise StoreError(
             "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
         )
@@ -258,7 +267,7 @@ def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tup
     """What is wrong with the ledger; and the ledger, or in place of a damaged one the backup that a run would take."""
     damage = ledger_damage(home, seal)
     if not damage:
-        ledger = Ledger(home / LEDGER, write=False)
+        ledger = open_for_reading(home)
         if seal is not None and seal.ledger is not None:
             # Its bytes are those that were closed; this asks whether they were sound then.
             damage = [f"is damaged: {what}" for what in ledger.damage()]
