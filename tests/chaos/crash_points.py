@@ -48,8 +48,10 @@ WRITES = ("write", "copy", "fill")
 # Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them. So it may
 # while it closes the ledger: an open seal and earlier backups are no loss.
 TOLERANT = (
-    *("unlink unfinished object", "remove directory unfinished object"),
-    *("write lock", "write released lock"),  # which only tells others who writes
+    "unlink unfinished object",
+    "remove directory unfinished object",
+    "write lock",  # which only tells others who writes
+    "write released lock",
     "close ledger",
 )
 CLOSING = "while the ledger is closed"

@@ -12,7 +12,7 @@ from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import OBJECTS, Home, WriterLock, require_home
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import LEDGER, ledger_damage, read_seal
+from reasonmill.store.ledger_backup import LEDGER, ledger_damage, open_for_reading, read_seal
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
 
@@ -71,10 +71,7 @@ def collect_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
     with _locked(path) as lock:
         garbage = _garbage(lock.home, abandoned)
         for leftover in garbage.leftovers:
-            if leftover.is_dir() and not leftover.is_symlink():
-                disk.remove_tree(leftover, "leftover")
-            else:
-                disk.unlink(leftover, "leftover")
+            disk.remove_tree(leftover, "leftover")
         if not (lock.home / TMP).is_dir():  # where objects are moved to
             disk.make_directory(lock.home / TMP, TMP)
         objects = ObjectStore(lock.home / OBJECTS, lock.home / TMP, write=True)
@@ -100,8 +97,8 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
         raise OutOfSpace(
             "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
             "to was removed",
-            fix="free a few megabytes on that disk elsewhere: "
-            f"quarantine/ has {garbage.num_bytes_quarantined:,} bytes that you may not need. gc can then go on",
+            fix="free a few megabytes elsewhere on that disk, on which quarantine/ takes "
+            f"{garbage.num_bytes_quarantined:,} bytes; then there is room for the record, and these states can go",
             where=error.where,
         ) from error
 
@@ -154,8 +151,7 @@ def _sound_ledger(home: Path) -> Iterator[Ledger]:
             fix="run a recipe of this home first: it puts the last backup of the ledger in its place",
             where=str(home / LEDGER),
         )
-    # A closed one is read as it is: a full disk may have no room for what SQLite would put beside it.
-    ledger = Ledger(home / LEDGER, write=False, is_final=seal is not None and seal.ledger is not None)
+    ledger = open_for_reading(home)
     try:
         yield ledger
     finally:

@@ -204,7 +204,7 @@ class WriterLock:
             _lock_directory(descriptor, path)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            with suppress(OSError):  # on a full disk, too, the lock is held, and leftovers can be removed
+            with suppress(OSError):  # a full disk must not keep the writer from removing leftovers
                 disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
             os.close(descriptor)

@@ -123,6 +123,24 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
         ledger.close()
 
 
+def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
+    """The digests of the backups, in the order in which they are tried for a damaged ledger.
+
+    Those that the seal tells of come first, the latest of them first; the others follow by their age.
+    """
+    known = seal.backups if seal is not None else ()
+    others = [digest for digest in backups.digests() if digest not in known]
+    return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
+
+
+def _made_ns(path: Path) -> int:
+    """When something was written; 0 for what a writer removes meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def open_for_reading(home: Path) -> Ledger:
     """The ledger of a home, to be read beside a writer.
 
@@ -162,24 +180,6 @@ class _ClosedLedger(Ledger):
                 raise Unreachable(
                     "a run has opened the home while it was read", fix="try again", where=str(self._home / SEAL)
                 )
-
-
-def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
-    """The digests of the backups, in the order in which they are tried for a damaged ledger.
-
-    Those that the seal tells of come first, the latest of them first; the others follow by their age.
-    """
-    known = seal.backups if seal is not None else ()
-    others = [digest for digest in backups.digests() if digest not in known]
-    return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
-
-
-def _made_ns(path: Path) -> int:
-    """When something was written; 0 for what a writer removes meanwhile."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 class LedgerKeeper:
