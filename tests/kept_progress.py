@@ -1,6 +1,9 @@
-"""A Progress that shows nothing, and keeps what it is told for the test to look at."""
+"""A Progress that shows nothing, and keeps what it is told for the test to look at; and a run that has one."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reasonmill.store.home import Home
 
 
 class Killed(Exception):
@@ -34,3 +37,17 @@ class KeptProgress:
         self.notes.append(text)
 
     def end(self, metrics: Mapping[str, object]) -> None: ...
+
+
+@dataclass
+class FakeRun:
+    """What the loop needs of a stage's context; it is asked to stop after so many looks."""
+
+    home: Home
+    looks: int = 99
+    key: str = "k"
+    progress: KeptProgress = field(default_factory=KeptProgress)
+
+    def stop_requested(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0

@@ -1,14 +1,14 @@
 """The loop over what the policy samples: what it skips, what it counts, and that a resumed run does the same."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from kept_progress import KeptProgress
+from kept_progress import FakeRun
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.learn.on_policy import train_on_policy
 from reasonmill.store.accounts import misaccounts
@@ -42,20 +42,6 @@ class FakeSampler:
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.version = version
-
-
-@dataclass
-class FakeRun:
-    """What the loop needs of a stage's context; it is asked to stop after so many looks."""
-
-    home: Home
-    looks: int = 99
-    key: str = "k"
-    progress: KeptProgress = field(default_factory=KeptProgress)
-
-    def stop_requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from kept_progress import KeptProgress
+from kept_progress import FakeRun
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
@@ -30,20 +29,6 @@ class OneWeight:
         self.optim_step = self._optimizer.step
         self.state = self._optimizer.state
         self.load_state = self._optimizer.load_state
-
-
-@dataclass
-class FakeRun:
-    """What the loop needs of a stage's context; it is asked to stop after so many looks."""
-
-    home: Home
-    looks: int = 99
-    key: str = "k"
-    progress: KeptProgress = field(default_factory=KeptProgress)
-
-    def stop_requested(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
 
 
 @pytest.fixture
