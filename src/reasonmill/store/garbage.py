@@ -10,7 +10,7 @@ from pathlib import Path
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import OBJECTS, Home, WriterLock, require_home
+from reasonmill.store.home import OBJECTS, Home, WriterLock, entries, require_home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, ledger_damage, open_for_reading, read_seal
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
@@ -122,14 +122,14 @@ def _garbage(home: Path, abandoned: bool) -> Garbage:
         states = [*idle, *left_behind] if abandoned else idle
         objects = _unreferenced(home, ledger, states)
         staying = set(_unreferenced(home, ledger, [*idle, *left_behind])) - set(objects)
-    leftovers = (*_entries(home / TMP), *_cut_off_views(home))
+    leftovers = (*entries(home / TMP), *_cut_off_views(home))
     return Garbage(
         objects=tuple(objects),
         states=tuple(states),
         leftovers=leftovers,
         num_bytes=_size([*(home / OBJECTS / digest for digest in objects), *leftovers]),
         num_bytes_abandoned=_size([home / OBJECTS / digest for digest in staying]),
-        num_bytes_quarantined=_size(_entries(home / QUARANTINE)),
+        num_bytes_quarantined=_size(entries(home / QUARANTINE)),
     )
 
 
@@ -192,12 +192,7 @@ def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
 
 def _cut_off_views(home: Path) -> list[Path]:
     """What the writing of views left in the directories of runs: names that begin with a dot."""
-    return sorted(path for run in _entries(home / RUNS) if run.is_dir() for path in run.glob(".*"))
-
-
-def _entries(directory: Path) -> list[Path]:
-    """What is in a directory of the home; nothing where the user has removed it."""
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    return sorted(path for run in entries(home / RUNS) if run.is_dir() for path in run.glob(".*"))
 
 
 def _size(paths: Sequence[Path]) -> int:

@@ -90,7 +90,7 @@ class Home:
                     _require_no_content(path)
                 require_this_version(path)
                 # Before anything is written: they may be what fills the disk.
-                for leftover in (path / TMP).iterdir() if (path / TMP).is_dir() else ():
+                for leftover in entries(path / TMP):
                     disk.remove_tree(leftover, "leftover")
                 for name in _DIRECTORIES:
                     if not (path / name).is_dir():
@@ -268,6 +268,11 @@ def _holder(path: Path) -> str:
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "a process that has not left its name"
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory of a home; nothing where the user has removed it."""
+    return sorted(directory.iterdir()) if directory.is_dir() else []
 
 
 def require_home(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import HOME_ENTRIES, OBJECTS
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS, entries
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import (
     BACKUPS,
@@ -210,17 +210,17 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
 
 def check_leftovers(inspection: Inspection) -> Iterator[Finding]:
     """What is in the home and belongs to nothing."""
-    for path in _entries(inspection.home / TMP):
+    for path in entries(inspection.home / TMP):
         recovery = "`reasonmill gc` or the next run removes it"
         yield Finding(f"{TMP}/{path.name}", "was left by a run that was cut off", recovery, is_problem=False)
     for store, room in ((inspection.objects, OBJECTS), (inspection.backups, BACKUPS)):
-        strange = {path.name for path in _entries(inspection.home / room)} - set(store.digests())
+        strange = {path.name for path in entries(inspection.home / room)} - set(store.digests())
         for name in sorted(strange):
             yield Finding(f"{room}/{name}", "is not named like an object", "move it elsewhere")
-    for path in _entries(inspection.home):
+    for path in entries(inspection.home):
         if path.name not in HOME_ENTRIES:
             yield Finding(path.name, "is not of reasonmill", "move it elsewhere", is_problem=False)
-    for path in _entries(inspection.home / QUARANTINE):
+    for path in entries(inspection.home / QUARANTINE):
         what = "was put aside because it was damaged"
         yield Finding(f"{QUARANTINE}/{path.name}", what, "delete it if you do not need it", is_problem=False)
 
@@ -293,10 +293,6 @@ def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
                 yield digest, f"groups of step {step} of {name}"
     for record in stages.values():
         yield record.artifact.digest, f"{record.artifact.kind} of stage {record.name!r} of run {record.run!r}"
-
-
-def _entries(directory: Path) -> list[Path]:
-    return sorted(directory.iterdir()) if directory.is_dir() else []
 
 
 def _recovery(inspection: Inspection, digest: str) -> str:
