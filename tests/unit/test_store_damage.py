@@ -360,6 +360,37 @@ def test_a_ledger_that_could_not_be_backed_up_is_not_sealed(path: Path, monkeypa
         assert steps_of(home) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_ledger_that_is_damaged_while_it_is_open_is_neither_backed_up_nor_sealed(path: Path, is_read: bool) -> None:
+    home = Home.open(path)
+    change_a_number(path / LEDGER)
+    if is_read:
+        with pytest.raises(StoreError, match="'steps' with stage_key 'k', step '1' is not what was written"):
+            home.back_up_ledger()
+    home.close()
+    assert {finding.file for finding in verify_home(path).problems} == {LEDGER}
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert home.ledger.metrics("k")[1]["loss/ce"] == 1.5
+
+
+def test_a_ledger_whose_file_is_damaged_behind_an_open_one_is_not_sealed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.open(path)
+    ledger = home.ledger
+
+    def close_and_damage() -> None:
+        Ledger.close(ledger)
+        change_a_number(path / LEDGER)
+
+    monkeypatch.setattr(ledger, "close", close_and_damage)
+    home.close()
+    with Home.open(path) as home:
+        assert fell_back(home)
+        assert steps_of(home) == [0, 1, 2]
+
+
 def test_two_backups_are_kept(path: Path) -> None:
     with Home.open(path) as home:
         for step in range(3, 8):

@@ -4,9 +4,7 @@ import errno
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,11 +15,11 @@ import reasonmill.store.views
 from reasonmill.cli import main
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk, verification
-from reasonmill.store.commit import file_digest, holds, replace_file
+from reasonmill.store.commit import holds, replace_file
 from reasonmill.store.disk import Operation
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
-from reasonmill.store.ledger_backup import SEAL, Seal, encode_seal, ledger_damage, read_seal
+from reasonmill.store.ledger_backup import Seal, ledger_damage
 from reasonmill.store.verification import Finding, Inspection, verify_home
 from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
@@ -163,20 +161,6 @@ def test_the_ledger_is_checked_once_in_a_look(home: Home, monkeypatch: pytest.Mo
     monkeypatch.setattr(verification, "ledger_damage", note)
     assert found(home) == []
     assert len(checked) == 1
-
-
-def test_rows_that_were_not_sound_when_the_ledger_was_closed_are_told(home: Home) -> None:
-    home.ledger.record_metrics("k1", 1, {"loss": 1.5})
-    home.back_up_ledger()
-    home.close()
-    seal = read_seal(home.path)
-    assert seal is not None
-    with sqlite3.connect(home.path / "ledger.sqlite") as database:
-        database.execute("UPDATE steps SET metrics = replace(metrics, '1.5', '1.7')")
-    database.close()
-    (home.path / SEAL).write_bytes(encode_seal(replace(seal, ledger=file_digest(home.path / "ledger.sqlite"))))
-    (finding,) = verify_home(home.path).problems
-    assert (finding.file, "the row of table 'steps'" in finding.what) == ("ledger.sqlite", True)
 
 
 def test_a_home_whose_objects_are_gone_is_a_damaged_home(home: Home) -> None:

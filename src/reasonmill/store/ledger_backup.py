@@ -111,8 +111,13 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
         if log.exists() and log.stat().st_size > 0:
             return [f"was closed, and {log.name} would change it"]
         return []
+    return _rows_damage(path, is_final=False)
+
+
+def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
+    """What a look at every row of a ledger's file finds; see `ledger_damage`."""
     try:
-        ledger = Ledger(path, write=False)
+        ledger = Ledger(path, write=False, is_final=is_final)
     except (OtherVersion, Unreachable, OutOfSpace):
         raise
     except StoreError as error:
@@ -222,8 +227,12 @@ class LedgerKeeper:
         return ledger
 
     def back_up(self, ledger: Ledger) -> None:
-        """Keeps a copy of the ledger as it is now; only the last few are kept."""
-        digest = self._backups.put(lambda target: ledger.copy_to(target / LEDGER))
+        """Keeps a copy of the ledger as it is now; only the last few are kept.
+
+        Raises:
+            StoreError: the ledger is damaged: its copy must not take the place of sound ones.
+        """
+        digest = self._backups.put(lambda target: self._copy(ledger, target / LEDGER))
         backups = tuple(dict.fromkeys((digest, *self._seal.backups)))[:_KEPT_BACKUPS]
         self._write_seal(replace(self._seal, backups=backups))
         for old in self._backups.digests():
@@ -231,18 +240,20 @@ class LedgerKeeper:
                 self._backups.delete(old)
 
     def close(self, ledger: Ledger) -> None:
-        """Closes the ledger, and seals it if the disk lets it.
+        """Closes the ledger, and seals it if it is sound and the disk lets it.
 
-        An open seal is no loss: the next writer looks at the ledger row by row, and backs it up. A closed one promises
-        it a backup of this very ledger.
+        An open seal is no loss: the next writer looks at the ledger row by row, and backs it up or falls back. A closed
+        one promises it that all rows are sound, and that there is a backup of this very ledger.
         """
         is_whole = False
         with suppress(StoreError):
             self.back_up(ledger)
             is_whole = ledger.is_in_one_file()  # after the backup, which records damage that it meets
         ledger.close()
-        if is_whole:
-            with suppress(StoreError), disk_errors(self._home):
+        if not is_whole:
+            return
+        with suppress(StoreError), disk_errors(self._home):
+            if not _rows_damage(self._home / LEDGER):  # as it is on the disk now, which SQLite may have read long ago
                 # A log that comes back after a power cut would count as a change of the closed ledger.
                 log = self._home / SIDE_FILES[0]
                 if log.exists():  # a reader has it open
@@ -250,6 +261,12 @@ class LedgerKeeper:
                 else:
                     disk.fsync_directory(self._home, "removed log")
                 self._write_seal(replace(self._seal, ledger=file_digest(self._home / LEDGER)))
+
+    def _copy(self, ledger: Ledger, path: Path) -> None:
+        ledger.copy_to(path)
+        damage = _rows_damage(path)
+        if damage:
+            raise StoreError(f"the ledger {damage[0]}", fix=FALL_BACK, where=str(self._home / LEDGER))
 
     def _read_seal(self) -> Seal | None:
         try:

@@ -267,13 +267,7 @@ def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tup
     """What is wrong with the ledger; and the ledger, or in place of a damaged one the backup that a run would take."""
     damage = ledger_damage(home, seal)
     if not damage:
-        ledger = open_for_reading(home)
-        if seal is not None and seal.ledger is not None:
-            # Its bytes are those that were closed; this asks whether they were sound then.
-            damage = [f"is damaged: {what}" for what in ledger.damage()]
-        if not damage:
-            return (), ledger
-        ledger.close()
+        return (), open_for_reading(home)
     for digest in backups_in_order(home, backups, seal):
         if backups.exists(digest) and not backups.damaged_files(digest):
             return tuple(damage), Ledger(backups.path(digest) / LEDGER, write=False, is_final=True)
