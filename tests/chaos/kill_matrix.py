@@ -2,6 +2,7 @@
 
     PYTHONPATH=tests python -m chaos.kill_matrix --seed 17     # one run again, with what it says
     PYTHONPATH=tests python -m chaos.kill_matrix --runs 200
+    PYTHONPATH=tests python -m chaos.kill_matrix --runs 40 --device cuda --jobs 8
 
 The seed of a run decides its recipe and, as shares of what is left to do, the times of its kills.
 """
@@ -31,14 +32,17 @@ from reasonmill.store.ledger_backup import LEDGER
 
 RECIPES = Path(__file__).parent / "recipes"
 NAMES = ("grown", "reasoned", "taught")
+# Long texts: what one block of threads does alone comes out the same however it is done.
+NAMES_ON = {"cpu": NAMES, "cuda": (*NAMES, "drawn_out")}
 KILLS = (2, 3)  # fewest and most kills that a run is in for
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run lives: its home, the digests of its states, and what its starts said."""
+    """Where a run lives: its home, the digests of its states, and what its starts said; and what it computes on."""
 
     directory: Path
+    device: str = "cpu"
 
     @property
     def home(self) -> Path:
@@ -52,7 +56,7 @@ class Place:
         """An order to run a recipe here."""
         self.states.mkdir(parents=True, exist_ok=True)
         path = str(RECIPES / f"{recipe}.toml")
-        arguments = ("run", path, "--home", str(self.home), "--device", "cpu", *more)
+        arguments = ("run", path, "--home", str(self.home), "--device", self.device, *more)
         return Order(arguments, str(self.states), str(self.directory / "log"), sabotage, dies_after)
 
     def said(self) -> str:
@@ -103,6 +107,7 @@ class Report:
 
     seed: int
     recipe: str
+    device: str = "cpu"
     kills: list[float] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     said: str = ""
@@ -112,7 +117,8 @@ class Report:
         lines = [f"seed {self.seed}: {self.recipe}, killed {len(self.kills)} times, {times} s after its starts"]
         if self.differences:
             lines += [f"  {line}" for line in self.differences]
-            lines += [f"  again: PYTHONPATH=tests python -m chaos.kill_matrix --seed {self.seed}", self.said]
+            again = f"python -m chaos.kill_matrix --seed {self.seed} --device {self.device}"
+            lines += [f"  again: PYTHONPATH=tests {again}", self.said]
         return "\n".join(lines)
 
 
@@ -121,9 +127,10 @@ def has_ledger(home_path: Path) -> bool:
     return not Ledger.is_blank(home_path / LEDGER)
 
 
-def recipe_of(seed: int) -> str:
+def recipe_of(seed: int, device: str) -> str:
     """The recipe of a run: each in turn."""
-    return NAMES[seed % len(NAMES)]
+    names = NAMES_ON[device]
+    return names[seed % len(names)]
 
 
 def run_uninterrupted(
@@ -141,9 +148,9 @@ def run_uninterrupted(
     return Reference(place.outcome(), seconds, stage_seconds)
 
 
-def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) -> Report:
+def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference, sabotage: str | None = None) -> Report:
     """Runs a recipe, kills its process group at random times, and starts it again until it is done."""
-    report = Report(seed, recipe_of(seed))
+    report = Report(seed, recipe_of(seed, place.device), place.device)
     planned = generator("kills", seed).randint(*KILLS)
     accepted = Committed()
     for start in itertools.count():
@@ -151,7 +158,7 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) 
         at = generator("kill", seed, start).random()
         after_s = at * reference.remaining_s(done_s) if start < planned else TIMED_OUT_S
         began = time.monotonic()
-        child = nursery.start(place.order(report.recipe))
+        child = nursery.start(place.order(report.recipe, sabotage=sabotage))
         code = child.wait(after_s)
         if code is None:
             code = child.kill()
@@ -176,11 +183,18 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) 
 class Matrix:
     """Runs of all recipes, as many at a time as there are nurseries, and what they are compared with."""
 
-    def __init__(self, directory: Path, nurseries: Sequence[Nursery]) -> None:
+    def __init__(
+        self, directory: Path, nurseries: Sequence[Nursery], device: str = "cpu", sabotage: str | None = None
+    ) -> None:
         self._directory = directory
         self._nurseries = nurseries
+        self._device = device
+        self._sabotage = sabotage
         self._references = {
-            name: run_uninterrupted(nurseries[0], Place(directory / "references" / name), name) for name in NAMES
+            name: run_uninterrupted(
+                nurseries[0], Place(directory / "references" / name, device), name, sabotage=sabotage
+            )
+            for name in NAMES_ON[device]
         }
 
     def runs(self, seeds: Iterable[int]) -> Iterator[Report]:
@@ -190,9 +204,10 @@ class Matrix:
             free.put(nursery)
 
         def run(seed: int) -> Report:
-            nursery, place = free.get(), Place(self._directory / f"run-{seed}")
+            nursery, place = free.get(), Place(self._directory / f"run-{seed}", self._device)
+            reference = self._references[recipe_of(seed, self._device)]
             try:
-                report = run_killed(nursery, place, seed, self._references[recipe_of(seed)])
+                report = run_killed(nursery, place, seed, reference, self._sabotage)
             finally:
                 free.put(nursery)
             if not report.differences:
@@ -221,11 +236,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200, help="how many, with the seeds 0, 1, 2, ...")
     parser.add_argument("--seed", type=int, help="this one run only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--device", choices=NAMES_ON, default="cpu")
+    parser.add_argument("--sabotage", help="what is broken in all runs, the uninterrupted ones too")
     options = parser.parse_args()
     seeds = range(options.runs) if options.seed is None else [options.seed]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, nurseries(options.jobs) as started:
-        matrix = Matrix(Path(directory), started)
+        matrix = Matrix(Path(directory), started, options.device, options.sabotage)
         print("\n".join(matrix.machines()))
         reports = []
         for report in matrix.runs(seeds):

@@ -12,6 +12,7 @@ from reasonmill.algo.logprobs import token_logprobs
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import Gathered
 from reasonmill.model.decoder import Decoder
 
@@ -39,9 +40,10 @@ class LocalLearner:
         """
         beat()
         moved = batch.to(self._decoder.device)
-        losses, statistics, policy_logprobs = self._token_losses(moved, loss)
-        total = (losses * moved.weights).sum() / denominator
-        total.backward()
+        with deterministic(self._decoder.device):
+            losses, statistics, policy_logprobs = self._token_losses(moved, loss)
+            total = (losses * moved.weights).sum() / denominator
+            total.backward()
         sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
         summed = float(total.detach()) * denominator
         # The batch on the CPU, which needs no copy to be looked at.
@@ -68,7 +70,9 @@ class LocalLearner:
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities [N] of the batch's targets under the current weights."""
         beat()
-        return self._policy_logprobs(batch.to(self._decoder.device)).detach()
+        # With the kernels of the forward pass that is differentiated: before an update the two must not differ.
+        with deterministic(self._decoder.device):
+            return self._policy_logprobs(batch.to(self._decoder.device)).detach()
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from reasonmill.activity import beat
 from reasonmill.algo.packing import TextRow
 from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import Gathered
 from reasonmill.model.reward import RewardModel
 
@@ -35,9 +36,10 @@ class ScalarLearner:
             refuses the update that this is a part of.
         """
         beat()
-        rewards = self._model.rewards(row)
-        total = losses(rewards).sum() / denominator
-        total.backward()
+        with deterministic(self._model.device):
+            rewards = self._model.rewards(row)
+            total = losses(rewards).sum() / denominator
+            total.backward()
         summed, scores = float(total.detach()) * denominator, rewards.detach().cpu()
         self._gathered.add(row, scores=scores, loss=summed)
         return summed, scores

@@ -112,18 +112,55 @@ class PackedLayout:
         self._is_dense = bool(inside.all())
         # Padding reads token 0 of the row: any real number would do, since nothing looks at the result.
         self._row_index = torch.where(inside, starts[:, None] + columns, 0).flatten().to(device)
+        self._inside = inside.flatten().to(device)
         self._kept = inside.flatten().nonzero().squeeze(1).to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         out = attend_causally(self._pad(query), self._pad(key), self._pad(value), rule)  # [B, H, L, E]
         out = out.transpose(1, 2).flatten(0, 1)
-        return out if self._is_dense else out.index_select(0, self._kept)
+        if self._is_dense:
+            return out
+        kept: Tensor = _Unpad.apply(out, self._kept, self._row_index, self._inside)  # type: ignore[no-untyped-call]
+        return kept
 
     def _pad(self, states: Tensor) -> Tensor:
         """[H, N, D] -> [B, H, L, D]"""
         rows = states.transpose(0, 1)
-        padded = rows if self._is_dense else rows.index_select(0, self._row_index)
-        return padded.view(*self._shape, *padded.shape[1:]).transpose(1, 2)
+        if not self._is_dense:
+            rows = _Pad.apply(rows, self._row_index, self._kept)  # type: ignore[no-untyped-call]
+        return rows.reshape(*self._shape, *rows.shape[1:]).transpose(1, 2)
+
+
+class _Pad(torch.autograd.Function):
+    """Rows [N, H, D] to padded ones [B * L, H, D].
+
+    The gradient of the padding is 0 and is left out. Left to autograd it would be added to that of token 0, which takes
+    long, as all of it meets in one place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, row_index: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return rows.index_select(0, row_index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (kept,) = ctx.saved_tensors
+        return grads[0].index_select(0, kept), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Padded rows [B * L, H, E] to those of tokens [N, H, E]; its gradient is copied, and nothing is added up."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, kept: Tensor, row_index: Tensor, inside: Tensor) -> Tensor:
+        ctx.save_for_backward(row_index, inside)
+        return padded.index_select(0, kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        row_index, inside = ctx.saved_tensors
+        return grads[0].index_select(0, row_index).mul_(inside[:, None, None]), None, None, None
 
 
 def attend_causally(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
