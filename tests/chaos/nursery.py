@@ -23,6 +23,13 @@ from typing import Any, Self
 TESTS = Path(__file__).parents[1]
 TIMED_OUT_S = 300.0
 
+_ENVIRONMENT = {
+    # One thread: the bits of a run are promised for the same number of threads.
+    "OMP_NUM_THREADS": "1",
+    # transformers loads weights in threads, of which a forked torch now and then can't start the first two at once.
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
+}
+
 
 @dataclass(frozen=True)
 class Order:
@@ -49,8 +56,7 @@ class Nursery:
             [sys.executable, "-m", "chaos.nursery"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # One thread: the bits of a run are promised for the same number of threads.
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
             text=True,
         )
         self.pid = self._process.pid

@@ -3,18 +3,22 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import deterministic as fill_setting
 
 from reasonmill.algo.examples import denominator
 from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.errors import TrainingDiverged
+from reasonmill.learn import local
 from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import DivergenceGuard, total
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.reference import Reference
@@ -244,6 +248,44 @@ def test_a_skipped_update_has_the_digest_of_its_batches() -> None:
     learner = LocalLearner(tiny_decoder(), OptimizerSettings())
     train(learner, range(1))
     assert learner.skipped_batch == ""
+
+
+def test_both_passes_choose_kernels_that_add_in_one_order_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny_decoder()
+    chosen: list[bool] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        chosen.append(torch.are_deterministic_algorithms_enabled())
+        return tensor
+
+    def hidden(self: Decoder, *arguments: Any) -> Tensor:
+        return note(run_hidden(self, *arguments))
+
+    def as_on_a_gpu(device: torch.device) -> AbstractContextManager[None]:
+        assert device == decoder.device
+        return deterministic(torch.device("cuda"))
+
+    run_hidden = Decoder.hidden
+    monkeypatch.setattr(Decoder, "hidden", hidden)
+    monkeypatch.setattr(local, "deterministic", as_on_a_gpu)
+    decoder.head_weight.register_hook(note)
+    learner = LocalLearner(decoder, OptimizerSettings())
+    train(learner, range(1))
+    assert chosen == [True, True]
+    learner.logprobs(pack(ragged_examples(), WHOLE)[0])
+    assert chosen == [True, True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_torch_was_set_to_comes_back_after_an_error() -> None:
+    with suppress(ZeroDivisionError), deterministic(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not fill_setting.fill_uninitialized_memory  # type: ignore[attr-defined]
+        raise ZeroDivisionError
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert fill_setting.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with deterministic(torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,7 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from reasonmill.algo.packing import pack_texts
 from reasonmill.algo.preferences import pairwise_losses
 from reasonmill.errors import UnsupportedModel
+from reasonmill.learn import scalar
 from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.model.decoder import new_decoder
 from reasonmill.model.reward import RewardModel, load_reward_model, new_reward_model, save_reward_model
@@ -162,6 +164,19 @@ def test_a_resumed_learner_goes_on_to_the_same_bits(model: RewardModel) -> None:
     assert end.keys() == same.keys()
     assert all(torch.equal(end[name], same[name]) for name in end)
     assert not torch.equal(end["master/score.weight"], state["master/score.weight"])
+
+
+def test_gradients_are_made_by_kernels_that_add_in_one_order_on_a_gpu(
+    model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[bool] = []
+    monkeypatch.setattr(scalar, "deterministic", lambda device: deterministic(torch.device("cuda")))
+    head: Any = model.network.score
+    hook = head.weight.register_hook(lambda gradient: chosen.append(torch.are_deterministic_algorithms_enabled()))
+    pair_step(model, [some_texts(2)], WHOLE)
+    hook.remove()
+    assert chosen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
