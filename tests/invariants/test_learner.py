@@ -15,7 +15,7 @@ from torch.utils import deterministic as fill_setting
 from reasonmill.algo.examples import denominator
 from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
-from reasonmill.errors import TrainingDiverged
+from reasonmill.errors import TrainingDiverged, UnsupportedModel
 from reasonmill.learn import local
 from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.deterministic import deterministic
@@ -286,6 +286,14 @@ def test_what_torch_was_set_to_comes_back_after_an_error() -> None:
     assert fill_setting.fill_uninitialized_memory  # type: ignore[attr-defined]
     with deterministic(torch.device("cpu")):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_has_no_kernel_that_keeps_an_order_is_named() -> None:
+    with (
+        pytest.raises(UnsupportedModel, match="would be others each time: put_ does not have a deterministic"),
+        deterministic(torch.device("cuda")),
+    ):
+        torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

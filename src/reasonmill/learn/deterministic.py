@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils import deterministic as torch_deterministic
 
+from reasonmill.errors import UnsupportedModel
+
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
@@ -20,7 +22,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
     On a CPU there is nothing to choose: its sums depend on the number of threads alone.
 
     Raises:
-        RuntimeError: torch knows no such kernel for something that the model does (in the block, not here).
+        UnsupportedModel: torch knows no such kernel for something that the model does.
     """
     if device.type != "cuda":
         yield
@@ -32,6 +34,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
     torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise UnsupportedModel(
+            f"its gradients would be others each time: {str(error).partition('.')[0]}",
+            fix="train it on a CPU, or use another model",
+        ) from error
     finally:
         torch.use_deterministic_algorithms(was_enabled)
         torch_deterministic.fill_uninitialized_memory = was_filled  # type: ignore[attr-defined]
