@@ -216,7 +216,7 @@ def publish(home: Home, artifact: Artifact) -> None:
     home.ledger.record_views(RUN, {})
     replace_directory(directory / MODEL, home.objects.path(artifact.digest))
     replace_file(directory / SUMMARY, json.dumps({"model": artifact.digest, "stage": artifact.stage}).encode())
-    home.ledger.record_views(RUN, view_digests(directory, {MODEL, SUMMARY}))
+    home.ledger.record_views(RUN, view_digests(directory))
 
 
 def blake2b(*parts: str) -> str:

@@ -16,9 +16,9 @@ from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
-from reasonmill.mill.report import PAGE, write_report
+from reasonmill.mill.report import write_report
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
-from reasonmill.mill.summary import SUMMARY, StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
 from reasonmill.protocols import Progress
@@ -34,11 +34,8 @@ from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.steps import drop_state
-from reasonmill.store.views import damaged_views, view_digests
+from reasonmill.store.views import MODEL, RECIPE, damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
-
-MODEL, RECIPE = "model", "recipe.json"
-VIEWS = frozenset({MODEL, RECIPE, PAGE, SUMMARY})
 
 
 @dataclass(frozen=True)
@@ -196,7 +193,7 @@ class _Run:
             self._publish_model(directory, summary["model"], shown["model"] if shown else None)
             write_report(directory, self._home, summary, {result.name: result.key for result in self._results})
             write_summary(directory, summary)
-            ledger.record_views(name, view_digests(directory, VIEWS))
+            ledger.record_views(name, view_digests(directory))
         return RunResult(directory, tuple(self._results), summary)
 
     def _damaged_views(self, directory: Path) -> bool:
