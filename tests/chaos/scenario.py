@@ -102,7 +102,7 @@ def finish_beside_a_reader(home_path: Path) -> None:
     with Home.open(home_path) as home:
         last = _run(home)
         home.ledger.commit_step(VERDICTS, 0, last.digest)
-        home.ledger.forget_step(VERDICTS, 0)
+        home.ledger.forget_groups(VERDICTS, 0)
         home.ledger.forget_stage(f"key-{FORGOTTEN}")
         reader = Home.open(home_path, write=False)
         reader.ledger.runs()

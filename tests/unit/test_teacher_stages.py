@@ -22,6 +22,7 @@ from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
+from reasonmill.store.verification import verify_home
 from reasonmill.tasks import registry
 from reasonmill.types import Completion, Grade, Group, Rollout
 
@@ -252,3 +253,32 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
             home.objects.delete(first[lost])
         assert digests() == first
         assert len(fake.bodies) == 24
+
+
+def test_a_home_that_lost_verdicts_is_sound_without_them(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "AT_ONCE", 5)
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        return says(str(body["seed"]), reasoning_content="hm") if body["model"] == "teacher" else says("CORRECT")
+
+    with chat_server(answer) as fake:
+        recipe = recipe_of_two(fake)
+
+        def notes() -> list[str]:
+            progress = KeptProgress()
+            with Home.open(tmp_path / "home") as home:
+                run_recipe(recipe, home, progress, until=None, device="cpu", stop_requested=lambda: False)
+            return [note for note in progress.notes if "cached" not in note]
+
+        notes()
+        asked = len(fake.bodies)
+        with Home.open(tmp_path / "home") as home:
+            (beside,) = (key for key in home.ledger.begun_stages() if key.endswith("/verdicts"))
+            (_, first), *later = home.ledger.steps(beside)
+            assert later
+            home.objects.delete(str(first))
+        assert [note.split("; ")[1] for note in notes()] == ["the judge is asked again where they are needed"]
+        assert verify_home(tmp_path / "home").problems == ()
+        assert len(fake.bodies) == asked  # the dataset is there

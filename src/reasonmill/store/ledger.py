@@ -178,10 +178,15 @@ class Ledger(SealedRows):
         return [(row["step"], row["groups_digest"]) for row in rows]
 
     @waits_for_room
-    def forget_step(self, stage_key: str, step: int) -> None:
-        """Lets the groups of a step be others; only for those that nothing was trained on."""
-        with self._transaction("forgotten step"):
-            self._db.execute("DELETE FROM steps WHERE stage_key = ? AND step = ?", (stage_key, step))
+    def forget_groups(self, stage_key: str, step: int) -> None:
+        """Makes a step one without groups: those that it had are lost, and others may be committed.
+
+        The step stays, and so do its metrics, which were made from what is lost.
+        """
+        with self._transaction("forgotten groups"):
+            self._db.execute(
+                "UPDATE steps SET groups_digest = NULL WHERE stage_key = ? AND step = ?", (stage_key, step)
+            )
 
     @waits_for_room
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
