@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from reasonmill.activity import phase
-from reasonmill.errors import Interrupted, OutOfSpace
+from reasonmill.errors import Interrupted, ReasonmillError
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -89,15 +89,17 @@ def run_recipe(
     home.tell_incidents(progress.note)
     run = _Run(recipe, home, progress, device, stop_requested)
     nodes = recipe.up_to(until)
-    with home.waiting_when_full(run.when_full):
-        try:
+    try:
+        with home.waiting_when_full(run.when_full):
             for node in nodes:
                 run.finish(node)
-        except Exception:  # and not a second Ctrl-C, which ends at once
-            # A full disk must not hide why the run ended; the next run shows what this one can't.
-            with suppress(OutOfSpace):
-                run.show_finished()
-            raise
+    except Exception:  # and not a second Ctrl-C, which ends at once
+        # Without waiting for room, and whatever goes wrong: nothing must hide why the run ended. The next run shows
+        # what this one can't.
+        with suppress(ReasonmillError):
+            run.show_finished()
+        raise
+    with home.waiting_when_full(run.when_full):
         return run.publish()
 
 
@@ -171,11 +173,7 @@ class _Run:
         return self._publish()
 
     def show_finished(self) -> None:
-        """Shows what a run that ended early has.
-
-        Raises:
-            OutOfSpace: the disk is full.
-        """
+        """Shows what a run that ended early has."""
         if self._results:
             self._publish()
 
