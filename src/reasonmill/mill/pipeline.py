@@ -245,7 +245,7 @@ class _Run:
         return StageResult(name, kind, key, record.artifact, True, record.seconds, record.tokens, machines)
 
     def _lacks_groups(self, node: Node, key: str) -> bool:
-        """Whether a finished stage has lost groups that may come back: those of damaged artifacts are made of them."""
+        """Whether a finished stage has lost groups that may come back. It will need them if its artifact is lost, too."""
         instead = f"stage {node.settings.name} is gone through again for the groups of step "
         return bool(lost_groups(self._home, key, lambda step: f"{instead}{step}"))
 
