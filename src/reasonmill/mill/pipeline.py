@@ -245,7 +245,7 @@ class _Run:
         return StageResult(name, kind, key, record.artifact, True, record.seconds, record.tokens, machines)
 
     def _lacks_groups(self, node: Node, key: str) -> bool:
-        """Whether a finished stage has lost groups that may come back. It will need them if its artifact is lost, too."""
+        """Whether a finished stage has lost groups that may come back: its artifact is made again from them."""
         instead = f"stage {node.settings.name} is gone through again for the groups of step "
         return bool(lost_groups(self._home, key, lambda step: f"{instead}{step}"))
 
@@ -256,12 +256,12 @@ class _Run:
 
         Where they come out otherwise or can't be made any more, the stage does without them: it has its artifact.
         """
+        self._make_ready(node, inputs)  # outside: a hub that can't be reached now says nothing about the groups
         try:
-            self._make_ready(node, inputs)
             go_through()
         except OtherContent:
             give_up_lost_groups(self._home, key, _COMES_OUT_OTHERWISE)
-        except (Interrupted, StoreError):  # which say nothing about the groups
+        except (Interrupted, StoreError):  # nor do these
             raise
         except ReasonmillError as error:
             give_up_lost_groups(self._home, key, f"they can't be made again ({error.what})")
