@@ -27,7 +27,7 @@ from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
 from reasonmill.store.objects import QUARANTINE
-from reasonmill.store.steps import committed_groups, drop_state, sound_state
+from reasonmill.store.steps import committed_groups, drop_state, lost_groups, sound_state
 from reasonmill.store.views import RUNS, damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
@@ -102,7 +102,7 @@ def finish_beside_a_reader(home_path: Path) -> None:
     with Home.open(home_path) as home:
         last = _run(home)
         home.ledger.commit_step(VERDICTS, 0, last.digest)
-        home.ledger.forget_step(VERDICTS, 0)
+        home.ledger.forget_groups(VERDICTS, 0)
         home.ledger.forget_stage(f"key-{FORGOTTEN}")
         reader = Home.open(home_path, write=False)
         reader.ledger.runs()
@@ -130,7 +130,7 @@ def _run(home: Home, stop_after: int | None = None) -> Artifact:
             RUN, {"seed": 0}, [(stage, "train", f"key-{stage}") for stage in list(STEPS)[: number + 1]]
         )
         limit = stop_after if number == len(STEPS) - 1 else None
-        artifact = _committed(home, name) or _finished(home, name, weights, parent, limit)
+        artifact = _committed(home, name, weights) or _finished(home, name, weights, parent, limit)
         if artifact is None:
             break
         for step, digest in home.ledger.states(f"key-{name}"):
@@ -140,17 +140,17 @@ def _run(home: Home, stop_after: int | None = None) -> Artifact:
     return parent
 
 
-def _committed(home: Home, name: str) -> Artifact | None:
-    """A stage as the ledger has it, unless it has lost an object."""
+def _committed(home: Home, name: str, weights: str) -> Artifact | None:
+    """A stage as the ledger has it, unless it has lost its artifact; groups that it has lost are made again."""
     key = f"key-{name}"
     record = home.ledger.stage(key)
     if record is None:
         return None
-    groups = [digest for _, digest in home.ledger.steps(key) if digest is not None]
-    sound = [home.objects.sound_path(it, instead="it is made again") for it in (record.artifact.digest, *groups)]
-    if None in sound:
+    if home.objects.sound_path(record.artifact.digest, instead="it is made again") is None:
         home.ledger.forget_stage(key)
         return None
+    if lost_groups(home, key, lambda step: "they are made again"):
+        _train(home, key, STEPS[name], weights)
     return record.artifact
 
 
@@ -216,7 +216,7 @@ def publish(home: Home, artifact: Artifact) -> None:
     home.ledger.record_views(RUN, {})
     replace_directory(directory / MODEL, home.objects.path(artifact.digest))
     replace_file(directory / SUMMARY, json.dumps({"model": artifact.digest, "stage": artifact.stage}).encode())
-    home.ledger.record_views(RUN, view_digests(directory, {MODEL, SUMMARY}))
+    home.ledger.record_views(RUN, view_digests(directory))
 
 
 def blake2b(*parts: str) -> str:

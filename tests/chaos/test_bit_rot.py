@@ -97,7 +97,7 @@ def test_damaged_groups_of_a_finished_stage_are_one_incident(finished: Finished,
     assert outcome.digests == finished.digests
     with Home.open(home_path, write=False) as home:
         (incident,) = home.ledger.incidents()
-    assert incident.done == f"stage {record.name} is made again from what is good"
+    assert incident.done == f"stage {record.name} is gone through again for the groups of step 1"
     assert [note for note in outcome.notes if str(groups) in note] == [str(incident)]
 
 

@@ -140,6 +140,31 @@ def test_an_interrupted_run_diverges_at_the_same_step(home: Home, looks: int) ->
             train(FakeRun(home), course, sample)
 
 
+def test_steps_behind_one_that_lost_its_groups_for_good_are_sampled_again(home: Home) -> None:
+    with pytest.raises(Interrupted):
+        train(FakeRun(home, 5), [[TAKEN]] * 6)  # stops before step 5, and saves a state
+    digests = [digest for _, digest in home.ledger.steps("k")]
+    home.ledger.forget_groups("k", 1)
+    sampled: list[int] = []
+
+    def sample(step: int) -> list[Group]:
+        sampled.append(step)
+        return [a_group(step, 1.0, 0.0, 0.5), a_group(step, 0.5, 0.5, 0.5)]
+
+    with pytest.raises(Interrupted):
+        train(FakeRun(home, 0), [[TAKEN]] * 6, sample)
+    # The state came of the lost groups, and so did those behind them.
+    assert [digest for _, digest in home.ledger.steps("k")] == [digests[0], None, *digests[2:]]
+    for step, _ in home.ledger.states("k"):
+        home.ledger.forget_state("k", step)
+    train(FakeRun(home), [[TAKEN]] * 6, sample)
+    assert sampled == [1, 2, 3, 4, 5]
+    now = [digest for _, digest in home.ledger.steps("k")]
+    assert now[0] == digests[0]
+    assert not {*digests[1:], None} & {*now[1:]}
+    assert list(misaccounts(home.ledger, home.objects)) == []
+
+
 def test_every_step_has_its_account(home: Home) -> None:
     metrics = train(FakeRun(home), [[TAKEN], [TAKEN]])
     names = ("dispatched", "trained", "flat", "invalid", "stale", "aborted")

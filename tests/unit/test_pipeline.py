@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from reasonmill.mill.summary import read_summary
 from reasonmill.mill.thinking import split_thinking
 from reasonmill.recipe.graph import directory_digest
 from reasonmill.recipe.load import load_recipe
+from reasonmill.store import disk
+from reasonmill.store.disk import Operation
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_backup import read_seal
 
@@ -255,6 +258,28 @@ def test_a_full_disk_does_not_hide_why_a_run_ended(run: Run, monkeypatch: pytest
         # Looks: before "first", at its three steps, and before "second".
         with pytest.raises(Interrupted, match="before stage 'second'"):
             run(stop_requested=stop_after(4))
+    assert (run().directory / "report.html").is_file()
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR])
+def test_neither_a_full_nor_a_failing_disk_hides_that_a_stage_lacked_room(
+    run: Run, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(run(until="first").directory)
+
+    def fail(operation: Operation, perform: Callable[[], object]) -> None:
+        if operation.name == "commit views":
+            error = sqlite3.OperationalError("no views today")
+            error.sqlite_errorcode = code
+            raise error
+        perform()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "around", fail)
+        patch.setattr(Home, "free_bytes", lambda home: 199_999_999)
+        # Looks: before "second". A run that waited for room would be stopped at the next.
+        with pytest.raises(OutOfSpace, match="only 200 MB"):
+            run(stop_requested=stop_after(1))
     assert (run().directory / "report.html").is_file()
 
 

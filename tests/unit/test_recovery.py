@@ -1,7 +1,10 @@
 """Recovery: a run whose home is damaged goes on from what is good, and says so."""
 
+import importlib
+import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kept_progress import KeptProgress
-from reasonmill.errors import StoreError
+from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.recipe.load import load_recipe
@@ -19,7 +22,7 @@ from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.groups import GROUPS_FILE
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_backup import SEAL, encode_seal, read_seal
-from reasonmill.store.steps import committed_groups
+from reasonmill.store.steps import committed_groups, give_up_lost_groups, lost_groups
 from reasonmill.store.verification import verify_home
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
@@ -96,9 +99,10 @@ def test_without_a_whole_state_a_stage_begins_anew(path: Path) -> None:
     ]
 
 
-def test_damaged_groups_are_sampled_again_and_must_be_the_same(path: Path) -> None:
+def test_damaged_groups_that_were_trained_on_are_sampled_again_and_must_be_the_same(path: Path) -> None:
     with Home.open(path) as home:
         committed_groups(home, "k", 0, lambda: groups("8 * 3"))
+        home.ledger.record_metrics("k", 0, {"loss": 1.0})
         digest = str(home.ledger.step_groups("k", 0))
     flip(path / "objects" / digest / GROUPS_FILE)
     with Home.open(path) as home:
@@ -113,6 +117,51 @@ def test_damaged_groups_are_sampled_again_and_must_be_the_same(path: Path) -> No
     assert verify_home(path).problems[0].file == f"objects/{digest}"
 
 
+def test_other_groups_take_the_place_of_damaged_ones_that_nothing_was_made_of(path: Path) -> None:
+    with Home.open(path) as home:
+        committed_groups(home, "k", 0, lambda: groups("8 * 3"))
+        lost = str(home.ledger.step_groups("k", 0))
+    flip(path / "objects" / lost / GROUPS_FILE)
+    with Home.open(path) as home:
+        assert committed_groups(home, "k", 0, lambda: groups("12 + 12")) == groups("12 + 12")
+        assert committed_groups(home, "k", 0, lambda: groups("not asked for")) == groups("12 + 12")
+        told = [str(incident) for incident in home.ledger.incidents()]
+    assert told[1] == (
+        f"objects/{lost} is lost for good, the groups of step 0: they come out otherwise now; "
+        "the new ones take their place"
+    )
+    assert verify_home(path).problems == ()
+
+
+def test_a_state_that_came_of_lost_groups_is_gone_on_from_without_them(path: Path) -> None:
+    save_states(path, range(2, 5))
+    with Home.open(path) as home:
+        digests = []
+        for step in range(4):
+            committed_groups(home, "k", step, lambda step=step: groups(f"{step}"))
+            home.ledger.record_metrics("k", step, {"loss": 1.0})
+            digests.append(str(home.ledger.step_groups("k", step)))
+    flip(path / "objects" / digests[1] / GROUPS_FILE)
+    assert resumed(path)[0] == 0
+    with Home.open(path) as home:
+        give_up_lost_groups(home, "k", "they come out otherwise")
+    assert resumed_without_a_word(path) == 4
+    # Now step 0 can be made again, but step 1 can not, and neither can what follows from it.
+    flip(path / "objects" / digests[3] / GROUPS_FILE)
+    with Home.open(path) as home:
+        assert lost_groups(home, "k", lambda step: "nothing") == []
+        assert home.ledger.steps("k") == [(0, digests[0]), (1, None), (2, digests[2]), (3, None)]
+    assert resumed_without_a_word(path) == 4
+
+
+def resumed_without_a_word(path: Path) -> int:
+    with Home.open(path) as home:
+        before = home.ledger.incidents()
+        step = Checkpoints(Run(home), 1).resume(lambda state: None)
+        assert home.ledger.incidents() == before
+    return step
+
+
 # The pipeline
 
 
@@ -121,13 +170,21 @@ Runs = Callable[..., tuple[RunResult, list[str]]]
 
 @pytest.fixture
 def run(recipe_file: Path, path: Path) -> Runs:
-    """Runs the small recipe in a newly opened home; returns what it made and what was told."""
+    """Runs the small recipe in a newly opened home; returns what it made and what was told.
 
-    def run(until: str | None = None) -> tuple[RunResult, list[str]]:
+    A run with `looks` is asked to stop after so many looks.
+    """
+
+    def run(until: str | None = None, looks: int | None = None) -> tuple[RunResult, list[str]]:
         progress = KeptProgress()
+        left = iter(range(looks)) if looks is not None else itertools.count()
+
+        def stop_requested() -> bool:
+            return next(left, None) is None
+
         with Home.open(path) as home:
             recipe = load_recipe(str(recipe_file))
-            made = run_recipe(recipe, home, progress, until=until, device="cpu", stop_requested=lambda: False)
+            made = run_recipe(recipe, home, progress, until=until, device="cpu", stop_requested=stop_requested)
         return made, [note for note in progress.notes if "cached" not in note]
 
     return run
@@ -231,4 +288,179 @@ def test_a_run_makes_again_what_a_ledger_that_fell_back_does_not_know(run: Runs,
     after, _ = run()
     assert stages.calls == ["second", "check"]
     assert [stage.artifact for stage in after.stages] == [stage.artifact for stage in before.stages]
+    assert verify_home(path).problems == ()
+
+
+# A stage that learns from groups, which are drawn from its weights and differ between machines.
+LEARN = """
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from reasonmill.errors import Interrupted, TrainingDiverged
+from reasonmill.recipe.reference import ModelRef
+from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
+from reasonmill.store.accounts import account
+from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights, sound_state
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+
+HERE = Path(__file__).parent
+KIND = "learn"
+MAKES: ArtifactKind = "model"
+
+
+class Settings(StageSettings):
+    kind: Literal["learn"]
+    from_: ModelRef = Field(alias="from")
+
+
+def run(settings, inputs, context):
+    machine = "".join(path.read_text() for path in HERE.glob("machine"))
+    home, key = context.home, context.key
+    start, place = sound_state(home, key) or (0, inputs["from"].path)
+    weights = (place / "weights.txt").read_text()
+    forget_groups_of_other_weights(home, key, start)
+
+    def sample(step):
+        with (HERE / "steps").open("a") as steps:
+            steps.write(f"{step}\\n")
+        completion = Completion((1,), (-0.5,), (True,), weights + machine, "stop", step)
+        problem = Problem("countdown-3", (Message("user", "make 24"),), "24")
+        return [Group(problem, (Rollout((5,), completion, Grade(1.0, {"accuracy": 1.0})),))]
+
+    def write(directory):
+        (directory / "config.json").write_text("{}")
+        (directory / "weights.txt").write_text(weights)
+
+    for step in range(start, 4):
+        if context.stop_requested():
+            raise Interrupted(f"stopped at step {step}")
+        groups = committed_groups(home, key, step, lambda: sample(step))
+        weights += groups[0].rollouts[0].completion.text[-1:] + str(step)
+        metrics = {"reward/mean": 1.0, "machine": float(len(machine)), **account(groups, step, compared=False)}
+        home.ledger.record_metrics(key, step, metrics)
+        if step == 1 and (HERE / "keeps states").exists():
+            home.ledger.commit_state(key, 2, home.objects.put(write))
+        if (HERE / "diverges").exists():
+            raise TrainingDiverged("the loss is not finite")
+    return Outcome(write)
+"""
+
+
+@pytest.fixture
+def learning(stages: Any, recipe_file: Path, base: Path) -> Any:
+    """The small recipe is a stage that learns from groups now; returns the folder of the stages."""
+    (stages.folder / "fake_learn.py").write_text(LEARN)
+    importlib.invalidate_caches()
+    recipe_file.write_text(f'name = "small"\n\n[[stage]]\nname = "zero"\nkind = "learn"\nfrom = "{base}"\n')
+    yield stages
+    sys.modules.pop("reasonmill.stages.fake_learn", None)
+
+
+def steps_of(path: Path, key: str) -> list[str | None]:
+    with Home.open(path, write=False) as home:
+        return [digest for _, digest in home.ledger.steps(key)]
+
+
+def lose(path: Path, digest: str | None) -> None:
+    flip(path / "objects" / str(digest) / GROUPS_FILE)
+
+
+def test_a_finished_stage_gets_damaged_groups_back_and_stays_finished(run: Runs, learning: Any, path: Path) -> None:
+    (made,) = run()[0].stages
+    assert learning.steps == ["0", "1", "2", "3"]
+    digests = steps_of(path, made.key)
+    lose(path, digests[1])
+    with pytest.raises(Interrupted, match="at step 1"):
+        run(looks=2)  # before the stage, and at its step 0
+    with Home.open(path, write=False) as home:
+        assert home.ledger.stage(made.key) is not None
+    assert learning.steps == []
+    result, told = run()
+    assert learning.steps == ["1"]
+    assert [note.split("; ")[1] for note in told] == ["stage zero is gone through again for the groups of step 1"]
+    assert (result.stages[0].artifact, result.stages[0].cached) == (made.artifact, True)
+    assert steps_of(path, made.key) == digests
+    assert verify_home(path).problems == ()
+
+
+@pytest.mark.parametrize("hindrance", ["machine", "diverges"])
+def test_a_finished_stage_does_without_groups_that_do_not_come_back(
+    run: Runs, learning: Any, path: Path, hindrance: str
+) -> None:
+    (made,) = run()[0].stages
+    digests = steps_of(path, made.key)
+    with Home.open(path, write=False) as home:
+        metrics = home.ledger.metrics(made.key)
+    lose(path, digests[1])
+    (learning.folder / hindrance).write_text("!")
+    result, (damaged, lost) = run()
+    assert result.stages[0].artifact == made.artifact
+    assert result.stages[0].machines == made.machines
+    assert damaged.endswith("; stage zero is gone through again for the groups of step 1")
+    assert lost.startswith(f"objects/{digests[1]} is lost for good, the groups of step 1: they c")
+    assert lost.endswith("; what was made of them stays as it is")
+    assert steps_of(path, made.key) == [digests[0], None, *digests[2:]]
+    with Home.open(path, write=False) as home:
+        assert home.ledger.metrics(made.key) == metrics
+    assert verify_home(path).problems == ()
+    assert learning.steps
+    assert run()[1] == []
+    assert learning.steps == []
+
+
+def test_lost_groups_behind_a_step_that_has_none_are_given_up_at_once(run: Runs, learning: Any, path: Path) -> None:
+    (made,) = run()[0].stages
+    digests = steps_of(path, made.key)
+    with Home.open(path) as home:
+        home.ledger.forget_groups(made.key, 0)
+    lose(path, digests[2])
+    assert learning.steps
+    result, (_, lost) = run()
+    assert "another step has lost its own for good" in lost
+    assert result.stages[0].artifact == made.artifact
+    assert steps_of(path, made.key) == [None, digests[1], None, digests[3]]
+    assert learning.steps == []
+
+
+def test_a_stage_that_lost_its_model_and_groups_is_made_anew_from_there_on_another_machine(
+    run: Runs, learning: Any, path: Path
+) -> None:
+    (made,) = run()[0].stages
+    digests = steps_of(path, made.key)
+    lose(path, digests[1])
+    flip(path / "objects" / made.artifact.digest / "weights.txt")
+    (learning.folder / "machine").write_text("!")
+    assert learning.steps
+    result, told = run()
+    (after,) = result.stages
+    assert learning.steps == ["1", "1", "2", "3"]  # the first attempt finds that they come out otherwise
+    assert any("they come out otherwise, as on another class of machine" in note for note in told)
+    assert told[-1].startswith("zero  made again with another content")
+    now = steps_of(path, made.key)
+    assert now[0] == digests[0]
+    assert not {*digests[1:], None} & {*now[1:]}  # all that follows from it is its own
+    assert verify_home(path).problems == ()
+    assert run()[0].stages[0].artifact == after.artifact
+    assert learning.steps == []
+
+
+def test_a_stopped_stage_goes_on_from_a_state_that_came_of_lost_groups(run: Runs, learning: Any, path: Path) -> None:
+    (learning.folder / "keeps states").touch()
+    with pytest.raises(Interrupted):
+        run(looks=3)  # before the stage, and at its steps 0 and 1
+    with Home.open(path, write=False) as home:
+        (key,) = home.ledger.begun_stages()
+    digests = steps_of(path, key)
+    lose(path, digests[1])
+    (learning.folder / "machine").write_text("!")
+    assert learning.steps == ["0", "1"]
+    result, told = run()
+    assert learning.steps == ["1", "2", "3"]
+    assert told[1].startswith(f"objects/{digests[1]} is lost for good, the groups of step 1")
+    assert steps_of(path, key)[:2] == [digests[0], None]
+    with Home.open(path, write=False) as home:
+        weights = home.objects.path(result.stages[0].artifact.digest) / "weights.txt"
+        assert weights.read_text() == "basee001!2!3"
     assert verify_home(path).problems == ()

@@ -123,7 +123,7 @@ def test_views_that_are_not_what_the_backup_says_are_told_and_forgotten(path: Pa
             for run in ("r", "other"):
                 if run == "r" or content == b"old":
                     replace_file(home.run_dir(run) / "summary.json", content)
-                    home.ledger.record_views(run, view_digests(home.run_dir(run), ["summary.json"]))
+                    home.ledger.record_views(run, view_digests(home.run_dir(run)))
             home.back_up_ledger()
     closed = read_seal(path)
     assert closed is not None

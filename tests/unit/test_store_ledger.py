@@ -170,6 +170,17 @@ def test_a_steps_groups_are_never_replaced(ledger: Ledger) -> None:
     assert ledger.step_groups("k2", 0) is None
 
 
+def test_lost_groups_make_way_for_others_and_the_step_stays(ledger: Ledger) -> None:
+    for step in range(2):
+        ledger.commit_step("k1", step, f"g{step}")
+        ledger.record_metrics("k1", step, {"loss": 1.0})
+    ledger.forget_groups("k1", 0)
+    assert ledger.steps("k1") == [(0, None), (1, "g1")]
+    assert [row["step"] for row in ledger.metrics("k1")] == [0, 1]
+    ledger.commit_step("k1", 0, "other")
+    assert ledger.steps("k1") == [(0, "other"), (1, "g1")]
+
+
 def test_metrics_come_in_the_order_of_steps_and_replay_records_them_again(ledger: Ledger) -> None:
     ledger.commit_step("k1", 0, "g0")
     ledger.record_metrics("k1", 10, {"loss": 0.1})

@@ -22,6 +22,7 @@ from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
+from reasonmill.store.verification import verify_home
 from reasonmill.tasks import registry
 from reasonmill.types import Completion, Grade, Group, Rollout
 
@@ -96,6 +97,26 @@ def test_after_a_failure_only_what_was_not_committed_is_asked_again(home: Home, 
         assert not set(first) & {body["seed"] for body in fake.bodies}
         assert len(fake.bodies) == 6
     assert len(rollouts(outcome, tmp_path / "rollouts")) == 4
+
+
+def test_a_teacher_is_asked_once_more_for_committed_answers_that_are_lost(home: Home, tmp_path: Path) -> None:
+    def gives_up(body: dict[str, Any], number: int) -> Answer:
+        return solves_every_second(body, number) if number < 6 else Answer({}, 503)
+
+    with chat_server(gives_up) as fake, pytest.raises(ServerError):
+        collect.run(collecting(teacher=server(fake)), {}, context(home))
+    lost = str(home.ledger.step_groups("k" * 8, 0))
+    home.objects.delete(lost)
+    with chat_server(lambda body, number: says(f"number {number}")) as fake:
+        outcome = collect.run(collecting(teacher=server(fake)), {}, context(home))
+        assert len(fake.bodies) == 12
+    texts = {rollout.completion.text for group in rollouts(outcome, tmp_path / "new") for rollout in group.rollouts}
+    assert len(texts) == 12
+    assert home.ledger.step_groups("k" * 8, 0) not in (lost, None)
+    assert [incident.done for incident in home.ledger.incidents()] == [
+        "the groups of step 0 are sampled again",
+        "the new ones take their place",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -252,3 +273,97 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
             home.objects.delete(first[lost])
         assert digests() == first
         assert len(fake.bodies) == 24
+
+
+Answers = Callable[[dict[str, Any], int], Answer]
+
+
+def says_its_number(body: dict[str, Any], number: int) -> Answer:
+    if body["model"] == "judge":
+        return says("CORRECT")
+    return says(f"{body['seed']} at {number}", reasoning_content="let me see")
+
+
+@pytest.mark.parametrize(
+    ("later", "why"),
+    [(says_its_number, "they come out otherwise"), (lambda body, number: Answer({}, 400), "they can't be made again")],
+)
+def test_a_finished_collection_does_without_answers_that_the_teacher_does_not_give_again(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], later: Answers, why: str
+) -> None:
+    now: Answers = says_its_number
+    with chat_server(lambda body, number: now(body, number)) as fake:
+        run = runner(tmp_path / "home", recipe_of_two(fake))
+        made, _ = run()
+        lost = lose_groups(tmp_path / "home", made["teacher-rollouts"][0], 1)
+        now = later
+        again, (missing, given_up) = run()
+        assert again == made
+        assert missing.startswith(f"objects/{lost} is missing; stage teacher-rollouts is gone through again")
+        assert given_up.startswith(f"objects/{lost} is lost for good, the groups of step 1: {why}")
+        assert verify_home(tmp_path / "home").problems == ()
+        asked = len(fake.bodies)
+        assert run() == (made, [])
+        assert len(fake.bodies) == asked
+
+
+def test_a_collection_that_lost_its_artifact_and_answers_is_made_anew(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe]
+) -> None:
+    with chat_server(says_its_number) as fake:
+        run = runner(tmp_path / "home", recipe_of_two(fake))
+        made, _ = run()
+        key, digest = made["teacher-rollouts"]
+        lose_groups(tmp_path / "home", key, 1)
+        with Home.open(tmp_path / "home") as home:
+            home.objects.delete(digest)
+        asked = len(fake.bodies)
+        again, told = run()
+        assert len([body for body in fake.bodies[asked:] if body["model"] == "teacher"]) == 6
+        assert again["teacher-rollouts"] != made["teacher-rollouts"]
+        assert any(note.endswith("the new ones take their place") for note in told)
+        assert any("made again with another content" in note for note in told)
+        assert run() == (again, [])
+        assert verify_home(tmp_path / "home").problems == ()
+
+
+def runner(home_path: Path, recipe: Recipe) -> Callable[[], tuple[dict[str, tuple[str, str]], list[str]]]:
+    """Runs the recipe in a newly opened home; returns key and digest of each stage, and what was told."""
+
+    def run() -> tuple[dict[str, tuple[str, str]], list[str]]:
+        progress = KeptProgress()
+        with Home.open(home_path) as home:
+            made = run_recipe(recipe, home, progress, until=None, device="cpu", stop_requested=lambda: False)
+        notes = [note for note in progress.notes if "cached" not in note]
+        return {stage.name: (stage.key, stage.artifact.digest) for stage in made.stages}, notes
+
+    return run
+
+
+def lose_groups(home_path: Path, key: str, step: int) -> str:
+    with Home.open(home_path) as home:
+        digest = str(home.ledger.step_groups(key, step))
+        home.objects.delete(digest)
+    return digest
+
+
+def test_a_home_that_lost_verdicts_is_sound_without_them(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "AT_ONCE", 5)
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        return says(str(body["seed"]), reasoning_content="hm") if body["model"] == "teacher" else says("CORRECT")
+
+    with chat_server(answer) as fake:
+        run = runner(tmp_path / "home", recipe_of_two(fake))
+        run()
+        asked = len(fake.bodies)
+        with Home.open(tmp_path / "home") as home:
+            (beside,) = (key for key in home.ledger.begun_stages() if key.endswith("/verdicts"))
+            (_, first), *later = home.ledger.steps(beside)
+            assert later
+            home.objects.delete(str(first))
+        assert [note.split("; ")[1] for note in run()[1]] == ["the judge is asked again where they are needed"]
+        assert verify_home(tmp_path / "home").problems == ()
+        assert len(fake.bodies) == asked  # the dataset is there

@@ -15,7 +15,7 @@ import reasonmill.store.views
 from reasonmill.cli import main
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk, verification
-from reasonmill.store.commit import holds, replace_file
+from reasonmill.store.commit import holds, replace_directory, replace_file
 from reasonmill.store.disk import Operation
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.home import Home
@@ -135,7 +135,7 @@ def test_the_second_look_reads_only_what_was_damaged(home: Home) -> None:
 def test_a_second_look_reads_no_view_and_no_backup_that_is_sound(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("summary.json", "report.html"):
         replace_file(home.run_dir("r") / name, b"{}")
-    home.ledger.record_views("r", view_digests(home.run_dir("r"), ["summary.json", "report.html"]))
+    home.ledger.record_views("r", view_digests(home.run_dir("r")))
     home.close()
     (home.path / "runs" / "r" / "summary.json").write_text("rotten")
     read: list[str] = []
@@ -223,6 +223,40 @@ def test_gc_removes_what_nothing_refers_to_and_nothing_else(home: Home) -> None:
         assert look_for_garbage_in(again) == ()
     assert not (home.path / "runs" / "r" / ".model.new").exists()
     assert verify_home(home.path).problems == ()
+
+
+def cut_off(operation: str, monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> None:
+    """Lets the process end, as far as the disk can tell, when it comes to an operation."""
+
+    def end(reached: Operation, perform: Callable[[], object]) -> None:
+        if reached.name == operation or reached.verb in ("unlink", "remove directory"):
+            raise KeyboardInterrupt
+        perform()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "around", end)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+
+
+def test_gc_takes_half_written_views_and_no_file_of_the_user(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, model = home.run_dir("r"), home.objects.path(digest_of(home, "zero"))
+    replace_directory(directory / "model", model)
+    home.ledger.record_views("r", view_digests(directory))
+    cut_off("rename view directory", monkeypatch, lambda: replace_directory(directory / "model", model))
+    cut_off("replace view", monkeypatch, lambda: replace_file(directory / "summary.json", b"{}"))
+    half_written = sorted(path.name for path in directory.iterdir())
+    assert half_written == [".model.new", ".model.old", ".summary.json.tmp"]
+
+    replace_directory(directory / "model", model)  # which removes its own leftovers
+    cut_off("rename old view directory", monkeypatch, lambda: replace_directory(directory / "model", model))
+    (directory / ".notes").write_text("mine")
+    (directory / ".ipynb_checkpoints").mkdir()
+    (directory / ".ipynb_checkpoints" / "notes.tmp").write_text("mine")
+    assert found(home) == [("runs/r/.ipynb_checkpoints/notes.tmp", False), ("runs/r/.notes", False)]
+    home.close()
+    assert [path.name for path in collect_garbage(home.path).leftovers] == [".model.new", ".summary.json.tmp"]
+    assert sorted(path.name for path in directory.iterdir()) == [".ipynb_checkpoints", ".notes", "model"]
 
 
 def look_for_garbage_in(home: Home) -> tuple[str, ...]:
@@ -353,11 +387,11 @@ def test_gc_does_not_follow_links(home: Home, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     home.run_dir("r")
-    (home.path / "runs" / "r" / ".link").symlink_to(tmp_path / "mine")
+    (home.path / "runs" / "r" / ".model.new").symlink_to(tmp_path / "mine")
     home.close()
     assert len(collect_garbage(home.path).leftovers) == 1
     assert (tmp_path / "mine" / "file").exists()
-    assert not (home.path / "runs" / "r" / ".link").is_symlink()
+    assert not (home.path / "runs" / "r" / ".model.new").is_symlink()
 
 
 def test_states_of_abandoned_stages_go_only_if_they_are_asked_to(home: Home) -> None:

@@ -15,7 +15,7 @@ from reasonmill.learn import checkpoints
 from reasonmill.learn.divergence import SKIPPED, DivergenceGuard, total
 from reasonmill.protocols import Learner, Progress, Sampler
 from reasonmill.store.accounts import AREA, account, require_balance, usable
-from reasonmill.store.steps import committed_groups
+from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights
 from reasonmill.types import Group
 
 State = Mapping[str, Tensor]
@@ -67,6 +67,7 @@ def train_on_policy(
     """
     saved = checkpoints.Checkpoints(run, state_every)
     start = saved.resume(load_state)
+    forget_groups_of_other_weights(run.home, run.key, start)
     sampler.load(learner.weights(), version=start)
     ledger = run.home.ledger
     earlier = ledger.metrics(run.key)[:start]

@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from reasonmill.activity import phase
-from reasonmill.errors import Interrupted, OutOfSpace
+from reasonmill.errors import Interrupted, ReasonmillError, StoreError
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
-from reasonmill.mill.report import PAGE, write_report
+from reasonmill.mill.report import write_report
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
-from reasonmill.mill.summary import SUMMARY, StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
 from reasonmill.protocols import Progress
@@ -27,18 +28,18 @@ from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.settings import decisive
-from reasonmill.stages.context import Input, Outcome, StageContext
+from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
-from reasonmill.store.steps import drop_state
-from reasonmill.store.views import damaged_views, view_digests
+from reasonmill.store.ledger import OtherContent
+from reasonmill.store.steps import drop_state, give_up_lost_groups, lost_groups
+from reasonmill.store.views import MODEL, RECIPE, damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
 
-MODEL, RECIPE = "model", "recipe.json"
-VIEWS = frozenset({MODEL, RECIPE, PAGE, SUMMARY})
+_COMES_OUT_OTHERWISE = "they come out otherwise, as on another class of machine or from a server"
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,17 @@ def run_recipe(
     home.tell_incidents(progress.note)
     run = _Run(recipe, home, progress, device, stop_requested)
     nodes = recipe.up_to(until)
-    with home.waiting_when_full(run.when_full):
-        try:
+    try:
+        with home.waiting_when_full(run.when_full):
             for node in nodes:
                 run.finish(node)
-        except Exception:  # and not a second Ctrl-C, which ends at once
-            # A full disk must not hide why the run ended; the next run shows what this one can't.
-            with suppress(OutOfSpace):
-                run.show_finished()
-            raise
+    except Exception:  # and not a second Ctrl-C, which ends at once
+        # Without waiting for room, and whatever goes wrong: nothing must hide why the run ended. The next run shows
+        # what this one can't.
+        with suppress(ReasonmillError):
+            run.show_finished()
+        raise
+    with home.waiting_when_full(run.when_full):
         return run.publish()
 
 
@@ -156,12 +159,17 @@ class _Run:
         self._begun.append((node.settings.name, node.settings.kind, key))
         self._home.ledger.begin_run(self._recipe.name, self._recipe.resolved(), self._begun)
         result = self._committed(node, key)
-        if result is None:
+        lacks_groups = result is not None and self._lacks_groups(node, key)
+        if result is None or lacks_groups:
             if self._stop_requested():
                 raise Interrupted(f"stopped before stage {node.settings.name!r}")
             self.when_full.writes = self._expected_writes(node, key)
             require_room(self._home, node.settings.name, self.when_full.writes)
-            result = self._execute(node, key, inputs, module, watchdog)
+        go_through = partial(self._go_through, node, key, inputs, module, watchdog)
+        if lacks_groups:
+            self._make_groups_again(node, key, inputs, go_through)
+        if result is None:
+            result = self._execute(node, key, inputs, module.MAKES, go_through)
         else:
             self._progress.note(f"{result.name}  cached  {result.artifact.digest[:12]}")
         self._drop_states(key)
@@ -174,11 +182,7 @@ class _Run:
         return self._publish()
 
     def show_finished(self) -> None:
-        """Shows what a run that ended early has.
-
-        Raises:
-            OutOfSpace: the disk is full.
-        """
+        """Shows what a run that ended early has."""
         if self._results:
             self._publish()
 
@@ -196,7 +200,7 @@ class _Run:
             self._publish_model(directory, summary["model"], shown["model"] if shown else None)
             write_report(directory, self._home, summary, {result.name: result.key for result in self._results})
             write_summary(directory, summary)
-            ledger.record_views(name, view_digests(directory, VIEWS))
+            ledger.record_views(name, view_digests(directory))
         return RunResult(directory, tuple(self._results), summary)
 
     def _damaged_views(self, directory: Path) -> bool:
@@ -226,24 +230,41 @@ class _Run:
             model.link_with_template(_hub_directory(model, self._home))
 
     def _committed(self, node: Node, key: str) -> StageResult | None:
-        """The stage as the ledger has it; a stage that has lost an object to damage counts as not finished.
-
-        Its groups are looked at, too: they can be made again as long as what they were sampled from can.
-        """
-        ledger, settings = self._home.ledger, node.settings
+        """The stage as the ledger has it; a stage whose artifact is damaged or missing counts as not finished."""
+        ledger, name = self._home.ledger, node.settings.name
         record = ledger.stage(key)
         if record is None:
             return None
         drop_damaged_verdicts(self._home, key)
-        groups = [digest for _, digest in ledger.steps(key) if digest is not None]
-        instead = f"stage {settings.name} is made again from what is good"
-        sound = [self._home.objects.sound_path(it, instead=instead) for it in (record.artifact.digest, *groups)]
-        if None in sound:
+        digest, instead = record.artifact.digest, f"stage {name} is made again from what is good"
+        if self._home.objects.sound_path(digest, instead=instead) is None:
             ledger.forget_stage(key)
-            self._remade[key] = record.artifact.digest
+            self._remade[key] = digest
             return None
-        name, kind, machines = node.settings.name, node.settings.kind, self._home.ledger.machines(key)
+        kind, machines = node.settings.kind, ledger.machines(key)
         return StageResult(name, kind, key, record.artifact, True, record.seconds, record.tokens, machines)
+
+    def _lacks_groups(self, node: Node, key: str) -> bool:
+        """Whether a finished stage has lost groups that may come back: its artifact is made again from them."""
+        instead = f"stage {node.settings.name} is gone through again for the groups of step "
+        return bool(lost_groups(self._home, key, lambda step: f"{instead}{step}"))
+
+    def _make_groups_again(
+        self, node: Node, key: str, inputs: Mapping[str, Input], go_through: Callable[[], Outcome]
+    ) -> None:
+        """Goes through a finished stage again, which stays finished, for the groups that it has lost.
+
+        Where they come out otherwise or can't be made any more, the stage does without them: it has its artifact.
+        """
+        self._make_ready(node, inputs)  # outside: a hub that can't be reached now says nothing about the groups
+        try:
+            go_through()
+        except OtherContent:
+            give_up_lost_groups(self._home, key, _COMES_OUT_OTHERWISE)
+        except (Interrupted, StoreError):  # nor do these
+            raise
+        except ReasonmillError as error:
+            give_up_lost_groups(self._home, key, f"they can't be made again ({error.what})")
 
     def _expected_writes(self, node: Node, key: str) -> Writes:
         name = node.settings.name
@@ -259,19 +280,19 @@ class _Run:
             resumes_at=saved[0] if saved else None,
         )
 
-    def _execute(
-        self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType, watchdog: Watchdog
-    ) -> StageResult:
-        """Runs the stage and commits what it made."""
-        settings = node.settings
+    def _make_ready(self, node: Node, inputs: Mapping[str, Input]) -> None:
+        """Makes sure that what the stage reads is there and known."""
         self._register_bases(node, inputs)
         for model in self._recipe.models.values():
             if model.digest in {read.digest for read in inputs.values()}:
-                self._progress.note(f"{settings.name}  looks for {model.hub}")
+                self._progress.note(f"{node.settings.name}  looks for {model.hub}")
                 fetch(model)
                 self._apply_template(model)
-        machines = self._begin_on_this_machine(settings.name, key)
-        started = time.monotonic()
+
+    def _go_through(
+        self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType, watchdog: Watchdog
+    ) -> Outcome:
+        """Takes the stage through all that is not committed of it."""
         # Until it begins, a stage reads.
         with ExitStack() as reading:
             reading.enter_context(phase("reading"))
@@ -283,12 +304,23 @@ class _Run:
                 progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
                 stop_requested=self._stop_requested,
             )
-            outcome: Outcome = module.run(settings, inputs, context)
-            digest = self._home.objects.put(outcome.write)
+            outcome: Outcome = module.run(node.settings, inputs, context)
+        return outcome
+
+    def _execute(
+        self, node: Node, key: str, inputs: Mapping[str, Input], makes: ArtifactKind, go_through: Callable[[], Outcome]
+    ) -> StageResult:
+        """Runs the stage and commits what it made."""
+        settings = node.settings
+        self._make_ready(node, inputs)
+        machines = self._begin_on_this_machine(settings.name, key)
+        started = time.monotonic()
+        outcome = self._outcome(key, go_through)
+        digest = self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
         artifact = Artifact(
             digest=digest,
-            kind=module.MAKES,
+            kind=makes,
             stage=settings.name,
             parents=(*(read.digest for read in inputs.values()), *self._verdicts(node)),
             config_digest=content_digest(decisive(settings)),
@@ -310,6 +342,14 @@ class _Run:
                 f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
             )
         return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens, machines)
+
+    def _outcome(self, key: str, go_through: Callable[[], Outcome]) -> Outcome:
+        """What a stage comes to. Where lost groups come out otherwise, it does without them: it goes on from a state
+        that came of them or, if there is none any more, trains on new ones."""
+        with suppress(OtherContent):  # and lets go of the error, which holds the models of the first attempt
+            return go_through()
+        give_up_lost_groups(self._home, key, _COMES_OUT_OTHERWISE)
+        return go_through()
 
     def _begin_on_this_machine(self, name: str, key: str) -> tuple[str, ...]:
         """Records where the stage runs, and says so where it goes on what another class of machine began."""

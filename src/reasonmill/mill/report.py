@@ -21,10 +21,10 @@ from reasonmill.mill.results import read_results, read_stages
 from reasonmill.store.commit import replace_file
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
+from reasonmill.store.views import PAGE
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Group, Rollout
 
-PAGE = "report.html"
 PROBLEMS_SHOWN = 3
 SMOOTH_FROM = 40  # curves with fewer steps are drawn as they are
 

@@ -16,9 +16,8 @@ from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_file
+from reasonmill.store.views import SUMMARY
 from reasonmill.types import Artifact
-
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)

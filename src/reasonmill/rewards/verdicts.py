@@ -90,4 +90,4 @@ def drop_damaged_verdicts(home: Home, key: str) -> None:
     for part, digest in home.ledger.steps(verdicts_key(key)):
         instead = "the judge is asked again where they are needed"
         if digest is not None and home.objects.sound_path(digest, instead=instead) is None:
-            home.ledger.forget_step(verdicts_key(key), part)
+            home.ledger.forget_groups(verdicts_key(key), part)

@@ -14,7 +14,7 @@ from reasonmill.store.home import OBJECTS, Home, WriterLock, entries, require_ho
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, ledger_damage, open_for_reading, read_seal
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
-from reasonmill.store.views import RUNS
+from reasonmill.store.views import RUNS, half_written_views
 
 State = tuple[str, int, str]  # (stage key, step, digest)
 
@@ -191,8 +191,8 @@ def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
 
 
 def _cut_off_views(home: Path) -> list[Path]:
-    """What the writing of views left in the directories of runs: names that begin with a dot."""
-    return sorted(path for run in entries(home / RUNS) if run.is_dir() for path in run.glob(".*"))
+    """What the writing of views left in the directories of runs."""
+    return [path for run in entries(home / RUNS) if run.is_dir() for path in half_written_views(run)]
 
 
 def _size(paths: Sequence[Path]) -> int:

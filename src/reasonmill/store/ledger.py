@@ -53,6 +53,10 @@ class StageRecord:
     tokens: int
 
 
+class OtherContent(StoreError):
+    """What is to be recorded is recorded already, with other content."""
+
+
 class Ledger(SealedRows):
     """The ledger of a home. Methods raise StoreError if it can't be read or is damaged, OutOfSpace on a full disk."""
 
@@ -157,7 +161,7 @@ class Ledger(SealedRows):
         """Records the groups that a step is trained on, before it is; verdicts of a judge are recorded in the same way.
 
         Raises:
-            StoreError: other groups are recorded for this step.
+            OtherContent: other groups are recorded for this step.
         """
         with self._transaction("groups"):
             self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
@@ -178,19 +182,26 @@ class Ledger(SealedRows):
         return [(row["step"], row["groups_digest"]) for row in rows]
 
     @waits_for_room
-    def forget_step(self, stage_key: str, step: int) -> None:
-        """Lets the groups of a step be others; only for those that nothing was trained on."""
-        with self._transaction("forgotten step"):
-            self._db.execute("DELETE FROM steps WHERE stage_key = ? AND step = ?", (stage_key, step))
+    def forget_groups(self, stage_key: str, step: int) -> None:
+        """Makes a step one without groups: those that it had are lost, and others may be committed.
+
+        The step stays, and so do its metrics, which were made from what is lost.
+        """
+        with self._transaction("forgotten groups"):
+            self._db.execute(
+                "UPDATE steps SET groups_digest = NULL WHERE stage_key = ? AND step = ?", (stage_key, step)
+            )
 
     @waits_for_room
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Records a step's metrics; a replayed step records them again.
+        """Records a step's metrics; a replayed step records them again. A finished stage keeps those it was made with.
 
         A power cut may lose the latest of them, which resuming makes again: the next commit of a state or of a
         step's groups waits for the disk, and takes all that came before with it.
         """
         with self._transaction("metrics", synced=False):
+            if self._read("stages", "key = ?", stage_key):
+                return
             self._db.execute(
                 "INSERT INTO steps (stage_key, step, metrics) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET metrics = excluded.metrics",
@@ -207,7 +218,7 @@ class Ledger(SealedRows):
         """Records the learner's state, an object of the store, from which step `step` goes on.
 
         Raises:
-            StoreError: another state is recorded for this step.
+            OtherContent: another state is recorded for this step.
         """
         with self._transaction("state"):
             self._require_same(f"state of step {step}", dict(self.states(stage_key)).get(step), digest)
@@ -402,7 +413,7 @@ class Ledger(SealedRows):
 
     def _require_same(self, what: str, recorded: str | None, digest: str) -> None:
         if recorded not in (None, digest):
-            raise StoreError(
+            raise OtherContent(
                 f"the {what} is recorded with other content: {recorded} instead of {digest}",
                 fix="what the ledger has accepted stays; what was damaged can only be made again by the machine, the "
                 "number of threads and the server that made it: run there, restore the object from a copy of the home, "

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
-from reasonmill.store.home import Home
+from reasonmill.store.home import OBJECTS, Home
+from reasonmill.store.incidents import Incident
 from reasonmill.types import Group
 
 
 def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
     """The step's groups: the committed ones of an earlier run, else new ones, which are committed.
 
-    Groups whose object is damaged or missing are sampled again, and told; the ledger sees to it that they are the same.
+    Groups whose object is damaged or missing are sampled again, and told. If they come out otherwise, they take the
+    place of the lost ones only where nothing that counts was made of these.
 
     Raises:
-        StoreError: the groups that were sampled again are others.
+        OtherContent: they come out otherwise, and the step was trained on or the stage is finished.
     """
     digest = home.ledger.step_groups(key, step)
     if digest is not None:
@@ -24,8 +27,49 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
         if path is not None:
             return read_groups(path / GROUPS_FILE)
     groups = sample()
-    home.ledger.commit_step(key, step, home.objects.put(lambda target: write_groups(target / GROUPS_FILE, groups)))
+    made = home.objects.put(lambda target: write_groups(target / GROUPS_FILE, groups))
+    if digest not in (None, made) and not _is_built_on(home, key, step):
+        _give_up(home, key, step, "they come out otherwise now", "the new ones take their place")
+    home.ledger.commit_step(key, step, made)
     return groups
+
+
+def lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
+    """The steps whose groups are damaged or missing, which is told, and come back if the stage is gone through again.
+
+    They can't come back where a step has lost its groups for good: then they are given up, and are none of these.
+
+    Args:
+        instead: what is done without the groups of a step, for the user.
+    """
+    lost = _missing(home, key, instead)
+    if lost and any(digest is None for _, digest in home.ledger.steps(key)):
+        give_up_lost_groups(home, key, "another step has lost its own for good, so that they can't be made again")
+        return []
+    return lost
+
+
+def give_up_lost_groups(home: Home, key: str, why: str) -> None:
+    """Makes steps whose groups are damaged or missing steps without groups, and tells why.
+
+    What was made of them stays: the artifact of a finished stage, the states of another one. Where there is no such
+    thing any more, the stage samples new ones.
+    """
+    for step in _missing(home, key, lambda step: f"step {step} goes without groups"):
+        _give_up(home, key, step, why, "what was made of them stays as it is")
+
+
+def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
+    """Prepares steps from `start` on, where each is sampled from weights that were trained on those before.
+
+    Where one of them has lost its groups for good, new ones are sampled, and other weights come of them: the groups of
+    the steps behind it must make way for their own.
+    """
+    steps = [(step, digest) for step, digest in home.ledger.steps(key) if step >= start]
+    without = [step for step, digest in steps if digest is None]
+    for step, digest in steps:
+        if without and step > without[0] and digest is not None:
+            home.ledger.forget_groups(key, step)
 
 
 def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
@@ -34,15 +78,9 @@ def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     Damaged or missing states are told and forgotten. Where groups are damaged or missing, a state before their step is
     the latest, so that they are made again. None if there is no such state.
     """
-    lost = [
-        step
-        for step, digest in home.ledger.steps(key)
-        if digest is not None
-        and home.objects.sound_path(
-            digest, instead=f"the stage goes on from before step {step}, whose groups are sampled again"
-        )
-        is None
-    ]
+    lost = lost_groups(
+        home, key, lambda step: f"the stage goes on from before step {step}, whose groups are sampled again"
+    )
     states = [(step, digest) for step, digest in home.ledger.states(key) if not lost or step <= lost[0]]
     others = [
         "the stage goes on from its first step",
@@ -61,3 +99,26 @@ def drop_state(home: Home, key: str, step: int, digest: str) -> None:
     home.ledger.forget_state(key, step)
     if not home.ledger.refers_to(digest) and home.objects.exists(digest):
         home.objects.delete(digest)
+
+
+def _missing(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
+    """The steps whose groups are damaged or missing, which is told."""
+    return [
+        step
+        for step, digest in home.ledger.steps(key)
+        if digest is not None and home.objects.sound_path(digest, instead=instead(step)) is None
+    ]
+
+
+def _is_built_on(home: Home, key: str, step: int) -> bool:
+    """Whether the step was trained on, which it has metrics of then, or the stage's artifact has its groups."""
+    return home.ledger.stage(key) is not None or any(entry["step"] == step for entry in home.ledger.metrics(key))
+
+
+def _give_up(home: Home, key: str, step: int, why: str, instead: str) -> None:
+    """Forgets the groups of a step. Recorded first: a crash in between makes it an incident twice, and not none."""
+    digest = home.ledger.step_groups(key, step)
+    assert digest is not None
+    what = f"is lost for good, the groups of step {step}: {why}"
+    home.report(Incident(f"{OBJECTS}/{digest}", digest, what, instead, time.time()))
+    home.ledger.forget_groups(key, step)

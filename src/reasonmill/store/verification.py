@@ -25,7 +25,7 @@ from reasonmill.store.ledger_backup import (
     read_seal,
 )
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
-from reasonmill.store.views import RUNS, damaged_views, view_names
+from reasonmill.store.views import RUNS, damaged_views, file_names
 
 _RERUN = "run the recipe again"
 # A writer that commits all the time can keep two looks from agreeing; what every look finds stays in the end.
@@ -199,7 +199,7 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
             what = "is damaged" if (directory / name).exists() else "is missing"
             yield Finding(f"{RUNS}/{run.name}/{name}", what, f"{_RERUN} {run.name!r}: it is written again")
         if recorded:
-            for name in view_names(directory):
+            for name in file_names(directory):
                 if name not in recorded:
                     file = f"{RUNS}/{run.name}/{name}"
                     yield Finding(file, "is not of reasonmill", "move it elsewhere", is_problem=False)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from reasonmill.store.commit import disk_errors, file_digest, holds
 
 RUNS = "runs"
+MODEL, RECIPE, PAGE, SUMMARY = "model", "recipe.json", "report.html", "summary.json"
+VIEWS = frozenset({MODEL, RECIPE, PAGE, SUMMARY})
+# What `replace_file` and `replace_directory` call a view that is on its way, or that makes way for it.
+_HALF_WRITTEN = frozenset(f".{view}.{step}" for view in VIEWS for step in ("tmp", "new", "old"))
 
 
-def view_digests(directory: Path, views: Collection[str]) -> dict[str, str]:
-    """The digest of each file of a run's views, by its path below the run's directory.
-
-    Args:
-        views: the names of the files and directories that count; a user may have put others there.
-    """
+def view_digests(directory: Path) -> dict[str, str]:
+    """The digest of each file of a run's views, by its path below the run's directory."""
     with disk_errors(directory):
-        names = [name for name in view_names(directory) if name.split("/")[0] in views]
+        names = [name for name in file_names(directory) if name.split("/")[0] in VIEWS]
         return {name: file_digest(directory / name) for name in names}
 
 
-def view_names(directory: Path) -> list[str]:
-    """The paths of the files of a run's directory below it.
-
-    What begins with a dot is on its way to be a view, or was left when that was cut off.
-    """
+def file_names(directory: Path) -> list[str]:
+    """The paths of the files of a run's directory below it, those of the user too, but not those of half-written
+    views."""
     names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-    return sorted(name for name in names if not name.startswith("."))
+    return sorted(name for name in names if name.split("/")[0] not in _HALF_WRITTEN)
+
+
+def half_written_views(directory: Path) -> list[Path]:
+    """What was left in a run's directory when the writing of a view was cut off."""
+    return sorted(path for name in _HALF_WRITTEN if (path := directory / name).exists())
 
 
 def damaged_views(directory: Path, recorded: Mapping[str, str]) -> list[str]:
