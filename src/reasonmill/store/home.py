@@ -32,6 +32,7 @@ from reasonmill.store.ledger_backup import (
     open_for_reading,
     require_this_version,
 )
+from reasonmill.store.looking import exists, is_directory, is_file
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
 
@@ -79,7 +80,7 @@ class Home:
     @classmethod
     def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
         with disk_errors(path):
-            if not (path / LEDGER).exists():
+            if not exists(path / LEDGER):
                 _make_durably(path)
             lock = lock or WriterLock(path)
         ledger = None
@@ -93,7 +94,7 @@ class Home:
                 for leftover in entries(path / TMP):
                     disk.remove_tree(leftover, "leftover")
                 for name in _DIRECTORIES:
-                    if not (path / name).is_dir():
+                    if not is_directory(path / name):
                         disk.make_directory(path / name, name)
                 # Also when they existed, see above: damaged files go into one of them even before the seal is written.
                 disk.fsync_directory(path, "home")
@@ -129,7 +130,7 @@ class Home:
         path = self.path / RUNS / name
         if self._writer is not None:
             with disk_errors(path):
-                if not path.is_dir():
+                if not is_directory(path):
                     disk.make_directory(path, "run")
                 # Also when it existed: its maker may have been killed before this.
                 disk.fsync_directory(path.parent, "runs")
@@ -272,7 +273,7 @@ def _holder(path: Path) -> str:
 
 def entries(directory: Path) -> list[Path]:
     """What is in a directory of a home; nothing where the user has removed it."""
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    return sorted(directory.iterdir()) if is_directory(directory) else []
 
 
 def require_home(path: Path) -> None:
@@ -297,8 +298,8 @@ def _require_directory(path: Path) -> None:
 
 def _make_durably(path: Path) -> None:
     """Makes the directory of a new home and the parents that it lacks, so that a power cut does not take its name."""
-    if not path.is_dir():
-        if not path.parent.is_dir():
+    if not is_directory(path):
+        if not is_directory(path.parent):
             _make_durably(path.parent)
         disk.make_directory(path, "home")
     # Also when it existed: its maker may have been killed before this.
@@ -309,10 +310,10 @@ def _require_own_entries(path: Path) -> None:
     """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
     for name in (*_DIRECTORIES, _LOCK):
         entry, kind = path / name, "file" if name == _LOCK else "directory"
-        is_own = entry.is_file() if kind == "file" else entry.is_dir()
+        is_own = is_file(entry) if kind == "file" else is_directory(entry)
         if entry.is_symlink():
             found = "a link"
-        elif entry.exists() and not is_own:
+        elif exists(entry) and not is_own:
             found = f"no {kind}"
         else:
             continue
@@ -327,7 +328,7 @@ def _require_no_content(path: Path) -> None:
     """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
     for name in _DIRECTORIES:
         directory = path / name
-        if directory.exists() and any(directory.iterdir()):
+        if any(entries(directory)):
             raise StoreError(
                 f"this directory has a {name!r} of its own but no ledger, so it is no home of reasonmill",
                 fix=f"use another directory, or put the home's {LEDGER} back",

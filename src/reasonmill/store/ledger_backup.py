@@ -21,6 +21,7 @@ from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors, file_digest, holds, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
+from reasonmill.store.looking import exists, is_file, size
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.sealed_rows import FALL_BACK, OtherVersion, Unreachable
 from reasonmill.store.views import RUNS, damaged_views
@@ -60,7 +61,7 @@ def read_seal(home: Path) -> Seal | None:
     path = home / SEAL
     try:
         with disk_errors(path):
-            data = path.read_bytes() if path.exists() else None
+            data = path.read_bytes() if exists(path) else None
         if data is None:
             return None
         fields = json.loads(data.splitlines()[0])
@@ -78,7 +79,7 @@ def is_home(path: Path) -> bool:
     A directory is none yet while its first writer is at making the tables, or if it was killed at that.
     """
     backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
-    return not Ledger.is_blank(path / LEDGER) or (path / SEAL).exists() or bool(backups.digests())
+    return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
 
 
 def require_this_version(home: Path) -> None:
@@ -103,12 +104,12 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
         Unreachable, OutOfSpace: it can't be looked at.
     """
     path, log = home / LEDGER, home / SIDE_FILES[0]
-    if not path.is_file():
+    if not is_file(path):
         return ["is missing"]
     if seal is not None and seal.ledger is not None:
         if not holds(path, seal.ledger):
             return ["is not what it was when it was closed"]
-        if log.exists() and log.stat().st_size > 0:
+        if size(log) > 0:
             return [f"was closed, and {log.name} would change it"]
         return []
     return _rows_damage(path, is_final=False)
@@ -155,7 +156,7 @@ def open_for_reading(home: Path) -> Ledger:
     Raises:
         StoreError: it is missing or damaged, or can't be read.
     """
-    if not (home / LEDGER).exists():
+    if not exists(home / LEDGER):
         raise StoreError("the ledger is missing", fix=FALL_BACK, where=str(home / LEDGER))
     try:
         return Ledger(home / LEDGER, write=False)
@@ -256,7 +257,7 @@ class LedgerKeeper:
             if not _rows_damage(self._home / LEDGER):  # as it is on the disk now, which SQLite may have read long ago
                 # A log that comes back after a power cut would count as a change of the closed ledger.
                 log = self._home / SIDE_FILES[0]
-                if log.exists():  # a reader has it open
+                if exists(log):  # a reader has it open
                     disk.fsync_file(log, "empty log")
                 else:
                     disk.fsync_directory(self._home, "removed log")
@@ -312,11 +313,11 @@ class LedgerKeeper:
             self._write_seal(Seal(_REFUSED, known or (digest,)))
             disk.make_directory(kept, "damaged ledger")
             disk.fsync_directory(kept.parent, "quarantine")  # before anything is moved there
-            if path.exists():
+            if exists(path):
                 disk.copy_file(path, kept / LEDGER, "damaged ledger")
                 disk.fsync_file(kept / LEDGER, "damaged ledger")
             for name in SIDE_FILES:  # a log of the old ledger must not be read into the new one
-                if (self._home / name).exists():
+                if exists(self._home / name):
                     disk.rename(self._home / name, kept / name, "damaged ledger's log")
             disk.fsync_directory(kept, "damaged ledger")
             disk.replace(restored, path, "restored ledger")

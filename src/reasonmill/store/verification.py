@@ -24,6 +24,7 @@ from reasonmill.store.ledger_backup import (
     open_for_reading,
     read_seal,
 )
+from reasonmill.store.looking import exists, is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, damaged_views, view_names
 
@@ -196,14 +197,14 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
         recorded = inspection.ledger.views(run.name)
         looked_at = {name: it for name, it in recorded.items() if inspection.is_read(f"{RUNS}/{run.name}/{name}")}
         for name in damaged_views(directory, looked_at):
-            what = "is damaged" if (directory / name).exists() else "is missing"
+            what = "is damaged" if exists(directory / name) else "is missing"
             yield Finding(f"{RUNS}/{run.name}/{name}", what, f"{_RERUN} {run.name!r}: it is written again")
         if recorded:
             for name in view_names(directory):
                 if name not in recorded:
                     file = f"{RUNS}/{run.name}/{name}"
                     yield Finding(file, "is not of reasonmill", "move it elsewhere", is_problem=False)
-        elif directory.is_dir():
+        elif is_directory(directory):
             what = "was not written to its end, or is not what a backup of the ledger knew: it can't be checked"
             yield Finding(f"{RUNS}/{run.name}", what, f"{_RERUN}: it is written again", is_problem=False)
 
