@@ -108,10 +108,11 @@ def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
         (told,) = told_by(home)
         (incident,) = home.ledger.incidents()
         assert str(incident) == told
-        assert told.startswith("ledger.sqlite ")
+        kept = list((path / "quarantine").glob("ledger-????????"))
+        assert told.startswith("ledger.sqlite is " if kept else "ledger.sqlite is missing; its last backup")
+        assert all(f"; it is now in quarantine/{file.name}; " in told for file in kept)
         assert told.endswith("its last backup takes its place: what was recorded since is made again")
-    (kept,) = (path / "quarantine").iterdir()
-    assert (kept / LEDGER).read_bytes() == broken if broken is not None else not (kept / LEDGER).exists()
+    assert [file.read_bytes() for file in kept] == ([] if broken is None else [broken])
     with Home.open(path) as home:
         assert len(home.ledger.incidents()) == 1
 

@@ -82,7 +82,7 @@ def damaged_files(directory: Path, digest: str) -> list[str]:
     Raises:
         OSError: the disk does not say what the files hold.
     """
-    manifest = _content(directory / MANIFEST)
+    manifest = content(directory / MANIFEST)
     if manifest is None or _digest(manifest) != digest:
         return [MANIFEST]  # which says what the others should be
     entries = {entry["path"]: entry["blake2b"] for entry in json.loads(manifest)}
@@ -111,8 +111,12 @@ def holds(path: Path, digest: str) -> bool:
         return False
 
 
-def _content(path: Path) -> bytes | None:
-    """The bytes of a file; None where they are lost."""
+def content(path: Path) -> bytes | None:
+    """The bytes of a file; None where they are lost.
+
+    Raises:
+        OSError: the disk does not say what the file holds.
+    """
     try:
         return path.read_bytes() if is_file(path) else None
     except OSError as error:

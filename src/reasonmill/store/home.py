@@ -33,6 +33,7 @@ from reasonmill.store.ledger_backup import (
     require_this_version,
 )
 from reasonmill.store.looking import exists, is_directory, is_file
+from reasonmill.store.lost_views import forget_lost_views, in_the_way
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
 
@@ -129,6 +130,8 @@ class Home:
             )
         path = self.path / RUNS / name
         if self._writer is not None:
+            if in_the_way(path, self.ledger.views(name)):
+                forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
             with disk_errors(path):
                 if not is_directory(path):
                     disk.make_directory(path, "run")

@@ -20,6 +20,20 @@ QUARANTINE, TMP = "quarantine", "tmp"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def quarantined(home: Path, name: str) -> Path:
+    """A name in the quarantine that nothing has, for what had this name."""
+    return home / QUARANTINE / f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def put_aside(path: Path, kept: Path) -> None:
+    """Moves what is damaged into the quarantine, durably: then something else can take its place."""
+    if not is_directory(kept.parent):  # the user has emptied it meanwhile
+        disk.make_directory(kept.parent, "quarantine")
+        disk.fsync_directory(kept.parents[1], "home")
+    disk.rename(path, kept, "damaged entry")
+    disk.fsync_directory(kept.parent, "quarantine")
+
+
 class ObjectStore:
     """The objects below `root`, a directory of the home.
 
@@ -106,17 +120,13 @@ class ObjectStore:
         damaged = self.damaged_files(digest)
         if not damaged:
             return path
-        kept = self._root.parent / QUARANTINE / f"{digest}-{uuid.uuid4().hex[:8]}"
+        kept = quarantined(self._root.parent, digest)
         # Recorded first: a crash in between makes it an incident twice, and not an object that is gone without a word.
         for name in damaged:
             self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
+        self._told_missing.add(digest)
         with disk_errors(path):
-            if not is_directory(kept.parent):  # the user has emptied it meanwhile
-                disk.make_directory(kept.parent, "quarantine")
-                disk.fsync_directory(self._root.parent, "home")
-            disk.rename(path, kept, "damaged object")
-            self._told_missing.add(digest)
-            disk.fsync_directory(kept.parent, "quarantine")
+            put_aside(path, kept)
         return None
 
     def damaged_files(self, digest: str) -> list[str]:

@@ -17,6 +17,7 @@ from reasonmill.store.ledger_backup import (
     BACKUPS,
     LEDGER,
     SEAL,
+    DamagedSeal,
     Seal,
     backups_in_order,
     is_home,
@@ -251,7 +252,7 @@ def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, in
     backups = ObjectStore(home / BACKUPS, home / TMP, write=False)
     try:
         seal, is_seal_damaged = read_seal(home), False
-    except StoreError:
+    except DamagedSeal:
         seal, is_seal_damaged = None, True
     damage, ledger = _readable_ledger(home, backups, seal)
     try:
