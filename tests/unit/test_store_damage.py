@@ -13,6 +13,7 @@ import pytest
 from reasonmill.errors import StoreError
 from reasonmill.store import disk, verification
 from reasonmill.store.commit import file_digest, replace_file
+from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, SEAL, SIDE_FILES, encode_seal, read_seal
@@ -243,6 +244,11 @@ def test_without_a_sound_backup_nothing_is_touched(path: Path) -> None:
         with pytest.raises(StoreError, match="no sound backup of it is left") as caught:
             Home.open(path)
         assert caught.value.where == str(path / LEDGER)
+        way_out = caught.value.fix
+        assert next(it for it in verify_home(path).problems if it.file == LEDGER).recovery.endswith(way_out)
+        with pytest.raises(StoreError, match="nothing was removed") as caught:
+            collect_garbage(path)
+        assert caught.value.fix.endswith(way_out)
     assert (path / LEDGER).read_bytes() == broken
 
 

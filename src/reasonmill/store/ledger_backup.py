@@ -31,6 +31,8 @@ SEAL = "ledger.seal"
 BACKUPS = "backups"
 # What SQLite keeps next to an open file: its log, and an index of that.
 SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
+# What to do about a damaged ledger where no sound backup is left.
+NO_BACKUP = "restore the home from a copy, or use another home: the recipe then makes everything again"
 # The one before the last is for the case that ledger and last backup are damaged together.
 _KEPT_BACKUPS = 2
 # The seal of a ledger that is being replaced: no file has this digest.
@@ -146,6 +148,17 @@ def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> lis
     known = seal.backups if seal is not None else ()
     others = [digest for digest in backups.digests() if digest not in known]
     return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
+
+
+def sound_backup(home: Path, backups: ObjectStore, seal: Seal | None) -> str | None:
+    """The digest of the backup that a run would put in the place of a damaged ledger; None where no sound one is left.
+
+    Changes nothing.
+    """
+    for digest in backups_in_order(home, backups, seal):
+        if backups.exists(digest) and not backups.damaged_files(digest):
+            return digest
+    return None
 
 
 def _made_ns(path: Path) -> int:
@@ -354,7 +367,7 @@ class LedgerKeeper:
                 return digest
         raise StoreError(
             f"the ledger {damage}, and no sound backup of it is left",
-            fix="restore the home from a copy, or use another home: the recipe then makes everything again",
+            fix=NO_BACKUP,
             where=str(self._home / LEDGER),
         )
 

@@ -16,14 +16,15 @@ from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import (
     BACKUPS,
     LEDGER,
+    NO_BACKUP,
     SEAL,
     DamagedSeal,
     Seal,
-    backups_in_order,
     is_home,
     ledger_damage,
     open_for_reading,
     read_seal,
+    sound_backup,
 )
 from reasonmill.store.looking import exists, is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
@@ -132,7 +133,8 @@ def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     if inspection.is_seal_damaged:
         yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
     fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
-    yield from (Finding(LEDGER, what, fall_back) for what in inspection.damage)
+    way_out = fall_back if inspection.ledger is not None else f"no sound backup of it is left: {NO_BACKUP}"
+    yield from (Finding(LEDGER, what, way_out) for what in inspection.damage)
     for digest in inspection.backups.digests():
         if inspection.is_read(f"{BACKUPS}/{digest}"):
             for name in inspection.backups.damaged_files(digest):
@@ -270,10 +272,9 @@ def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tup
     damage = ledger_damage(home, seal)
     if not damage:
         return (), open_for_reading(home)
-    for digest in backups_in_order(home, backups, seal):
-        if backups.exists(digest) and not backups.damaged_files(digest):
-            return tuple(damage), Ledger(backups.path(digest) / LEDGER, write=False, is_final=True)
-    return tuple(damage), None
+    digest = sound_backup(home, backups, seal)
+    backup = Ledger(backups.path(digest) / LEDGER, write=False, is_final=True) if digest is not None else None
+    return tuple(damage), backup
 
 
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
