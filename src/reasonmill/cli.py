@@ -349,10 +349,10 @@ def _gigabytes(size: float) -> str:
 
 @contextmanager
 def _existing_home(path: Path) -> Iterator[Home | None]:
-    """The home, opened for reading; None where there is only an empty directory or nothing."""
-    from reasonmill.store.home import Home
+    """The home, opened for reading; None where there is none yet, and a run would make one."""
+    from reasonmill.store.home import Home, is_new
 
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if is_new(path):
         yield None
     else:
         with Home.open(path, write=False) as home:

@@ -40,6 +40,7 @@ from reasonmill.store.views import RUNS
 OBJECTS = "objects"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
+_PID = "pid"  # what the lock's file says first
 # What the system says where it can't lock a directory: network file systems lock only what can be written.
 _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
@@ -88,8 +89,6 @@ class Home:
         incidents = Incidents()
         try:
             with disk_errors(path):
-                if not is_home(path):
-                    _require_no_content(path)
                 require_this_version(path)
                 # Before anything is written: they may be what fills the disk.
                 for leftover in entries(path / TMP):
@@ -206,8 +205,10 @@ class WriterLock:
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _lock_directory(descriptor, path)
+            if not is_home(home):
+                _require_no_content(home)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+            holder = {_PID: os.getpid(), "host": socket.gethostname(), "started": started}
             with suppress(OSError):  # a full disk must not keep the writer from removing leftovers
                 disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
@@ -269,7 +270,7 @@ def _holder(path: Path) -> str:
     """Who wrote the lock file; another process may be writing it this moment, or somebody has removed it."""
     try:
         holder = json.loads(path.read_bytes())
-        return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
+        return f"process {holder[_PID]} on {holder['host']}, since {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "a process that has not left its name"
 
@@ -277,6 +278,20 @@ def _holder(path: Path) -> str:
 def entries(directory: Path) -> list[Path]:
     """What is in a directory of a home; nothing where the user has removed it."""
     return sorted(directory.iterdir()) if is_directory(directory) else []
+
+
+def is_new(path: Path) -> bool:
+    """Whether there is no home yet, and a run would make one here.
+
+    Raises:
+        StoreError: there is none, and none can be made, or the disk does not say.
+    """
+    _require_directory(path)
+    if is_home(path):
+        return False
+    with disk_errors(path):
+        _require_no_content(path)
+    return True
 
 
 def require_home(path: Path) -> None:
@@ -328,12 +343,22 @@ def _require_own_entries(path: Path) -> None:
 
 
 def _require_no_content(path: Path) -> None:
-    """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
-    for name in _DIRECTORIES:
-        directory = path / name
-        if any(entries(directory)):
-            raise StoreError(
-                f"this directory has a {name!r} of its own but no ledger, so it is no home of reasonmill",
-                fix=f"use another directory, or put the home's {LEDGER} back",
-                where=str(directory),
-            )
+    """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers, or a foreign
+    `lock` emptied."""
+    foreign = [name for name in _DIRECTORIES if entries(path / name)]
+    if exists(path / _LOCK) and not _names_a_holder(path / _LOCK):
+        foreign.append(_LOCK)
+    if foreign:
+        raise StoreError(
+            f"this directory has a {foreign[0]!r} of its own but no ledger, so it is no home of reasonmill",
+            fix=f"use another directory, or put the home's {LEDGER} back",
+            where=str(path / foreign[0]),
+        )
+
+
+def _names_a_holder(path: Path) -> bool:
+    """Whether a lock's file is a writer's, of which a crash may have left the beginning, zeros or nothing."""
+    beginning = f'{{"{_PID}"'.encode()
+    with path.open("rb") as file:
+        data = file.read(4096).strip(b"\0")
+    return beginning.startswith(data[: len(beginning)])
