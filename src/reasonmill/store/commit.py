@@ -189,17 +189,31 @@ def disk_errors(where: Path, *, foreign_code: bool = False) -> Iterator[None]:
     except ReasonmillError:
         raise
     except Exception as error:
-        chain = list(_chain(error))
-        if any(_is_out_of_space(link) for link in chain):
-            raise out_of_space(where) from error
-        for link in chain:
-            if (isinstance(link, OSError) and not foreign_code) or _error_number(link) in _DISK_FAULTS:
-                raise StoreError(
-                    f"the home can't be read or written: {getattr(link, 'strerror', None) or link}",
-                    fix="check the disk, the path and its permissions, then run the same command again",
-                    where=str(getattr(link, "filename", None) or where),
-                ) from error
-        raise
+        told = error_of_disk(error, where, foreign_code=foreign_code)
+        if told is None:
+            raise
+        raise told from error
+
+
+def error_of_disk(
+    error: Exception, where: Path, *, foreign_code: bool = False, what: str = "the home"
+) -> StoreError | None:
+    """What an error says of the disk, see `disk_errors`; None where it is not the disk's.
+
+    Args:
+        what: could not be read or written.
+    """
+    chain = list(_chain(error))
+    if any(_is_out_of_space(link) for link in chain):
+        return out_of_space(where)
+    for link in chain:
+        if (isinstance(link, OSError) and not foreign_code) or _error_number(link) in _DISK_FAULTS:
+            return StoreError(
+                f"{what} can't be read or written: {getattr(link, 'strerror', None) or link}",
+                fix="check the disk, the path and its permissions, then run the same command again",
+                where=str(getattr(link, "filename", None) or where),
+            )
+    return None
 
 
 def out_of_space(where: Path) -> OutOfSpace:

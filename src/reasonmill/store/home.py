@@ -301,16 +301,16 @@ def require_home(path: Path) -> None:
         StoreError: there is none.
     """
     _require_directory(path)
-    with disk_errors(path):
-        is_missing = not is_home(path)
-    if is_missing:
+    if not is_home(path):
         raise StoreError(
             "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
         )
 
 
 def _require_directory(path: Path) -> None:
-    if path.exists() and not path.is_dir():
+    with disk_errors(path):
+        is_other = exists(path) and not is_directory(path)
+    if is_other:
         raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
 
 

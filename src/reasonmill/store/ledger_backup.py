@@ -84,9 +84,13 @@ def is_home(path: Path) -> bool:
     """Whether there is a home: a ledger with tables, or what says that there was one.
 
     A directory is none yet while its first writer is at making the tables, or if it was killed at that.
+
+    Raises:
+        StoreError: the disk does not say.
     """
     backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
-    return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
+    with disk_errors(path):
+        return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
 
 
 def require_this_version(home: Path) -> None:
@@ -108,7 +112,7 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
 
     Raises:
         OtherVersion: the file is of another version of reasonmill.
-        Unreachable, OutOfSpace: it can't be looked at.
+        StoreError: it can't be looked at.
     """
     path, log = home / LEDGER, home / SIDE_FILES[0]
     with disk_errors(path):

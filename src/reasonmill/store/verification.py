@@ -256,14 +256,14 @@ def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, in
         seal, is_seal_damaged = read_seal(home), False
     except DamagedSeal:
         seal, is_seal_damaged = None, True
-    damage, ledger = _readable_ledger(home, backups, seal)
-    try:
-        inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
-        with disk_errors(home):
+    with disk_errors(home):
+        damage, ledger = _readable_ledger(home, backups, seal)
+        try:
+            inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
             findings = [finding for check in CHECKS for finding in check(inspection)]
-    finally:
-        if ledger is not None:
-            ledger.close()
+        finally:
+            if ledger is not None:
+                ledger.close()
     return findings, len(objects.digests())
 
 
