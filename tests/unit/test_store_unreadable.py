@@ -44,7 +44,12 @@ def damage(ledger: Path) -> None:
         file.write(b"x")
 
 
-def test_a_ledger_with_an_unreadable_sector_is_put_aside_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_ledger_with_an_unreadable_sector_is_put_aside_as_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_closed: bool
+) -> None:
+    if not is_closed:
+        Home.open(path).close(at_once=True)
     broken = (path / LEDGER).read_bytes()
     with monkeypatch.context() as patch:
         fail_reading(patch, errno.EIO, path / LEDGER)
@@ -56,6 +61,23 @@ def test_a_ledger_with_an_unreadable_sector_is_put_aside_as_it_is(path: Path, mo
         assert (fell_back(home), steps_of(home)) == (True, [0, 1, 2])
     assert [kept.read_bytes() for kept in (path / "quarantine").glob("ledger-????????")] == [broken]
     assert verify_home(path).problems == ()
+
+
+def test_an_open_ledger_whose_log_has_an_unreadable_sector_falls_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home.open(path)
+    home.ledger.record_metrics("k", 3, {"loss/ce": 1.5})
+    shutil.copy(path / SIDE_FILES[0], path.parent / "log")
+    home.close(at_once=True)
+    (path.parent / "log").rename(path / SIDE_FILES[0])
+    fail_reading(monkeypatch, errno.EIO, path / SIDE_FILES[0])
+    assert [(it.file, it.what) for it in verify_home(path).problems] == [
+        (LEDGER, "is damaged: the disk can't read ledger.sqlite-wal")
+    ]
+    with Home.open(path) as home:
+        assert (fell_back(home), steps_of(home)) == (True, [0, 1, 2])
+    assert len(list((path / "quarantine").glob("ledger-????????-wal"))) == 1
 
 
 def mends_the_sector(patch: pytest.MonkeyPatch) -> Callable[[Path, Path, str], None]:

@@ -125,6 +125,22 @@ def content(path: Path) -> bytes | None:
         return None
 
 
+def is_unreadable(path: Path) -> bool:
+    """Whether there is a file of which the disk can't read a part any more.
+
+    Raises:
+        OSError: the disk does not say.
+    """
+    try:
+        if is_file(path):
+            file_digest(path)
+    except OSError as error:
+        if not is_lost(error):
+            raise
+        return exists(path)  # beside a writer, a log may have gone by now
+    return False
+
+
 def file_digest(path: Path) -> str:
     """Digest of a file's content."""
     beat()

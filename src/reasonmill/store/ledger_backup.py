@@ -18,7 +18,7 @@ from typing import Any
 
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
-from reasonmill.store.commit import content, disk_errors, file_digest, holds, replace_file
+from reasonmill.store.commit import content, disk_errors, file_digest, holds, is_unreadable, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.looking import exists, is_directory, is_file, is_lost, size
@@ -122,6 +122,10 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
             if not holds(path, seal.ledger):
                 return ["is not what it was when it was closed"]
             return [f"was closed, and {log.name} would change it"] if size(log) > 0 else []
+        # SQLite does not say why it can't read: it may be that the file is only out of reach.
+        unreadable = [file.name for file in (path, log) if is_unreadable(file)]
+        if unreadable:
+            return [f"is damaged: the disk can't read {unreadable[0]}"]
     return _rows_damage(path, is_final=False)
 
 
