@@ -5,7 +5,6 @@ What needs torch is imported inside the commands, so that `--help` and mistakes 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -22,10 +21,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from reasonmill import upkeep
-from reasonmill.errors import Interrupted, OutOfSpace, ReasonmillError, RecipeError
+from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.lasting_streams import lasting
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.stop_signals import StopSignals
+from reasonmill.store.commit import error_of_disk
 from reasonmill.types import Artifact, Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -62,15 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _show_error(error)
             sys.exit(error.exit_code)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            where = Path(str(error.filename)) if error.filename else Path.cwd()
+            told = error_of_disk(error, where, foreign_code=True, what="a file")
+            if told is None:
                 raise
-            full = OutOfSpace(
-                "no space is left on the disk",
-                fix="free some space, then run the same command again",
-                where=error.filename,
-            )
-            _show_error(full)
-            sys.exit(full.exit_code)
+            _show_error(told)
+            sys.exit(told.exit_code)
     sys.exit(0)
 
 
@@ -349,10 +346,10 @@ def _gigabytes(size: float) -> str:
 
 @contextmanager
 def _existing_home(path: Path) -> Iterator[Home | None]:
-    """The home, opened for reading; None where there is only an empty directory or nothing."""
-    from reasonmill.store.home import Home
+    """The home, opened for reading; None where there is none yet, and a run would make one."""
+    from reasonmill.store.home import Home, is_new
 
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if is_new(path):
         yield None
     else:
         with Home.open(path, write=False) as home:

@@ -270,7 +270,7 @@ def unfinished(found: Contents, expected: Contents, home_path: Path, known_objec
 def _untold(found: Contents, home_path: Path) -> Iterator[str]:
     """Damage that no incident tells of: none in the ledger, and none in those that are in the quarantine."""
     told = incidents_in(found.rows)
-    for path in (home_path / QUARANTINE).glob(f"ledger-*/{LEDGER}"):
+    for path in (home_path / QUARANTINE).glob("ledger-*"):
         with contextlib.suppress(sqlite3.DatabaseError):  # damaged, or half of one: its copying was cut off
             told += incidents_in(_rows_of(f"{path.absolute().as_uri()}?mode=ro&immutable=1"))
     files = {file for file, _ in told}

@@ -43,7 +43,7 @@ TIME_LIMIT_S = 60
 BEFORE_IT_DIFFERS = 2  # operations, from which on a wrong store is tried
 SECOND_CRASHES = 3  # crashes of the recovery, for each first one, in the long form
 LEDGER_VERBS = ("start log", "commit", "commit unsynced", "empty log", "close")
-LEDGER_MOVES = ("rename damaged ledger's log", "replace restored ledger")
+LEDGER_MOVES = ("rename damaged ledger's log", "rename unreadable ledger", "replace restored ledger")
 WRITES = ("write", "copy", "fill")
 # Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them. So it may
 # while it closes the ledger: an open seal and earlier backups are no loss.
@@ -52,6 +52,10 @@ TOLERANT = (
     "remove directory unfinished object",
     "write lock",  # which only tells others who writes
     "write released lock",
+    "copy damaged ledger",  # one that can't be read is moved
+    "fsync damaged ledger",
+    "unlink half of a damaged ledger",
+    "unlink unused restored ledger",
     "close ledger",
 )
 CLOSING = "while the ledger is closed"
@@ -277,12 +281,13 @@ class Runner:
     def _attempt(self, home: Path, part: int, hits: tuple[Hit, ...]) -> list[str]:
         """Carries out the part in a child process; what is wrong with how it ended."""
         ended = _in_child(partial(self._carry_out, home, part, hits))
-        first, last = hits[0], hits[-1]
-        if last.fault in KILLS:
+        if hits[-1].fault in KILLS:
             expected = [KILLED]
         else:
-            expected = [REFUSED if first.fault == Fault.IO_ERROR else OUT_OF_SPACE]
-            if first.is_tolerable:
+            # The first that is not passed over is told.
+            told = hits if hits[0].is_tolerable else hits[:1]
+            expected = [REFUSED if hit.fault == Fault.IO_ERROR else OUT_OF_SPACE for hit in told]
+            if all(hit.is_tolerable for hit in hits):
                 expected.append(FINISHED)
         if ended in expected:
             return []

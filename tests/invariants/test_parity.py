@@ -1,5 +1,7 @@
 """The sampler, the learner and plain transformers give the same log-probs, for every architecture we say we run."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.local import LocalLearner
 from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
 from reasonmill.randomness import generator, key
+from reasonmill.recipe.reference import shipped_bases
 from reasonmill.sample.native import NativeSampler
 from reasonmill.types import Completion, Example, Request, SamplingParams
 from tiny_models import (
@@ -180,6 +183,14 @@ def test_a_directory_without_a_causal_language_model_is_refused(tmp_path: Path) 
         load_decoder(tmp_path, device="cpu", dtype=torch.float32)
     # Without the list of all the classes that would have done.
     assert len(caught.value.what) < 300
+
+
+def test_a_directory_whose_weights_are_cut_off_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(shipped_bases()["tiny-base-weak"], tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "model.safetensors", 1000)
+    with pytest.raises(UnsupportedModel, match="no causal language model can be loaded") as caught:
+        load_decoder(tmp_path / "cut", device="cpu", dtype=torch.float32)
+    assert caught.value.where == str(tmp_path / "cut")
 
 
 def test_a_saved_model_is_loaded_to_the_same_bits(tmp_path: Path) -> None:

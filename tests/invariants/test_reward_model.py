@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,10 @@ def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no reward model"):
         load_reward_model(a_policy(tmp_path / "policy"), device="cpu", dtype=torch.float32)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UnsupportedModel, match="no reward model can be loaded"):
-        load_reward_model(tmp_path / "empty", device="cpu", dtype=torch.float32)
+    os.truncate(tmp_path / "policy" / "model.safetensors", 1000)
+    for name in ("empty", "policy"):
+        with pytest.raises(UnsupportedModel, match="no reward model can be loaded"):
+            load_reward_model(tmp_path / name, device="cpu", dtype=torch.float32)
 
 
 def test_a_classifier_of_several_labels_is_no_reward_model() -> None:

@@ -1,5 +1,6 @@
 """Recovery: a run whose home is damaged goes on from what is good, and says so."""
 
+import errno
 import importlib
 import itertools
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from failing_disk import fail_reading
 from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
@@ -97,6 +99,15 @@ def test_without_a_whole_state_a_stage_begins_anew(path: Path) -> None:
         "the state before step 2 is tried",
         "the stage goes on from its first step",
     ]
+
+
+def test_states_that_can_not_be_reached_are_not_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_states(path, range(1, 4))
+    with monkeypatch.context() as patch:
+        fail_reading(patch, errno.EACCES, path / "objects")
+        with pytest.raises(StoreError, match="can't be read or written: Permission denied"):
+            resumed(path)
+    assert resumed(path) == (3, [3.0], [])
 
 
 def test_damaged_groups_that_were_trained_on_are_sampled_again_and_must_be_the_same(path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from reasonmill.errors import StoreError
 from reasonmill.store import disk, verification
 from reasonmill.store.commit import file_digest, replace_file
+from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, SEAL, SIDE_FILES, encode_seal, read_seal
@@ -108,10 +109,11 @@ def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
         (told,) = told_by(home)
         (incident,) = home.ledger.incidents()
         assert str(incident) == told
-        assert told.startswith("ledger.sqlite ")
+        kept = list((path / "quarantine").glob("ledger-????????"))
+        assert told.startswith("ledger.sqlite is " if kept else "ledger.sqlite is missing; its last backup")
+        assert all(f"; it is now in quarantine/{file.name}; " in told for file in kept)
         assert told.endswith("its last backup takes its place: what was recorded since is made again")
-    (kept,) = (path / "quarantine").iterdir()
-    assert (kept / LEDGER).read_bytes() == broken if broken is not None else not (kept / LEDGER).exists()
+    assert [file.read_bytes() for file in kept] == ([] if broken is None else [broken])
     with Home.open(path) as home:
         assert len(home.ledger.incidents()) == 1
 
@@ -242,6 +244,11 @@ def test_without_a_sound_backup_nothing_is_touched(path: Path) -> None:
         with pytest.raises(StoreError, match="no sound backup of it is left") as caught:
             Home.open(path)
         assert caught.value.where == str(path / LEDGER)
+        way_out = caught.value.fix
+        assert next(it for it in verify_home(path).problems if it.file == LEDGER).recovery.endswith(way_out)
+        with pytest.raises(StoreError, match="nothing was removed") as caught:
+            collect_garbage(path)
+        assert caught.value.fix.endswith(way_out)
     assert (path / LEDGER).read_bytes() == broken
 
 

@@ -13,7 +13,7 @@ import pytest
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
-from reasonmill.store.home import Home
+from reasonmill.store.home import Home, is_new
 from reasonmill.store.ledger_backup import SIDE_FILES
 
 
@@ -170,6 +170,28 @@ def test_a_directory_with_a_foreign_tmp_is_not_taken_as_a_home(tmp_path: Path) -
         with pytest.raises(StoreError, match="tmp"):
             Home.open(tmp_path)
     assert (tmp_path / "tmp" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("with_tmp", [True, False])
+def test_a_foreign_lock_is_not_emptied(tmp_path: Path, with_tmp: bool) -> None:
+    (tmp_path / "lock").write_text("precious")
+    (tmp_path / "notes").write_text("mine")
+    if with_tmp:
+        (tmp_path / "tmp").mkdir()
+        (tmp_path / "tmp" / "notes").write_text("mine")
+    before = entries_of(tmp_path)
+    for use in (Home.open, is_new):
+        with pytest.raises(StoreError, match="of its own but no ledger, so it is no home of reasonmill"):
+            use(tmp_path)
+    assert entries_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("left", [b"", b'{"pi', b'{"pid": 17, "host": "a', bytes(60)])
+def test_a_lock_that_a_killed_first_writer_left_keeps_nobody_out(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "lock").write_bytes(left)
+    assert is_new(tmp_path)
+    Home.open(tmp_path).close()
+    assert not is_new(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tmp", "objects", "runs", "backups", "quarantine", "lock"])

@@ -1,7 +1,10 @@
 """Objects and the commit protocol."""
 
+import errno
 import hashlib
+import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -9,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from failing_disk import UNREACHABLE, fail_reading
 from reasonmill.errors import StoreError
-from reasonmill.store.commit import MANIFEST, replace_file
+from reasonmill.store.commit import MANIFEST, damaged_files, replace_file
 from reasonmill.store.objects import ObjectStore
 
 FILES = {"a.txt": b"alpha", "weights/model.bin": b"\x00\x01\x02"}
@@ -185,6 +189,59 @@ def test_what_is_no_directory_in_the_place_of_an_object_is_damage(
             "again"
         ]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", UNREACHABLE)
+@pytest.mark.parametrize("what", ["all objects", "an object", "a directory of one", "a file"])
+def test_what_can_not_be_reached_is_neither_missing_nor_damaged(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, what: str
+) -> None:
+    path = store.path(store.put(writer(FILES)))
+    failing = {"all objects": path.parent, "an object": path, "a directory of one": path / "weights"}
+    again = open_store(tmp_path)
+    with monkeypatch.context() as patch:
+        fail_reading(patch, number, failing.get(what, path / "a.txt"))
+        for use in (again.path, again.damaged_files, lambda digest: again.sound_path(digest, instead="it is lost")):
+            with pytest.raises(StoreError, match=f"can't be read or written: {os.strerror(number)}") as caught:
+                use(path.name)
+            assert caught.value.where.startswith(str(path.parent))
+    assert incidents_of(again) == []
+    assert again.sound_path(path.name, instead="all is well") == path
+
+
+@pytest.mark.parametrize("name", ["a.txt", "weights", MANIFEST])
+def test_a_sector_that_can_not_be_read_is_damage(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    digest = store.put(writer(FILES))
+    fail_reading(monkeypatch, errno.EIO, store.path(digest) / name)
+    assert open_store(tmp_path).sound_path(digest, instead="it is made again") is None
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+@pytest.mark.parametrize("when", [MANIFEST, "a.txt", "walk"])
+def test_an_object_that_is_removed_while_it_is_looked_at_is_no_error(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path = store.path(store.put(writer(FILES)))
+
+    def remove_first(call: Callable[..., object]) -> Callable[..., object]:
+        def opened(name: object, *arguments: object, **options: object) -> object:
+            if when == "walk" or Path(str(name)).name == when:
+                shutil.rmtree(path, ignore_errors=True)
+            return call(name, *arguments, **options)
+
+        return opened
+
+    place = (os, "walk") if when == "walk" else (io, "open")
+    monkeypatch.setattr(*place, remove_first(getattr(*place)))
+    assert damaged_files(path, path.name) != []
+
+
+def test_a_link_to_a_directory_that_was_added_is_damage(store: ObjectStore, tmp_path: Path) -> None:
+    path = store.path(store.put(writer(FILES)))
+    (path / "weights" / "more").symlink_to(tmp_path)
+    assert open_store(tmp_path).damaged_files(path.name) == ["weights/more"]
 
 
 def test_a_deleted_object_is_gone_and_can_be_put_again(store: ObjectStore, tmp_path: Path) -> None:

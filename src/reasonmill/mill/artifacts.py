@@ -7,7 +7,9 @@ from pathlib import Path
 
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.reference import model_directory, shipped_bases, suggestion
+from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
+from reasonmill.store.looking import is_directory
 from reasonmill.types import Artifact
 
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
@@ -52,7 +54,11 @@ def find_model(text: str, home_path: Path) -> Path:
         RecipeError: there is no such model.
         StoreError: the home or the model's object can't be read.
     """
-    if text in shipped_bases() or Path(text).is_dir() or not home_path.is_dir():
+    if text in shipped_bases() or is_directory(Path(text)):
+        return model_directory(text)
+    with disk_errors(home_path):
+        has_home = is_directory(home_path)
+    if not has_home:
         return model_directory(text)
     with Home.open(home_path, write=False) as home:
         artifact = find_artifact(home, text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -74,7 +75,7 @@ def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype) -> Decoder
     """
     try:
         network = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation=NAME)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(
             f"no causal language model can be loaded: {first_line(error)}",
             fix="give a directory that AutoModelForCausalLM.from_pretrained loads",

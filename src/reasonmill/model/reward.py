@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -116,7 +117,7 @@ def load_reward_model(model_dir: Path, *, device: str, dtype: torch.dtype) -> Re
         network, report = AutoModelForSequenceClassification.from_pretrained(
             model_dir, dtype=dtype, attn_implementation=NAME, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(
             f"no reward model can be loaded: {first_line(error)}", fix=fix, where=str(model_dir)
         ) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from reasonmill.activity import beat
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
 from reasonmill.store import disk
+from reasonmill.store.looking import exists, files_below, is_file, is_lost
 
 MANIFEST = "manifest.json"
 
@@ -74,27 +75,70 @@ def publish(directory: Path, target: Path) -> bool:
 
 
 def damaged_files(directory: Path, digest: str) -> list[str]:
-    """Names of the files of an object that are not what the manifest says; none for a whole object."""
-    manifest_path = directory / MANIFEST
-    if not holds(manifest_path, digest):
+    """Names of the files of an object that are not what the manifest says; none for a whole object.
+
+    Beside a writer, an object may be removed while it is looked at: then it is damaged.
+
+    Raises:
+        OSError: the disk does not say what the files hold.
+    """
+    manifest = content(directory / MANIFEST)
+    if manifest is None or _digest(manifest) != digest:
         return [MANIFEST]  # which says what the others should be
-    entries = {entry["path"]: entry["blake2b"] for entry in json.loads(manifest_path.read_bytes())}
+    entries = {entry["path"]: entry["blake2b"] for entry in json.loads(manifest)}
     damaged = [name for name, expected in entries.items() if not holds(directory / name, expected)]
+    try:
+        names = set(files_below(directory))
+    except OSError as error:
+        if not is_lost(error):
+            raise
+        return damaged or [MANIFEST]
     # A file that was added counts as damage: loaders of models look at every file that is there.
-    names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
     return [*damaged, *sorted(names - entries.keys() - {MANIFEST})]
 
 
 def holds(path: Path, digest: str) -> bool:
-    """Whether a file has the content of this digest; a file that the disk can't read any more has not."""
+    """Whether a file has the content of this digest; one whose content is lost has not.
+
+    Raises:
+        OSError: the disk does not say what the file holds.
+    """
     try:
-        return path.is_file() and file_digest(path) == digest
-    except FileNotFoundError:
-        return False
+        return is_file(path) and file_digest(path) == digest
     except OSError as error:
-        if error.errno != errno.EIO:
+        if not is_lost(error):
             raise
         return False
+
+
+def content(path: Path) -> bytes | None:
+    """The bytes of a file; None where they are lost.
+
+    Raises:
+        OSError: the disk does not say what the file holds.
+    """
+    try:
+        return path.read_bytes() if is_file(path) else None
+    except OSError as error:
+        if not is_lost(error):
+            raise
+        return None
+
+
+def is_unreadable(path: Path) -> bool:
+    """Whether there is a file of which the disk can't read a part any more.
+
+    Raises:
+        OSError: the disk does not say.
+    """
+    try:
+        if is_file(path):
+            file_digest(path)
+    except OSError as error:
+        if not is_lost(error):
+            raise
+        return exists(path)  # beside a writer, a log may have gone by now
+    return False
 
 
 def file_digest(path: Path) -> str:
@@ -118,7 +162,7 @@ def replace_file(path: Path, data: bytes) -> None:
             disk.replace(temporary, path, "view")
         except BaseException:
             with suppress(OSError):  # a disk that fails twice: the first error is the one to tell
-                if temporary.exists():
+                if exists(temporary):
                     disk.unlink(temporary, "unfinished view")
             raise
         disk.fsync_directory(path.parent, "views")
@@ -135,17 +179,17 @@ def replace_directory(path: Path, source: Path | None) -> None:
     new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
     with disk_errors(path):
         for leftover in (new, old):
-            if leftover.exists():
+            if exists(leftover):
                 disk.remove_tree(leftover, "leftover view")
         if source is not None:
             _copy_durably(source, new, leaving_out=MANIFEST)
-        if path.exists():
+        if exists(path):
             disk.rename(path, old, "old view directory")
         if source is not None:
             disk.rename(new, path, "view directory")
         # Before anything of the old one is removed: the disk could keep its name and lose its files.
         disk.fsync_directory(path.parent, "view directories")
-        if old.exists():
+        if exists(old):
             disk.remove_tree(old, "old view directory")
 
 
@@ -161,17 +205,31 @@ def disk_errors(where: Path, *, foreign_code: bool = False) -> Iterator[None]:
     except ReasonmillError:
         raise
     except Exception as error:
-        chain = list(_chain(error))
-        if any(_is_out_of_space(link) for link in chain):
-            raise out_of_space(where) from error
-        for link in chain:
-            if (isinstance(link, OSError) and not foreign_code) or _error_number(link) in _DISK_FAULTS:
-                raise StoreError(
-                    f"the home can't be read or written: {getattr(link, 'strerror', None) or link}",
-                    fix="check the disk, the path and its permissions, then run the same command again",
-                    where=str(getattr(link, "filename", None) or where),
-                ) from error
-        raise
+        told = error_of_disk(error, where, foreign_code=foreign_code)
+        if told is None:
+            raise
+        raise told from error
+
+
+def error_of_disk(
+    error: Exception, where: Path, *, foreign_code: bool = False, what: str = "the home"
+) -> StoreError | None:
+    """What an error says of the disk, see `disk_errors`; None where it is not the disk's.
+
+    Args:
+        what: could not be read or written.
+    """
+    chain = list(_chain(error))
+    if any(_is_out_of_space(link) for link in chain):
+        return out_of_space(where)
+    for link in chain:
+        if (isinstance(link, OSError) and not foreign_code) or _error_number(link) in _DISK_FAULTS:
+            return StoreError(
+                f"{what} can't be read or written: {getattr(link, 'strerror', None) or link}",
+                fix="check the disk, the path and its permissions, then run the same command again",
+                where=str(getattr(link, "filename", None) or where),
+            )
+    return None
 
 
 def out_of_space(where: Path) -> OutOfSpace:

@@ -12,7 +12,15 @@ from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import OBJECTS, Home, WriterLock, entries, require_home
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import LEDGER, ledger_damage, open_for_reading, read_seal
+from reasonmill.store.ledger_backup import (
+    BACKUPS,
+    LEDGER,
+    NO_BACKUP,
+    ledger_damage,
+    open_for_reading,
+    read_seal,
+    sound_backup,
+)
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, half_written_views
 
@@ -146,9 +154,11 @@ def _sound_ledger(home: Path) -> Iterator[Ledger]:
         seal = None  # then the ledger is checked row by row
     damage = ledger_damage(home, seal)
     if damage:
+        backup = sound_backup(home, ObjectStore(home / BACKUPS, home / TMP, write=False), seal)
+        fall_back = "run a recipe of this home first: it puts the last backup of the ledger in its place"
         raise StoreError(
             f"the ledger {damage[0]}, so that it can't be told what is needed: nothing was removed",
-            fix="run a recipe of this home first: it puts the last backup of the ledger in its place",
+            fix=fall_back if backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
             where=str(home / LEDGER),
         )
     ledger = open_for_reading(home)

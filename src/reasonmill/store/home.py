@@ -32,12 +32,15 @@ from reasonmill.store.ledger_backup import (
     open_for_reading,
     require_this_version,
 )
+from reasonmill.store.looking import exists, is_directory, is_file
+from reasonmill.store.lost_views import forget_lost_views, in_the_way
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS
 
 OBJECTS = "objects"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
 _LOCK = "lock"
+_PID = "pid"  # what the lock's file says first
 # What the system says where it can't lock a directory: network file systems lock only what can be written.
 _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
@@ -79,21 +82,19 @@ class Home:
     @classmethod
     def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
         with disk_errors(path):
-            if not (path / LEDGER).exists():
+            if not exists(path / LEDGER):
                 _make_durably(path)
             lock = lock or WriterLock(path)
         ledger = None
         incidents = Incidents()
         try:
             with disk_errors(path):
-                if not is_home(path):
-                    _require_no_content(path)
                 require_this_version(path)
                 # Before anything is written: they may be what fills the disk.
                 for leftover in entries(path / TMP):
                     disk.remove_tree(leftover, "leftover")
                 for name in _DIRECTORIES:
-                    if not (path / name).is_dir():
+                    if not is_directory(path / name):
                         disk.make_directory(path / name, name)
                 # Also when they existed, see above: damaged files go into one of them even before the seal is written.
                 disk.fsync_directory(path, "home")
@@ -128,8 +129,10 @@ class Home:
             )
         path = self.path / RUNS / name
         if self._writer is not None:
+            if in_the_way(path, self.ledger.views(name)):
+                forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
             with disk_errors(path):
-                if not path.is_dir():
+                if not is_directory(path):
                     disk.make_directory(path, "run")
                 # Also when it existed: its maker may have been killed before this.
                 disk.fsync_directory(path.parent, "runs")
@@ -202,8 +205,10 @@ class WriterLock:
         descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
         try:
             _lock_directory(descriptor, path)
+            if not is_home(home):
+                _require_no_content(home)
             started = datetime.now().astimezone().isoformat(timespec="seconds")
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+            holder = {_PID: os.getpid(), "host": socket.gethostname(), "started": started}
             with suppress(OSError):  # a full disk must not keep the writer from removing leftovers
                 disk.write_file(path, json.dumps(holder).encode(), "lock")
         except BaseException:
@@ -265,14 +270,28 @@ def _holder(path: Path) -> str:
     """Who wrote the lock file; another process may be writing it this moment, or somebody has removed it."""
     try:
         holder = json.loads(path.read_bytes())
-        return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
+        return f"process {holder[_PID]} on {holder['host']}, since {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "a process that has not left its name"
 
 
 def entries(directory: Path) -> list[Path]:
     """What is in a directory of a home; nothing where the user has removed it."""
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    return sorted(directory.iterdir()) if is_directory(directory) else []
+
+
+def is_new(path: Path) -> bool:
+    """Whether there is no home yet, and a run would make one here.
+
+    Raises:
+        StoreError: there is none, and none can be made, or the disk does not say.
+    """
+    _require_directory(path)
+    if is_home(path):
+        return False
+    with disk_errors(path):
+        _require_no_content(path)
+    return True
 
 
 def require_home(path: Path) -> None:
@@ -282,23 +301,23 @@ def require_home(path: Path) -> None:
         StoreError: there is none.
     """
     _require_directory(path)
-    with disk_errors(path):
-        is_missing = not is_home(path)
-    if is_missing:
+    if not is_home(path):
         raise StoreError(
             "there is no home here to read from", fix="check the path, or run a recipe first", where=str(path)
         )
 
 
 def _require_directory(path: Path) -> None:
-    if path.exists() and not path.is_dir():
+    with disk_errors(path):
+        is_other = exists(path) and not is_directory(path)
+    if is_other:
         raise StoreError("the home is not a directory", fix="name a directory as the home", where=str(path))
 
 
 def _make_durably(path: Path) -> None:
     """Makes the directory of a new home and the parents that it lacks, so that a power cut does not take its name."""
-    if not path.is_dir():
-        if not path.parent.is_dir():
+    if not is_directory(path):
+        if not is_directory(path.parent):
             _make_durably(path.parent)
         disk.make_directory(path, "home")
     # Also when it existed: its maker may have been killed before this.
@@ -309,10 +328,10 @@ def _require_own_entries(path: Path) -> None:
     """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
     for name in (*_DIRECTORIES, _LOCK):
         entry, kind = path / name, "file" if name == _LOCK else "directory"
-        is_own = entry.is_file() if kind == "file" else entry.is_dir()
+        is_own = is_file(entry) if kind == "file" else is_directory(entry)
         if entry.is_symlink():
             found = "a link"
-        elif entry.exists() and not is_own:
+        elif exists(entry) and not is_own:
             found = f"no {kind}"
         else:
             continue
@@ -324,12 +343,22 @@ def _require_own_entries(path: Path) -> None:
 
 
 def _require_no_content(path: Path) -> None:
-    """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers."""
-    for name in _DIRECTORIES:
-        directory = path / name
-        if directory.exists() and any(directory.iterdir()):
-            raise StoreError(
-                f"this directory has a {name!r} of its own but no ledger, so it is no home of reasonmill",
-                fix=f"use another directory, or put the home's {LEDGER} back",
-                where=str(directory),
-            )
+    """What is no home yet must be new: otherwise foreign files in tmp/ would be removed as leftovers, or a foreign
+    `lock` emptied."""
+    foreign = [name for name in _DIRECTORIES if entries(path / name)]
+    if exists(path / _LOCK) and not _names_a_holder(path / _LOCK):
+        foreign.append(_LOCK)
+    if foreign:
+        raise StoreError(
+            f"this directory has a {foreign[0]!r} of its own but no ledger, so it is no home of reasonmill",
+            fix=f"use another directory, or put the home's {LEDGER} back",
+            where=str(path / foreign[0]),
+        )
+
+
+def _names_a_holder(path: Path) -> bool:
+    """Whether a lock's file is a writer's, of which a crash may have left the beginning, zeros or nothing."""
+    beginning = f'{{"{_PID}"'.encode()
+    with path.open("rb") as file:
+        data = file.read(4096).strip(b"\0")
+    return beginning.startswith(data[: len(beginning)])

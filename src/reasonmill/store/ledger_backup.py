@@ -18,18 +18,21 @@ from typing import Any
 
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
-from reasonmill.store.commit import disk_errors, file_digest, holds, replace_file
+from reasonmill.store.commit import content, disk_errors, file_digest, holds, is_unreadable, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
+from reasonmill.store.looking import exists, is_directory, is_file, is_lost, size
+from reasonmill.store.lost_views import forget_lost_views
+from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore, put_aside, quarantined
 from reasonmill.store.sealed_rows import FALL_BACK, OtherVersion, Unreachable
-from reasonmill.store.views import RUNS, damaged_views
 
 LEDGER = "ledger.sqlite"
 SEAL = "ledger.seal"
 BACKUPS = "backups"
 # What SQLite keeps next to an open file: its log, and an index of that.
 SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
+# What to do about a damaged ledger where no sound backup is left.
+NO_BACKUP = "restore the home from a copy, or use another home: the recipe then makes everything again"
 # The one before the last is for the case that ledger and last backup are damaged together.
 _KEPT_BACKUPS = 2
 # The seal of a ledger that is being replaced: no file has this digest.
@@ -45,6 +48,10 @@ class Seal:
     backups: tuple[str, ...]
 
 
+class DamagedSeal(StoreError):
+    """The seal is not what was written: nothing is known of how the ledger was closed."""
+
+
 def encode_seal(seal: Seal) -> bytes:
     """The bytes of a seal, which carry their own digest."""
     content = json.dumps(asdict(seal))
@@ -55,15 +62,16 @@ def read_seal(home: Path) -> Seal | None:
     """The home's seal; None where there is none yet.
 
     Raises:
-        StoreError: the seal's file is damaged.
+        DamagedSeal: it is not what was written.
+        StoreError: the disk does not say what it is.
     """
     path = home / SEAL
-    try:
-        with disk_errors(path):
-            data = path.read_bytes() if path.exists() else None
-        if data is None:
+    with disk_errors(path):
+        if not exists(path):
             return None
-        fields = json.loads(data.splitlines()[0])
+        data = content(path)
+    try:
+        fields = json.loads((data or b"").splitlines()[0])
         seal = Seal(fields["ledger"], tuple(fields["backups"]))
     except (ValueError, LookupError, TypeError) as error:
         raise _damaged_seal(path) from error
@@ -76,9 +84,13 @@ def is_home(path: Path) -> bool:
     """Whether there is a home: a ledger with tables, or what says that there was one.
 
     A directory is none yet while its first writer is at making the tables, or if it was killed at that.
+
+    Raises:
+        StoreError: the disk does not say.
     """
     backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
-    return not Ledger.is_blank(path / LEDGER) or (path / SEAL).exists() or bool(backups.digests())
+    with disk_errors(path):
+        return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
 
 
 def require_this_version(home: Path) -> None:
@@ -100,18 +112,26 @@ def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
 
     Raises:
         OtherVersion: the file is of another version of reasonmill.
-        Unreachable, OutOfSpace: it can't be looked at.
+        StoreError: it can't be looked at.
     """
     path, log = home / LEDGER, home / SIDE_FILES[0]
-    if not path.is_file():
-        return ["is missing"]
-    if seal is not None and seal.ledger is not None:
-        if not holds(path, seal.ledger):
-            return ["is not what it was when it was closed"]
-        if log.exists() and log.stat().st_size > 0:
-            return [f"was closed, and {log.name} would change it"]
-        return []
+    with disk_errors(path):
+        if not is_file(path):
+            return [_absence(path)]
+        if seal is not None and seal.ledger is not None:
+            if not holds(path, seal.ledger):
+                return ["is not what it was when it was closed"]
+            return [f"was closed, and {log.name} would change it"] if size(log) > 0 else []
+        # SQLite does not say why it can't read: it may be that the file is only out of reach.
+        unreadable = [file.name for file in (path, log) if is_unreadable(file)]
+        if unreadable:
+            return [f"is damaged: the disk can't read {unreadable[0]}"]
     return _rows_damage(path, is_final=False)
+
+
+def _absence(path: Path) -> str:
+    """What is wrong where there is no file."""
+    return "is no file" if exists(path) else "is missing"
 
 
 def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
@@ -138,6 +158,17 @@ def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> lis
     return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
 
 
+def sound_backup(home: Path, backups: ObjectStore, seal: Seal | None) -> str | None:
+    """The digest of the backup that a run would put in the place of a damaged ledger; None where no sound one is left.
+
+    Changes nothing.
+    """
+    for digest in backups_in_order(home, backups, seal):
+        if backups.exists(digest) and not backups.damaged_files(digest):
+            return digest
+    return None
+
+
 def _made_ns(path: Path) -> int:
     """When something was written; 0 for what a writer removes meanwhile."""
     try:
@@ -155,8 +186,10 @@ def open_for_reading(home: Path) -> Ledger:
     Raises:
         StoreError: it is missing or damaged, or can't be read.
     """
-    if not (home / LEDGER).exists():
-        raise StoreError("the ledger is missing", fix=FALL_BACK, where=str(home / LEDGER))
+    with disk_errors(home):
+        absence = "" if is_file(home / LEDGER) else _absence(home / LEDGER)
+    if absence:
+        raise StoreError(f"the ledger {absence}", fix=FALL_BACK, where=str(home / LEDGER))
     try:
         return Ledger(home / LEDGER, write=False)
     except (Unreachable, OutOfSpace):
@@ -215,7 +248,9 @@ class LedgerKeeper:
             # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
             self._incidents.record_in(ledger)
             if damage:
-                self._forget_other_views(ledger)
+                what = "is damaged, or newer than the backup of the ledger"
+                for run in ledger.runs():
+                    forget_lost_views(self._home, run.name, ledger, self._incidents, what)
             left = Seal(None, self._backups_left())
             if left != self._seal or seal is None:
                 self._write_seal(left)
@@ -256,7 +291,7 @@ class LedgerKeeper:
             if not _rows_damage(self._home / LEDGER):  # as it is on the disk now, which SQLite may have read long ago
                 # A log that comes back after a power cut would count as a change of the closed ledger.
                 log = self._home / SIDE_FILES[0]
-                if log.exists():  # a reader has it open
+                if exists(log):  # a reader has it open
                     disk.fsync_file(log, "empty log")
                 else:
                     disk.fsync_directory(self._home, "removed log")
@@ -271,14 +306,18 @@ class LedgerKeeper:
     def _read_seal(self) -> Seal | None:
         try:
             return read_seal(self._home)
-        except StoreError:
-            self._incidents.add(
-                Incident(SEAL, "", "is damaged", "the ledger is checked row by row and sealed again", time.time())
-            )
+        except DamagedSeal:
+            what = f"is no file and goes to {QUARANTINE}/" if is_directory(self._home / SEAL) else "is damaged"
+            done = "the ledger is checked row by row and sealed again"
+            self._incidents.add(Incident(SEAL, "", what, done, time.time()))
             return None
 
     def _write_seal(self, seal: Seal) -> None:
-        replace_file(self._home / SEAL, encode_seal(seal))
+        path = self._home / SEAL
+        with disk_errors(path):
+            if is_directory(path):  # over which no file can be written
+                put_aside(path, quarantined(self._home, SEAL))
+        replace_file(path, encode_seal(seal))
         self._seal = seal
 
     def _backups_left(self) -> tuple[str, ...]:
@@ -295,45 +334,39 @@ class LedgerKeeper:
         known = seal.backups if seal is not None else ()
         was_closed_as = seal.ledger if seal is not None and seal.ledger != _REFUSED else None
         digest = self._sound_backup(seal, damage)
-        path, kept = self._home / LEDGER, self._home / QUARANTINE / f"ledger-{uuid.uuid4().hex[:8]}"
+        path, kept = self._home / LEDGER, quarantined(self._home, "ledger")
+        with disk_errors(self._home):
+            is_there = exists(path)
         incident = Incident(
             LEDGER,
             was_closed_as or "",
-            f"{damage}; it is now in {QUARANTINE}/{kept.name}",
+            f"{damage}; it is now in {QUARANTINE}/{kept.name}" if is_there else damage,
             "its last backup takes its place: what was recorded since is made again",
             time.time(),
         )
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
-        with disk_errors(self._home):
-            disk.copy_file(self._backups.path(digest) / LEDGER, restored, "restored ledger")
-            disk.fsync_file(restored, "restored ledger")
-            # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the log
-            # is gone and what is left looks sound.
-            self._write_seal(Seal(_REFUSED, known or (digest,)))
-            disk.make_directory(kept, "damaged ledger")
-            disk.fsync_directory(kept.parent, "quarantine")  # before anything is moved there
-            if path.exists():
-                disk.copy_file(path, kept / LEDGER, "damaged ledger")
-                disk.fsync_file(kept / LEDGER, "damaged ledger")
-            for name in SIDE_FILES:  # a log of the old ledger must not be read into the new one
-                if (self._home / name).exists():
-                    disk.rename(self._home / name, kept / name, "damaged ledger's log")
-            disk.fsync_directory(kept, "damaged ledger")
-            disk.replace(restored, path, "restored ledger")
-            disk.fsync_directory(self._home, "restored ledger")
+        try:
+            with disk_errors(self._home):
+                disk.copy_file(self._backups.path(digest) / LEDGER, restored, "restored ledger")
+                disk.fsync_file(restored, "restored ledger")
+                # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the
+                # log is gone and what is left looks sound.
+                self._write_seal(Seal(_REFUSED, known or (digest,)))
+                # For readers, the ledger stays in its place, too, until another one takes it.
+                if is_there and not _is_copied(path, kept):
+                    disk.rename(path, kept, "unreadable ledger")
+                for name in SIDE_FILES:  # a log of the old ledger must not be read into the new one
+                    if exists(self._home / name):
+                        kept_log = kept.with_name(kept.name + name.removeprefix(LEDGER))
+                        disk.rename(self._home / name, kept_log, "damaged ledger's log")
+                disk.fsync_directory(kept.parent, "damaged ledger")
+                disk.replace(restored, path, "restored ledger")
+                disk.fsync_directory(self._home, "restored ledger")
+        finally:
+            with suppress(OSError):  # it may be what fills the disk
+                if exists(restored):
+                    disk.unlink(restored, "unused restored ledger")
         self._incidents.add(incident)
-
-    def _forget_other_views(self, ledger: Ledger) -> None:
-        """Has runs write their views again where they are not what the backup says, which may be older than these."""
-        for run in ledger.runs():
-            recorded = ledger.views(run.name)
-            others = damaged_views(self._home / RUNS / run.name, recorded)
-            for name in others:
-                what = "is damaged, or newer than the backup of the ledger"
-                file = f"{RUNS}/{run.name}/{name}"
-                self._incidents.add(Incident(file, recorded[name], what, "it is written again", time.time()))
-            if others:
-                ledger.record_views(run.name, {})
 
     def _sound_backup(self, seal: Seal | None, damage: str) -> str:
         """The first of the backups that is whole."""
@@ -342,13 +375,29 @@ class LedgerKeeper:
                 return digest
         raise StoreError(
             f"the ledger {damage}, and no sound backup of it is left",
-            fix="restore the home from a copy, or use another home: the recipe then makes everything again",
+            fix=NO_BACKUP,
             where=str(self._home / LEDGER),
         )
 
 
-def _damaged_seal(path: Path) -> StoreError:
-    return StoreError(
+def _is_copied(path: Path, copy: Path) -> bool:
+    """Copies a damaged ledger's file durably; False where that is no file, or one that the disk can't read."""
+    if not is_file(path):
+        return False
+    try:
+        disk.copy_file(path, copy, "damaged ledger")
+        disk.fsync_file(copy, "damaged ledger")
+    except OSError as error:
+        with suppress(OSError):  # half a copy is worth nothing, and may be what fills the disk
+            disk.unlink(copy, "half of a damaged ledger")
+        if not is_lost(error):
+            raise
+        return False
+    return True
+
+
+def _damaged_seal(path: Path) -> DamagedSeal:
+    return DamagedSeal(
         "the seal of the ledger is damaged",
         fix="run the recipe again: the ledger is checked row by row and sealed anew",
         where=str(path),

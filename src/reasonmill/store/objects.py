@@ -14,9 +14,24 @@ from reasonmill.store import disk
 from reasonmill.store.commit import damaged_files, disk_errors, publish, seal
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
+from reasonmill.store.looking import exists, is_directory
 
 QUARANTINE, TMP = "quarantine", "tmp"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def quarantined(home: Path, name: str) -> Path:
+    """A name in the quarantine that nothing has, for what had this name."""
+    return home / QUARANTINE / f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def put_aside(path: Path, kept: Path) -> None:
+    """Moves what is damaged into the quarantine, durably: then something else can take its place."""
+    if not is_directory(kept.parent):  # the user has emptied it meanwhile
+        disk.make_directory(kept.parent, "quarantine")
+        disk.fsync_directory(kept.parents[1], "home")
+    disk.rename(path, kept, "damaged entry")
+    disk.fsync_directory(kept.parent, "quarantine")
 
 
 class ObjectStore:
@@ -63,7 +78,7 @@ class ObjectStore:
         finally:
             # What can't be removed now is removed when the next writer opens the home.
             with suppress(OSError):
-                if staging.exists():
+                if exists(staging):
                     disk.remove_tree(staging, "unfinished object")
         self._verified.add(digest)
         self._told_missing.discard(digest)
@@ -105,17 +120,13 @@ class ObjectStore:
         damaged = self.damaged_files(digest)
         if not damaged:
             return path
-        kept = self._root.parent / QUARANTINE / f"{digest}-{uuid.uuid4().hex[:8]}"
+        kept = quarantined(self._root.parent, digest)
         # Recorded first: a crash in between makes it an incident twice, and not an object that is gone without a word.
         for name in damaged:
             self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
+        self._told_missing.add(digest)
         with disk_errors(path):
-            if not kept.parent.is_dir():  # the user has emptied it meanwhile
-                disk.make_directory(kept.parent, "quarantine")
-                disk.fsync_directory(self._root.parent, "home")
-            disk.rename(path, kept, "damaged object")
-            self._told_missing.add(digest)
-            disk.fsync_directory(kept.parent, "quarantine")
+            put_aside(path, kept)
         return None
 
     def damaged_files(self, digest: str) -> list[str]:
@@ -130,8 +141,13 @@ class ObjectStore:
         return damaged
 
     def exists(self, digest: str) -> bool:
-        """Whether something has the object's name; says nothing about damage, and a file in its place is damage."""
-        return _DIGEST.fullmatch(digest) is not None and os.path.lexists(self._root / digest)
+        """Whether something has the object's name; says nothing about damage, and a file in its place is damage.
+
+        Raises:
+            StoreError: the disk does not say.
+        """
+        with disk_errors(self._root):
+            return _DIGEST.fullmatch(digest) is not None and exists(self._root / digest)
 
     def delete(self, digest: str) -> None:
         """Removes an object that nothing refers to any more.
@@ -153,7 +169,7 @@ class ObjectStore:
     def digests(self) -> list[str]:
         """Digests of all objects, sorted."""
         with disk_errors(self._root):
-            names = os.listdir(self._root) if self._root.is_dir() else []
+            names = os.listdir(self._root) if is_directory(self._root) else []
         return sorted(name for name in names if _DIGEST.fullmatch(name))
 
     def _report(self, digest: str, path: Path, what: str, done: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
+from reasonmill.store.looking import is_file
 
 SEAL = "seal"
 # What to do about a damaged ledger.
@@ -92,7 +93,7 @@ class SealedRows:
     @staticmethod
     def is_blank(path: Path) -> bool:
         """Whether a file is missing or has no tables yet, because its maker is at it or was killed at it."""
-        if not path.exists():
+        if not is_file(path):
             return True
         try:
             database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)

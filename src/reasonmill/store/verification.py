@@ -16,14 +16,17 @@ from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import (
     BACKUPS,
     LEDGER,
+    NO_BACKUP,
     SEAL,
+    DamagedSeal,
     Seal,
-    backups_in_order,
     is_home,
     ledger_damage,
     open_for_reading,
     read_seal,
+    sound_backup,
 )
+from reasonmill.store.looking import exists, is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, damaged_views, file_names
 
@@ -130,7 +133,8 @@ def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     if inspection.is_seal_damaged:
         yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
     fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
-    yield from (Finding(LEDGER, what, fall_back) for what in inspection.damage)
+    way_out = fall_back if inspection.ledger is not None else f"no sound backup of it is left: {NO_BACKUP}"
+    yield from (Finding(LEDGER, what, way_out) for what in inspection.damage)
     for digest in inspection.backups.digests():
         if inspection.is_read(f"{BACKUPS}/{digest}"):
             for name in inspection.backups.damaged_files(digest):
@@ -196,14 +200,14 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
         recorded = inspection.ledger.views(run.name)
         looked_at = {name: it for name, it in recorded.items() if inspection.is_read(f"{RUNS}/{run.name}/{name}")}
         for name in damaged_views(directory, looked_at):
-            what = "is damaged" if (directory / name).exists() else "is missing"
+            what = "is damaged" if exists(directory / name) else "is missing"
             yield Finding(f"{RUNS}/{run.name}/{name}", what, f"{_RERUN} {run.name!r}: it is written again")
         if recorded:
             for name in file_names(directory):
                 if name not in recorded:
                     file = f"{RUNS}/{run.name}/{name}"
                     yield Finding(file, "is not of reasonmill", "move it elsewhere", is_problem=False)
-        elif directory.is_dir():
+        elif is_directory(directory):
             what = "was not written to its end, or is not what a backup of the ledger knew: it can't be checked"
             yield Finding(f"{RUNS}/{run.name}", what, f"{_RERUN}: it is written again", is_problem=False)
 
@@ -250,16 +254,16 @@ def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, in
     backups = ObjectStore(home / BACKUPS, home / TMP, write=False)
     try:
         seal, is_seal_damaged = read_seal(home), False
-    except StoreError:
+    except DamagedSeal:
         seal, is_seal_damaged = None, True
-    damage, ledger = _readable_ledger(home, backups, seal)
-    try:
-        inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
-        with disk_errors(home):
+    with disk_errors(home):
+        damage, ledger = _readable_ledger(home, backups, seal)
+        try:
+            inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
             findings = [finding for check in CHECKS for finding in check(inspection)]
-    finally:
-        if ledger is not None:
-            ledger.close()
+        finally:
+            if ledger is not None:
+                ledger.close()
     return findings, len(objects.digests())
 
 
@@ -268,10 +272,9 @@ def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tup
     damage = ledger_damage(home, seal)
     if not damage:
         return (), open_for_reading(home)
-    for digest in backups_in_order(home, backups, seal):
-        if backups.exists(digest) and not backups.damaged_files(digest):
-            return tuple(damage), Ledger(backups.path(digest) / LEDGER, write=False, is_final=True)
-    return tuple(damage), None
+    digest = sound_backup(home, backups, seal)
+    backup = Ledger(backups.path(digest) / LEDGER, write=False, is_final=True) if digest is not None else None
+    return tuple(damage), backup
 
 
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
