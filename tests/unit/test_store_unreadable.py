@@ -12,6 +12,7 @@ from failing_disk import UNREACHABLE, fail_reading
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import replace_file
+from reasonmill.store.garbage import look_for_garbage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_backup import LEDGER, SEAL, SIDE_FILES, DamagedSeal, read_seal
 from reasonmill.store.verification import verify_home
@@ -166,6 +167,17 @@ def test_a_directory_in_the_place_of_the_ledger_or_its_seal_is_put_aside(path: P
     assert verify_home(path).problems == ()
 
 
+def test_gc_looks_at_the_rows_where_the_seal_is_damaged_and_stops_where_it_can_not_be_reached(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_reading(patch, errno.EACCES, path / SEAL)
+        with pytest.raises(StoreError, match="can't be read or written: Permission denied"):
+            look_for_garbage(path)
+    (path / SEAL).write_bytes(b"x")
+    assert look_for_garbage(path).objects == ()
+
+
 @pytest.mark.parametrize("fall_back", [True, False])
 @pytest.mark.parametrize("name", ["summary.json", ""])
 def test_what_no_view_can_be_written_over_is_put_aside(path: Path, name: str, fall_back: bool) -> None:
@@ -173,7 +185,7 @@ def test_what_no_view_can_be_written_over_is_put_aside(path: Path, name: str, fa
         directory = home.run_dir("r")
         for view in ("summary.json", "report.html"):
             replace_file(directory / view, b"{}")
-        home.ledger.record_views("r", view_digests(directory, ["summary.json", "report.html"]))
+        home.ledger.record_views("r", view_digests(directory))
     if name:
         (directory / name).unlink()
         (directory / name).mkdir()

@@ -35,6 +35,7 @@ from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import OtherContent
+from reasonmill.store.looking import exists, is_directory
 from reasonmill.store.steps import drop_state, give_up_lost_groups, lost_groups
 from reasonmill.store.views import MODEL, RECIPE, damaged_views, view_digests
 from reasonmill.types import Artifact, content_digest
@@ -208,14 +209,14 @@ class _Run:
         recorded = self._home.ledger.views(self._recipe.name)
         damaged = damaged_views(directory, recorded)
         for name in damaged:
-            file, what = directory / name, "is damaged" if (directory / name).exists() else "is missing"
+            file, what = directory / name, "is damaged" if exists(directory / name) else "is missing"
             place = file.relative_to(self._home.path).as_posix()
             self._home.report(Incident(place, recorded[name], what, "it is written again", time.time()))
         return bool(damaged)
 
     def _publish_model(self, directory: Path, digest: str | None, shown: str | None) -> None:
         """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
-        if digest == shown and (directory / MODEL).is_dir() == (digest is not None):
+        if digest == shown and is_directory(directory / MODEL) == (digest is not None):
             return
         for model in self._recipe.models.values():
             if model.digest == digest:  # a gate left it in place, maybe in an earlier process

@@ -16,6 +16,7 @@ from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_file
+from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
 from reasonmill.types import Artifact
 
@@ -82,7 +83,7 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """The run's summary.json; None where there is none yet."""
     path = run_dir / SUMMARY
-    if not path.is_file():
+    if not is_file(path):
         return None
     summary: dict[str, Any] = json.loads(path.read_text())
     return summary

@@ -16,11 +16,13 @@ from reasonmill.store.ledger_backup import (
     BACKUPS,
     LEDGER,
     NO_BACKUP,
+    DamagedSeal,
     ledger_damage,
     open_for_reading,
     read_seal,
     sound_backup,
 )
+from reasonmill.store.looking import is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, half_written_views
 
@@ -80,7 +82,7 @@ def collect_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
         garbage = _garbage(lock.home, abandoned)
         for leftover in garbage.leftovers:
             disk.remove_tree(leftover, "leftover")
-        if not (lock.home / TMP).is_dir():  # where objects are moved to
+        if not is_directory(lock.home / TMP):  # where objects are moved to
             disk.make_directory(lock.home / TMP, TMP)
         objects = ObjectStore(lock.home / OBJECTS, lock.home / TMP, write=True)
         recorded = {digest for _, _, digest in garbage.states}
@@ -150,7 +152,7 @@ def _sound_ledger(home: Path) -> Iterator[Ledger]:
     """
     try:
         seal = read_seal(home)
-    except StoreError:
+    except DamagedSeal:
         seal = None  # then the ledger is checked row by row
     damage = ledger_damage(home, seal)
     if damage:
@@ -202,7 +204,7 @@ def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
 
 def _cut_off_views(home: Path) -> list[Path]:
     """What the writing of views left in the directories of runs."""
-    return [path for run in entries(home / RUNS) if run.is_dir() for path in half_written_views(run)]
+    return [path for run in entries(home / RUNS) if is_directory(run) for path in half_written_views(run)]
 
 
 def _size(paths: Sequence[Path]) -> int:

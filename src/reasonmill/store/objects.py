@@ -105,7 +105,7 @@ class ObjectStore:
         """Like `path`, but None for an object that is missing or damaged. That is an incident, and a damaged object is
         moved to the quarantine, so that it can be made again in its place.
 
-        It is one incident, however many ask for the object until it is made again.
+        Each damaged file is one incident, however many ask for the object until it is made again.
 
         Args:
             instead: what the one who asks first does without it, for the user and the ledger.

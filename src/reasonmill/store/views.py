@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reasonmill.store.commit import disk_errors, file_digest, holds
+from reasonmill.store.looking import exists, is_file
 
 RUNS = "runs"
 MODEL, RECIPE, PAGE, SUMMARY = "model", "recipe.json", "report.html", "summary.json"
@@ -24,13 +25,13 @@ def view_digests(directory: Path) -> dict[str, str]:
 def file_names(directory: Path) -> list[str]:
     """The paths of the files of a run's directory below it, those of the user too, but not those of half-written
     views."""
-    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if is_file(path)]
     return sorted(name for name in names if name.split("/")[0] not in _HALF_WRITTEN)
 
 
 def half_written_views(directory: Path) -> list[Path]:
     """What was left in a run's directory when the writing of a view was cut off."""
-    return sorted(path for name in _HALF_WRITTEN if (path := directory / name).exists())
+    return sorted(path for name in _HALF_WRITTEN if exists(path := directory / name))
 
 
 def damaged_views(directory: Path, recorded: Mapping[str, str]) -> list[str]:
