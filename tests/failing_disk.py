@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 # Errors that say nothing about what a file holds.
-UNREACHABLE = (errno.EACCES, errno.ESTALE, errno.ETIMEDOUT)
+UNREACHABLE = (errno.EACCES, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 
 
 def fail_reading(monkeypatch: pytest.MonkeyPatch, number: int, path: Path) -> None:

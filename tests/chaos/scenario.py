@@ -97,12 +97,14 @@ def begin(home_path: Path) -> None:
 
 
 def finish_beside_a_reader(home_path: Path) -> None:
-    """The rest. Then a stage counts as not finished, as one does whose object is gone, and verdicts are forgotten, as
-    is done with damaged ones."""
+    """The rest. Then a stage counts as not finished, as one does whose object is gone, and what steps have is forgotten,
+    as where it is damaged or came of what is lost."""
     with Home.open(home_path) as home:
         last = _run(home)
-        home.ledger.commit_step(VERDICTS, 0, last.digest)
+        for part in range(2):
+            home.ledger.commit_step(VERDICTS, part, last.digest)
         home.ledger.forget_groups(VERDICTS, 0)
+        home.ledger.forget_steps(VERDICTS, 1)
         home.ledger.forget_stage(f"key-{FORGOTTEN}")
         reader = Home.open(home_path, write=False)
         reader.ledger.runs()

@@ -165,6 +165,45 @@ def test_steps_behind_one_that_lost_its_groups_for_good_are_sampled_again(home: 
     assert list(misaccounts(home.ledger, home.objects)) == []
 
 
+def test_groups_behind_a_state_come_back_although_earlier_ones_are_lost_for_good(home: Home) -> None:
+    with pytest.raises(Interrupted):
+        train(FakeRun(home, 5), [[TAKEN]] * 6)  # stops before step 5; the state before step 4 is kept, too
+    digests = [digest for _, digest in home.ledger.steps("k")]
+    home.ledger.forget_groups("k", 1)
+    home.objects.delete(str(digests[4]))
+    train(FakeRun(home), [[TAKEN]] * 6)
+    now = [digest for _, digest in home.ledger.steps("k")]
+    assert now[:5] == [digests[0], None, *digests[2:5]]
+    assert home.objects.exists(str(now[4]))
+    (incident,) = home.ledger.incidents()
+    assert incident.done == "the stage goes on from before step 4, whose groups are sampled again"
+
+
+def test_a_step_that_was_killed_on_new_groups_has_no_account_of_the_lost_ones(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(FakeRun(home), [[TAKEN]] * 3)
+    home.ledger.forget_groups("k", 1)
+    for step, _ in home.ledger.states("k"):
+        home.ledger.forget_state("k", step)
+
+    def die(key: str, step: int, metrics: Mapping[str, float]) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+        record(key, step, metrics)
+
+    record = home.ledger.record_metrics
+    monkeypatch.setattr(home.ledger, "record_metrics", die)
+    last = home.ledger.step_groups("k", 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(FakeRun(home), [[TAKEN]] * 3, lambda step: [a_group(step, 1.0, 0.0, 0.5), a_group(step, 0.5, 0.5, 0.5)])
+    assert [step for step, _ in home.ledger.steps("k")] == [0, 1]
+    assert [entry["step"] for entry in home.ledger.metrics("k")] == [0]
+    assert list(misaccounts(home.ledger, home.objects)) == []
+    (incident,) = home.ledger.incidents()
+    assert (incident.digest, incident.done) == (last, "new ones take their place")
+
+
 def test_every_step_has_its_account(home: Home) -> None:
     metrics = train(FakeRun(home), [[TAKEN], [TAKEN]])
     names = ("dispatched", "trained", "flat", "invalid", "stale", "aborted")

@@ -241,3 +241,11 @@ def test_free_bytes_is_what_the_system_says(tmp_path: Path) -> None:
     with Home.open(tmp_path / "home") as home:
         stat = os.statvfs(home.path)
         assert 0 < home.free_bytes() <= stat.f_blocks * stat.f_frsize
+
+
+def test_a_directory_in_which_a_lock_is_no_file_is_no_new_home(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")  # reading it would wait for somebody to write
+    with pytest.raises(StoreError, match="'lock' of this home is no file"):
+        is_new(tmp_path)
+    (tmp_path / "lock").unlink()
+    assert is_new(tmp_path)

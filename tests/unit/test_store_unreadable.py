@@ -167,6 +167,21 @@ def test_a_directory_in_the_place_of_the_ledger_or_its_seal_is_put_aside(path: P
     assert verify_home(path).problems == ()
 
 
+@pytest.mark.parametrize("name", ["summary.json", "model"])
+def test_what_no_view_can_be_written_over_is_put_aside_where_no_view_is_recorded(path: Path, name: str) -> None:
+    with Home.open(path) as home:
+        directory = home.run_dir("r")
+        if name == "model":
+            (directory / name).write_text("mine")
+        else:
+            (directory / name).mkdir()
+        assert home.run_dir("r") == directory
+        (incident,) = home.ledger.incidents()
+        (kept,) = (path / "quarantine").iterdir()
+        assert (incident.file, incident.what) == (f"runs/r/{name}", f"is damaged, and is now in quarantine/{kept.name}")
+        assert list(directory.iterdir()) == []
+
+
 def test_gc_looks_at_the_rows_where_the_seal_is_damaged_and_stops_where_it_can_not_be_reached(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,26 @@ def test_a_finished_collection_does_without_answers_that_the_teacher_does_not_gi
         assert len(fake.bodies) == asked
 
 
+def test_a_missing_key_makes_no_answers_lost_for_good(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chat_server(lambda body, number: says_its_number(body, 0)) as fake:
+        recipe = recipe_of_two(fake)
+        run = runner(tmp_path / "home", recipe)
+        made, _ = run()
+        lose_groups(tmp_path / "home", made["teacher-rollouts"][0], 1)
+        settings: Any = recipe.nodes[0].settings
+        keyed = settings.teacher.model_copy(update={"api_key_env": "NO_SUCH_KEY"})
+        with monkeypatch.context() as patch:
+            patch.setitem(settings.__dict__, "teacher", keyed)
+            with pytest.raises(RecipeError, match="NO_SUCH_KEY holds no API key"):
+                run()
+        again, told = run()
+        assert again == made
+        assert not any("lost for good" in line for line in told)
+        assert verify_home(tmp_path / "home").problems == ()
+
+
 def test_a_collection_that_lost_its_artifact_and_answers_is_made_anew(
     tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe]
 ) -> None:

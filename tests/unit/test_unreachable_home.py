@@ -1,12 +1,13 @@
 """The commands on a home that can't be reached: each says so, and none ends with a traceback or changes anything."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from failing_disk import fail_reading
+from failing_disk import UNREACHABLE, fail_reading
 from reasonmill.cli import main
 from reasonmill.store.home import Home
 
@@ -56,13 +57,14 @@ def test_a_home_that_can_not_be_reached_is_told(
     assert code == 3
 
 
+@pytest.mark.parametrize("number", UNREACHABLE)
 def test_a_file_of_others_that_can_not_be_read_is_told(
-    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Any, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
-    fail_reading(monkeypatch, errno.EACCES, tmp_path / "model")
+    fail_reading(monkeypatch, number, tmp_path / "model")
     code, err = call("eval", tmp_path / "model", "--task", "countdown-3")
-    assert err.startswith("error: a file can't be read or written: Permission denied\n  where: ")
+    assert err.startswith(f"error: a file can't be read or written: {os.strerror(number)}\n  where: ")
     assert code == 3
 
 

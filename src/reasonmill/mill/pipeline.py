@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from reasonmill.activity import phase
-from reasonmill.errors import Interrupted, ReasonmillError, StoreError
+from reasonmill.errors import Interrupted, TooManyUngraded, TrainingDiverged
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -27,6 +27,7 @@ from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
+from reasonmill.sample.http_client import ServerError
 from reasonmill.settings import decisive
 from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
@@ -101,7 +102,7 @@ def run_recipe(
     except Exception:  # and not a second Ctrl-C, which ends at once
         # Without waiting for room, and whatever goes wrong: nothing must hide why the run ended. The next run shows
         # what this one can't.
-        with suppress(ReasonmillError):
+        with suppress(Exception):
             run.show_finished()
         raise
     with home.waiting_when_full(run.when_full):
@@ -257,14 +258,12 @@ class _Run:
 
         Where they come out otherwise or can't be made any more, the stage does without them: it has its artifact.
         """
-        self._make_ready(node, inputs)  # outside: a hub that can't be reached now says nothing about the groups
+        self._make_ready(node, inputs)
         try:
             go_through()
         except OtherContent:
             give_up_lost_groups(self._home, key, _COMES_OUT_OTHERWISE)
-        except (Interrupted, StoreError):  # nor do these
-            raise
-        except ReasonmillError as error:
+        except (TrainingDiverged, TooManyUngraded, ServerError) as error:  # all others say nothing about the groups
             give_up_lost_groups(self._home, key, f"they can't be made again ({error.what})")
 
     def _expected_writes(self, node: Node, key: str) -> Writes:

@@ -24,7 +24,9 @@ _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _OUT_OF_SPACE_TEXTS = ("No space left on device", "Disk quota exceeded")
 _NATIVE_NUMBER = re.compile(r"\(os error (\d+)\)")
 _DISK_FAULTS = frozenset(
-    {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+    {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ENAMETOOLONG}
+    # of network disks that are away
+    | {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN}
 )
 
 

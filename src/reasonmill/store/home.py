@@ -129,7 +129,7 @@ class Home:
             )
         path = self.path / RUNS / name
         if self._writer is not None:
-            if in_the_way(path, self.ledger.views(name)):
+            if in_the_way(path):
                 forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
             with disk_errors(path):
                 if not is_directory(path):
@@ -290,6 +290,7 @@ def is_new(path: Path) -> bool:
     if is_home(path):
         return False
     with disk_errors(path):
+        _require_own_entries(path)
         _require_no_content(path)
     return True
 

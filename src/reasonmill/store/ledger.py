@@ -193,6 +193,12 @@ class Ledger(SealedRows):
             )
 
     @waits_for_room
+    def forget_steps(self, stage_key: str, start: int) -> None:
+        """Forgets groups and metrics of all steps from `start` on, which are then taken anew."""
+        with self._transaction("forgotten steps"):
+            self._db.execute("DELETE FROM steps WHERE stage_key = ? AND step >= ?", (stage_key, start))
+
+    @waits_for_room
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Records a step's metrics; a replayed step records them again. A finished stage keeps those it was made with.
 

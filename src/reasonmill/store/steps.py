@@ -35,7 +35,8 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
 
 
 def lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
-    """The steps whose groups are damaged or missing, which is told, and come back if the stage is gone through again.
+    """The steps of a finished stage whose groups are damaged or missing, which is told, and come back if it is gone
+    through again.
 
     They can't come back where a step has lost its groups for good: then they are given up, and are none of these.
 
@@ -62,14 +63,18 @@ def give_up_lost_groups(home: Home, key: str, why: str) -> None:
 def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
     """Prepares steps from `start` on, where each is sampled from weights that were trained on those before.
 
-    Where one of them has lost its groups for good, new ones are sampled, and other weights come of them: the groups of
-    the steps behind it must make way for their own.
+    Where one of them has lost its groups for good, new ones are sampled, and other weights come of them: what the steps
+    behind it have, which is told, must make way for their own.
     """
     steps = [(step, digest) for step, digest in home.ledger.steps(key) if step >= start]
-    without = [step for step, digest in steps if digest is None]
+    without = next((step for step, digest in steps if digest is None), None)
+    if without is None:
+        return
     for step, digest in steps:
-        if without and step > without[0] and digest is not None:
-            home.ledger.forget_groups(key, step)
+        if digest is not None and step > without:
+            what = f"is the groups of step {step}, which came of those of step {without}, which are lost for good"
+            home.report(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place", time.time()))
+    home.ledger.forget_steps(key, without)
 
 
 def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
@@ -78,7 +83,7 @@ def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     Damaged or missing states are told and forgotten. Where groups are damaged or missing, a state before their step is
     the latest, so that they are made again. None if there is no such state.
     """
-    lost = lost_groups(
+    lost = _missing(
         home, key, lambda step: f"the stage goes on from before step {step}, whose groups are sampled again"
     )
     states = [(step, digest) for step, digest in home.ledger.states(key) if not lost or step <= lost[0]]

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reasonmill.store.commit import disk_errors, file_digest, holds
-from reasonmill.store.looking import exists, is_file
+from reasonmill.store.looking import exists, files_below, is_directory, is_file
 
 RUNS = "runs"
 MODEL, RECIPE, PAGE, SUMMARY = "model", "recipe.json", "report.html", "summary.json"
-VIEWS = frozenset({MODEL, RECIPE, PAGE, SUMMARY})
+FILES = frozenset({RECIPE, PAGE, SUMMARY})
+VIEWS = FILES | {MODEL}
 # What `replace_file` and `replace_directory` call a view that is on its way, or that makes way for it.
 _HALF_WRITTEN = frozenset(f".{view}.{step}" for view in VIEWS for step in ("tmp", "new", "old"))
 
@@ -25,7 +26,8 @@ def view_digests(directory: Path) -> dict[str, str]:
 def file_names(directory: Path) -> list[str]:
     """The paths of the files of a run's directory below it, those of the user too, but not those of half-written
     views."""
-    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if is_file(path)]
+    found = files_below(directory) if is_directory(directory) else ()
+    names = [name for name in found if is_file(directory / name)]
     return sorted(name for name in names if name.split("/")[0] not in _HALF_WRITTEN)
 
 
