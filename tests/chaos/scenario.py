@@ -97,8 +97,8 @@ def begin(home_path: Path) -> None:
 
 
 def finish_beside_a_reader(home_path: Path) -> None:
-    """The rest. Then a stage counts as not finished, as one does whose object is gone, and what steps have is forgotten,
-    as where it is damaged or came of what is lost."""
+    """The rest. Then a stage counts as not finished, as one does whose object is gone, and what steps have is
+    forgotten, as where it is damaged or came of what is lost."""
     with Home.open(home_path) as home:
         last = _run(home)
         for part in range(2):
