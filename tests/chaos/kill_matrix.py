@@ -32,8 +32,7 @@ from reasonmill.store.ledger_backup import LEDGER
 
 RECIPES = Path(__file__).parent / "recipes"
 NAMES = ("grown", "reasoned", "taught")
-# On a GPU without "grown", whose workers can't be forked there and take most of the time to start; and with long texts:
-# what a block of threads does alone comes out the same in any order.
+# On a GPU without "grown", whose workers can't be forked there and take most of the time to start; and longer texts.
 NAMES_ON = {"cpu": NAMES, "cuda": ("reasoned", "taught", "drawn_out")}
 KILLS = (2, 3)  # fewest and most kills that a run is in for
 
@@ -159,7 +158,7 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference, 
         at = generator("kill", seed, start).random()
         after_s = at * reference.remaining_s(done_s) if start < planned else TIMED_OUT_S
         began = time.monotonic()
-        child = nursery.start(place.order(report.recipe, sabotage=sabotage))
+        child = nursery.start(place.order(report.recipe))
         code = child.wait(after_s)
         if code is None:
             code = child.kill()
@@ -184,17 +183,12 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference, 
 class Matrix:
     """Runs of all recipes, as many at a time as there are nurseries, and what they are compared with."""
 
-    def __init__(
-        self, directory: Path, nurseries: Sequence[Nursery], device: str = "cpu", sabotage: str | None = None
-    ) -> None:
+    def __init__(self, directory: Path, nurseries: Sequence[Nursery], device: str = "cpu") -> None:
         self._directory = directory
         self._nurseries = nurseries
         self._device = device
-        self._sabotage = sabotage
         self._references = {
-            name: run_uninterrupted(
-                nurseries[0], Place(directory / "references" / name, device), name, sabotage=sabotage
-            )
+            name: run_uninterrupted(nurseries[0], Place(directory / "references" / name, device), name)
             for name in NAMES_ON[device]
         }
 
@@ -208,7 +202,7 @@ class Matrix:
             nursery, place = free.get(), Place(self._directory / f"run-{seed}", self._device)
             reference = self._references[recipe_of(seed, self._device)]
             try:
-                report = run_killed(nursery, place, seed, reference, self._sabotage)
+                report = run_killed(nursery, place, seed, reference)
             finally:
                 free.put(nursery)
             if not report.differences:
@@ -238,12 +232,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one run only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--device", choices=NAMES_ON, default="cpu")
-    parser.add_argument("--sabotage", help="what is broken in all runs, the uninterrupted ones too")
     options = parser.parse_args()
     seeds = range(options.runs) if options.seed is None else [options.seed]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, nurseries(options.jobs) as started:
-        matrix = Matrix(Path(directory), started, options.device, options.sabotage)
+        matrix = Matrix(Path(directory), started, options.device)
         print("\n".join(matrix.machines()))
         reports = []
         for report in matrix.runs(seeds):

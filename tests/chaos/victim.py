@@ -11,7 +11,6 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ import reasonmill.mill.display
 import reasonmill.mill.pipeline
 import reasonmill.mill.results
 from reasonmill import cli, rollouts
-from reasonmill.learn import checkpoints, local, on_policy, scalar
+from reasonmill.learn import checkpoints, on_policy
 from reasonmill.learn.adamw import AdamW
 from reasonmill.model.decoder import load_decoder
 from reasonmill.randomness import Part, key
@@ -183,15 +182,9 @@ def train_on_a_step_twice() -> None:
     checkpoints.Checkpoints.resume = resume_earlier  # type: ignore[method-assign]
 
 
-def add_in_any_order() -> None:
-    """The kernels of a GPU may add up gradients in the order in which their threads end. No kill is needed for this."""
-    local.deterministic = scalar.deterministic = lambda device: nullcontext()  # type: ignore[assignment]
-
-
 SABOTAGES: dict[str, Callable[[], None]] = {
     "random state": draw_from_a_process,
     "replay": sample_committed_groups_again,
     "optimizer state": restore_weights_only,
     "step": train_on_a_step_twice,
-    "order of sums": add_in_any_order,
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,13 @@ from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import DivergenceGuard, total
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.reference import Reference
-from reasonmill.model.decoder import Decoder, new_decoder
+from reasonmill.model.decoder import Decoder, config_from, new_decoder
 from reasonmill.randomness import generator
 from reasonmill.types import Example
 from tiny_models import VOCABULARY, plain_network, tiny_config, tiny_decoder
 
 WHOLE = 10_000  # tokens of a batch that holds all examples
+LONG = (2048, 2000, 1900, 1700, 1500, 1300, 1100, 1024, 900, 800, 700, 500)  # tokens of texts for a GPU
 
 
 def ragged_examples(count: int = 8, *, loss: Any = "pg", seed: int = 0) -> list[Example]:
@@ -275,6 +276,23 @@ def test_both_passes_choose_kernels_that_add_in_one_order_on_a_gpu(monkeypatch: 
     learner.logprobs(pack(ragged_examples(), WHOLE)[0])
     assert chosen == [True, True, True]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("keeps_order", [True, False])
+def test_gradients_on_a_gpu_are_the_same_each_time(keeps_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without the kernels that are chosen for this they are not: the texts are long enough for many blocks."""
+    if not keeps_order:
+        monkeypatch.setattr(local, "deterministic", lambda device: nullcontext())
+    shape = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
+    config = config_from("qwen2", {**shape, "num_hidden_layers": 8, "vocab_size": 2000, "tie_word_embeddings": True})
+    decoder = new_decoder(config, seed=0, device="cuda", dtype=torch.bfloat16)
+    numbers = generator("long", 0)
+    texts = [[numbers.randrange(2000) for _ in range(length)] for length in LONG]
+    examples = [Example(text, [0.0, *[1.0] * (len(text) - 1)], "ce") for text in texts]
+    first, *others = [gradients(decoder, examples, sum(LONG), LossSettings()) for _ in range(5)]
+    same = [all(torch.equal(*pair) for pair in zip(first, other, strict=True)) for other in others]
+    assert all(same) == keeps_order
 
 
 def test_what_torch_was_set_to_comes_back_after_an_error() -> None:
