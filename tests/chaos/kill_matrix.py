@@ -148,7 +148,7 @@ def run_uninterrupted(
     return Reference(place.outcome(), seconds, stage_seconds)
 
 
-def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference, sabotage: str | None = None) -> Report:
+def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) -> Report:
     """Runs a recipe, kills its process group at random times, and starts it again until it is done."""
     report = Report(seed, recipe_of(seed, place.device), place.device)
     planned = generator("kills", seed).randint(*KILLS)
