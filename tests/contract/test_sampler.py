@@ -13,9 +13,10 @@ from chat_server import Answer, chat_server, says
 from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Sampler
 from reasonmill.randomness import generator, key
-from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings
+from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.native import NativeSampler
 from reasonmill.sample.scripted import ScriptedSampler
+from reasonmill.servers.client import TeacherSettings
 from reasonmill.types import Completion, Message, Request, SamplingParams
 from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, tiny_decoder
 

@@ -20,8 +20,8 @@ from transformers.utils.import_utils import is_serve_available
 from chat_server import Answer, chat_server, says
 from reasonmill.recipe.reference import model_directory
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
-from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings
-from reasonmill.sample.http_client import ServerError
+from reasonmill.sample.http import ConversationRenderer, HttpSampler
+from reasonmill.servers.client import ServerError, TeacherSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry

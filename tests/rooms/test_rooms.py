@@ -201,7 +201,7 @@ def test_a_broken_rule_is_found(tmp_path: Path, place: str, code: str) -> None:
         ("__main__.py", "from reasonmill.cli import main"),
         ("types.py", "import json\nfrom collections.abc import Sequence"),
         ("tasks/sums.py", "import torchlike\nfrom reasonmill.types import Problem\nfrom .algorithm import solve"),
-        ("world/corpus.py", "from reasonmill.tasks.countdown import Countdown"),
+        ("world/corpus.py", "from reasonmill.world.countdown import Countdown"),
         ("learn/local.py", "import torch\nfrom reasonmill.model.decoder import Decoder"),
         ("mill/report.py", "x = 1\n" * MAX_LINES),
         ("store/disk.py", "import os\nos.rename(a, b)"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import reasonmill.stage  # these two before the fixture hides their folder
 import reasonmill.stages
-import reasonmill.stages.context  # these two before the fixture hides their folder
 import reasonmill.stages.registry
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.errors import Interrupted
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
+from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
 KIND = "train"
 MAKES: ArtifactKind = "model"
@@ -96,7 +96,7 @@ from typing import Literal
 from pydantic import Field
 
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
+from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
 KIND = "measure"
 MAKES: ArtifactKind = "evaluation"

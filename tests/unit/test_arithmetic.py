@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from reasonmill.tasks.arithmetic import Arithmetic, Chain, draw_chain
 from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.world.arithmetic import Arithmetic, Chain, draw_chain
 
 PROBLEM = Problem(
     task="arithmetic",

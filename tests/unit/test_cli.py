@@ -16,7 +16,7 @@ from reasonmill.cli import main
 PROGRAM = """
 import sys
 import reasonmill.stages
-import reasonmill.stages.context
+import reasonmill.stage
 import reasonmill.stages.registry
 reasonmill.stages.__path__ = [sys.argv.pop(1)]
 from reasonmill.cli import main

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from kept_progress import KeptProgress, Killed
 from reasonmill.errors import Interrupted, TooManyUngraded
 from reasonmill.recipe.reference import model_directory
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.collect import Collection, Settings, run, task_metrics
-from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry
-from reasonmill.tasks.arithmetic import Arithmetic
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+from reasonmill.world.arithmetic import Arithmetic
 
 MODEL = model_directory("tiny-base-weak")
 

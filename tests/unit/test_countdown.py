@@ -7,7 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from reasonmill.tasks.countdown import (
+from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.world.countdown import (
     Countdown,
     Step,
     draw_puzzle,
@@ -16,7 +17,6 @@ from reasonmill.tasks.countdown import (
     solves,
     steps_between,
 )
-from reasonmill.types import Completion, Grade, Message, Problem
 
 PUZZLE = Problem(
     task="countdown",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
-from reasonmill.stages.context import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.curate import COUNTS_FILE, Settings, run
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.store.groups import GROUPS_FILE, write_groups

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.filters import Keep, Sample, repetition, sample_fault, thinking_fault
-from reasonmill.curation.general import GeneralMix
-from reasonmill.curation.rewriting import in_world_style, without_repeated_tries
 from reasonmill.curation.selection import REASONS, Counts, Selection
 from reasonmill.errors import RecipeError
 from reasonmill.tasks import registry
-from reasonmill.tasks.countdown import Countdown
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Conversation, Finish, Grade, Message, Problem
+from reasonmill.world.countdown import Countdown
+from reasonmill.world.general_mix import GeneralMix
 from reasonmill.world.lexicon import LANGUAGES, Language, language_share
 from reasonmill.world.requests import is_refusal
+from reasonmill.world.rewriting import in_world_style, without_repeated_tries
 from reasonmill.world.traces import TraceHabits, TraceWriter
 
 NOTHING = HeldOut([])

@@ -20,7 +20,7 @@ GATE = """
 from typing import Literal
 
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
-from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
+from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
 KIND = "gate"
 MAKES: ArtifactKind = "verdict"

@@ -19,7 +19,7 @@ from reasonmill.errors import Interrupted, RecipeError, UnsupportedModel
 from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.distillation import DistillationLearner
 from reasonmill.recipe.reference import shipped_bases
-from reasonmill.stages.context import Input, StageContext
+from reasonmill.stage import Input, StageContext
 from reasonmill.stages.distill import Settings, kl_examples, require_same_tokenizer, run, update
 from reasonmill.store.commit import MANIFEST
 from reasonmill.store.home import Home

@@ -12,8 +12,8 @@ from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.protocols import Task
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.rewards.combination import ACCURACY_ALONE
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages import evaluate
-from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
-from reasonmill.stages.context import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.gate import VERDICT_FILE, Settings, judge, paired_groups, run
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home

@@ -8,9 +8,9 @@ import pytest
 
 from reasonmill.errors import RecipeError
 from reasonmill.tasks import registry
-from reasonmill.tasks.general import MAX_CHARACTERS, GeneralTask, final_answer
 from reasonmill.types import Completion, Message, Problem
 from reasonmill.world import requests, talk
+from reasonmill.world.general import MAX_CHARACTERS, GeneralTask, final_answer
 from reasonmill.world.talk import Exchange
 
 NUM_PROMPTS = {

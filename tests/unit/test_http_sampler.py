@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
 from reasonmill.errors import RecipeError, UnsupportedModel
-from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings, transcript_of
-from reasonmill.sample.http_client import ChatReply, ServerError
+from reasonmill.sample.http import ConversationRenderer, HttpSampler, transcript_of
+from reasonmill.servers.client import ChatReply, ServerError, TeacherSettings
 from reasonmill.types import Completion, Finish, Message, Request, SamplingParams
 
 RENDERER = ConversationRenderer()

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
 from reasonmill.rewards.judge import Claim, Comparison, Judge, JudgeSettings, verdict
-from reasonmill.sample.http_client import ChatReply
+from reasonmill.servers.client import ChatReply
 from reasonmill.types import Message, Problem
 
 PROBLEM = Problem("countdown-3", (Message("user", "make 24 from 3 8 1"),), "( 8 * 3 ) * 1")

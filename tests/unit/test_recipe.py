@@ -25,7 +25,7 @@ from reasonmill.recipe.reference import (
     references,
     shipped_bases,
 )
-from reasonmill.stages.context import Input
+from reasonmill.stage import Input
 from reasonmill.stages.registry import kinds
 
 

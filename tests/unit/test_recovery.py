@@ -311,7 +311,7 @@ from pydantic import Field
 
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.stages.context import ArtifactKind, Outcome, StageSettings
+from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 from reasonmill.store.accounts import account
 from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights, sound_state
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout

@@ -20,8 +20,8 @@ from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
 from reasonmill.rewards import verdicts
 from reasonmill.rewards.model import ModelScorer
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages import reward_model, rl
-from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry

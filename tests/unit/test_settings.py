@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from reasonmill.recipe.graph import stage_key
 from reasonmill.recipe.load import load_recipe
 from reasonmill.settings import INCIDENTAL, decisive
-from reasonmill.stages.context import Input
+from reasonmill.stage import Input
 from reasonmill.stages.registry import kinds
 
 

@@ -11,7 +11,7 @@ from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
-from reasonmill.stages.context import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs, Settings, ce_example, run
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.home import Home

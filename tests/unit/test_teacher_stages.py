@@ -16,9 +16,9 @@ from reasonmill.randomness import key
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.rewards import verdicts
-from reasonmill.sample.http_client import ServerError
+from reasonmill.servers.client import ServerError
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages import collect, curate
-from reasonmill.stages.context import Input, Outcome, StageContext
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home

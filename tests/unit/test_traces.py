@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from reasonmill.tasks.arithmetic import Arithmetic
-from reasonmill.tasks.countdown import Countdown, Step, expression_of, solves
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Problem
+from reasonmill.world.arithmetic import Arithmetic
+from reasonmill.world.countdown import Countdown, Step, expression_of, solves
 from reasonmill.world.lexicon import (
     GIVE_UPS,
     LANGUAGES,

@@ -15,7 +15,7 @@ from reasonmill.mill.pipeline import PlannedStage
 from reasonmill.mill.space import weight_bytes
 from reasonmill.mill.workload import Amount, Workload, workloads
 from reasonmill.recipe.graph import Node
-from reasonmill.stages.context import StageSettings
+from reasonmill.stage import StageSettings
 
 GIGABYTE = 1e9
 

@@ -27,9 +27,9 @@ from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
-from reasonmill.sample.http_client import ServerError
+from reasonmill.servers.client import ServerError
 from reasonmill.settings import decisive
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.full_disk import waits_for_room

@@ -12,7 +12,7 @@ from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import Workload
 from reasonmill.protocols import Progress
-from reasonmill.stages.context import StageSettings
+from reasonmill.stage import StageSettings
 from reasonmill.store.home import Home
 
 # What a run needs besides, for its ledger, its views and what is rounded down.

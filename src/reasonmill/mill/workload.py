@@ -17,8 +17,9 @@ from reasonmill.types import Artifact
 
 if TYPE_CHECKING:
     from reasonmill.recipe.graph import Node
-    from reasonmill.stages import collect, curate, distill, evaluate, pretrain, reward_model, rl, sft
-    from reasonmill.stages.context import StageSettings
+    from reasonmill.stage import StageSettings
+    from reasonmill.stages import collect, curate, distill, evaluate, reward_model, rl, sft
+    from reasonmill.world import pretrain
 
 # Mean length of a response as a share of its limit. r1-zero-tiny: 0.1 at its beginning, 0.4 at its end; R1-Zero: 0.4 at
 # its end (14k of 32k); R1's 800k samples: 0.16.

@@ -18,7 +18,7 @@ from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import Source, StageSource, suggestion
 from reasonmill.settings import decisive
-from reasonmill.stages.context import Input, StageSettings
+from reasonmill.stage import Input, StageSettings
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, find_source, references, suggestion
-from reasonmill.stages.context import ArtifactKind, StageSettings
+from reasonmill.stage import ArtifactKind, StageSettings
 from reasonmill.stages.registry import kinds
 
 Model = TypeVar("Model", bound=BaseModel)

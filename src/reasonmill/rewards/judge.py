@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from reasonmill.activity import each
-from reasonmill.sample.http_client import ChatReply, ChatRequest, ChatServer, ServerSettings
+from reasonmill.servers.client import ChatReply, ChatRequest, ChatServer, ServerSettings
 from reasonmill.transcript import THINK_CLOSE
 from reasonmill.types import Message, Problem, SamplingParams
 

@@ -11,10 +11,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from reasonmill.errors import RecipeError, UnsupportedModel
-from reasonmill.sample.http_client import ChatReply, ChatRequest, ChatServer, ServerSettings
+from reasonmill.servers.client import ChatReply, ChatRequest, ChatServer, TeacherSettings
 from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Completion, Message, Request
 
@@ -24,16 +22,6 @@ if TYPE_CHECKING:
 _END = 256  # the one token that is no byte
 # Some servers read seeds as signed numbers of 32 bits.
 _SEEDS = 2**31
-
-
-class TeacherSettings(ServerSettings):
-    """Where a teacher is served, and what it is told beyond the problem."""
-
-    instructions: str | None = Field(
-        default=None,
-        min_length=1,
-        description="put behind the user's last turn, for example how to write the answer; not kept with the data",
-    )
 
 
 class ConversationRenderer:

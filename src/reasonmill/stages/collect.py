@@ -17,9 +17,10 @@ from reasonmill.recipe.reference import ModelRef
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded, stage_seed
-from reasonmill.sample.http import ConversationRenderer, HttpSampler, TeacherSettings
+from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.servers.client import TeacherSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks import registry

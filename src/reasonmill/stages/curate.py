@@ -12,21 +12,21 @@ from pydantic import Field, model_validator
 
 from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.filters import Keep, Sample, prompt_language, sample_fault
-from reasonmill.curation.general import GeneralMix
-from reasonmill.curation.rewriting import in_world_style
 from reasonmill.curation.selection import Counts, JudgeFault, Reason, Rewrite, Selection
 from reasonmill.errors import RecipeError
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import RolloutsRef
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
 from reasonmill.rewards.verdicts import verdicts_on
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.collect import ProblemCounts
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.tasks import registry
 from reasonmill.transcript import final_answer
 from reasonmill.types import Conversation, ConversationSource, Problem
+from reasonmill.world.general_mix import GeneralMix
+from reasonmill.world.rewriting import in_world_style
 
 KIND = "curate"
 MAKES: ArtifactKind = "dataset"

@@ -29,7 +29,7 @@ from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import TaskMix, collect, stage_seed
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.rl import SamplingSettings, rollout_metrics
 from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams, content_digest

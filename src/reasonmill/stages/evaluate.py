@@ -19,7 +19,7 @@ from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, thinking_tokens
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks import registry

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from reasonmill.algo.comparison import Comparison, paired_comparison
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group, Rollout
 

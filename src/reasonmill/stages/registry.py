@@ -8,7 +8,7 @@ from types import ModuleType
 
 import reasonmill.stages
 
-_NOT_STAGES = {"context", "registry"}
+_NOT_STAGES = {"registry"}
 
 
 def kinds() -> dict[str, ModuleType]:
@@ -19,10 +19,12 @@ def kinds() -> dict[str, ModuleType]:
         TypeError: a module lacks one of the four, or two modules define the same kind.
     """
     found: dict[str, ModuleType] = {}
+    modules = [importlib.import_module("reasonmill.world.pretrain")]
     for info in pkgutil.iter_modules(reasonmill.stages.__path__):
         if info.name in _NOT_STAGES:
             continue
-        module = importlib.import_module(f"reasonmill.stages.{info.name}")
+        modules.append(importlib.import_module(f"reasonmill.stages.{info.name}"))
+    for module in modules:
         missing = [name for name in ("KIND", "MAKES", "Settings", "run") if not hasattr(module, name)]
         if missing:
             raise TypeError(f"{module.__name__} is no stage: it does not define {', '.join(missing)}")

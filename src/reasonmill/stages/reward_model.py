@@ -44,7 +44,7 @@ from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Comparison, Judge, JudgeSettings
 from reasonmill.rewards.model import VIEWS, shown
 from reasonmill.rewards.verdicts import verdicts_on
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.sft import Epochs
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.tasks import registry

@@ -31,7 +31,7 @@ from reasonmill.rewards.combination import RewardWeights, Scorer, check_rewards,
 from reasonmill.rewards.model import ModelScorer, Preference
 from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, stage_seed, thinking_tokens
 from reasonmill.sample.native import NativeSampler
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams
 

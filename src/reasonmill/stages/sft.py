@@ -20,7 +20,7 @@ from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import DatasetRef, ModelRef
 from reasonmill.render import renderer_for
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example
 

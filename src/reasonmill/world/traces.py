@@ -9,9 +9,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reasonmill.tasks.arithmetic import Arithmetic
-from reasonmill.tasks.countdown import Countdown, Step, expression_of, random_steps
 from reasonmill.types import Problem
+from reasonmill.world.arithmetic import Arithmetic
+from reasonmill.world.countdown import Countdown, Step, expression_of, random_steps
 from reasonmill.world.lexicon import GIVE_UPS, OPENINGS, REJECTIONS, STEPS, SUCCESSES, Language
 
 OTHER: dict[Language, Language] = {"en": "de", "de": "en"}

@@ -19,7 +19,7 @@ from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.model.decoder import config_from, new_decoder, working_dtype
 from reasonmill.model.saving import save_decoder
 from reasonmill.randomness import key
-from reasonmill.stages.context import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import documents

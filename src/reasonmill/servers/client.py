@@ -105,6 +105,16 @@ class ChatReply:
     finish: Finish
 
 
+class TeacherSettings(ServerSettings):
+    """Where a teacher is served, and what it is told beyond the problem."""
+
+    instructions: str | None = Field(
+        default=None,
+        min_length=1,
+        description="put behind the user's last turn, for example how to write the answer; not kept with the data",
+    )
+
+
 class ChatServer:
     """A model behind a server.
 

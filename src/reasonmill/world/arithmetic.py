@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from reasonmill.protocols import Domain
-from reasonmill.tasks.countdown import LARGEST, LARGEST_GIVEN, Step
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.world.countdown import LARGEST, LARGEST_GIVEN, Step
 
 PROMPTS = {
     "en": "start at {start} then {operations} . result ?",
