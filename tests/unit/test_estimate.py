@@ -114,7 +114,9 @@ def test_data_flows_from_samples_through_curation_into_training() -> None:
     assert samples.makes is not None
     assert samples.makes.texts == Amount(40, 40)
     # One of four samples for each of 10 problems at most, half of all samples expected: the bound holds for both.
-    curated = node("curate", data=["collect"], keep={"per_problem": 1}, general={"use": "world-talk", "conversations": 10})
+    curated = node(
+        "curate", data=["collect"], keep={"per_problem": 1}, general={"use": "world-talk", "conversations": 10}
+    )
     data = workload(curated.settings, Upstream({"data[0]": samples.makes}))
     assert data is not None
     assert data.makes is not None
