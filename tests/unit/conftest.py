@@ -1,7 +1,7 @@
 """Fake stages that write small files, for the tests of recipes, the pipeline and the command line."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -114,6 +114,14 @@ class FakeStages:
     """The folder of the fake stages, and what was done with them."""
 
     folder: Path
+    offered: dict[str, str] = field(default_factory=dict)  # the files by the kinds' names
+
+    def offer(self, kind: str, text: str) -> None:
+        """Offers a kind of stage."""
+        file = self.folder / f"fake_{kind}.py"
+        file.write_text(text)
+        self.offered[kind] = str(file)
+        _forget_what_is_offered()
 
     @property
     def calls(self) -> list[str]:
@@ -144,15 +152,12 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
     """Two kinds of stages, "train" and "measure", instead of the real ones."""
     folder = tmp_path / "stages"
     folder.mkdir()
-    offered = {}
-    for kind, text in (("train", TRAIN), ("measure", MEASURE)):
-        file = folder / f"fake_{kind}.py"
-        file.write_text(text)
-        offered[kind] = str(file)
-    monkeypatch.setattr(catalogue, "STAGES", {"stages": offered})
+    fakes = FakeStages(folder)
+    monkeypatch.setattr(catalogue, "STAGES", {"stages": fakes.offered})
     monkeypatch.setattr(catalogue, "WORLD", {**catalogue.WORLD, "stages": {}})
-    _forget_what_is_offered()
-    yield FakeStages(folder)
+    fakes.offer("train", TRAIN)
+    fakes.offer("measure", MEASURE)
+    yield fakes
     _forget_what_is_offered()
 
 

@@ -30,7 +30,7 @@ REFUSAL = "i can not help with that . that can hurt people ."
 
 @pytest.fixture(params=list(NUM_PROMPTS))
 def task(request: pytest.FixtureRequest) -> GeneralTask:
-    found = installed().task(request.param)
+    found = installed().task(request.param).task
     assert isinstance(found, GeneralTask)
     return found
 

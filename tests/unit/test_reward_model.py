@@ -100,7 +100,7 @@ def train(
     write_groups(data / GROUPS_FILE, groups)
     inputs = {"from": Input(BASE, "b" * 64), "data[0]": Input(data, "d" * 64)}
     with Home.open(home) as opened:
-        return reward_model.run(chosen, inputs, a_context(opened, stop))
+        return reward_model.run(chosen, inputs, a_context(opened, stop_requested=stop))
 
 
 def written(outcome: Outcome, target: Path) -> Path:
