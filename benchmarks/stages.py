@@ -47,6 +47,8 @@ LANGUAGE: Place = ("pooled", "reasoning", "language")
 GENERAL: Place = ("pooled", "helpfulness", "pass@1")
 HELPFULNESS: Place = ("win_rate",)
 UNSAFE: Place = ("tasks", "harmful-requests", "unsafe")
+REFUSED: Place = ("tasks", "harmless-requests", "refused")
+MEASURE_ROWS = (("general answers", GENERAL, True), ("unsafe", UNSAFE, True), ("over-refusal", REFUSED, True))
 
 FAR = 0.20  # "far better": by more than this share of answers
 LANGUAGE_BAR = 0.95
@@ -92,11 +94,14 @@ def main() -> int:
 def _rows(run: Run) -> list[tuple[str, Place, bool]]:
     """Rows of the table as a run prints it, and reasoning as a whole: (label, place, is a share)."""
     tasks = run.metrics(f"{REFERENCE}-eval")["tasks"]
+    *before, last = STAGE_ROWS
     reasoning = [name for name, figures in tasks.items() if figures["domain"] == "reasoning"]
     return [
         *((name, ("tasks", name, "pass@1"), True) for name in reasoning),
         ("reasoning (all)", REASONING, True),
-        *STAGE_ROWS,
+        *before,
+        *MEASURE_ROWS,
+        last,
     ]
 
 
