@@ -276,3 +276,20 @@ def test_settings_that_are_incidental_do_not_count() -> None:
     assert changed(before, keys_of(load_recipe("r1-tiny", ["zero.state_every=7"]))) == set()
     assert changed(before, keys_of(load_recipe("r1-tiny", ["zero.group_size=9"]))) == {"zero"}
     assert changed(before, keys_of(load_recipe("r1-tiny", ["watchdog.sampling=60"]))) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "stage"),
+    [
+        ("sft-data.general.conversations=9", "sft-data"),  # a key of the table's own
+        ("sft-data.general.better_share=0.3", "sft-data"),  # an argument
+        ("cold-data.rewrite.drop_repeated_tries=false", "cold-data"),
+        ('cold-data.rewrite.use="reasonmill.world.rewriting:WorldStyle"', ""),  # the same under another name
+        ("cold-data.keep.per_problem=3", "cold-data"),
+        ("zero.tasks.arithmetic=0.3", "zero"),
+        ("zero.rewards.format=0.3", "zero"),
+    ],
+)
+def test_all_else_counts(override: str, stage: str) -> None:
+    before = keys_of(load_recipe("r1-tiny"))
+    assert changed(before, keys_of(load_recipe("r1-tiny", [override]))) == ({stage} if stage else set())
