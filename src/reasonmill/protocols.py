@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasonmill.types import Completion, Grade, Message, Problem, Request
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # Reasoning has answers that a rule can check. General prompts are judged by reward models: each belongs either to the
 # prompts that want help or to those that put safety to the test (R1 paper, section 3).
 Domain = Literal["reasoning", "helpfulness", "safety"]
+
+# What goes on from completions that finished in the same step, given as (index, completion) in the order of their
+# indices: for each of them a request, or None.
+FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]]
 
 
 class Renderer(Protocol):
@@ -45,8 +49,15 @@ class Sampler(Protocol):
 
     version: int
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yields (index into `requests`, completion) as completions finish."""
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yields (index into `requests`, completion) as completions finish.
+
+        Args:
+            follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
+                under the same index in place of the completion, which is not yielded.
+        """
         ...
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> None:
