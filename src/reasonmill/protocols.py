@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from reasonmill.types import Completion, Grade, Message, Problem, Request
+from reasonmill.types import Completion, Episode, Grade, Message, Problem, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,15 @@ class Renderer(Protocol):
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
+        ...
+
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens between the stop token of one of the assistant's turns and the beginning of its next turn, where
+        `messages` were said in between. What was sampled before is never tokenised again.
+
+        Raises:
+            UnsupportedModel: the model's template can't go on with a conversation in this way.
+        """
         ...
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -116,6 +125,31 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         """One grade for each completion; a grade's `accuracy` part is 1.0 for a right answer, else 0.0."""
+        ...
+
+
+class Environment(Protocol):
+    """Answers the policy's turns, so that an attempt at a problem has several of them.
+
+    One environment serves all episodes at the same time: what it keeps of one of them stands in the episode's `state`.
+    The same turns must have the same replies, or a resumed run goes another way.
+    """
+
+    max_turns: int  # the policy's turns in an episode, at most
+
+    def start(self, problem: Problem) -> Episode:
+        """A new episode; its messages are what the policy reads first."""
+        ...
+
+    async def reply(self, episode: Episode, completion: Completion) -> Sequence[Message] | None:
+        """What the environment says to the policy's turn; None where the episode ends with it.
+
+        It is not asked about the last turn that `max_turns` allows, nor about a turn that was cut off. Replies to turns
+        that end together are awaited together. An error leaves this episode ungraded, and no other.
+
+        Args:
+            episode: all that came before the turn; `episode.grade(completion)` is what the task says of it.
+        """
         ...
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reasonmill.activity import each, phase
-from reasonmill.errors import TooManyUngraded
-from reasonmill.protocols import Renderer, Sampler, Task
+from reasonmill.episodes import Episodes, begun
+from reasonmill.errors import RecipeError, TooManyUngraded
+from reasonmill.protocols import Environment, Renderer, Sampler, Task
 from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import RewardWeights
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Group, Problem, Request, Rollout, SamplingParams
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Request, Rollout, SamplingParams
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -47,41 +48,85 @@ def collect(
     num_samples: int,
     params: SamplingParams,
     noise: tuple[Part, ...],
+    environments: Mapping[str, Environment] | None = None,
     on_completion: Callable[[int], None] | None = None,
 ) -> list[Group]:
-    """Samples `num_samples` completions of each problem and grades them.
+    """Samples `num_samples` attempts at each problem and grades them.
 
     Args:
         tasks: by name; those of the problems.
+        params: `max_tokens` bounds all turns of an attempt together, replies included.
         noise: names the draw, for example (seed, stage, step); with the place of the problem and of the sample it
             decides all sampling noise.
-        on_completion: told how many completions are finished, for progress.
+        environments: by the name of their task; the attempts at all other tasks have one turn.
+        on_completion: told how many attempts are finished, for progress.
 
     Returns:
         One group for each problem, in their order; rollouts in the order of their sample numbers.
+
+    Raises:
+        RecipeError: a task has an environment, and a reward model, which sees no turns, or a sampler of text alone.
+        UnsupportedModel: the model's template can't go on with a conversation.
     """
-    prompts = [renderer.render(problem.messages) for problem in problems]
-    requests = [
-        Request(prompt, params, key("sample", *noise, place, sample))
-        for place, prompt in enumerate(prompts)
-        for sample in range(num_samples)
-    ]
-    completions: list[Completion | None] = [None] * len(requests)
-    for finished, (index, completion) in enumerate(each("sampling", sampler.generate(requests)), start=1):
-        completions[index] = completion
-        if on_completion is not None:
-            on_completion(finished)
+    environments = environments or {}
+    if params.stop and environments:
+        raise ValueError("the turns of an episode end with a stop token: leave stop strings out")
+    for name in environments.keys() & tasks.keys():
+        if by_model := rewards.by_model(tasks[name].domain):
+            raise RecipeError(
+                f"task {name!r} has an environment, and the reward {by_model[0]!r} is a model's, which reads one turn",
+                fix="leave one of them out",
+            )
+    prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
+    requests: list[Request] = []
+    drawn: dict[int, Completion] = {}
+    with Episodes(renderer) as episodes:
+        for place, problem in enumerate(problems):
+            environment = environments.get(problem.task)
+            for sample in range(num_samples):
+                episode = begun(environment, tasks[problem.task], problem) if environment else None
+                messages = episode.messages if episode else problem.messages
+                if messages not in prompts:
+                    prompts[messages] = renderer.render(messages)
+                request = Request(prompts[messages], params, key("sample", *noise, place, sample))
+                if environment and episode:
+                    episodes.add(len(requests), episode, environment, request)
+                requests.append(request)
+        completions = sampler.generate(requests, episodes.follow_up) if episodes else sampler.generate(requests)
+        for index, completion in each("sampling", completions):
+            drawn[index] = completion
+            if on_completion is not None:
+                on_completion(len(drawn))
+        if len(drawn) != len(requests):
+            raise RuntimeError(f"the sampler lost {len(requests) - len(drawn)} of {len(requests)} requests")
+        attempts = [episodes.ended(index, drawn[index]) for index in range(len(requests))]
     groups = []
     for place, problem in enumerate(problems):
-        attempts = completions[place * num_samples : (place + 1) * num_samples]
-        drawn = [completion for completion in attempts if completion is not None]
-        if len(drawn) != num_samples:
-            raise RuntimeError(f"the sampler lost {num_samples - len(drawn)} of the requests for problem {problem.id}")
-        with phase("grading"):
-            grades = rewards.grade(tasks[problem.task], problem, drawn, noise=(*noise, place))
-        rollouts = [Rollout(prompts[place], c, g) for c, g in zip(drawn, grades, strict=True)]
+        own = slice(place * num_samples, (place + 1) * num_samples)
+        grades = _graded(rewards, tasks[problem.task], problem, attempts[own], noise=(*noise, place))
+        rollouts = [
+            Rollout(request.prompt_tokens, completion, grade, replies)
+            for request, (completion, replies, _), grade in zip(requests[own], attempts[own], grades, strict=True)
+        ]
         groups.append(Group(problem, tuple(rollouts)))
     return groups
+
+
+def _graded(
+    rewards: RewardWeights,
+    task: Task,
+    problem: Problem,
+    attempts: Sequence[tuple[Completion, tuple[Reply, ...], str]],
+    *,
+    noise: tuple[Part, ...],
+) -> list[Grade]:
+    """The grades; what an environment failed at has none, whatever its last turn was like."""
+    with phase("grading"):
+        grades = rewards.grade(task, problem, [completion for completion, _, _ in attempts], noise=noise)
+    return [
+        replace(grade, reward=None, error=error) if error else grade
+        for grade, (_, _, error) in zip(grades, attempts, strict=True)
+    ]
 
 
 def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
@@ -100,6 +145,6 @@ def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
 
 
 def thinking_tokens(rollout: Rollout, renderer: Renderer) -> int:
-    """Tokens of the rollout's thinking, without the tags."""
-    thinking = read_transcript(rollout.completion.text).thinking
-    return renderer.num_tokens(thinking) if thinking else 0
+    """Tokens of the rollout's thinking in all its turns, without the tags."""
+    thoughts = [read_transcript(text).thinking for text in rollout.texts]
+    return sum(renderer.num_tokens(thinking) for thinking in thoughts if thinking)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.errors import RecipeError
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, ConversationSource, Grade, Problem
+from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
 from reasonmill.world.lexicon import LANGUAGES, Language, language_share
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
@@ -18,12 +18,16 @@ ThinkingFault = Literal["too_short", "too_long", "repetitive", "mixed_language"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One attempt at a problem that may become a conversation of a dataset."""
+    """One attempt at a problem that may become a conversation of a dataset.
+
+    The rules are about the last turn; `dialogue` is what was said between the problem and that turn.
+    """
 
     problem: Problem
     completion: Completion
     grade: Grade
     source: ConversationSource
+    dialogue: tuple[Message, ...] = ()
 
 
 class Keep(BaseModel):

@@ -115,6 +115,14 @@ class RewardWeights:
             if weight and self.rewards[name].source == "model" and name not in self.scorers:
                 raise ValueError(f"the reward {name!r} has a weight and no scorer")
 
+    def by_model(self, domain: Domain) -> list[str]:
+        """The weighted rewards that reward models measure on a domain."""
+        return [
+            name
+            for name, weight in self.weights.items()
+            if weight and self.rewards[name].source == "model" and domain in self.rewards[name].domains
+        ]
+
     def grade(
         self, task: Task, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
     ) -> list[Grade]:
@@ -130,11 +138,7 @@ class RewardWeights:
         }
         if not applied:
             raise ValueError(f"no weighted reward counts on task {task.name!r}, whose domain is {task.domain}")
-        scores = {
-            name: self.scorers[name].score(problem, completions)
-            for name in applied
-            if self.rewards[name].source == "model"
-        }
+        scores = {name: self.scorers[name].score(problem, completions) for name in self.by_model(task.domain)}
         grades = []
         for sample, (completion, grade, *scored) in enumerate(
             zip(completions, task.grade(problem, completions), *scores.values(), strict=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reasonmill.errors import RecipeError, UnsupportedModel
+from reasonmill.protocols import FollowUp
 from reasonmill.servers.client import ChatReply, ChatRequest, ChatServer, TeacherSettings
 from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Completion, Message, Request
@@ -39,6 +40,9 @@ class ConversationRenderer:
     def response(self, text: str) -> tuple[int, ...]:
         return (*text.encode(), _END)
 
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        raise _no_episodes()
+
     def num_tokens(self, text: str) -> int:
         return len(text.encode())
 
@@ -63,13 +67,17 @@ class HttpSampler:
         self._renderer = ConversationRenderer()
         self._instructions = settings.instructions
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yields (index, completion) as the server answers. Prompts must be rendered by `ConversationRenderer`.
 
         Raises:
-            RecipeError: a request has a top-k, which is no part of OpenAI's interface.
+            RecipeError: a request has a top-k, which is no part of OpenAI's interface, or is to be followed up.
             ServerError: the server can't be reached, or refuses a request.
         """
+        if follow_up is not None:
+            raise _no_episodes()
         asked = [self._asked(request) for request in requests]
         for index, reply in self._server.complete(asked):
             yield index, Completion((), None, (), transcript_of(reply), reply.finish, self.version)
@@ -93,6 +101,13 @@ class HttpSampler:
             *before, last = messages
             messages = (*before, Message(last.role, f"{last.content}\n\n{self._instructions}"))
         return ChatRequest(messages, request.params, request.noise_key % _SEEDS)
+
+
+def _no_episodes() -> RecipeError:
+    return RecipeError(
+        "a task with an environment needs the tokens of each turn, which a model behind a server does not give",
+        fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
+    )
 
 
 def transcript_of(reply: ChatReply) -> str:

@@ -97,7 +97,7 @@ class Settings(StageSettings):
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Samples the model `from` refers to, or the teacher; the outcome is every graded rollout."""
     groups = Collection(settings, inputs["from"].path if "from" in inputs else None, context).run()
-    tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+    tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
     figures = {task: task_metrics(groups, task) for task in sorted(settings.tasks)}
     context.progress.end({task: each["pass@1"] for task, each in figures.items() if "pass@1" in each})
     metrics = {"collected": figures, "tokens": tokens}
@@ -186,7 +186,7 @@ def task_metrics(groups: Sequence[Group], task: str) -> dict[str, Any]:
         "problems": len(asked),
         "samples": len(rollouts),
         "ungraded": len(rollouts) - len(graded),
-        "tokens": sum(len(rollout.completion.tokens) for _, rollout in rollouts),
+        "tokens": sum(rollout.completion.num_sampled for _, rollout in rollouts),
     }
     if graded:
         accuracies = [grade.parts["accuracy"] for _, grade in graded]

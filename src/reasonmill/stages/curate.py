@@ -93,7 +93,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
 def _samples(directories: Sequence[Path]) -> list[Sample]:
     return [
-        Sample(group.problem, rollout.completion, rollout.grade, _source(group.problem))
+        Sample(group.problem, rollout.completion, rollout.grade, _source(group.problem), rollout.dialogue)
         for directory in directories
         for group in read_groups(directory / GROUPS_FILE)
         for rollout in group.rollouts

@@ -175,7 +175,7 @@ class Evaluation:
             groups += keep(number, partial(self._ask, task, first, sampler, renderer, _report_from(before, progress)))
             progress.advance(len(groups) * self._samples, {})
         figures = {task: self._figures([g for g in groups if g.problem.task == task], renderer) for task in self._tasks}
-        tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+        tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
         progress.end({task: figure["pass@1"] for task, figure in figures.items() if "pass@1" in figure})
         return {"tasks": figures, "pooled": self._pooled(groups, renderer)}, groups, tokens
 
@@ -277,7 +277,7 @@ def task_figures(groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
     """
     amounts: dict[str, Measure] = {
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
-        "response_tokens": lambda _, rollout: float(len(rollout.completion.tokens)),
+        "response_tokens": lambda _, rollout: float(rollout.completion.num_sampled),
     }
     # By id: a task with few problems asks some of them again.
     clusters = {group.problem.id: place for place, group in enumerate(groups)}
