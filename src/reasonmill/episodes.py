@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from reasonmill.activity import beat
-from reasonmill.protocols import Environment, Renderer, Task
+from reasonmill.protocols import Environment, Renderer
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Message, Problem, Reply, Request
 
 
@@ -88,6 +89,21 @@ class _Course:
         )
 
 
+@dataclass(frozen=True)
+class Ended:
+    """An attempt that is over.
+
+    Attributes:
+        completion: that of all turns.
+        replies: those of the environment.
+        error: why it can't be graded; empty if it can.
+    """
+
+    completion: Completion
+    replies: tuple[Reply, ...] = ()
+    error: str = ""
+
+
 class Episodes:
     """The episodes among the requests of one call of a sampler, by the place of their request.
 
@@ -109,9 +125,12 @@ class Episodes:
     def __len__(self) -> int:
         return len(self._courses)
 
-    def add(self, index: int, episode: Episode, environment: Environment, opening: Request) -> None:
-        """An episode that begins with the request `opening`, which is number `index`."""
-        self._courses[index] = _Course(episode, environment, opening)
+    def add(self, index: int, episode: Episode, task: NamedTask, opening: Request) -> None:
+        """An episode of a task with an environment; it begins with the request `opening`, which is number `index`."""
+        assert task.environment is not None
+        if opening.params.stop:
+            raise ValueError("a turn of an episode ends with a stop token: leave stop strings out")
+        self._courses[index] = _Course(episode, task.environment, opening)
 
     def follow_up(self, finished: Sequence[tuple[int, Completion]]) -> list[Request | None]:
         """The next turns' requests, for a sampler; see `protocols.FollowUp`."""
@@ -128,19 +147,20 @@ class Episodes:
             for index, completion in finished
         ]
 
-    def ended(self, index: int, last: Completion) -> tuple[Completion, tuple[Reply, ...], str]:
-        """(the completion of all turns, the replies in it, why it can't be graded) of request `index`, whose last turn
-        is given; the completion as it is where the request is no episode."""
+    def ended(self, index: int, last: Completion) -> Ended:
+        """How request `index` ended, whose last turn is given."""
         course = self._courses.get(index)
-        return (last, (), "") if course is None else (course.whole(last), tuple(course.replies), course.error)
+        return Ended(last) if course is None else Ended(course.whole(last), tuple(course.replies), course.error)
 
 
 async def _all_answers(asked: Sequence[tuple[_Course, Completion]]) -> list[Sequence[Message] | None]:
     return await asyncio.gather(*(course.answer(completion) for course, completion in asked))
 
 
-def begun(environment: Environment, task: Task, problem: Problem) -> Episode:
-    """A new episode of the problem, which knows the grades of its task."""
-    episode = environment.start(problem)
+def begun(task: NamedTask, problem: Problem) -> Episode | None:
+    """A new episode of the problem, which knows the grades of its task; None where the task has no environment."""
+    if task.environment is None:
+        return None
+    episode = task.environment.start(problem)
     episode.grade = lambda completion: task.grade(problem, [completion])[0]
     return episode

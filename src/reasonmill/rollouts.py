@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from reasonmill.activity import each, phase
 from reasonmill.episodes import Episodes, begun
-from reasonmill.errors import RecipeError, TooManyUngraded
-from reasonmill.protocols import Environment, Renderer, Sampler, Task
+from reasonmill.errors import TooManyUngraded
+from reasonmill.protocols import Renderer, Sampler
 from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import RewardWeights
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Request, Rollout, SamplingParams
+from reasonmill.types import Completion, Group, Message, Problem, Request, Rollout, SamplingParams
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -28,7 +29,7 @@ def stage_seed(seed: int, stage: str) -> int:
 class TaskMix:
     """Tasks and their shares among the problems that are drawn."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, NamedTask]
     shares: Mapping[str, float]
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
@@ -41,56 +42,45 @@ class TaskMix:
 def collect(
     sampler: Sampler,
     renderer: Renderer,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, NamedTask],
     problems: Sequence[Problem],
     *,
     rewards: RewardWeights,
     num_samples: int,
     params: SamplingParams,
     noise: tuple[Part, ...],
-    environments: Mapping[str, Environment] | None = None,
     on_completion: Callable[[int], None] | None = None,
 ) -> list[Group]:
-    """Samples `num_samples` attempts at each problem and grades them.
+    """Samples `num_samples` attempts at each problem and grades them. An attempt has one turn, or those of an episode
+    where the task has an environment.
 
     Args:
         tasks: by name; those of the problems.
         params: `max_tokens` bounds all turns of an attempt together, replies included.
         noise: names the draw, for example (seed, stage, step); with the place of the problem and of the sample it
             decides all sampling noise.
-        environments: by the name of their task; the attempts at all other tasks have one turn.
         on_completion: told how many attempts are finished, for progress.
 
     Returns:
         One group for each problem, in their order; rollouts in the order of their sample numbers.
 
     Raises:
-        RecipeError: a task has an environment, and a reward model, which sees no turns, or a sampler of text alone.
+        RecipeError: a task has an environment, and the sampler gives text alone.
         UnsupportedModel: the model's template can't go on with a conversation.
     """
-    environments = environments or {}
-    if params.stop and environments:
-        raise ValueError("the turns of an episode end with a stop token: leave stop strings out")
-    for name in environments.keys() & tasks.keys():
-        if by_model := rewards.by_model(tasks[name].domain):
-            raise RecipeError(
-                f"task {name!r} has an environment, and the reward {by_model[0]!r} is a model's, which reads one turn",
-                fix="leave one of them out",
-            )
     prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
     requests: list[Request] = []
     drawn: dict[int, Completion] = {}
     with Episodes(renderer) as episodes:
         for place, problem in enumerate(problems):
-            environment = environments.get(problem.task)
             for sample in range(num_samples):
-                episode = begun(environment, tasks[problem.task], problem) if environment else None
-                messages = episode.messages if episode else problem.messages
+                episode = begun(tasks[problem.task], problem)
+                messages = problem.messages if episode is None else episode.messages
                 if messages not in prompts:
                     prompts[messages] = renderer.render(messages)
                 request = Request(prompts[messages], params, key("sample", *noise, place, sample))
-                if environment and episode:
-                    episodes.add(len(requests), episode, environment, request)
+                if episode is not None:
+                    episodes.add(len(requests), episode, tasks[problem.task], request)
                 requests.append(request)
         completions = sampler.generate(requests, episodes.follow_up) if episodes else sampler.generate(requests)
         for index, completion in each("sampling", completions):
@@ -103,30 +93,21 @@ def collect(
     groups = []
     for place, problem in enumerate(problems):
         own = slice(place * num_samples, (place + 1) * num_samples)
-        grades = _graded(rewards, tasks[problem.task], problem, attempts[own], noise=(*noise, place))
+        ended = attempts[own]
+        with phase("grading"):
+            grades = rewards.grade(tasks[problem.task], problem, [e.completion for e in ended], noise=(*noise, place))
         rollouts = [
-            Rollout(request.prompt_tokens, completion, grade, replies)
-            for request, (completion, replies, _), grade in zip(requests[own], attempts[own], grades, strict=True)
+            # What an environment failed at has no grade, whatever its last turn was like.
+            Rollout(
+                request.prompt_tokens,
+                end.completion,
+                replace(grade, reward=None, error=end.error) if end.error else grade,
+                end.replies,
+            )
+            for request, end, grade in zip(requests[own], ended, grades, strict=True)
         ]
         groups.append(Group(problem, tuple(rollouts)))
     return groups
-
-
-def _graded(
-    rewards: RewardWeights,
-    task: Task,
-    problem: Problem,
-    attempts: Sequence[tuple[Completion, tuple[Reply, ...], str]],
-    *,
-    noise: tuple[Part, ...],
-) -> list[Grade]:
-    """The grades; what an environment failed at has none, whatever its last turn was like."""
-    with phase("grading"):
-        grades = rewards.grade(task, problem, [completion for completion, _, _ in attempts], noise=noise)
-    return [
-        replace(grade, reward=None, error=error) if error else grade
-        for grade, (_, _, error) in zip(grades, attempts, strict=True)
-    ]
 
 
 def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.errors import RecipeError
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
-from reasonmill.world.lexicon import LANGUAGES, Language, language_share
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
 ThinkingFault = Literal["too_short", "too_long", "repetitive", "mixed_language"]
@@ -26,8 +26,13 @@ class Sample:
     problem: Problem
     completion: Completion
     grade: Grade
-    source: ConversationSource
+    task: NamedTask
     dialogue: tuple[Message, ...] = ()
+
+    @property
+    def source(self) -> ConversationSource:
+        """What kind of data it would be."""
+        return "reasoning" if self.task.domain == "reasoning" else "general"
 
 
 class Keep(BaseModel):
@@ -65,7 +70,7 @@ def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
     return None
 
 
-def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault | None:
+def thinking_fault(response: str, sample: Sample, keep: Keep) -> ThinkingFault | None:
     """Why the thinking of a response is not kept; None if it is fine.
 
     Raises:
@@ -81,7 +86,7 @@ def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault
         return "repetitive"
     if keep.min_language > 0:
         # Thinking without a word of any language, sums for example, mixes none.
-        share = language_share(thinking, prompt_language(problem))
+        share = sample.task.language_share(thinking, prompt_language(sample.problem))
         if share is not None and share < keep.min_language:
             return "mixed_language"
     return None
@@ -94,16 +99,16 @@ def repetition(text: str, num_words: int) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def prompt_language(problem: Problem) -> Language:
+def prompt_language(problem: Problem) -> str:
     """The language that the problem is asked in.
 
     Raises:
         RecipeError: the problem does not say.
     """
-    for language in LANGUAGES:
-        if problem.meta.get("language") == language:
-            return language
+    language = problem.meta.get("language")
+    if isinstance(language, str):
+        return language
     raise RecipeError(
         f"the problems of task {problem.task!r} do not say which language they are asked in",
-        fix="leave min_language and rewriting out for this task, or let its problems' meta name a language",
+        fix="leave min_language out for this task, or let its problems' meta name a language",
     )
