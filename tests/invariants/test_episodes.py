@@ -14,11 +14,13 @@ from reasonmill.algo.packing import pack, unpack
 from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.local import LocalLearner
 from reasonmill.model.decoder import Decoder
+from reasonmill.protocols import Domain
 from reasonmill.randomness import generator
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect
 from reasonmill.sample import native
 from reasonmill.sample.native import NativeSampler
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Example, Grade, Group, Message, Problem, SamplingParams
 from tiny_models import VOCABULARY, NumberRenderer, tiny_decoder
 
@@ -29,12 +31,11 @@ TEMPERATURE = 1.3
 class Numbers:
     """Endless ragged prompts; what is right is a coin's matter."""
 
-    name = "numbers"
-    domain = "reasoning"
+    domain: Domain = "reasoning"
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         numbers = generator("prompt", seed, index)
-        return Problem(self.name, (Message("user", words(numbers, numbers.randint(1, 9))),), "")
+        return Problem("numbers", (Message("user", words(numbers, numbers.randint(1, 9))),), "")
 
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         return iter(())
@@ -62,7 +63,7 @@ def words(numbers: object, count: int) -> str:
 
 def played(decoder: Decoder, *, slots: int = 5) -> list[Group]:
     """Rollouts of up to three turns, some of which end early at the limit; slots are used again."""
-    task = Numbers()
+    task = NamedTask("numbers", Numbers(), Chatter())
     return collect(
         NativeSampler(decoder, NumberRenderer(), num_slots=slots, prefill_tokens=40),
         NumberRenderer(),
@@ -72,7 +73,6 @@ def played(decoder: Decoder, *, slots: int = 5) -> list[Group]:
         num_samples=4,
         params=SamplingParams(max_tokens=60, temperature=TEMPERATURE),
         noise=(0, "played"),
-        environments={task.name: Chatter()},
     )
 
 

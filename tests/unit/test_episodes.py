@@ -9,11 +9,12 @@ import pytest
 
 from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.protocols import Environment
-from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights
+from reasonmill.rewards.combination import ACCURACY_ALONE, MEASURED, check_rewards
 from reasonmill.rollouts import collect, thinking_tokens
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.scripted import ScriptedSampler
 from reasonmill.servers.client import TeacherSettings
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Grade, Group, Message, Problem, Request, SamplingParams
 from tiny_models import STOP_TOKEN, NumberRenderer
 
@@ -60,17 +61,17 @@ class FakeEnvironment:
 
 
 SUMS = Sums()
+PLAYED = NamedTask("sums", SUMS, FakeEnvironment())
 
 
 def play(
     script: Callable[[Request, int], Sequence[int]],
-    environments: Mapping[str, Environment] | None,
+    environments: Mapping[str, Environment],
     *,
     problems: int = 1,
     samples: int = 1,
     max_tokens: int = 50,
     tasks: Sequence[Sums] = (SUMS,),
-    rewards: RewardWeights = ACCURACY_ALONE,
     requests: list[Request] | None = None,
 ) -> list[Group]:
     """Problems of each task, their turns as the script says."""
@@ -83,13 +84,12 @@ def play(
     return collect(
         ScriptedSampler(NumberRenderer(), noted),
         NumberRenderer(),
-        {task.name: task for task in tasks},
+        {task.name: NamedTask(task.name, task, environments.get(task.name)) for task in tasks},
         [task.problem("train", 0, index) for task in tasks for index in range(problems)],
-        rewards=rewards,
+        rewards=ACCURACY_ALONE,
         num_samples=samples,
         params=SamplingParams(max_tokens=max_tokens),
         noise=(0, "test"),
-        environments=environments,
     )
 
 
@@ -173,7 +173,7 @@ def test_what_the_environment_says_first_is_the_prompt() -> None:
 
 def test_attempts_of_tasks_without_an_environment_are_what_they_were() -> None:
     other, wrong = Sums("others"), script_of([7], [8], [9])
-    alone = play(wrong, None, problems=3, samples=2, tasks=[other])
+    alone = play(wrong, {}, problems=3, samples=2, tasks=[other])
     beside = play(wrong, {"sums": FakeEnvironment()}, problems=3, samples=2, tasks=[other, SUMS])
     assert beside[:3] == alone
     assert all(len(rollout.replies) == 2 for group in beside[3:] for rollout in group.rollouts)
@@ -257,8 +257,8 @@ def test_the_version_of_an_episode_is_that_of_its_oldest_weights() -> None:
     sampler = ScriptedSampler(NumberRenderer(), script)
     sampler.load({}, 9)
     (group,) = collect(
-        sampler, NumberRenderer(), {"sums": SUMS}, [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE, num_samples=1,
-        params=SamplingParams(max_tokens=50), noise=(0,), environments={"sums": FakeEnvironment()},
+        sampler, NumberRenderer(), {"sums": PLAYED}, [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE,
+        num_samples=1, params=SamplingParams(max_tokens=50), noise=(0,),
     )  # fmt: skip
     assert group.rollouts[0].completion.policy_version == sampler.version == 6
 
@@ -275,27 +275,23 @@ def test_a_teacher_behind_a_server_is_refused_before_it_is_asked() -> None:
     sampler = HttpSampler(TeacherSettings(url="http://127.0.0.1:9", model="teacher"))
     with pytest.raises(RecipeError, match="an environment needs the tokens") as caught:
         collect(
-            sampler, ConversationRenderer(), {"sums": SUMS}, [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE,
-            num_samples=1, params=SamplingParams(), noise=(0,), environments={"sums": FakeEnvironment()},
+            sampler, ConversationRenderer(), {"sums": PLAYED}, [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE,
+            num_samples=1, params=SamplingParams(), noise=(0,),
         )  # fmt: skip
     assert "from" in caught.value.fix
 
 
 def test_a_reward_model_would_miss_the_turns() -> None:
-    class Liking:
-        def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
-            return [0.5] * len(completions)
-
-    rewards, helpful = RewardWeights({"helpfulness": 1.0}, {"helpfulness": Liking()}), Sums("help", "helpfulness")
-    with pytest.raises(RecipeError, match="'help' has an environment, and the reward 'helpfulness' is a model's"):
-        play(script_of([7]), {"help": FakeEnvironment()}, tasks=[helpful], rewards=rewards)
-    assert play(script_of([7]), None, tasks=[helpful], rewards=rewards)[0].rewards == [0.5]
+    task = NamedTask("help", Sums("help", "helpfulness"), FakeEnvironment())
+    with pytest.raises(RecipeError, match="'help' has an environment, and the model of the reward 'helpfulness'"):
+        check_rewards({"helpfulness": 1.0}, [task], lambda _: MEASURED["format"], ["helpfulness"])
+    check_rewards({"format": 1.0}, [task], lambda _: MEASURED["format"])
 
 
 def test_stop_strings_are_no_end_of_a_turn() -> None:
     with pytest.raises(ValueError, match="stop strings"):
         collect(
-            ScriptedSampler(NumberRenderer(), script_of([7])), NumberRenderer(), {"sums": SUMS}, [],
-            rewards=ACCURACY_ALONE, num_samples=1, params=SamplingParams(stop=("x",)), noise=(0,),
-            environments={"sums": FakeEnvironment()},
+            ScriptedSampler(NumberRenderer(), script_of([7])), NumberRenderer(), {"sums": PLAYED},
+            [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE, num_samples=1, params=SamplingParams(stop=("x",)),
+            noise=(0,),
         )  # fmt: skip

@@ -1,31 +1,57 @@
-"""The tiny world's environment: what it says, and an RL stage that trains on its episodes."""
+"""The tiny world's environment: what it says, and a recipe that trains on its episodes."""
 
 import asyncio
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-import reasonmill.stages.rl
-from kept_progress import KeptProgress
-from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.cli import main
+from reasonmill.errors import RecipeError
+from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.reference import model_directory
-from reasonmill.rollouts import collect
-from reasonmill.stage import Input, Outcome, StageContext
-from reasonmill.stages.rl import Settings, run
+from reasonmill.stop_signals import StopSignals
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks import registry
 from reasonmill.types import Completion, Episode, Group, Message, Problem
 from reasonmill.world.lexicon import language_share
 from reasonmill.world.second_try import SecondTry
 
-MODEL = model_directory("tiny-base-weak")
 STEPS = 3
+RECIPE = f"""
+name = "again"
+
+[environments.third-try]
+use = "second-try"
+max_turns = 3
+
+[tasks.twice]
+use = "countdown-3"
+environment = "second-try"
+
+[tasks.thrice]
+use = "arithmetic"
+environment = "third-try"
+
+[[stage]]
+name = "again"
+kind = "rl"
+from = "tiny-base-weak"
+steps = {STEPS}
+problems_per_step = 4
+group_size = 4
+updates_per_step = 2
+rewards = {{ accuracy = 1.0, format = 0.5 }}
+tasks = {{ twice = 0.5, thrice = 0.5 }}
+sampling = {{ max_tokens = 96 }}
+schedule = {{ peak = 1e-3 }}
+loss = {{ algorithm = "dapo", kl_coefficient = 0.1 }}
+state_every = 1
+"""
 
 
 def said(text: str) -> Completion:
@@ -33,7 +59,7 @@ def said(text: str) -> Completion:
 
 
 def reply_to(problem: Problem, text: str) -> list[Message] | None:
-    environment, task = SecondTry(), registry.get(problem.task)
+    environment, task = SecondTry(), installed().task(problem.task)
     episode = environment.start(problem)
     episode.grade = lambda completion: task.grade(problem, [completion])[0]
     replied = asyncio.run(environment.reply(episode, said(text)))
@@ -42,7 +68,7 @@ def reply_to(problem: Problem, text: str) -> list[Message] | None:
 
 @pytest.mark.parametrize(("index", "language"), [(0, "en"), (1, "de")])
 def test_what_is_wrong_gets_the_problem_once_more_in_its_own_language(index: int, language: str) -> None:
-    problem = registry.get("arithmetic").problem("train", 0, index)
+    problem = installed().task("arithmetic").problem("train", 0, index)
     assert reply_to(problem, f"<think></think><answer> {problem.answer}</answer>") is None
     for wrong in ("<think></think><answer> 0</answer>", "no answer", ""):
         (message,) = reply_to(problem, wrong) or []
@@ -52,7 +78,7 @@ def test_what_is_wrong_gets_the_problem_once_more_in_its_own_language(index: int
 
 
 def test_a_turn_that_can_not_be_graded_ends_the_episode() -> None:
-    episode = Episode(registry.get("countdown-3").problem("train", 0, 0))
+    episode = Episode(installed().task("countdown-3").problem("train", 0, 0))
     assert asyncio.run(SecondTry().reply(episode, said("no"))) is None
 
 
@@ -64,83 +90,70 @@ def test_tries_are_two_unless_told_otherwise_and_the_problem_names_its_language(
         SecondTry().start(Problem("sums", (Message("user", "1 + 1 ?"),), "2", {"language": "fr"}))
 
 
-# The stage
+# The recipe
 
 
-def settings() -> Settings:
-    return Settings.model_validate(
-        {
-            "name": "again", "kind": "rl", "from": "tiny-base-weak", "steps": STEPS, "problems_per_step": 4,
-            "group_size": 4, "updates_per_step": 2, "rewards": {"accuracy": 1.0, "format": 0.5},
-            "tasks": {"countdown-3": 0.5, "arithmetic": 0.5}, "sampling": {"max_tokens": 96},
-            "schedule": {"peak": 1e-3}, "state_every": 1,
-            "loss": {"algorithm": "dapo", "kl_coefficient": 0.1},
-        }
-    )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _second_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    environments = {"countdown-3": SecondTry(), "arithmetic": SecondTry(max_turns=3)}
-    monkeypatch.setattr(reasonmill.stages.rl, "collect", partial(collect, environments=environments))
-
-
-def trained(home: Home, looks: int = 99) -> Outcome:
-    """The stage's outcome; it is asked to stop after so many looks."""
+def run(folder: Path, looks: int = 99) -> int:
+    """Runs the recipe in a folder of its own; it is asked to stop after so many looks. The exit code."""
+    folder.mkdir(exist_ok=True)
+    (folder / "again.toml").write_text(RECIPE)
     left = iter([False] * looks)
-    context = StageContext("k" * 8, 0, "cpu", home, KeptProgress(), lambda: next(left, True))
-    return run(settings(), {"from": Input(MODEL, "digest")}, context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopSignals, "requested", lambda _: next(left, True))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(folder / "again.toml"), "--home", str(folder / "home")])
+    return int(ended.value.code or 0)
 
 
-def weights(outcome: Outcome, directory: Path) -> dict[str, torch.Tensor]:
-    directory.mkdir()
-    outcome.write(directory)
-    return load_file(directory / "model.safetensors")
+def weights(folder: Path) -> Mapping[str, Tensor]:
+    return load_file(folder / "home" / "runs" / "again" / "model" / "model.safetensors")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    with Home.open(tmp_path / "home") as opened:
-        yield opened
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder) == 0
+    return folder
 
 
-def steps_of(home: Home) -> list[list[Group]]:
-    digests = [home.ledger.step_groups("k" * 8, step) for step in range(STEPS)]
-    return [read_groups(home.objects.path(digest) / GROUPS_FILE) for digest in digests if digest]
+def steps_of(home: Home) -> tuple[list[str | None], list[list[Group]]]:
+    """(digests, groups) of all steps."""
+    (key,) = home.ledger.begun_stages()
+    digests = [home.ledger.step_groups(key, step) for step in range(STEPS)]
+    return digests, [read_groups(home.objects.path(digest) / GROUPS_FILE) for digest in digests if digest]
 
 
-def test_a_policy_is_trained_on_episodes(home: Home, tmp_path: Path) -> None:
-    outcome = trained(home)
-    before, after = load_file(MODEL / "model.safetensors"), weights(outcome, tmp_path / "model")
+def test_a_policy_is_trained_on_episodes(whole: Path) -> None:
+    before, after = load_file(model_directory("tiny-base-weak") / "model.safetensors"), weights(whole)
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    groups = [group for step in steps_of(home) for group in step]
-    rollouts = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
-    tries = {task: {len(r.texts) for problem, r in rollouts if problem.task == task} for task in settings().tasks}
-    assert 2 in tries["countdown-3"] <= {1, 2}
-    assert 3 in tries["arithmetic"] <= {1, 2, 3}
+    with Home.open(whole / "home") as home:
+        _, steps = steps_of(home)
+        metrics = home.ledger.metrics(next(iter(home.ledger.begun_stages())))
+        assert list(misaccounts(home.ledger, home.objects)) == []
+    rollouts = [(group.problem, rollout) for step in steps for group in step for rollout in group.rollouts]
+    turns = {task: {len(r.texts) for problem, r in rollouts if problem.task == task} for task in ("twice", "thrice")}
+    assert 2 in turns["twice"] <= {1, 2}
+    assert 3 in turns["thrice"] <= {1, 2, 3}
+    graders = {"twice": installed().task("countdown-3"), "thrice": installed().task("arithmetic")}
     for problem, rollout in rollouts:
         again = [message for reply in rollout.replies for message in reply.messages]
         assert all(message.content.endswith(problem.messages[-1].content) for message in again)
         written = sum(reply.stop - reply.start for reply in rollout.replies)
         assert rollout.completion.num_sampled == len(rollout.completion.tokens) - written
         assert len(rollout.completion.tokens) <= 96
-        task = registry.get(problem.task)
-        assert all(task.grade(problem, [said(reply.said)])[0].reward == 0.0 for reply in rollout.replies)
-    sampled = [sum(r.completion.num_sampled for g in step for r in g.rollouts) for step in steps_of(home)]
-    assert [row["tokens/sampled"] for row in home.ledger.metrics("k" * 8)] == sampled
-    assert outcome.tokens == sum(sampled)
-    assert any(row["rollouts/trained"] for row in home.ledger.metrics("k" * 8))
-    assert list(misaccounts(home.ledger, home.objects)) == []
+        tried = graders[problem.task].grade(problem, [said(reply.said) for reply in rollout.replies])
+        assert all(grade.reward == 0.0 for grade in tried)
+    sampled = [sum(r.completion.num_sampled for g in step for r in g.rollouts) for step in steps]
+    assert [row["tokens/sampled"] for row in metrics] == sampled
+    assert any(row["rollouts/trained"] for row in metrics)
 
 
-def test_an_interrupted_run_of_episodes_ends_in_the_same_weights(home: Home, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        trained(home, looks=2)
-    resumed = weights(trained(home), tmp_path / "resumed")
-    with Home.open(tmp_path / "other") as other:
-        whole = weights(trained(other), tmp_path / "whole")
-        assert [home.ledger.step_groups("k" * 8, s) for s in range(STEPS)] == [
-            other.ledger.step_groups("k" * 8, s) for s in range(STEPS)
-        ]
-    assert resumed.keys() == whole.keys()
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+def test_an_interrupted_run_of_episodes_ends_in_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, looks=3) == 130
+    assert run(tmp_path) == 0
+    resumed, expected = weights(tmp_path), weights(whole)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    with Home.open(whole / "home") as one, Home.open(tmp_path / "home") as other:
+        assert steps_of(one)[0] == steps_of(other)[0]
