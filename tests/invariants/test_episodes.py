@@ -61,14 +61,14 @@ def words(numbers: object, count: int) -> str:
     return " ".join(str(numbers.randrange(4, VOCABULARY)) for _ in range(count))  # type: ignore[attr-defined]
 
 
-def played(decoder: Decoder, *, slots: int = 5) -> list[Group]:
+def played(decoder: Decoder, *, slots: int = 5, problems: int = 6) -> list[Group]:
     """Rollouts of up to three turns, some of which end early at the limit; slots are used again."""
     task = NamedTask("numbers", Numbers(), Chatter())
     return collect(
         NativeSampler(decoder, NumberRenderer(), num_slots=slots, prefill_tokens=40),
         NumberRenderer(),
         {task.name: task},
-        [task.problem("train", 0, index) for index in range(6)],
+        [task.problem("train", 0, index) for index in range(problems)],
         rewards=ACCURACY_ALONE,
         num_samples=4,
         params=SamplingParams(max_tokens=60, temperature=TEMPERATURE),
@@ -115,7 +115,7 @@ def test_tokens_stand_where_the_replies_say() -> None:
 
 def test_neither_slots_nor_companions_matter_to_an_episode() -> None:
     decoder = tiny_decoder()
-    for one, other in zip(played(decoder, slots=1), played(decoder, slots=99), strict=True):
+    for one, other in zip(played(decoder, slots=1, problems=2), played(decoder, slots=99, problems=2), strict=True):
         assert [rollout.completion.tokens for rollout in one.rollouts] == [r.completion.tokens for r in other.rollouts]
 
 
