@@ -55,7 +55,7 @@ def engine_sources(need: str) -> list[tuple[str, Path]]:
 def is_left_out(module: str, rooms: Collection[str]) -> bool:
     """Whether a module of this package belongs to one of the rooms that are left out; the package itself does."""
     package, _, rest = module.partition(".")
-    return package == PACKAGE and (rest == "" or rest.partition(".")[0] in rooms)
+    return package == PACKAGE and (rest == "" or any(rest == room or rest.startswith(f"{room}.") for room in rooms))
 
 
 def code_digest(sources: Mapping[str, Path]) -> str:
