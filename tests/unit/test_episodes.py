@@ -1,19 +1,18 @@
 """Attempts of several turns: whom the environment is asked about, where the tokens go, and what an error costs."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from reasonmill.errors import RecipeError, UnsupportedModel
-from reasonmill.protocols import Environment
+from reasonmill.protocols import Environment, FollowUp
 from reasonmill.rewards.combination import ACCURACY_ALONE, MEASURED, check_rewards
 from reasonmill.rollouts import collect, thinking_tokens
-from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.scripted import ScriptedSampler
-from reasonmill.servers.client import TeacherSettings
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Grade, Group, Message, Problem, Request, SamplingParams
 from tiny_models import STOP_TOKEN, NumberRenderer
@@ -230,12 +229,26 @@ def test_one_event_loop_serves_all_turns_and_is_closed_with_them() -> None:
     assert loop.is_closed()
 
 
-def test_ctrl_c_while_an_environment_is_waited_for_gets_through() -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+def raising(*_: object) -> None:
+    raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        play(script_of([7]), {"sums": FakeEnvironment(interrupted)}, problems=3)
+
+# Python's own handler, for which asyncio puts another in place, and one that raises, as the command line's does.
+@pytest.mark.parametrize("handler", [signal.default_int_handler, raising])
+def test_ctrl_c_gets_through_while_environments_are_waited_for(handler: Any) -> None:
+    class Endless(FakeEnvironment):
+        async def reply(self, episode: Episode, completion: Completion) -> Sequence[Message] | None:
+            if episode.problem.messages[0].content == "12":
+                asyncio.get_running_loop().call_later(0.05, signal.raise_signal, signal.SIGINT)
+            await asyncio.sleep(600)
+            return None
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play(script_of([7]), {"sums": Endless()}, problems=3)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_template_that_can_not_go_on_is_no_matter_of_one_episode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,20 +260,30 @@ def test_a_template_that_can_not_go_on_is_no_matter_of_one_episode(monkeypatch: 
         play(script_of([7]), {"sums": FakeEnvironment()})
 
 
+class Ageing:
+    """A sampler whose weights are older with every turn, which must be seen."""
+
+    version = 9
+
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        assert follow_up is not None
+        (request,) = requests
+        while request is not None:
+            last = Completion((7, STOP_TOKEN), (0.0, 0.0), (True, True), "7 ", "stop", self.version)
+            self.version -= 1
+            (request,) = follow_up([(0, last)])  # type: ignore[assignment]
+        yield 0, last
+
+
 def test_the_version_of_an_episode_is_that_of_its_oldest_weights() -> None:
-    sampler: ScriptedSampler
-
-    def script(request: Request, version: int) -> Sequence[int]:
-        sampler.load({}, version - 1)
-        return [7, STOP_TOKEN]
-
-    sampler = ScriptedSampler(NumberRenderer(), script)
-    sampler.load({}, 9)
     (group,) = collect(
-        sampler, NumberRenderer(), {"sums": PLAYED}, [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE,
-        num_samples=1, params=SamplingParams(max_tokens=50), noise=(0,),
+        Ageing(), NumberRenderer(), {"sums": PLAYED}, [SUMS.problem("train", 0, 0)],  # type: ignore[arg-type]
+        rewards=ACCURACY_ALONE, num_samples=1, params=SamplingParams(max_tokens=50), noise=(0,),
     )  # fmt: skip
-    assert group.rollouts[0].completion.policy_version == sampler.version == 6
+    assert len(group.rollouts[0].texts) == 3
+    assert group.rollouts[0].completion.policy_version == 7
 
 
 def test_thinking_counts_in_all_turns() -> None:
@@ -269,16 +292,6 @@ def test_thinking_counts_in_all_turns() -> None:
     thoughtful = replace(rollout.replies[0], said="<think>1 2 3</think>4")
     assert thinking_tokens(rollout, NumberRenderer()) == 0
     assert thinking_tokens(replace(rollout, replies=(thoughtful,)), NumberRenderer()) == 3
-
-
-def test_a_teacher_behind_a_server_is_refused_before_it_is_asked() -> None:
-    sampler = HttpSampler(TeacherSettings(url="http://127.0.0.1:9", model="teacher"))
-    with pytest.raises(RecipeError, match="an environment needs the tokens") as caught:
-        collect(
-            sampler, ConversationRenderer(), {"sums": PLAYED}, [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE,
-            num_samples=1, params=SamplingParams(), noise=(0,),
-        )  # fmt: skip
-    assert "from" in caught.value.fix
 
 
 def test_a_reward_model_would_miss_the_turns() -> None:

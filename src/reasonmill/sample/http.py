@@ -41,7 +41,10 @@ class ConversationRenderer:
         return (*text.encode(), _END)
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        raise _no_episodes()
+        raise RecipeError(
+            "a task with an environment needs the tokens of each turn, which a model behind a server does not give",
+            fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
+        )
 
     def num_tokens(self, text: str) -> int:
         return len(text.encode())
@@ -73,11 +76,9 @@ class HttpSampler:
         """Yields (index, completion) as the server answers. Prompts must be rendered by `ConversationRenderer`.
 
         Raises:
-            RecipeError: a request has a top-k, which is no part of OpenAI's interface, or is to be followed up.
+            RecipeError: a request has a top-k, which is no part of OpenAI's interface.
             ServerError: the server can't be reached, or refuses a request.
         """
-        if follow_up is not None:
-            raise _no_episodes()
         asked = [self._asked(request) for request in requests]
         for index, reply in self._server.complete(asked):
             yield index, Completion((), None, (), transcript_of(reply), reply.finish, self.version)
@@ -101,13 +102,6 @@ class HttpSampler:
             *before, last = messages
             messages = (*before, Message(last.role, f"{last.content}\n\n{self._instructions}"))
         return ChatRequest(messages, request.params, request.noise_key % _SEEDS)
-
-
-def _no_episodes() -> RecipeError:
-    return RecipeError(
-        "a task with an environment needs the tokens of each turn, which a model behind a server does not give",
-        fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
-    )
 
 
 def transcript_of(reply: ChatReply) -> str:
