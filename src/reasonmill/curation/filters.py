@@ -7,13 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reasonmill.errors import RecipeError
+from reasonmill.languages import LanguageShare, problem_language
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, ConversationSource, Grade, Problem
-from reasonmill.world.lexicon import LANGUAGES, Language, language_share
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
-ThinkingFault = Literal["too_short", "too_long", "repetitive", "mixed_language"]
+ThinkingFault = Literal["too_short", "too_long", "repetitive", "unknown_language", "mixed_language"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +60,11 @@ def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
     return None
 
 
-def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault | None:
+def thinking_fault(response: str, problem: Problem, keep: Keep, share: LanguageShare) -> ThinkingFault | None:
     """Why the thinking of a response is not kept; None if it is fine.
 
-    Raises:
-        RecipeError: a share of the prompt's language is asked for, and the problem does not say which that is.
+    Args:
+        share: measures the share of a language in a text.
     """
     thinking = read_transcript(response).thinking
     words = len(thinking.split())
@@ -76,9 +75,12 @@ def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault
     if repetition(thinking, keep.repetition_words) > keep.max_repetition:
         return "repetitive"
     if keep.min_language > 0:
+        language = problem_language(problem, share)
+        if language is None:
+            return "unknown_language"
         # Thinking without a word of any language, sums for example, mixes none.
-        share = language_share(thinking, prompt_language(problem))
-        if share is not None and share < keep.min_language:
+        measured = share(thinking, language)
+        if measured is not None and measured < keep.min_language:
             return "mixed_language"
     return None
 
@@ -88,18 +90,3 @@ def repetition(text: str, num_words: int) -> float:
     words = text.lower().split()
     grams = [tuple(words[start : start + num_words]) for start in range(len(words) - num_words + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def prompt_language(problem: Problem) -> Language:
-    """The language that the problem is asked in.
-
-    Raises:
-        RecipeError: the problem does not say.
-    """
-    for language in LANGUAGES:
-        if problem.meta.get("language") == language:
-            return language
-    raise RecipeError(
-        f"the problems of task {problem.task!r} do not say which language they are asked in",
-        fix="leave min_language and rewriting out for this task, or let its problems' meta name a language",
-    )

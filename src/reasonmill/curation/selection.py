@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.deduplication import Seen, Turns, normalised_turns
 from reasonmill.curation.filters import Keep, Sample, SampleFault, ThinkingFault, sample_fault, thinking_fault
+from reasonmill.languages import LanguageShare
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Conversation
+from reasonmill.types import Conversation, Problem
 
 JudgeFault = Literal["judged_wrong", "not_judged"]
 Surplus = Literal["contaminated", "duplicate", "per_problem", "max_conversations"]
@@ -55,14 +56,22 @@ class Selection:
     Args:
         rewrite: makes the response to train on; it keeps the answer. None leaves responses as they were drawn.
         held_out: what no conversation may overlap.
+        share_of: the measure of languages for a problem, as its task has it.
         max_conversations: how many are kept at most; all if None.
     """
 
     def __init__(
-        self, keep: Keep, held_out: HeldOut, *, rewrite: Rewrite | None = None, max_conversations: int | None = None
+        self,
+        keep: Keep,
+        held_out: HeldOut,
+        *,
+        share_of: Callable[[Problem], LanguageShare],
+        rewrite: Rewrite | None = None,
+        max_conversations: int | None = None,
     ) -> None:
         self._keep = keep
         self._held_out = held_out
+        self._share_of = share_of
         self._rewrite = rewrite
         self._max_conversations = max_conversations
 
@@ -100,7 +109,7 @@ class Selection:
     def _why_dropped(
         self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int
     ) -> Reason | None:
-        fault = thinking_fault(conversation.response, sample.problem, self._keep)
+        fault = thinking_fault(conversation.response, sample.problem, self._keep, self._share_of(sample.problem))
         if fault is not None:
             return fault
         if self._held_out.overlaps(conversation):

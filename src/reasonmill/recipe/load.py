@@ -22,7 +22,7 @@ from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
-from reasonmill.recipe.reference import Source, find_source, references, suggestion
+from reasonmill.recipe.reference import Source, StageSource, find_source, references, suggestion
 from reasonmill.stage import ArtifactKind, StageSettings
 from reasonmill.stages.registry import kinds
 
@@ -190,6 +190,7 @@ def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, l
             sources, wrong = _sources(settings, names, makes, head.models, path, origins)
             mistakes += wrong
             nodes.append(Node(settings, sources))
+            mistakes += _misread(nodes, modules, path, origins)
         kind = entry.get("kind")
         if isinstance(kind, str) and kind in modules:
             makes[names[index]] = modules[kind].MAKES
@@ -248,6 +249,29 @@ def _sources(
             place = origins.place((*path, *key_path(mention.key)))
             mistakes.append(_Mistake(f"{mention.key}: {error.what}", place, error.fix))
     return sources, mistakes
+
+
+def _misread(
+    nodes: Sequence[Node], modules: Mapping[str, ModuleType], path: KeyPath, origins: Origins
+) -> list[_Mistake]:
+    """What the last stage, by its kind's `check_sources`, can't do with the stages that it reads."""
+    check = getattr(modules[nodes[-1].settings.kind], "check_sources", None)
+    if check is None:
+        return []
+    earlier = {node.settings.name: node.settings for node in nodes}
+    sources = nodes[-1].sources.items()
+    try:
+        check(
+            nodes[-1].settings,
+            {
+                key: earlier[source.stage]
+                for key, source in sources
+                if isinstance(source, StageSource) and source.stage in earlier
+            },
+        )
+    except RecipeError as error:
+        return [_Mistake(error.what, origins.place(path), error.fix)]
+    return []
 
 
 def _checked(

@@ -17,6 +17,7 @@ from reasonmill.randomness import Part
 from reasonmill.rewards.registry import RULES
 from reasonmill.rewards.rule import ALL_DOMAINS
 from reasonmill.tasks import registry
+from reasonmill.tasks.measures import require_languages
 from reasonmill.types import Completion, Grade, Problem
 
 ACCURACY = "accuracy"
@@ -63,7 +64,7 @@ def check_rewards(weights: Mapping[str, float], tasks: Iterable[str], reward_mod
 
     Raises:
         RecipeError: a reward is unknown or lacks its reward model, a reward model lacks its weight, a task has no
-            reward at all, or the language has weight and a task's problems name none.
+            reward at all, or the language has weight and that of a task's problems can't be told.
     """
     weighted = {name for name, weight in weights.items() if weight}
     for name in sorted(weights.keys() | set(reward_models)):
@@ -83,11 +84,8 @@ def check_rewards(weights: Mapping[str, float], tasks: Iterable[str], reward_mod
                 f"counts on {task.domain} tasks",
                 fix=f"give a weight to one of {', '.join(fitting)}",
             )
-        if "language" in weighted and "language" not in task.problem("train", 0, 0).meta:
-            raise RecipeError(
-                f"the reward 'language' has a weight, and the problems of task {task.name!r} name no language",
-                fix="remove the weight or the task",
-            )
+        if "language" in weighted:
+            require_languages(task.name, "the reward 'language'")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from reasonmill.curation.decontamination import HeldOut
-from reasonmill.curation.filters import Keep, Sample, prompt_language, sample_fault
+from reasonmill.curation.filters import Keep, Sample, sample_fault
 from reasonmill.curation.selection import Counts, JudgeFault, Reason, Rewrite, Selection
 from reasonmill.errors import RecipeError
 from reasonmill.randomness import generator
@@ -23,10 +23,11 @@ from reasonmill.stages.collect import ProblemCounts
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.tasks import registry
+from reasonmill.tasks.measures import language_share_of, require_languages
 from reasonmill.transcript import final_answer
 from reasonmill.types import Conversation, ConversationSource, Problem
 from reasonmill.world.general_mix import GeneralMix
-from reasonmill.world.rewriting import in_world_style
+from reasonmill.world.rewriting import in_world_style, prompt_language
 
 KIND = "curate"
 MAKES: ArtifactKind = "dataset"
@@ -61,6 +62,21 @@ class Settings(StageSettings):
         return self
 
 
+def check_sources(settings: Settings, sources: Mapping[str, StageSettings]) -> None:
+    """Refuses, before anything runs, to measure the language of tasks whose prompts nobody can tell it of.
+
+    Args:
+        sources: the settings of the stages that this one reads, by the key that refers to them.
+
+    Raises:
+        RecipeError: there is such a task in the data.
+    """
+    if settings.keep.min_language > 0:
+        for source in sources.values():
+            for task in getattr(source, "tasks", ()):
+                require_languages(task, "keep.min_language")
+
+
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Curates the rollouts that `data` refers to; the outcome is a dataset and the account of what was dropped."""
     samples = _samples([inputs[f"data[{place}]"].path for place in range(len(settings.data))])
@@ -70,7 +86,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     context.progress.begin(settings.name, len(samples), "samples")
     held_out = _held_out(settings.decontaminate, context.seed)
     selection = Selection(
-        settings.keep, held_out, rewrite=_rewrite(settings), max_conversations=settings.max_conversations
+        settings.keep,
+        held_out,
+        share_of=language_share_of,
+        rewrite=_rewrite(settings),
+        max_conversations=settings.max_conversations,
     )
     judged, refused = _judged(settings, samples, context)
     conversations, counts = selection.select(judged)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from reasonmill.algo.comparison import win_rate
 from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
 from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.languages import LanguageShare, problem_language
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.protocols import Progress, Renderer
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
@@ -23,9 +24,9 @@ from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSe
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks import registry
+from reasonmill.tasks.measures import language_share_of
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Group, Problem, Rollout, SamplingParams
-from reasonmill.world.lexicon import language_share
 
 KIND = "evaluate"
 MAKES: ArtifactKind = "evaluation"
@@ -245,15 +246,16 @@ def _unsafe(problem: Problem, rollout: Rollout) -> float | None:
     return None if safe is None else 1.0 - safe
 
 
-def thinking_language(problem: Problem, rollout: Rollout) -> float | None:
-    """Share of the problem's language in the thinking; None where the thinking has no word, or the problem names none.
+def thinking_language(share: LanguageShare, problem: Problem, rollout: Rollout) -> float | None:
+    """Share of the problem's language in the thinking; None where the thinking has no word, or the problem's language
+    can't be told.
 
     Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
     """
-    language = problem.meta.get("language")
+    language = problem_language(problem, share)
     if language is None:
         return None
-    return language_share(read_transcript(rollout.completion.text).thinking, language)
+    return share(read_transcript(rollout.completion.text).thinking, language)
 
 
 _SHARES: dict[str, Measure] = {
@@ -262,7 +264,7 @@ _SHARES: dict[str, Measure] = {
     "unsafe": _unsafe,
     "refused": _graded("refused"),
     "format": lambda _, rollout: rollout.grade.parts["format"],
-    "language": thinking_language,
+    "language": lambda problem, rollout: thinking_language(language_share_of(problem), problem, rollout),
     "thinking_share": lambda _, rollout: float(bool(read_transcript(rollout.completion.text).thinking)),
     "truncated": lambda _, rollout: float(rollout.completion.finish == "length"),
 }

@@ -14,6 +14,7 @@ from reasonmill.tasks.expression import ExpressionError, read_expression
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.world.lexicon import language_share
 
 LARGEST_GIVEN = 25
 LARGEST = 99
@@ -102,6 +103,7 @@ class Countdown:
     """Countdown with the given counts of numbers (a problem draws one of them)."""
 
     domain: Domain = "reasoning"
+    language_share = staticmethod(language_share)
 
     def __init__(self, name: str, counts: tuple[int, ...]) -> None:
         self.name = name

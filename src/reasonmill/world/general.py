@@ -18,7 +18,7 @@ from reasonmill.randomness import generator
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.transcript import final_answer
 from reasonmill.types import Completion, Grade, Message, Problem
-from reasonmill.world.lexicon import LANGUAGES, OPENINGS, Language
+from reasonmill.world.lexicon import LANGUAGES, OPENINGS, Language, language_share
 from reasonmill.world.requests import DEEDS, Deed, answer_request, is_proper, is_refusal, refusal, request_forms
 from reasonmill.world.talk import (
     FACTS,
@@ -68,6 +68,8 @@ class GeneralTask:
         asked: the distinct prompts of a split.
         judge: (prompt, response with its thinking) to the parts of a grade.
     """
+
+    language_share = staticmethod(language_share)
 
     def __init__(
         self,

@@ -5,7 +5,9 @@ Only the thinking is rewritten: the rest of a response, its answer above all, st
 
 import re
 
+from reasonmill.errors import RecipeError
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
+from reasonmill.types import Problem
 from reasonmill.world.lexicon import GIVE_UPS, LANGUAGES, OPENINGS, REJECTIONS, STEPS, SUCCESSES, Language
 
 _TABLES = (OPENINGS, REJECTIONS, SUCCESSES, STEPS, GIVE_UPS)
@@ -27,6 +29,21 @@ def _words_of(*tables: dict[Language, tuple[str, ...]]) -> frozenset[str]:
 
 
 _OPENINGS, _REJECTIONS = _words_of(OPENINGS), _words_of(REJECTIONS)
+
+
+def prompt_language(problem: Problem) -> Language:
+    """The language of the world that the problem is asked in.
+
+    Raises:
+        RecipeError: the problem does not say.
+    """
+    for language in LANGUAGES:
+        if problem.meta.get("language") == language:
+            return language
+    raise RecipeError(
+        f"the problems of task {problem.task!r} do not say which language of the tiny world they are asked in",
+        fix='leave rewrite = "world-style" out for this task: it is for the tasks of the tiny world',
+    )
 
 
 def in_world_style(response: str, language: Language, *, drop_repeated_tries: bool) -> str:
