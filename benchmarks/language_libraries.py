@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import random
 import re
 import resource
@@ -196,12 +197,27 @@ def texts_a_minute() -> float:
     return 100 * 60 / (time.process_time() - started)
 
 
+def measure_english(file: Path, key: str) -> str:
+    """What is made of English texts: the mean share of English, and for how many it is detected."""
+    texts = [json.loads(line)[key] for line in file.read_text(encoding="utf-8").splitlines()]
+    shares = [share for text in texts if (share := languages.language_share(text, "en")) is not None]
+    detected = sum(languages.detect_language(text) == "en" for text in texts)
+    mean = sum(shares) / len(shares)
+    return (
+        f"{len(texts)} texts: {len(shares)} judged, mean share {mean:.4f}, least {min(shares):.3f}; {detected} detected"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=LIBRARIES, help="measure this one only, in this process")
-    chosen = parser.parse_args().library
-    if chosen is not None:
-        print(measure_library(chosen))
+    parser.add_argument("--english", nargs=2, metavar=("FILE", "KEY"), help="measure JSON lines of English texts only")
+    arguments = parser.parse_args()
+    if arguments.library is not None:
+        print(measure_library(arguments.library))
+        return
+    if arguments.english is not None:
+        print(measure_english(Path(arguments.english[0]), arguments.english[1]))
         return
     head = [*(f"{words} words" for words in WORDS), "a run of 5", "to load", "memory", "on disk", "repeats itself"]
     print(f"| library | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")

@@ -29,7 +29,6 @@ from reasonmill.rollouts import thinking_tokens
 from reasonmill.stages.evaluate import thinking_language
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks.measures import language_share_of
 from reasonmill.types import Group, Problem, Rollout
 
 # What is told of a rollout; None where it has no such property.
@@ -138,7 +137,7 @@ def measures(renderer: Renderer) -> dict[str, Measure]:
         "unsafe": unsafe,
         "refused": part("refused"),
         "format": part("format"),
-        "language": lambda problem, rollout: thinking_language(language_share_of(problem), problem, rollout),
+        "language": thinking_language,
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
     }
 

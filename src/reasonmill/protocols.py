@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from reasonmill.types import Completion, Grade, Message, Problem, Request
+from reasonmill.randomness import Part
+from reasonmill.types import Completion, Conversation, Grade, Message, Problem, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from reasonmill.algo.losses import LossSettings
     from reasonmill.algo.packing import Batch
+    from reasonmill.tasks.named import NamedTask
 
 # Reasoning has answers that a rule can check. General prompts are judged by reward models: each belongs either to the
 # prompts that want help or to those that put safety to the test (R1 paper, section 3).
@@ -89,10 +92,32 @@ class Learner(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-class Task(Protocol):
-    """Problems and what decides whether an attempt solves one."""
+@dataclass(frozen=True)
+class Measure:
+    """What a part of a task's grades says about a model: evaluations report its mean, gates compare it.
 
-    name: str
+    Attributes:
+        part: the part of the grade, a share from 0 to 1.
+        label: what tables call it.
+        complement: whether the measure is 1 minus the part.
+        better: which direction is the better one.
+    """
+
+    part: str
+    label: str
+    complement: bool = False
+    better: Literal["higher", "lower"] = "higher"
+
+
+class Task(Protocol):
+    """Problems and what decides whether an attempt solves one.
+
+    A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
+    depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
+    what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
+    that of its last message is detected.
+    """
+
     domain: Domain
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
@@ -105,6 +130,54 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         """One grade for each completion; a grade's `accuracy` part is 1.0 for a right answer, else 0.0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a reward is given to look at.
+
+    Attributes:
+        task: the problem's, with its own measures where it has some.
+        noise: names the rollout, for rewards that draw.
+    """
+
+    problem: Problem
+    completion: Completion
+    task: NamedTask
+    noise: tuple[Part, ...]
+
+
+class Reward(Protocol):
+    """A part of the reward that a rule decides.
+
+    It counts on all domains unless it has an attribute `domains`, a set of them.
+    """
+
+    def measure(self, attempt: Attempt) -> float | None:
+        """A number, the more the better; None where it can't tell, which leaves the rollout ungraded."""
+        ...
+
+
+class Environment(Protocol):
+    """To be replaced by the branch episodes."""
+
+    max_turns: int
+
+
+class Conversations(Protocol):
+    """A source of conversations to mix into a dataset."""
+
+    def conversation(self, index: int, *, noise: tuple[Part, ...]) -> Conversation:
+        """Conversation `index`; `noise` names the draw, for example (seed, stage)."""
+        ...
+
+
+class Rewriting(Protocol):
+    """Rewrites responses before they are learned from."""
+
+    def rewrite(self, problem: Problem, response: str) -> str:
+        """The response in other words; its answer must stay the same."""
         ...
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from reasonmill.activity import each, phase
 from reasonmill.errors import TooManyUngraded
-from reasonmill.protocols import Renderer, Sampler, Task
+from reasonmill.protocols import Renderer, Sampler
 from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import RewardWeights
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Group, Problem, Request, Rollout, SamplingParams
 
@@ -27,7 +28,7 @@ def stage_seed(seed: int, stage: str) -> int:
 class TaskMix:
     """Tasks and their shares among the problems that are drawn."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, NamedTask]
     shares: Mapping[str, float]
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
@@ -40,7 +41,7 @@ class TaskMix:
 def collect(
     sampler: Sampler,
     renderer: Renderer,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, NamedTask],
     problems: Sequence[Problem],
     *,
     rewards: RewardWeights,

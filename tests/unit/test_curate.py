@@ -1,7 +1,7 @@
 """The curate stage: rollouts in, a dataset and its account out."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,6 @@ from pydantic import ValidationError
 
 from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Domain
-from reasonmill.recipe.load import load_recipe
 from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.curate import COUNTS_FILE, Settings, run
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
@@ -18,7 +16,7 @@ from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Conversation, Grade, Group, Message, Problem, Rollout
+from reasonmill.types import Completion, Conversation, Grade, Group, Problem, Rollout
 from reasonmill.world.lexicon import language_share
 
 
@@ -94,53 +92,6 @@ def test_world_style_translates_into_the_language_of_each_prompt(context: StageC
     plain, outcome = curated(context, tmp_path, groups, keep={"min_language": 1.0})
     assert len(plain) + outcome.metrics["dropped"]["mixed_language"] == 8
     assert len(plain) < 8
-
-
-class Sums:
-    """Problems without a word, in a language that a recipe asks to keep."""
-
-    name = "sums"
-    domain: Domain = "reasoning"
-
-    def problem(self, split: str, seed: int, index: int) -> Problem:
-        return Problem(self.name, (Message("user", f"{index} + 1 = ?"),), str(index + 1))
-
-    def problems(self, split: str, seed: int) -> Iterable[Problem]:
-        return (self.problem(split, seed, index) for index in range(40))
-
-    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [Grade(0.0, {"accuracy": 0.0}) for _ in completions]
-
-
-RECIPE = """
-name = "keep-language"
-
-[[stage]]
-name = "rollouts"
-kind = "collect"
-from = "tiny-base"
-tasks = { sums = 10 }
-
-[[stage]]
-name = "data"
-kind = "curate"
-data = ["rollouts"]
-keep = { min_language = 0.9 }
-"""
-
-
-def test_a_recipe_that_keeps_a_language_nobody_can_tell_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(registry._TASKS, "sums", Sums())
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE)
-    with pytest.raises(RecipeError, match=r"keep.min_language .* problem 0 of task 'sums'") as error:
-        load_recipe(str(recipe))
-    assert error.value.where == f"{recipe}:10"
-    assert 'meta["language"]' in error.value.fix
-    load_recipe(str(recipe), ["data.keep.min_language=0.0"])
-    load_recipe(str(recipe), ["rollouts.tasks={countdown=10}"])
 
 
 def test_problems_that_the_recipe_evaluates_on_are_dropped(context: StageContext, tmp_path: Path) -> None:

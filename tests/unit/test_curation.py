@@ -13,7 +13,6 @@ from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.filters import Keep, Sample, repetition, sample_fault, thinking_fault
 from reasonmill.curation.selection import REASONS, Counts, Selection
 from reasonmill.errors import RecipeError
-from reasonmill.languages import LanguageShare
 from reasonmill.tasks import registry
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Conversation, Finish, Grade, Message, Problem
@@ -21,14 +20,10 @@ from reasonmill.world.countdown import Countdown
 from reasonmill.world.general_mix import GeneralMix
 from reasonmill.world.lexicon import LANGUAGES, Language, language_share
 from reasonmill.world.requests import is_refusal
-from reasonmill.world.rewriting import in_world_style, prompt_language, without_repeated_tries
+from reasonmill.world.rewriting import in_world_style, without_repeated_tries
 from reasonmill.world.traces import TraceHabits, TraceWriter
 
 NOTHING = HeldOut([])
-
-
-def measured(problem: Problem) -> LanguageShare:
-    return language_share
 
 
 def problem(prompt: str = "make 10 from 3 8 1", language: str | None = "en", **parts: Any) -> Problem:
@@ -94,7 +89,7 @@ def test_a_rule_that_is_off_drops_nothing_but_what_nobody_could_learn_from() -> 
 )
 def test_what_is_wrong_with_thinking(thinking: str, keep: Keep, fault: str | None) -> None:
     # The answer's words must not count: these are long, repetitive and German.
-    assert thinking_fault(response(thinking, "nein " * 20), problem(), keep, language_share) == fault
+    assert thinking_fault(response(thinking, "nein " * 20), problem(), keep) == fault
 
 
 def test_repetition_is_the_share_of_ngrams_that_came_before() -> None:
@@ -104,17 +99,10 @@ def test_repetition_is_the_share_of_ngrams_that_came_before() -> None:
     assert repetition("a b", 3) == 0.0
 
 
-def test_where_nobody_knows_the_language_nothing_is_kept_for_it() -> None:
-    unknown = problem(language=None)
-    assert thinking_fault(response("try"), unknown, Keep(min_language=0.5), language_share) == "unknown_language"
-    assert thinking_fault(response("try"), unknown, Keep(), language_share) is None
-
-
-def test_only_problems_that_name_a_language_of_the_world_can_be_rewritten_in_its_style() -> None:
-    assert prompt_language(problem(language="de")) == "de"
-    for language in (None, "fr"):
-        with pytest.raises(RecipeError, match="task 'sums'"):
-            prompt_language(problem(language=language))
+def test_a_language_that_the_problem_does_not_name_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="task 'sums'"):
+        thinking_fault(response("try"), problem(language=None), Keep(min_language=0.5))
+    assert thinking_fault(response("try"), problem(language=None), Keep()) is None
 
 
 def test_bounds_that_nothing_can_meet_are_refused() -> None:
@@ -283,7 +271,6 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         sample(response("try 3")),
         sample(response("try " + " ".join(map(str, range(13))))),
         sample(response("try 1 2 1 2 1 2")),
-        sample(response("try 1 nein 2"), of=problem(language=None)),
         sample(response("try 1 nein 2")),
         sample(of=problem("make 24 from 3 8 1")),
         sample(),
@@ -302,26 +289,23 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         min_language=0.9,
         per_problem=2,
     )
-    selection = Selection(keep, HeldOut([problem("make 24 from 3 8 1")]), share_of=measured, max_conversations=3)
+    selection = Selection(keep, HeldOut([problem("make 24 from 3 8 1")]), max_conversations=3)
     kept, counts = selection.select(samples)
     assert [row.messages[0].content for row in kept] == ["make 10 from 3 8 1"] * 2 + ["make 12 from 3 4 5"]
     assert kept[0] == Conversation(
         problem().messages, response("try 3 + 8 = 11 ; 11 - 1 = 10 yes"), "reasoning", problem().id
     )
     assert counts.dropped == {**dict.fromkeys(REASONS, 1), "duplicate": 2}
-    assert (counts.sampled, counts.kept) == (16, 3)
+    assert (counts.sampled, counts.kept) == (15, 3)
 
 
 def test_rules_about_the_text_judge_what_the_rewrite_made_of_it() -> None:
     mixed = sample(response("nimm 3 + 8 = 11 ; 11 - 1 = 10 yes"))
     in_english = response("try 3 + 8 = 11 ; 11 - 1 = 10 yes")
     keep = Keep(min_language=1.0)
-    assert Selection(keep, NOTHING, share_of=measured).select([mixed])[1].dropped["mixed_language"] == 1
+    assert Selection(keep, NOTHING).select([mixed])[1].dropped["mixed_language"] == 1
     kept, _ = Selection(
-        keep,
-        NOTHING,
-        share_of=measured,
-        rewrite=lambda each: in_world_style(each.completion.text, "en", drop_repeated_tries=False),
+        keep, NOTHING, rewrite=lambda each: in_world_style(each.completion.text, "en", drop_repeated_tries=False)
     ).select([mixed])
     assert [row.response for row in kept] == [in_english]
 
@@ -329,7 +313,7 @@ def test_rules_about_the_text_judge_what_the_rewrite_made_of_it() -> None:
 @pytest.mark.parametrize("spoiled", [response("try", "4"), "<answer> 3 + 8 - 1</answer>"])
 def test_a_rewrite_that_changes_the_answer_or_the_format_is_a_defect(spoiled: str) -> None:
     with pytest.raises(RuntimeError, match="rewriting spoiled"):
-        Selection(Keep(), NOTHING, share_of=measured, rewrite=lambda _: spoiled).select([sample()])
+        Selection(Keep(), NOTHING, rewrite=lambda _: spoiled).select([sample()])
 
 
 def test_counts_that_do_not_add_up_are_refused() -> None:
@@ -364,9 +348,7 @@ keeps = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(samples=samples_strategy, keep=keeps, cap=st.none() | st.integers(1, 6))
 def test_every_sample_is_kept_or_counted_under_one_reason(samples: list[Sample], keep: Keep, cap: int | None) -> None:
-    kept, counts = Selection(
-        keep, HeldOut([problem("make 24 from 3 8 1")]), share_of=measured, max_conversations=cap
-    ).select(samples)
+    kept, counts = Selection(keep, HeldOut([problem("make 24 from 3 8 1")]), max_conversations=cap).select(samples)
     assert counts.sampled == len(samples) == len(kept) + sum(counts.dropped.values())
     assert counts.kept == len(kept) <= (cap or len(samples))
     assert tuple(counts.dropped) == REASONS

@@ -134,7 +134,7 @@ def test_thinking_without_words_has_no_language() -> None:
 def test_ungraded_rollouts_leave_what_the_grader_tells() -> None:
     graded = Rollout((1,), completion("so"), Grade(1.0, {"accuracy": 1.0, "safe": 0.0, "format": 0.0}))
     lost = Rollout((1,), completion("so"), Grade(None, {"format": 1.0}, "timed out"))
-    problem = Problem("facts", (Message("user", "?"),), "")
+    problem = Problem("fake", (Message("user", "?"),), "")
     figures = values(evaluate.task_figures([Group(problem, (graded, lost))], WordRenderer()))
     assert (figures["ungraded"], figures["pass@1"], figures["unsafe"], figures["format"]) == (1, 1.0, 1.0, 0.5)
     figures = values(evaluate.task_figures([Group(problem, (lost,))], WordRenderer()))

@@ -3,14 +3,22 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasonmill.curation.filters import Keep, Sample, thinking_fault
+from reasonmill.errors import RecipeError
 from reasonmill.languages import detect_language, known_languages, language_share, problem_language
-from reasonmill.rewards.rules.language import language_reward
-from reasonmill.types import Completion, Message, Problem
+from reasonmill.protocols import Attempt, Domain
+from reasonmill.recipe.load import load_recipe
+from reasonmill.rewards.combination import check_rewards
+from reasonmill.rewards.rules.language import LanguageReward
+from reasonmill.tasks.named import NamedTask
+from reasonmill.types import Completion, Grade, Message, Problem
 from reasonmill.world import lexicon
 
 ENGLISH = "First we add the numbers and then we check whether the sum is even."  # 14 words, none of one letter
@@ -143,9 +151,16 @@ def test_a_language_that_the_task_does_not_measure_is_none() -> None:
     ],
 )
 def test_the_reward_of_real_languages(text: str, reward: float) -> None:
-    problem = Problem("fake", (Message("user", "What do we get if we add two and two?"),), "4")
+    task = NamedTask("sums", Sums("How many apples are left when two of them are eaten?"))
     completion = Completion((1,), (0.0,), (True,), text, "stop", 0)
-    assert language_reward(language_share, problem, completion) == reward
+    attempt = Attempt(task.problem("train", 0, 0), completion, task, ())
+    assert LanguageReward().measure(attempt) == reward
+
+
+def test_the_reward_of_a_language_that_nobody_can_tell_is_none() -> None:
+    task = NamedTask("sums", Sums("Compute $1 + 2$."))
+    completion = Completion((1,), (0.0,), (True,), f"<think>{ENGLISH}</think>", "stop", 0)
+    assert LanguageReward().measure(Attempt(task.problem("train", 0, 0), completion, task, ())) is None
 
 
 @pytest.mark.parametrize(
@@ -180,3 +195,151 @@ def test_another_process_measures_the_same() -> None:
     )
     here = [[language_share(text, language) for language in sorted(known_languages())] for text in texts]
     assert json.loads(ran.stdout) == here
+
+
+# Where tasks and recipes come in
+
+
+class Sums:
+    """Always the same prompt, and no measure of languages of its own."""
+
+    domain: Domain = "reasoning"
+
+    def __init__(self, prompt: str, **meta: object) -> None:
+        self._problem = Problem("sums", (Message("user", prompt),), "3", meta)
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return self._problem
+
+    def problems(self, split: str, seed: int) -> Iterable[Problem]:
+        return [self._problem]  # fewer than are looked at
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        return [Grade(0.0, {"accuracy": 0.0}) for _ in completions]
+
+
+class OwnMeasure(Sums):
+    """It brings a measure along."""
+
+    def language_share(self, text: str, language: str) -> float | None:
+        return lexicon.language_share(text, language)
+
+
+PROMPT = "How many apples are left when two of them are eaten?"
+FORMULA = "Compute $1 + 2$."
+
+
+def test_a_task_measures_in_its_own_way_or_like_all_others() -> None:
+    plain, own = NamedTask("sums", Sums(PROMPT)), NamedTask("sums", OwnMeasure(PROMPT))
+    assert plain.language_share(f"{ENGLISH} try nein", "en") == pytest.approx(1.0)
+    assert own.language_share("try nein lorin", "en") == 0.5
+    assert plain.language_of(plain.problem("train", 0, 0)) == "en"
+    for language in ("fr", "klingon"):
+        with pytest.raises(ValueError, match="unknown language"):
+            own.language_share("try", language)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Sums(FORMULA, language="en"),
+        Sums(FORMULA, language="zh-CN"),
+        Sums(PROMPT),
+        Sums(PROMPT, language="english"),
+        OwnMeasure(FORMULA, language="de"),
+    ],
+)
+def test_tasks_whose_language_is_named_or_detected_can_be_rewarded_for_it(task: Sums) -> None:
+    check_rewards({"accuracy": 1.0, "language": 1.0}, [NamedTask("sums", task)], lambda _: LanguageReward())
+
+
+@pytest.mark.parametrize(
+    ("task", "meta"),
+    [
+        (Sums(FORMULA), "no language"),
+        (Sums(FORMULA, language="klingon"), "'klingon'"),
+        (OwnMeasure(FORMULA, language="fr"), "'fr'"),
+    ],
+)
+def test_a_weight_for_a_language_that_nobody_can_tell_is_refused(task: Sums, meta: str) -> None:
+    named = [NamedTask("sums", task)]
+    check_rewards({"accuracy": 1.0}, named, lambda _: LanguageReward())
+    with pytest.raises(RecipeError, match=f"problem 0 of task 'sums' can't be told: its meta names {meta}") as error:
+        check_rewards({"accuracy": 1.0, "language": 1.0}, named, lambda _: LanguageReward())
+    assert 'meta["language"] = "en"' in error.value.fix
+
+
+def test_samples_whose_language_nobody_can_tell_are_dropped_under_a_reason_of_their_own() -> None:
+    def fault(prompt: str, thinking: str, min_language: float) -> str | None:
+        task = NamedTask("sums", Sums(prompt))
+        response = f"<think>{thinking}</think><answer>3</answer>"
+        completion = Completion((1,), (0.0,), (True,), response, "stop", 0)
+        sample = Sample(task.problem("train", 0, 0), completion, Grade(1.0, {"accuracy": 1.0}), task)
+        return thinking_fault(response, sample, Keep(min_language=min_language))
+
+    assert fault(FORMULA, ENGLISH, 0.5) == "unknown_language"
+    assert fault(FORMULA, ENGLISH, 0.0) is None
+    assert fault(PROMPT, GERMAN, 0.5) == "mixed_language"
+    assert fault(PROMPT, ENGLISH, 1.0) is None
+    assert fault(PROMPT, "1 + 2 = 3", 1.0) is None
+
+
+TASK_FILE = """
+from reasonmill.types import Grade, Message, Problem
+
+
+class Sums:
+    domain = "reasoning"
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+
+    def problem(self, split, seed, index):
+        return Problem("sums", (Message("user", self._prompt),), "3")
+
+    def problems(self, split, seed):
+        return [self.problem(split, seed, 0)]
+
+    def grade(self, problem, completions):
+        return [Grade(0.0, {"accuracy": 0.0}) for _ in completions]
+"""
+RECIPE = f"""
+name = "keep-language"
+
+[tasks.sums]
+use = "./sums.py:Sums"
+prompt = "{FORMULA}"
+
+[[stage]]
+name = "rollouts"
+kind = "collect"
+from = "tiny-base"
+tasks = {{ sums = 10 }}
+
+[[stage]]
+name = "data"
+kind = "curate"
+data = ["rollouts"]
+keep = {{ min_language = 0.9 }}
+"""
+
+
+def test_a_recipe_that_keeps_a_language_nobody_can_tell_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(TASK_FILE)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    with pytest.raises(RecipeError, match=r"keep.min_language .* problem 0 of task 'sums'") as error:
+        load_recipe(str(recipe))
+    assert error.value.where == f"{recipe}:14"
+    assert 'meta["language"]' in error.value.fix
+    load_recipe(str(recipe), ["data.keep.min_language=0.0"])
+    load_recipe(str(recipe), ["rollouts.tasks={countdown=10}"])
+    load_recipe(str(recipe), [f'tasks.sums.prompt="{PROMPT}"'])
+
+
+def test_a_mistake_in_the_stage_that_is_read_is_told_alone(tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(TASK_FILE)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    with pytest.raises(RecipeError, match="unknown task 'sumz'"):
+        load_recipe(str(recipe), ["rollouts.tasks={sumz=10}"])

@@ -14,7 +14,6 @@ from reasonmill.rewards.rules.language import language_reward
 from reasonmill.rewards.rules.random import random_reward
 from reasonmill.tasks import registry
 from reasonmill.types import Completion, Finish, Grade, Message, Problem
-from reasonmill.world.lexicon import language_share
 
 PROBLEM = Problem("fake", (Message("user", "?"),), "24")
 ENGLISH = Problem("fake", (Message("user", "?"),), "24", {"language": "en"})
@@ -31,7 +30,6 @@ class FakeTask:
     """Gives out the grades that it was made with."""
 
     name = "fake"
-    language_share = staticmethod(language_share)
 
     def __init__(self, *grades: Grade, domain: Domain = "reasoning") -> None:
         self._grades = list(grades)
@@ -45,11 +43,6 @@ class FakeTask:
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return self._grades
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._TASKS, "fake", FakeTask())
 
 
 class FakeScorer:
@@ -125,13 +118,13 @@ def test_format(text: str, finish: Finish, reward: float) -> None:
     ],
 )
 def test_language(text: str, english: float, german: float) -> None:
-    assert language_reward(language_share, ENGLISH, said(text)) == english
-    assert language_reward(language_share, GERMAN, said(text)) == german
+    assert language_reward(ENGLISH, said(text), ()) == english
+    assert language_reward(GERMAN, said(text), ()) == german
 
 
-def test_language_can_not_be_told_where_neither_problem_nor_prompt_has_one() -> None:
+def test_language_can_not_be_told_where_a_problem_names_none() -> None:
     completion = said("<think> try yes</think><answer> 24</answer>")
-    assert language_reward(language_share, PROBLEM, completion) is None
+    assert language_reward(PROBLEM, completion, ()) is None
     told, untold = (
         RewardWeights({"accuracy": 1.0, "language": 1.0}).grade(FakeTask(RIGHT), problem, [completion], noise=())[0]
         for problem in (ENGLISH, PROBLEM)
@@ -384,55 +377,8 @@ def test_weights_that_do_not_are_refused(
     assert error.value.fix
 
 
-class PlainTask:
-    """Always the same problem, and no measure of languages of its own."""
-
-    name = "fake"
-    domain: Domain = "reasoning"
-
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-
-    def problem(self, split: str, seed: int, index: int) -> Problem:
-        return self._problem
-
-    def problems(self, split: str, seed: int) -> Iterable[Problem]:
-        return [self._problem]
-
-    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [RIGHT for _ in completions]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "meta"),
-    [
-        ("Compute $1 + 2$.", {"language": "en"}),
-        ("Compute $1 + 2$.", {"language": "zh-CN"}),
-        ("How many apples are left when two of them are eaten?", {}),
-        ("How many apples are left when two of them are eaten?", {"language": "english"}),
-    ],
-)
-def test_a_task_whose_language_is_named_or_detected_can_be_rewarded_for_it(
-    prompt: str, meta: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    problem = Problem("fake", (Message("user", prompt),), "3", meta)
-    monkeypatch.setitem(registry._TASKS, "fake", PlainTask(problem))
-    check_rewards({"accuracy": 1.0, "language": 1.0}, ["fake"])
-
-
-@pytest.mark.parametrize(
-    ("prompt", "meta", "what"),
-    [
-        ("Compute $1 + 2$.", {}, "its meta names no language"),
-        ("Compute $1 + 2$.", {"language": "klingon"}, "its meta names 'klingon'"),
-    ],
-)
-def test_a_task_whose_language_nobody_can_tell_is_refused_where_it_is_rewarded(
-    prompt: str, meta: dict[str, str], what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    problem = Problem("fake", (Message("user", prompt),), "3", meta)
-    monkeypatch.setitem(registry._TASKS, "fake", PlainTask(problem))
+def test_a_task_that_names_no_language_can_not_be_rewarded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._TASKS, "fake", FakeTask())
     check_rewards({"accuracy": 1.0}, ["fake"])
-    with pytest.raises(RecipeError, match=f"problem 0 of task 'fake' can't be told: {what}") as error:
+    with pytest.raises(RecipeError, match="'fake' name no language"):
         check_rewards({"accuracy": 1.0, "language": 1.0}, ["fake"])
-    assert 'meta["language"] = "en"' in error.value.fix

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reasonmill.languages import LanguageShare, problem_language
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, ConversationSource, Grade, Problem
 
@@ -22,7 +22,12 @@ class Sample:
     problem: Problem
     completion: Completion
     grade: Grade
-    source: ConversationSource
+    task: NamedTask
+
+    @property
+    def source(self) -> ConversationSource:
+        """What kind of data it would be."""
+        return "reasoning" if self.task.domain == "reasoning" else "general"
 
 
 class Keep(BaseModel):
@@ -60,12 +65,8 @@ def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
     return None
 
 
-def thinking_fault(response: str, problem: Problem, keep: Keep, share: LanguageShare) -> ThinkingFault | None:
-    """Why the thinking of a response is not kept; None if it is fine.
-
-    Args:
-        share: measures the share of a language in a text.
-    """
+def thinking_fault(response: str, sample: Sample, keep: Keep) -> ThinkingFault | None:
+    """Why the thinking of a response is not kept; None if it is fine."""
     thinking = read_transcript(response).thinking
     words = len(thinking.split())
     if words < keep.min_thinking_words:
@@ -75,12 +76,12 @@ def thinking_fault(response: str, problem: Problem, keep: Keep, share: LanguageS
     if repetition(thinking, keep.repetition_words) > keep.max_repetition:
         return "repetitive"
     if keep.min_language > 0:
-        language = problem_language(problem, share)
+        language = sample.task.language_of(sample.problem)
         if language is None:
             return "unknown_language"
         # Thinking without a word of any language, sums for example, mixes none.
-        measured = share(thinking, language)
-        if measured is not None and measured < keep.min_language:
+        share = sample.task.language_share(thinking, language)
+        if share is not None and share < keep.min_language:
             return "mixed_language"
     return None
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.deduplication import Seen, Turns, normalised_turns
 from reasonmill.curation.filters import Keep, Sample, SampleFault, ThinkingFault, sample_fault, thinking_fault
-from reasonmill.languages import LanguageShare
+from reasonmill.protocols import Rewriting
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Conversation, Problem
+from reasonmill.types import Conversation
 
 JudgeFault = Literal["judged_wrong", "not_judged"]
 Surplus = Literal["contaminated", "duplicate", "per_problem", "max_conversations"]
@@ -20,8 +20,6 @@ Reason = SampleFault | ThinkingFault | Surplus
 REASONS: tuple[Reason, ...] = tuple(
     reason for kind in (SampleFault, ThinkingFault, Surplus) for reason in get_args(kind)
 )
-
-Rewrite = Callable[[Sample], str]
 
 
 @dataclass(frozen=True)
@@ -56,22 +54,14 @@ class Selection:
     Args:
         rewrite: makes the response to train on; it keeps the answer. None leaves responses as they were drawn.
         held_out: what no conversation may overlap.
-        share_of: the measure of languages for a problem, as its task has it.
         max_conversations: how many are kept at most; all if None.
     """
 
     def __init__(
-        self,
-        keep: Keep,
-        held_out: HeldOut,
-        *,
-        share_of: Callable[[Problem], LanguageShare],
-        rewrite: Rewrite | None = None,
-        max_conversations: int | None = None,
+        self, keep: Keep, held_out: HeldOut, *, rewrite: Rewriting | None = None, max_conversations: int | None = None
     ) -> None:
         self._keep = keep
         self._held_out = held_out
-        self._share_of = share_of
         self._rewrite = rewrite
         self._max_conversations = max_conversations
 
@@ -97,7 +87,7 @@ class Selection:
 
     def _conversation(self, sample: Sample) -> Conversation:
         problem, drawn = sample.problem, sample.completion.text
-        response = drawn if self._rewrite is None else self._rewrite(sample)
+        response = drawn if self._rewrite is None else self._rewrite.rewrite(problem, drawn)
         if response != drawn:
             before, after = read_transcript(drawn), read_transcript(response)
             if after.answer != before.answer or not after.well_formed:
@@ -109,7 +99,7 @@ class Selection:
     def _why_dropped(
         self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int
     ) -> Reason | None:
-        fault = thinking_fault(conversation.response, sample.problem, self._keep, self._share_of(sample.problem))
+        fault = thinking_fault(conversation.response, sample, self._keep)
         if fault is not None:
             return fault
         if self._held_out.overlaps(conversation):

@@ -94,6 +94,3 @@ class Arithmetic:
     def _grade(self, problem: Problem, text: str) -> Grade:
         accuracy = float(read_transcript(text).answer == problem.answer)
         return Grade(accuracy, {"accuracy": accuracy})
-
-
-TASKS = (Arithmetic(),)

@@ -152,8 +152,16 @@ def solves(answer: str, numbers: Sequence[int], target: int) -> bool:
     return sorted(expression.numbers) == sorted(numbers) and expression.value == target
 
 
-TASKS = (
-    Countdown("countdown", counts=(3, 4)),
-    Countdown("countdown-3", counts=(3,)),
-    Countdown("countdown-4", counts=(4,)),
-)
+def countdown() -> Countdown:
+    """Three or four numbers by turns."""
+    return Countdown("countdown", counts=(3, 4))
+
+
+def countdown_3() -> Countdown:
+    """Three numbers."""
+    return Countdown("countdown-3", counts=(3,))
+
+
+def countdown_4() -> Countdown:
+    """Four numbers."""
+    return Countdown("countdown-4", counts=(4,))

@@ -94,4 +94,4 @@ def language_share(text: str, language: str) -> float | None:
     languages = [found for word in words_in(text) if (found := language_of(word)) is not None]
     if not languages:
         return None
-    return languages.count(language) / len(languages)
+    return sum(found == language for found in languages) / len(languages)
