@@ -46,7 +46,8 @@ def main() -> None:
         now, before = now + changed_now, before + changed_before
         if arguments.list and changed_now:
             print(git("log", "-1", "--format=%h %s", commit).strip())
-    print(f"{len(commits)} source commits up to {arguments.until}: {now} re-key rl by the rules of now, {before} by the old")
+    print(f"{len(commits)} source commits up to {arguments.until}: rl is re-keyed")
+    print(f"  by {now} of them as the rules are now, by {before} as they were")
 
 
 def covered_now(package: Path) -> str:
