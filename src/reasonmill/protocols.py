@@ -133,7 +133,9 @@ class Task(Protocol):
     """Problems and what decides whether an attempt solves one.
 
     A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
-    depend on) and a method `language_share(text, language)`; what it leaves out is filled in by `tasks/named.py`.
+    depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
+    what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
+    that of its last message is detected.
     """
 
     domain: Domain

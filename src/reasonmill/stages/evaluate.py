@@ -304,11 +304,12 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
 
 
 def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> float | None:
-    """Share of the problem's language in the thinking; None where the thinking has no word, or the problem names none.
+    """Share of the problem's language in the thinking; None where the thinking has no word, or it can't be told which
+    language the problem is asked in.
 
     Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
     """
-    language = problem.meta.get("language")
+    language = task.language_of(problem)
     if language is None:
         return None
     return task.language_share(read_transcript(rollout.completion.text).thinking, language)
