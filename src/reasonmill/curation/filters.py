@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, ConversationSource, Grade, Problem
+from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
 ThinkingFault = Literal["too_short", "too_long", "repetitive", "unknown_language", "mixed_language"]
@@ -17,12 +17,16 @@ ThinkingFault = Literal["too_short", "too_long", "repetitive", "unknown_language
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One attempt at a problem that may become a conversation of a dataset."""
+    """One attempt at a problem that may become a conversation of a dataset.
+
+    The rules are about the last turn; `dialogue` is what was said between the problem and that turn.
+    """
 
     problem: Problem
     completion: Completion
     grade: Grade
     task: NamedTask
+    dialogue: tuple[Message, ...] = ()
 
     @property
     def source(self) -> ConversationSource:

@@ -88,6 +88,12 @@ def check_rewards(
                 f"counts on {task.domain} tasks",
                 fix=f"give a weight to one of {', '.join(fitting)}",
             )
+        scored = sorted(name for name in weighted if name in BY_MODEL and task.domain in BY_MODEL[name])
+        if task.environment is not None and scored:
+            raise RecipeError(
+                f"task {task.name!r} has an environment, and the model of the reward {scored[0]!r} reads one turn",
+                fix="remove the weight or the environment",
+            )
         if "language" in weighted:
             task.require_languages("the reward 'language'")
 

@@ -105,7 +105,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
 def _samples(directories: Sequence[Path], context: StageContext) -> list[Sample]:
     return [
-        Sample(group.problem, rollout.completion, rollout.grade, context.task(group.problem.task))
+        Sample(group.problem, rollout.completion, rollout.grade, context.task(group.problem.task), rollout.dialogue)
         for directory in directories
         for group in read_groups(directory / GROUPS_FILE)
         for rollout in group.rollouts

@@ -256,7 +256,7 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
     """What a step's rollouts were like, by `area/name`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     graded = [rollout for rollout in rollouts if rollout.grade.reward is not None]
-    tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
+    tokens = sum(rollout.completion.num_sampled for rollout in rollouts)
     metrics = {
         "reward/mean": _mean([rollout.grade.reward or 0.0 for rollout in graded]),
         "length/response": tokens / len(rollouts),
