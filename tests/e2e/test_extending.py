@@ -16,6 +16,8 @@ import reasonmill
 from reasonmill.recipe.code_digest import code_digest
 from reasonmill.recipe.reference import shipped_bases
 
+pytestmark = pytest.mark.xdist_group("extending")  # one copy of the package
+
 SOURCE = Path(reasonmill.__file__).parent
 TESTS = Path(__file__).parent.parent
 PAGE = (TESTS.parent / "docs" / "extending.md").read_text(encoding="utf-8")
