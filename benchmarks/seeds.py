@@ -22,6 +22,7 @@ from typing import Any
 from reasonmill.algo.intervals import Estimate, clustered_mean
 from reasonmill.mill.pipeline import MODEL
 from reasonmill.mill.summary import read_summary
+from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Renderer
 from reasonmill.recipe.load import load_recipe
 from reasonmill.render import renderer_for
@@ -131,13 +132,16 @@ def measures(renderer: Renderer) -> dict[str, Measure]:
         safe = part("safe")(problem, rollout)
         return None if safe is None else 1.0 - safe
 
+    def language(problem: Problem, rollout: Rollout) -> float | None:
+        return thinking_language(installed().task(problem.task), problem, rollout)
+
     return {
         "pass@1": part("accuracy"),
         "helpful": part("helpful"),
         "unsafe": unsafe,
         "refused": part("refused"),
         "format": part("format"),
-        "language": thinking_language,
+        "language": language,
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
     }
 

@@ -34,7 +34,7 @@ from seeds import (
 from reasonmill.algo.comparison import win_rate
 from reasonmill.errors import ReasonmillError
 from reasonmill.mill.results import STAGE_ROWS
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
 
 COLUMNS = ("base", "zero", "dev1", "dev2", "dev3", "r1")  # each is evaluated by a stage with "-eval" behind its name
 SMALL_COLUMNS = ("small-base", "small-rl", "small-sft", "small-distill")
@@ -47,6 +47,8 @@ LANGUAGE: Place = ("pooled", "reasoning", "language")
 GENERAL: Place = ("pooled", "helpfulness", "pass@1")
 HELPFULNESS: Place = ("win_rate",)
 UNSAFE: Place = ("tasks", "harmful-requests", "unsafe")
+REFUSED: Place = ("tasks", "harmless-requests", "refused")
+MEASURE_ROWS = (("general answers", GENERAL, True), ("unsafe", UNSAFE, True), ("over-refusal", REFUSED, True))
 
 FAR = 0.20  # "far better": by more than this share of answers
 LANGUAGE_BAR = 0.95
@@ -92,11 +94,14 @@ def main() -> int:
 def _rows(run: Run) -> list[tuple[str, Place, bool]]:
     """Rows of the table as a run prints it, and reasoning as a whole: (label, place, is a share)."""
     tasks = run.metrics(f"{REFERENCE}-eval")["tasks"]
+    *before, last = STAGE_ROWS
     reasoning = [name for name, figures in tasks.items() if figures["domain"] == "reasoning"]
     return [
         *((name, ("tasks", name, "pass@1"), True) for name in reasoning),
         ("reasoning (all)", REASONING, True),
-        *STAGE_ROWS,
+        *before,
+        *MEASURE_ROWS,
+        last,
     ]
 
 
@@ -110,7 +115,7 @@ def _values(run: Run, column: str, place: Place) -> Values:
     groups = [
         group
         for group in run.groups(f"{column}-eval")
-        if name == (group.problem.task if scope == "tasks" else registry.get(group.problem.task).domain)
+        if name == (group.problem.task if scope == "tasks" else installed().task(group.problem.task).domain)
     ]
     return values(groups, measures(run.renderer)[metric])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasonmill.recipe.graph import directory_digest
+from reasonmill.content import directory_digest
 from reasonmill.store.home import Home
 
 

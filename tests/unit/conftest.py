@@ -1,16 +1,12 @@
 """Fake stages that write small files, for the tests of recipes, the pipeline and the command line."""
 
-import importlib
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import reasonmill.stages.registry
 
-import reasonmill.stage  # these two before the fixture hides their folder
-import reasonmill.stages
+from reasonmill.plugins import catalogue
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
 TRAIN = """
@@ -25,7 +21,6 @@ from reasonmill.errors import Interrupted
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
-KIND = "train"
 MAKES: ArtifactKind = "model"
 HERE = Path(__file__).parent
 
@@ -98,7 +93,6 @@ from pydantic import Field
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
-KIND = "measure"
 MAKES: ArtifactKind = "evaluation"
 
 
@@ -120,6 +114,14 @@ class FakeStages:
     """The folder of the fake stages, and what was done with them."""
 
     folder: Path
+    offered: dict[str, str] = field(default_factory=dict)  # the files by the kinds' names
+
+    def offer(self, kind: str, text: str) -> None:
+        """Offers a kind of stage."""
+        file = self.folder / f"fake_{kind}.py"
+        file.write_text(text)
+        self.offered[kind] = str(file)
+        _forget_what_is_offered()
 
     @property
     def calls(self) -> list[str]:
@@ -150,13 +152,18 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
     """Two kinds of stages, "train" and "measure", instead of the real ones."""
     folder = tmp_path / "stages"
     folder.mkdir()
-    (folder / "fake_train.py").write_text(TRAIN)
-    (folder / "fake_measure.py").write_text(MEASURE)
-    monkeypatch.setattr(reasonmill.stages, "__path__", [str(folder)])
-    importlib.invalidate_caches()
-    yield FakeStages(folder)
-    for name in [name for name in sys.modules if name.startswith("reasonmill.stages.fake_")]:
-        del sys.modules[name]
+    fakes = FakeStages(folder)
+    monkeypatch.setattr(catalogue, "STAGES", {"stages": fakes.offered})
+    monkeypatch.setattr(catalogue, "WORLD", {**catalogue.WORLD, "stages": {}})
+    fakes.offer("train", TRAIN)
+    fakes.offer("measure", MEASURE)
+    yield fakes
+    _forget_what_is_offered()
+
+
+def _forget_what_is_offered() -> None:
+    catalogue._offered.cache_clear()
+    catalogue.installed.cache_clear()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -14,23 +14,27 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from reasonmill.plugins.catalogue import TaskUse, installed
+from reasonmill.plugins.plugin import Group
 from reasonmill.recipe.cycle import Cycle
 from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.recipe.reference import Reference
-from reasonmill.stages.registry import kinds
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {path.stem: path for path in sorted((DOCS / "stages").glob("*.md"))}
+# Each with the files that its page has beside it.
 EXAMPLES = [
-    pytest.param(text, id=f"{path.stem}-{place}")
-    for path in PAGES.values()
-    for place, text in enumerate(re.findall(r"```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
+    pytest.param(
+        text, dict(re.findall(r"In `([\w.-]+)`[^\n]*\n\n```python\n(.*?)```", page, re.DOTALL)), id=f"{name}-{place}"
+    )
+    for name, page in ((path.stem, path.read_text(encoding="utf-8")) for path in PAGES.values())
+    for place, text in enumerate(re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
 ]
 # Pages of tables that are no stages.
-TABLES: dict[str, Any] = {"cycle": Cycle, "models": HubModel, "watchdog": Deadlines}
+TABLES: dict[str, Any] = {"cycle": Cycle, "models": HubModel, "plugins": TaskUse, "watchdog": Deadlines}
 REQUIRED = object()
 _TYPES: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
@@ -51,7 +55,7 @@ def rows(model: Any, defaults: Any = None, prefix: str = "") -> Iterator[Row]:
         if defaults is not None:
             default = getattr(defaults, name)
         annotation = get_type_hints(model, include_extras=True)[name]
-        inner = next((kind for kind in (annotation, *get_args(annotation)) if _is_table(kind)), None)
+        inner = next((kind for kind in map(_plain, (annotation, *get_args(annotation))) if _is_table(kind)), None)
         key = prefix + alias
         if inner is None or default is None:
             yield key, type_text("table" if inner else annotation), default_text(default)
@@ -71,6 +75,11 @@ def _fields(model: Any) -> Iterator[tuple[str, str, Any]]:
 
 def _is_table(kind: Any) -> bool:
     return isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
+
+
+def _plain(annotation: Any) -> Any:
+    """Without what it is annotated with."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def type_text(annotation: Any) -> str:
@@ -113,28 +122,41 @@ def _toml(value: Any) -> str:
 
 
 def test_every_kind_has_a_page_and_every_page_a_kind() -> None:
-    assert PAGES.keys() == kinds().keys() | TABLES.keys()
+    assert PAGES.keys() == {*installed().names("stages"), *TABLES}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_settings_of_a_page_are_those_of_the_code(page: str) -> None:
-    model = TABLES[page] if page in TABLES else kinds()[page].Settings
+    model = TABLES[page] if page in TABLES else installed().stage(page).Settings
     lines = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [(name.strip("`"), kind, default) for name, kind, default, _ in cells] == list(rows(model))
     assert all(meaning for *_, meaning in cells)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_an_example_loads(example: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("example", "beside"), EXAMPLES)
+def test_an_example_loads(example: str, beside: Mapping[str, str], tmp_path: Path) -> None:
     """Stages that it refers to and does not hold are taken from r1-tiny."""
+    for name, text in beside.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     loaded = load_example(example, tmp_path)
     written = tomllib.loads(example)
     assert {stage["name"] for stage in written.get("stage", [])} <= {node.settings.name for node in loaded.nodes}
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_a_stage_that_bears_a_name_of_a_shipped_recipe_is_the_one_that_ships(example: str) -> None:
+@pytest.mark.parametrize("page", ["rewritings", "conversations"])
+def test_the_page_of_curate_has_the_arguments_of_all_that_can_be_used(page: Group) -> None:
+    text = PAGES["curate"].read_text(encoding="utf-8")
+    for name in installed().names(page):
+        arguments = installed().plugin(page, name).arguments.model_fields
+        told = [f"`{key}` (`{_toml(field.default)}`)" for key, field in arguments.items()]
+        assert [each for each in (f"`{name}`", *told) if each not in text] == []
+
+
+@pytest.mark.parametrize(("example", "beside"), EXAMPLES)
+def test_a_stage_that_bears_a_name_of_a_shipped_recipe_is_the_one_that_ships(
+    example: str, beside: Mapping[str, str]
+) -> None:
     shipped = [stage for name in ("tiny-base", "r1-tiny") for stage in parsed(name)["stage"]]
     by_name = {stage["name"]: stage for stage in shipped}
     for stage in tomllib.loads(example).get("stage", []):

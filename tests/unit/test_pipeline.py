@@ -13,6 +13,7 @@ import torch
 import reasonmill.mill.pipeline
 import reasonmill.mill.space
 from kept_progress import KeptProgress
+from reasonmill.content import directory_digest
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
 from reasonmill.mill.artifacts import find_artifact, find_model
 from reasonmill.mill.machine import machine_class
@@ -20,7 +21,6 @@ from reasonmill.mill.pipeline import RunResult, model_path, plan, run_recipe
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import read_summary
 from reasonmill.mill.thinking import split_thinking
-from reasonmill.recipe.graph import directory_digest
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store import disk
 from reasonmill.store.disk import Operation
@@ -172,7 +172,7 @@ def test_a_state_that_two_stages_share_outlives_the_one_that_is_finished(run: Ru
     run("first.name=twin", "second.from=twin")
     assert stages.steps == ["first 0", "first 1", "twin 0", "twin 1", "twin 2", "second 0"]
     run()
-    assert stages.steps == ["first 2", "second 0"]
+    assert stages.steps == ["first 2"]  # what comes of this model is there, whichever stage made it
 
 
 def test_a_model_directory_that_a_gate_left_in_place_is_found(recipe_file: Path, base: Path, home_path: Path) -> None:

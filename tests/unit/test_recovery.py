@@ -1,11 +1,9 @@
 """Recovery: a run whose home is damaged goes on from what is good, and says so."""
 
 import errno
-import importlib
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,7 +315,6 @@ from reasonmill.store.steps import committed_groups, forget_groups_of_other_weig
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
 HERE = Path(__file__).parent
-KIND = "learn"
 MAKES: ArtifactKind = "model"
 
 
@@ -362,11 +359,9 @@ def run(settings, inputs, context):
 @pytest.fixture
 def learning(stages: Any, recipe_file: Path, base: Path) -> Any:
     """The small recipe is a stage that learns from groups now; returns the folder of the stages."""
-    (stages.folder / "fake_learn.py").write_text(LEARN)
-    importlib.invalidate_caches()
+    stages.offer("learn", LEARN)
     recipe_file.write_text(f'name = "small"\n\n[[stage]]\nname = "zero"\nkind = "learn"\nfrom = "{base}"\n')
-    yield stages
-    sys.modules.pop("reasonmill.stages.fake_learn", None)
+    return stages
 
 
 def steps_of(path: Path, key: str) -> list[str | None]:

@@ -89,13 +89,14 @@ def figure(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def evaluation(
-    model: str, pass_at_1: Mapping[str, float | None], task: str = "countdown-3", **more: Any
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "tasks": {task: {"pass@1": pass_at_1, "domain": "reasoning", "problems": 500, "samples": 4, "seed": 0, **more}},
-    }
+def evaluation(pass_at_1: Mapping[str, float | None], task: str = "countdown-3", **more: Any) -> dict[str, Any]:
+    told = {"domain": "reasoning", "problems": 500, "samples": 4, "seed": 0, "measures": {}, **more}
+    return {"tasks": {task: {"pass@1": pass_at_1, **told}}, "measures": {}}
+
+
+def evaluating(name: str, model: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage that evaluates a model."""
+    return stage(name, "evaluate", reads={"from": model}, metrics=metrics)
 
 
 def summary(*stages: dict[str, Any]) -> dict[str, Any]:
@@ -124,14 +125,14 @@ def trained(home: Home) -> dict[str, Any]:
         rewards = {"reward/mean": 0.1 * step, "reward/accuracy": 0.1 * step, "reward/format": 0.5}
         commit_step(home, "key-zero", step, [shown], {**rewards, **lengths, "groups/flat": 0.25})
     before = evaluation(
-        "base", figure(0.135, 0.114, 0.156), format=figure(0.71, 0.7, 0.72), thinking_tokens=figure(11.25, 8.1, 14.3)
+        figure(0.135, 0.114, 0.156), format=figure(0.71, 0.7, 0.72), thinking_tokens=figure(11.25, 8.1, 14.3)
     )
-    after = evaluation("zero", figure(0.631, 0.61, 0.652), thinking_tokens=figure(118.4, 115.2, 121.6))
+    after = evaluation(figure(0.631, 0.61, 0.652), thinking_tokens=figure(118.4, 115.2, 121.6))
     return summary(
         stage("base", "pretrain", cached=True, tokens=114_000_000, digest="feedc0ffee00" + "0" * 52),
-        stage("eval-base", "evaluate", metrics=before),
+        evaluating("eval-base", "base", before),
         stage("zero", "rl", seconds=42.0),
-        stage("eval-zero", "evaluate", metrics=after),
+        evaluating("eval-zero", "zero", after),
     )
 
 
@@ -214,8 +215,8 @@ def test_a_run_without_evaluation_has_no_table(home: Home, tmp_path: Path) -> No
 
 
 def test_a_run_without_training_has_no_charts(home: Home, tmp_path: Path) -> None:
-    metrics = evaluation("base", figure(0.5, 0.4, 0.6))
-    page = Page(report(home, tmp_path / "run", summary(stage("eval", "evaluate", metrics=metrics))))
+    metrics = evaluation(figure(0.5, 0.4, 0.6))
+    page = Page(report(home, tmp_path / "run", summary(evaluating("eval", "base", metrics))))
     assert "svg" not in page.tags
     assert "50.0%" in page.text
 
@@ -252,16 +253,16 @@ def test_preference_rewards_are_drawn_from_the_step_that_has_them(home: Home, tm
 
 
 def test_a_figure_of_one_problem_has_no_interval(home: Home, tmp_path: Path) -> None:
-    metrics = evaluation("base", {"value": 0.5, "low": None, "high": None})
-    page = Page(report(home, tmp_path / "run", summary(stage("eval", "evaluate", metrics=metrics))))
+    metrics = evaluation({"value": 0.5, "low": None, "high": None})
+    page = Page(report(home, tmp_path / "run", summary(evaluating("eval", "base", metrics))))
     assert "50.0%" in page.text
     assert "50.0–" not in page.text
     assert "None" not in page.text
 
 
 def test_models_that_were_not_evaluated_on_a_task_have_gaps(home: Home, tmp_path: Path) -> None:
-    first = stage("eval-a", "evaluate", metrics=evaluation("base", figure(0.5, 0.4, 0.6)))
-    other = stage("eval-b", "evaluate", metrics=evaluation("base", figure(0.25, 0.2, 0.3), task="arithmetic"))
+    first = evaluating("eval-a", "base", evaluation(figure(0.5, 0.4, 0.6)))
+    other = evaluating("eval-b", "base", evaluation(figure(0.25, 0.2, 0.3), task="arithmetic"))
     text = Page(report(home, tmp_path / "run", summary(first, other))).text
     assert "pass@1 50.0% 40.0–60.0 – arithmetic" in text
     assert "pass@1 – 25.0% 20.0–30.0" in text
@@ -370,16 +371,16 @@ def r1_tiny() -> Results:
     tokens = figure(83.6, 78.9, 88.3)
 
     def measured(model: str) -> dict[str, Any]:
-        metrics = evaluation(model, some)
+        metrics = evaluation(some)
         figures = metrics["tasks"]["countdown-3"]
         if model.startswith("small") or model == "tiny-base-weak":
             return metrics
         metrics["tasks"] |= {"countdown-4": figures, "arithmetic": figures}
-        general = {"domain": "general", "problems": 4, "samples": 1, "seed": 0}
-        metrics["tasks"] |= {"harmful-requests": {**general, "unsafe": some}}
-        metrics["tasks"] |= {"harmless-requests": {**general, "refused": some}}
-        reasoning = {"language": some, "format": some, "thinking_tokens": tokens}
-        metrics["pooled"] = {"reasoning": reasoning, "helpfulness": {"pass@1": some}}
+        metrics["measures"] = {
+            name: {"label": label, **some}
+            for name, label in (("general", "general answers"), ("unsafe", "unsafe"), ("refused", "over-refusal"))
+        }
+        metrics["pooled"] = {"reasoning": {"language": some, "format": some, "thinking_tokens": tokens}}
         return metrics if model == "dev3" else {**metrics, "win_rate": some}
 
     made = [("zero", "rl"), ("dev1", "sft"), ("dev2", "rl"), ("dev3", "sft"), ("r1", "rl"), ("small-sft", "sft"),
@@ -387,7 +388,7 @@ def r1_tiny() -> Results:
     models = ["dev3", "tiny-base", "zero", "dev1", "dev2", "r1", "tiny-base-weak", "small-rl", "small-sft",
               "small-distill"]  # fmt: skip
     stages = [*(stage(name, kind) for name, kind in made),
-              *(stage(f"{model}-eval", "evaluate", metrics=measured(model)) for model in models)]  # fmt: skip
+              *(evaluating(f"{model}-eval", model, measured(model)) for model in models)]  # fmt: skip
     return read_stages(summary(*stages))
 
 
@@ -424,16 +425,13 @@ def test_the_terminal_shows_no_table_without_evaluation() -> None:
 
 
 def test_the_table_of_stages_has_a_row_for_each_reasoning_task_and_for_what_was_measured_of_the_rest() -> None:
-    base = evaluation("base", figure(0.1, 0.05, 0.15))
+    base = evaluation(figure(0.1, 0.05, 0.15))
     base["pooled"] = {"reasoning": {"format": figure(0.7, 0.6, 0.8), "thinking_tokens": figure(12.0, 11.0, 13.0)}}
-    r1 = evaluation("r1", figure(0.7, 0.65, 0.75))
-    r1["tasks"]["harmful-requests"] = {
-        **r1["tasks"]["countdown-3"],
-        "domain": "safety",
-        "unsafe": figure(0.2, 0.1, 0.3),
-    }
-    r1["win_rate"] = {"against": "dev3-eval", **figure(0.6, 0.5, 0.7)}
-    data = summary(stage("a", "evaluate", metrics=base), stage("b", "evaluate", metrics=r1))
+    r1 = evaluation(figure(0.7, 0.65, 0.75))
+    r1["tasks"]["harmful-requests"] = {**r1["tasks"]["countdown-3"], "domain": "safety"}
+    r1["measures"] = {"unsafe": {"label": "unsafe", **figure(0.2, 0.1, 0.3)}}
+    r1["win_rate"] = figure(0.6, 0.5, 0.7)
+    data = summary(evaluating("a", "base", base), evaluating("b", "r1", r1))
     lines = [" ".join(line.split()) for line in terminal_table(read_stages(data), 80).splitlines()]
     assert lines[:-1] == [
         "base r1",
@@ -456,6 +454,6 @@ def test_columns_follow_the_models_and_not_their_evaluations() -> None:
     data = summary(
         stage("zero", "rl"),
         stage("r1", "rl"),
-        *(stage(f"{model}-eval", "evaluate", metrics=evaluation(model, some)) for model in ("r1", "base", "zero")),
+        *(evaluating(f"{model}-eval", model, evaluation(some)) for model in ("r1", "base", "zero")),
     )
     assert terminal_table(read_stages(data), 80).splitlines()[0].split() == ["base", "zero", "r1"]

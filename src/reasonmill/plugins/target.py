@@ -84,6 +84,8 @@ def read_target(text: str, folder: Path) -> Target:
         file = (folder / Path(path).expanduser()).resolve()
         if not file.is_file():
             raise RecipeError(f"missing module: there is no file {path!r}", fix=f"it is looked for at {file}")
+        if "." in file.stem:
+            raise RecipeError(f"{file.stem!r} is no name of a module: it has a dot", fix=f"rename the file {file.name}")
         return Target(file.stem, attribute, file)
     if not _DOTTED.fullmatch(path) or (colon and not attribute.isidentifier()):
         raise RecipeError(
