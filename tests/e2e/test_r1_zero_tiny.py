@@ -14,7 +14,6 @@ from reasonmill.cli import main
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 
-
 SMALLER = (
     "zero.steps=6",
     "zero.problems_per_step=8",

@@ -13,7 +13,6 @@ import pytest
 from forked import Ended, Running, fork_server
 from reasonmill.cli import main
 
-
 PROGRAM = """
 import sys
 import reasonmill.stages
