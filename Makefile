@@ -5,9 +5,11 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
-# A process of tests for each core; each of them, and each process that they start, computes with one thread.
+# A process of tests for each core; each of them, and each process that they start, computes with one thread. The tests of
+# a file stay together, because they share what is dear to make; files are taken in their order, in which those that
+# take long (chaos, e2e) come before the many that don't (unit).
 PYTEST := $(PYTHON) -m pytest
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test check chaos lint bench clean
 

@@ -16,7 +16,6 @@ from reasonmill.store import verification
 from reasonmill.store.home import Home
 from reasonmill.store.verification import verify_home
 
-pytestmark = pytest.mark.xdist_group("bit rot")  # one finished home
 NUM_SHORT, NUM_LONG = 60, 500
 
 

@@ -12,7 +12,6 @@ from chaos.kill_matrix import Matrix, Place, Report, nurseries, run_uninterrupte
 from chaos.nursery import Nursery
 from chaos.outcome import Committed, Outcome, differences
 
-pytestmark = pytest.mark.xdist_group("kill matrix")  # one set of nurseries
 SHORT = {"runs": 15, "kills": 30}
 LONG = {"runs": 200, "kills": 400}
 # Where runs outrun their kills, there are more of them, but not for ever.

@@ -19,8 +19,6 @@ from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Group
 
-pytestmark = pytest.mark.xdist_group("r1-tiny")  # one finished home
-
 RL = {"steps": "1", "problems_per_step": "6", "group_size": "4", "updates_per_step": "2", "sampling.max_tokens": "64"}
 COLLECT = {"tasks": "{arithmetic=30}", "samples": "2", "sampling.max_tokens": "96"}
 ASKED = "{arithmetic=4, facts=4, harmful-requests=3, harmless-requests=3}"

@@ -14,8 +14,6 @@ from reasonmill.cli import main
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 
-pytestmark = pytest.mark.xdist_group("r1-zero-tiny")  # one finished home
-
 SMALLER = (
     "zero.steps=6",
     "zero.problems_per_step=8",

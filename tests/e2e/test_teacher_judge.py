@@ -32,12 +32,9 @@ SERVE = (sys.executable, "-m", "transformers.cli.transformers", "serve")
 READY_WITHIN_S = 120
 PROBLEMS = [installed().task("countdown-3").problem("train", 0, index) for index in range(3)]
 
-pytestmark = [
-    pytest.mark.xdist_group("teacher and judge"),  # one server
-    pytest.mark.skipif(
-        not is_serve_available(), reason="`transformers serve` lacks its packages: install transformers[serving]"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not is_serve_available(), reason="`transformers serve` lacks its packages: install transformers[serving]"
+)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ import pytest
 from forked import Ended, Running, fork_server
 from reasonmill.cli import main
 
-pytestmark = pytest.mark.xdist_group("command line")  # one server that forks
-
 PROGRAM = """
 import sys
 from reasonmill.plugins import catalogue
