@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from reasonmill.mill.estimate import Device, Estimate, cpu, estimate, gpu, total
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
-from reasonmill.mill.pipeline import PlannedStage, plan
+from reasonmill.mill.planning import PlannedStage, plan
 from reasonmill.mill.workload import PROMPT_TOKENS, WORKLOADS, Amount, workload
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel

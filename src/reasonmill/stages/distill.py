@@ -56,6 +56,10 @@ class Settings(StageSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     state_every: int = Field(default=10, ge=1, description="steps between saved states")
 
+    def against_more_steps(self) -> str | None:
+        """The schedule's reason."""
+        return self.schedule.against_more_steps()
+
     @field_validator("tasks")
     @classmethod
     def _known_tasks(cls, value: dict[str, float]) -> dict[str, float]:
