@@ -2,15 +2,17 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import reasonmill.recipe.graph
 import reasonmill.stage  # these two before the fixture hides their folder
 import reasonmill.stages
 import reasonmill.stages.registry
+from reasonmill.types import content_digest
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
 TRAIN = """
@@ -157,6 +159,20 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
     yield FakeStages(folder)
     for name in [name for name in sys.modules if name.startswith("reasonmill.stages.fake_")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives all stages other keys, as other code does; the same word gives the same ones."""
+    right = reasonmill.recipe.graph.stage_key
+
+    def change(word: str) -> None:
+        for module in ("pipeline", "planning", "adoption", "more_steps"):
+            monkeypatch.setattr(
+                f"reasonmill.mill.{module}.stage_key", lambda *args: content_digest([word, right(*args)])
+            )
+
+    return change
 
 
 @pytest.fixture

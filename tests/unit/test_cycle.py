@@ -263,7 +263,9 @@ def run(cycle_file: Path, tmp_path: Path) -> Callable[..., RunResult]:
 
 def test_a_verdict_stands_for_the_model_that_it_promoted(run: Callable[..., RunResult], tmp_path: Path) -> None:
     made = artifacts(run())
-    assert find_model("cycle/gate", tmp_path / "home", print).name == made["gate"].metrics["model"] == made["final"].digest
+    assert (
+        find_model("cycle/gate", tmp_path / "home", print).name == made["gate"].metrics["model"] == made["final"].digest
+    )
 
 
 def test_a_model_that_a_gate_left_outside_of_the_home_has_to_be_named(

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from reasonmill import __version__
+from reasonmill.mill.artifacts import made_from_adopted
 from reasonmill.mill.inputs import parents, stage_inputs
 from reasonmill.mill.summary import read_summary
 from reasonmill.recipe.graph import Node, Recipe, stage_key
@@ -24,7 +25,7 @@ from reasonmill.settings import INCIDENTAL, decisive
 from reasonmill.stage import Input
 from reasonmill.stages.registry import kinds
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import ADOPTED, StageRecord
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, StageRecord
 from reasonmill.store.ledger_runs import MadeWith, RunRecord
 from reasonmill.types import Artifact, content_digest
 
@@ -80,7 +81,8 @@ def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
             reason = reasons[0] if reasons else "this home has no finished result of it in a run of this name"
             return [*done, Adoption(name, kind, "not adopted", reason=str(reason))]
         record, _ = candidates[reasons.index(None)]
-        artifacts[name] = _record(record, wanted, home, recipe, begun)
+        ancestors = made_from_adopted(recipe.nodes, artifacts)[name]
+        artifacts[name] = _record(record, wanted, home, recipe, begun, ancestors)
         done.append(Adoption(name, kind, "adopted", record.artifact.digest))
     return done
 
@@ -187,17 +189,24 @@ def _damage(home: Home, digest: str, *, read: bool) -> str | None:
 
 
 def _record(
-    made: StageRecord, wanted: _Wanted, home: Home, recipe: Recipe, begun: Sequence[tuple[str, str, str]]
+    made: StageRecord,
+    wanted: _Wanted,
+    home: Home,
+    recipe: Recipe,
+    begun: Sequence[tuple[str, str, str]],
+    ancestors: Sequence[str],
 ) -> Artifact:
     """Records a result under the key of now; returns the artifact that the ledger has of it then."""
     settings, metrics = wanted.node.settings, made.artifact.metrics
+    origin = {**metrics.get(ADOPTED, _origin(made, home)), **_adopter()}
+    known = [*metrics.get(FROM_ADOPTED, ()), *ancestors]
     artifact = Artifact(
         made.artifact.digest,
         made.artifact.kind,
         settings.name,
         wanted.parents,
         _config_digest(wanted),
-        {**metrics, ADOPTED: {**metrics.get(ADOPTED, _origin(made, home)), **_adopter()}},
+        {**metrics, ADOPTED: origin, **({FROM_ADOPTED: list(dict.fromkeys(known))} if known else {})},
     )
     home.ledger.begin_run(recipe.name, recipe.resolved(), begun)
     home.ledger.commit_stage(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from reasonmill.errors import RecipeError
+from reasonmill.recipe.graph import Node
 from reasonmill.recipe.reference import model_directory, shipped_bases, suggestion
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import ADOPTED
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
 from reasonmill.store.looking import is_directory
 from reasonmill.types import Artifact
 
@@ -67,20 +68,22 @@ def made_under(artifact: Artifact, key: str) -> str:
     return origin["key"] if origin else key
 
 
-def adopted_ancestors(home: Home, artifact: Artifact) -> list[Artifact]:
-    """Those that an artifact was made from, directly or not, and that were adopted from other code; nearest first."""
-    found, waiting = {}, list(home.ledger.parents(artifact))
-    seen = set()
-    while waiting:
-        ancestor = waiting.pop(0)
-        making = (ancestor.stage, ancestor.digest)
-        if making in seen:
-            continue
-        seen.add(making)
-        if ADOPTED in ancestor.metrics:
-            found[making] = ancestor
-        waiting += home.ledger.parents(ancestor)
-    return list(found.values())
+def made_from_adopted(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, list[str]]:
+    """For each stage of a recipe those that it is made from, directly or not, and that were adopted from other code.
+
+    Args:
+        artifacts: what stages made, by their names, as far as they are finished.
+    """
+    marks: dict[str, list[str]] = {}
+    for node in nodes:
+        name = node.settings.name
+        found = list(artifacts[name].metrics.get(FROM_ADOPTED, ())) if name in artifacts else []
+        for source in (source for source in node.stage_inputs if source in artifacts):
+            if ADOPTED in artifacts[source].metrics:
+                found.append(f"{source} {artifacts[source].digest[:12]}")
+            found += marks[source]
+        marks[name] = list(dict.fromkeys(found))
+    return marks
 
 
 def find_model(text: str, home_path: Path, note: Callable[[str], None]) -> Path:

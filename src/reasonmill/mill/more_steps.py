@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from reasonmill.recipe.graph import Node, stage_key
@@ -51,7 +51,7 @@ def shorter_stage(
         steps = len(ledger.steps(origin["key"] if origin else record.key))
         if (record.name, record.kind) != (settings.name, settings.kind) or not (found.steps if found else 0) < steps:
             continue
-        fewer = Node(settings.model_copy(update={"steps": steps}), node.sources)
+        fewer = replace(node, settings=settings.model_copy(update={"steps": steps}))
         if steps < wanted and stage_key(fewer, inputs, seed, module) == record.key:
             obstacle = settings.against_more_steps()
             if obstacle is None and origin is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
-from reasonmill.mill.artifacts import made_under
+from reasonmill.mill.artifacts import made_from_adopted, made_under
 from reasonmill.mill.inputs import apply_template, parents, stage_inputs
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -37,7 +37,7 @@ from reasonmill.settings import decisive
 from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.registry import kinds
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import OtherContent
+from reasonmill.store.ledger import FROM_ADOPTED, OtherContent
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
@@ -207,7 +207,7 @@ class _Run:
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
         results = tuple(self._results)
-        summary = summarise(self._recipe, results, self._device, self._home)
+        summary = summarise(self._recipe, results, self._device)
         self._showcase.publish(summary, results)
         return RunResult(self._showcase.directory, results, summary)
 
@@ -256,7 +256,7 @@ class _Run:
         name = node.settings.name
         if self._repair:
             drop_damaged_verdicts(self._home, log_key)
-            instead = f"stage {name} is gone through again for the groups of step "
+            instead = f"stage {name} is run again for the groups of step "
             return bool(lost_groups(self._home, log_key, lambda step: f"{instead}{step}"))
 
         def without(what: str) -> Callable[[int], str]:
@@ -345,6 +345,7 @@ class _Run:
     def _commit(self, stage: _Stage, outcome: Outcome, machines: tuple[str, ...], started: float) -> None:
         """Commits what a stage made."""
         settings, key = stage.node.settings, stage.key
+        adopted = made_from_adopted(self._recipe.nodes, self._artifacts)[stage.name]
         digest = self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
         artifact = Artifact(
@@ -353,7 +354,7 @@ class _Run:
             stage=settings.name,
             parents=parents(stage.node, stage.inputs, self._artifacts),
             config_digest=content_digest(decisive(settings)),
-            metrics=outcome.metrics,
+            metrics={**outcome.metrics, **({FROM_ADOPTED: adopted} if adopted else {})},
         )
         self._home.ledger.commit_stage(
             key=key,

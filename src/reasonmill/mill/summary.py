@@ -12,12 +12,11 @@ import torch
 import transformers
 
 from reasonmill import __version__
-from reasonmill.mill.artifacts import adopted_ancestors, made_digest
+from reasonmill.mill.artifacts import made_digest, made_from_adopted
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_file
-from reasonmill.store.home import Home
-from reasonmill.store.ledger import ADOPTED
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
 from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
 from reasonmill.types import Artifact
@@ -48,11 +47,12 @@ def result_model(recipe: Recipe, results: Sequence[StageResult]) -> str | None:
     return models.get(recipe.result, last) if recipe.result else last
 
 
-def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str, home: Home) -> dict[str, Any]:
+def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
     """The content of summary.json.
 
     `adopted` of a stage says where its result was adopted from, and `made_from_adopted` which of its ancestors were.
     """
+    marks = made_from_adopted(recipe.nodes, {result.name: result.artifact for result in results})
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -73,10 +73,12 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str, hom
                 "tokens": result.tokens,
                 "machines": list(result.machines),
                 "adopted": result.artifact.metrics.get(ADOPTED),
-                "made_from_adopted": [
-                    f"{ancestor.stage} {ancestor.digest[:12]}" for ancestor in adopted_ancestors(home, result.artifact)
-                ],
-                "metrics": {name: value for name, value in result.artifact.metrics.items() if name != ADOPTED},
+                "made_from_adopted": marks[result.name],
+                "metrics": {
+                    name: value
+                    for name, value in result.artifact.metrics.items()
+                    if name not in (ADOPTED, FROM_ADOPTED)
+                },
             }
             for result in results
         ],

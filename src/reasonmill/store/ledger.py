@@ -36,8 +36,8 @@ class StageRecord:
     tokens: int
 
 
-# What the metrics of an artifact call where it was adopted from, see `mill/adoption.py`.
-ADOPTED = "adopted"
+# What the metrics of an artifact call where it was adopted from (see `mill/adoption.py`), and which ancestors were.
+ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
 
 
 class OtherContent(StoreError):
@@ -400,4 +400,5 @@ class Ledger(LedgerOfRuns):
 
 def _identity(artifact: Artifact) -> tuple[Any, ...]:
     """What tells makings of equal content apart. An adopted one is another than that which it was adopted from."""
-    return artifact.stage, artifact.config_digest, artifact.parents, artifact.metrics.get(ADOPTED)
+    marks = [artifact.metrics.get(name) for name in (ADOPTED, FROM_ADOPTED)]
+    return artifact.stage, artifact.config_digest, artifact.parents, marks
