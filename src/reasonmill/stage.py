@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonmill.plugins.catalogue import Catalogue
 from reasonmill.protocols import Progress
+from reasonmill.rewards.combination import NOT_RULES, RewardWeights, Scorer
 from reasonmill.store.home import Home
+from reasonmill.tasks.named import NamedTask
 
 ArtifactKind = Literal["model", "rollouts", "dataset", "reward-model", "evaluation", "verdict"]
 
@@ -55,7 +58,21 @@ class StageContext:
     home: Home
     progress: Progress
     stop_requested: Callable[[], bool]
+    catalogue: Catalogue
     keeps_last_state: bool = False
+
+    def task(self, name: str) -> NamedTask:
+        """The task that the recipe calls so."""
+        return self.catalogue.task(name)
+
+    def rewards(self, weights: Mapping[str, float], scorers: Mapping[str, Scorer]) -> RewardWeights:
+        """The rewards that the recipe calls so, with their weights.
+
+        Args:
+            scorers: the reward models, by name of the reward.
+        """
+        rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
+        return RewardWeights(weights, rules, scorers)
 
 
 @dataclass(frozen=True)

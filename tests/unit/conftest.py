@@ -11,7 +11,6 @@ import pytest
 import reasonmill.recipe.graph
 import reasonmill.stage  # these two before the fixture hides their folder
 import reasonmill.stages
-import reasonmill.stages.registry
 from reasonmill.types import content_digest
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -23,7 +22,6 @@ from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.reference import references
 from reasonmill.settings import INCIDENTAL, decisive
 from reasonmill.stage import Input
-from reasonmill.stages.registry import kinds
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, StageRecord
 from reasonmill.store.ledger_runs import MadeWith, RunRecord
@@ -53,6 +51,7 @@ class _Wanted:
     inputs: Mapping[str, Input]
     parents: tuple[str, ...]
     seed: int
+    tables: Mapping[str, Any]
 
 
 def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
@@ -66,7 +65,7 @@ def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
     artifacts: dict[str, Artifact] = {}
     for node in recipe.up_to(until):
         name, kind = node.settings.name, node.settings.kind
-        wanted = _wanted(node, artifacts, home, recipe, kinds()[kind])
+        wanted = _wanted(node, artifacts, home, recipe)
         begun.append((name, kind, wanted.key))
         record = home.ledger.stage(wanted.key)
         if record is not None:
@@ -87,10 +86,10 @@ def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
     return done
 
 
-def _wanted(node: Node, artifacts: Mapping[str, Artifact], home: Home, recipe: Recipe, module: ModuleType) -> _Wanted:
+def _wanted(node: Node, artifacts: Mapping[str, Artifact], home: Home, recipe: Recipe) -> _Wanted:
     inputs = stage_inputs(node, artifacts, home, recipe)
-    key = stage_key(node, inputs, recipe.seed, module)
-    return _Wanted(node, key, inputs, parents(node, inputs, artifacts), recipe.seed)
+    key = stage_key(node, inputs, recipe.seed)
+    return _Wanted(node, key, inputs, parents(node, inputs, artifacts), recipe.seed, recipe.resolved())
 
 
 def _candidates(home: Home, run: str, name: str, kind: str) -> list[tuple[StageRecord, MadeWith | None]]:
@@ -119,7 +118,10 @@ def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: _Want
         return f"with which {what} {which} was made is not recorded any more: the run's recipe was changed since"
     if made_with.seed != wanted.seed:
         return f"{which} was made with the seed {made_with.seed}, and the seed is {wanted.seed} now"
-    changed = list(different_settings(made_with.settings, wanted.node.settings))
+    changed = [
+        *different_settings(made_with.settings, wanted.node.settings),
+        *_different_plugins(made_with.tables, wanted),
+    ]
     if changed:
         return f"{which} was made with other settings: {'; '.join(changed)}"
     if made.artifact.parents != wanted.parents:
@@ -149,6 +151,17 @@ def different_settings(before: Mapping[str, Any], now: BaseModel, place: str = "
     for key in before.keys() - fields.keys():
         if before[key] not in _UNSET:
             yield f"{place}{key} was {_shown(before[key])}, and there is no such setting any more"
+
+
+def _different_plugins(before: Mapping[str, Any], wanted: _Wanted) -> Iterator[str]:
+    """The tasks and the like that the recipe defines otherwise now, or of whose files nobody knows what they held."""
+    named = list(wanted.node.plugins.values())
+    for plugin in (*named, *(plugin.environment for plugin in named if plugin.environment is not None)):
+        theirs, ours = (tables.get(plugin.group, {}).get(plugin.name) for tables in (before, wanted.tables))
+        if theirs != ours:
+            yield f"{plugin.title} was {_shown(theirs)}, and is {_shown(ours)} now"
+        elif any(plugin.identity.get(files) for files in ("files", "declared")):
+            yield f"{plugin.title} reads files, and it is not recorded what they held"
 
 
 def _different(before: Any, now: Any, place: str) -> Iterator[str]:

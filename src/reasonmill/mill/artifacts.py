@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from reasonmill.errors import RecipeError
+from reasonmill.errors import RecipeError, suggestion
 from reasonmill.recipe.graph import Node
-from reasonmill.recipe.reference import model_directory, shipped_bases, suggestion
+from reasonmill.recipe.reference import model_directory, shipped_bases
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED

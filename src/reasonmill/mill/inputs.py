@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from reasonmill.content import directory_digest, path_digest
 from reasonmill.mill.artifacts import made_digest
-from reasonmill.recipe.graph import Node, Recipe, directory_digest
+from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.stage import Input
@@ -29,7 +30,7 @@ def stage_inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | Non
         elif isinstance(source, HubSource):
             inputs[name] = Input(hub_directory(source.model, home), source.model.digest)
         else:
-            inputs[name] = Input(source.path, directory_digest(source.path))
+            inputs[name] = Input(source.path, path_digest(source.path))
     return inputs
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 from reasonmill.recipe.graph import Node, stage_key
 from reasonmill.stage import Input
@@ -32,9 +31,7 @@ class ShorterStage:
         return f"{name}  starts from its first step, and not after {result}: {self.obstacle}"
 
 
-def shorter_stage(
-    node: Node, key: str, inputs: Mapping[str, Input], seed: int, module: ModuleType, home: Home
-) -> ShorterStage | None:
+def shorter_stage(node: Node, key: str, inputs: Mapping[str, Input], seed: int, home: Home) -> ShorterStage | None:
     """The longest finished stage that is a beginning of this one, of which nothing is committed yet; None without one.
 
     Args:
@@ -52,7 +49,7 @@ def shorter_stage(
         if (record.name, record.kind) != (settings.name, settings.kind) or not (found.steps if found else 0) < steps:
             continue
         fewer = replace(node, settings=settings.model_copy(update={"steps": steps}))
-        if steps < wanted and stage_key(fewer, inputs, seed, module) == record.key:
+        if steps < wanted and stage_key(fewer, inputs, seed) == record.key:
             obstacle = settings.against_more_steps()
             if obstacle is None and origin is not None:
                 obstacle = "its result was adopted from other code"

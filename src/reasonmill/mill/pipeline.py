@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from reasonmill.activity import phase
@@ -30,12 +29,11 @@ from reasonmill.mill.workload import workloads
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.hub import fetch
-from reasonmill.recipe.reference import HubSource, StageSource
+from reasonmill.recipe.reference import FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts, verdicts_key
 from reasonmill.servers.client import ServerError
 from reasonmill.settings import decisive
 from reasonmill.stage import Input, Outcome, StageContext
-from reasonmill.stages.registry import kinds
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import FROM_ADOPTED, OtherContent
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
@@ -105,7 +103,6 @@ class _Stage:
     key: str
     log_key: str
     inputs: Mapping[str, Input]
-    module: ModuleType
     is_finished: bool
 
     @property
@@ -193,10 +190,11 @@ class _Run:
                     home=self._home,
                     progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
                     stop_requested=self._stop_requested,
+                    catalogue=self._recipe.catalogue,
                     keeps_last_state=settings.against_more_steps() is None,
                 )
                 try:
-                    outcome: Outcome = stage.module.run(settings, stage.inputs, context)
+                    outcome: Outcome = stage.node.module.run(settings, stage.inputs, context)
                 except (OtherContent, TrainingDiverged, TooManyUngraded, ServerError) as error:
                     if not self._does_without_groups(stage, error):
                         raise
@@ -222,8 +220,8 @@ class _Run:
         """A stage, and its result if there is nothing to be done for it."""
         with phase("reading"):
             inputs = stage_inputs(node, self._artifacts, self._home, self._recipe)
-        settings, module, ledger = node.settings, kinds()[node.settings.kind], self._home.ledger
-        key = stage_key(node, inputs, self._recipe.seed, module)
+        settings, ledger = node.settings, self._home.ledger
+        key = stage_key(node, inputs, self._recipe.seed)
         begun = [(result.name, result.kind, result.key) for result in self._results]
         ledger.begin_run(self._recipe.name, self._recipe.resolved(), [*begun, (settings.name, settings.kind, key)])
         record = ledger.stage(key)
@@ -231,17 +229,17 @@ class _Run:
         if record is None or not self._is_whole(settings.name, digest, read=self._repair):
             if record is not None:
                 self._forget(key, record.artifact)
-            return _Stage(node, key, key, inputs, module, is_finished=False), None
+            return _Stage(node, key, key, inputs, is_finished=False), None
         log_key = made_under(record.artifact, key)
         if self._has_lost_groups(node, log_key) and key not in self._restored:
             self._restored.add(key)
-            return _Stage(node, key, log_key, inputs, module, is_finished=True), None
+            return _Stage(node, key, log_key, inputs, is_finished=True), None
         self._look_at_states(node, log_key)
         machines = ledger.machines(log_key)
         cached = StageResult(
             settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens, machines
         )
-        return _Stage(node, key, log_key, inputs, module, is_finished=True), cached
+        return _Stage(node, key, log_key, inputs, is_finished=True), cached
 
     def _is_whole(self, stage: str, digest: str, *, read: bool) -> bool:
         """Whether what a stage made is there; where it is not, that is reported."""
@@ -320,7 +318,7 @@ class _Run:
 
     def _take_over_steps(self, stage: _Stage) -> None:
         """Gives a stage the steps of a finished one that took fewer and is otherwise the same."""
-        shorter = shorter_stage(stage.node, stage.key, stage.inputs, self._recipe.seed, stage.module, self._home)
+        shorter = shorter_stage(stage.node, stage.key, stage.inputs, self._recipe.seed, self._home)
         if shorter is None:
             return
         self._progress.note(shorter.told(stage.name))
@@ -350,7 +348,7 @@ class _Run:
         seconds = time.monotonic() - started
         artifact = Artifact(
             digest=digest,
-            kind=stage.module.MAKES,
+            kind=stage.node.module.MAKES,
             stage=settings.name,
             parents=parents(stage.node, stage.inputs, self._artifacts),
             config_digest=content_digest(decisive(settings)),
@@ -396,7 +394,8 @@ class _Run:
             if not isinstance(source, StageSource):  # known to the ledger, it can be a parent
                 base = source.model.hub if isinstance(source, HubSource) else source.path.name
                 digest = stage.inputs[name].digest
-                self._home.ledger.register(Artifact(digest, "base", base, (), content_digest(None)))
+                kind = "file" if isinstance(source, FileSource) else "base"
+                self._home.ledger.register(Artifact(digest, kind, base, (), content_digest(None)))
         for model in self._recipe.models.values():
             if model.digest in {read.digest for read in stage.inputs.values()}:
                 self._progress.note(f"{stage.name}  looks for {model.hub}")

@@ -8,7 +8,6 @@ from typing import Literal
 from reasonmill.mill.inputs import stage_inputs
 from reasonmill.mill.more_steps import shorter_stage
 from reasonmill.recipe.graph import Recipe, stage_key
-from reasonmill.stages.registry import kinds
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact
 
@@ -40,8 +39,8 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
         if missing:
             planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
             continue
-        inputs, module = stage_inputs(node, done, home, recipe), kinds()[kind]
-        key = stage_key(node, inputs, recipe.seed, module)
+        inputs = stage_inputs(node, done, home, recipe)
+        key = stage_key(node, inputs, recipe.seed)
         record = home.ledger.stage(key) if home else None
         if home and record and not home.objects.damaged_files(record.artifact.digest, read=False):
             done[name] = record.artifact
@@ -49,7 +48,7 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
             continue
         state = home.ledger.latest_state(key) if home else None
         resumes_at, note = state[0] if state else None, ""
-        if home and (shorter := shorter_stage(node, key, inputs, recipe.seed, module, home)):
+        if home and (shorter := shorter_stage(node, key, inputs, recipe.seed, home)):
             resumes_at, note = shorter.steps if shorter.obstacle is None else None, shorter.told(name)
         planned.append(PlannedStage(name, kind, key, "to run", resumes_at=resumes_at, note=note))
     return planned

@@ -15,6 +15,7 @@ from reasonmill import __version__
 from reasonmill.mill.artifacts import made_digest, made_from_adopted
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
+from reasonmill.recipe.reference import references
 from reasonmill.store.commit import replace_file
 from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
 from reasonmill.store.looking import is_file
@@ -52,6 +53,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
 
     `adopted` of a stage says where its result was adopted from, and `made_from_adopted` which of its ancestors were.
     """
+    nodes = {node.settings.name: node for node in recipe.nodes}
     marks = made_from_adopted(recipe.nodes, {result.name: result.artifact for result in results})
     return {
         "name": recipe.name,
@@ -72,6 +74,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "seconds": round(result.seconds, 3),
                 "tokens": result.tokens,
                 "machines": list(result.machines),
+                "reads": {mention.key: mention.text for mention in references(nodes[result.name].settings)},
                 "adopted": result.artifact.metrics.get(ADOPTED),
                 "made_from_adopted": marks[result.name],
                 "metrics": {

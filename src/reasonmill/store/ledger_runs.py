@@ -13,6 +13,8 @@ from reasonmill.store.sealed_rows import SealedRows
 
 # Where the recorded recipe keeps the seed and the settings of stages that were finished under an earlier recipe.
 _EARLIER = "earlier"
+# What a recipe has besides the tables in which it defines tasks, rewards and the like.
+_NO_TABLES = frozenset({"name", "seed", "result", "watchdog", "models", "stage"})
 
 
 class RunStage(NamedTuple):
@@ -24,10 +26,11 @@ class RunStage(NamedTuple):
 
 
 class MadeWith(NamedTuple):
-    """The seed and the settings, as JSON, with which a stage was begun."""
+    """The seed and the settings, as JSON, with which a stage was begun, and what its recipe defined for its stages."""
 
     seed: int | None
     settings: Mapping[str, Any]
+    tables: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class RunRecord:
         name = next((stage.name for stage in self.stages if stage.key == key), None)
         for settings in self.recipe.get("stage", ()) if name is not None else ():
             if settings["name"] == name:
-                return MadeWith(self.recipe.get("seed"), settings)
+                tables = {key: value for key, value in self.recipe.items() if key not in _NO_TABLES}
+                return MadeWith(self.recipe.get("seed"), settings, tables)
         return self.recorded.get(key)
 
 

@@ -81,12 +81,17 @@ def language_of(word: str) -> Language | None:
     return None
 
 
-def language_share(text: str, language: Language) -> float | None:
+def language_share(text: str, language: str) -> float | None:
     """Share of the words of `language` among the words that belong to either language; None if there is no such word.
 
     Numbers, operators, tags, names and unknown words do not count (DeepSeek-R1, language-consistency reward).
+
+    Raises:
+        ValueError: the world does not speak the language.
     """
+    if language not in LANGUAGES:
+        raise ValueError(f"unknown language {language!r}; the tiny world speaks {' and '.join(LANGUAGES)}")
     languages = [found for word in words_in(text) if (found := language_of(word)) is not None]
     if not languages:
         return None
-    return languages.count(language) / len(languages)
+    return sum(found == language for found in languages) / len(languages)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +19,7 @@ from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.model.decoder import config_from, new_decoder, working_dtype
 from reasonmill.model.saving import save_decoder
 from reasonmill.randomness import key
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
@@ -26,8 +27,8 @@ from reasonmill.world.corpus import documents
 from reasonmill.world.tokenizer import TAGS, train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
-KIND = "pretrain"
 MAKES: ArtifactKind = "model"
+NEEDS = ("learner",)
 
 
 class TokenizerSettings(BaseModel):
@@ -53,7 +54,7 @@ class Settings(StageSettings):
     schedule: Schedule
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=0.1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: int = Field(default=100, ge=1, description="steps between saved states")
+    state_every: Annotated[int, INCIDENTAL] = Field(default=100, ge=1, description="steps between saved states")
 
     def against_more_steps(self) -> str | None:
         """The schedule's reason."""
