@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reasonmill.recipe.graph import directory_digest
+from reasonmill.content import directory_digest
 from reasonmill.store.home import Home
 
 
@@ -112,7 +112,7 @@ def differences(expected: Outcome, found: Outcome) -> list[str]:
         lines += (f"stage {stage}: {line}" for line in _step_differences(steps, found.steps.get(stage, [])))
     for stage, left in found.left_over_states.items():
         # The very object: it has each bit of weights and optimizer, too.
-        if left != expected.left_over_states.get(stage, []) or any(step != len(found.steps[stage]) for step, _ in left):
+        if left != expected.left_over_states.get(stage) or any(step != len(expected.steps[stage]) for step, _ in left):
             lines.append(f"stage {stage}: states are left over, or the last one is another")
     if missing := expected.objects - found.objects:
         lines.append(f"{len(missing)} objects are missing")

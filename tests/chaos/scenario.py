@@ -151,8 +151,11 @@ def _run(home: Home, stop_after: int | None = None, *, repair: bool = False) -> 
                 _forget_last(home, done)
                 continue
             artifact = _finished(home, name, parent, stop_after if len(done) == len(STEPS) else None)
-            if artifact is None:
-                break
+            if artifact is None:  # stopped on its way: what is finished is shown
+                if publish(home, done[-1]):
+                    break
+                _forget_last(home, done)
+                continue
         drop_states_of_finished(home, f"key-{name}", last=STEPS[name] if name == SHORTER else None)
         done.append(artifact)
         is_last = len(done) > len(STEPS)

@@ -21,19 +21,15 @@ from transformers import AutoModelForSequenceClassification  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.utils import logging
 
-import reasonmill
-import reasonmill.mill.display
-import reasonmill.mill.pipeline
-import reasonmill.mill.results
 from reasonmill import cli, rollouts
 from reasonmill.learn import checkpoints, on_policy
 from reasonmill.learn.adamw import AdamW
 from reasonmill.model.decoder import load_decoder
+from reasonmill.plugins.catalogue import installed
+from reasonmill.plugins.plugin import GROUPS
 from reasonmill.randomness import Part, key
-from reasonmill.recipe.code_digest import code_digest
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
-from reasonmill.stages.registry import kinds
 from reasonmill.store.ledger import Ledger
 from reasonmill.world import blocks
 
@@ -45,8 +41,9 @@ def prepare() -> None:
     """Imports and computes what every start would have to, and leaves no thread behind."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # as the command line does; the bar would bring a thread
-    for module in kinds().values():
-        code_digest(module.__name__, Path(str(module.__file__)), Path(reasonmill.__path__[0]))
+    for group in GROUPS:
+        for name in installed().names(group):
+            installed().plugin(group, name).identity  # noqa: B018  # its sources are parsed once, and then kept
     for base in shipped_bases().values():
         load_decoder(base, device="cpu", dtype=torch.float32)
         renderer_for(base)

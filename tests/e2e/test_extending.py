@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reasonmill.recipe.code_digest import code_digest
 from safetensors.torch import load_file
 
 import reasonmill
-from reasonmill.recipe.code_digest import code_digest
 from reasonmill.recipe.reference import shipped_bases
 
 SOURCE = Path(reasonmill.__file__).parent

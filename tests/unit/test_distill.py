@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from contexts import a_context
 from kept_progress import KeptProgress, Killed
 from reasonmill.algo import logprobs
 from reasonmill.algo.losses import LossSettings
@@ -19,7 +20,7 @@ from reasonmill.errors import Interrupted, RecipeError, UnsupportedModel
 from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.distillation import DistillationLearner
 from reasonmill.recipe.reference import shipped_bases
-from reasonmill.stage import Input, StageContext
+from reasonmill.stage import Input
 from reasonmill.stages.distill import Settings, kl_examples, require_same_tokenizer, run, update
 from reasonmill.store.commit import MANIFEST
 from reasonmill.store.home import Home
@@ -186,7 +187,7 @@ def settings(**changes: Any) -> Settings:
 def distilled(home: Home, key: str, recorder: KeptProgress, looks: int = 99, **changes: Any) -> str:
     """Runs the stage, which is asked to stop after so many looks; the digest of the model."""
     answers = iter([False] * looks)
-    context = StageContext(key, 0, "cpu", home, recorder, lambda: next(answers, True))
+    context = a_context(home, recorder, lambda: next(answers, True), key=key)
     bases = shipped_bases()
     inputs = {"from": Input(bases["tiny-base-weak"], "s"), "teacher": Input(bases["tiny-base"], "t")}
     return home.objects.put(run(settings(**changes), inputs, context).write)

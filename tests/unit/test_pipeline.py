@@ -13,6 +13,7 @@ import torch
 import reasonmill.mill.showcase
 import reasonmill.mill.space
 from kept_progress import KeptProgress
+from reasonmill.content import directory_digest
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
 from reasonmill.mill.artifacts import find_artifact, find_model
 from reasonmill.mill.inputs import model_path
@@ -22,7 +23,6 @@ from reasonmill.mill.planning import plan
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import read_summary
 from reasonmill.mill.thinking import split_thinking
-from reasonmill.recipe.graph import directory_digest
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store import disk
 from reasonmill.store.disk import Operation
@@ -174,7 +174,7 @@ def test_a_state_that_two_stages_share_outlives_the_one_that_is_finished(run: Ru
     run("first.name=twin", "second.from=twin")
     assert stages.steps == ["first 0", "first 1", "twin 0", "twin 1", "twin 2", "second 0"]
     run()
-    assert stages.steps == ["first 2", "second 0"]
+    assert stages.steps == ["first 2"]  # what comes of this model is there, whichever stage made it
 
 
 def test_a_model_directory_that_a_gate_left_in_place_is_found(recipe_file: Path, base: Path, home_path: Path) -> None:

@@ -1,11 +1,9 @@
 """Recovery: a run whose home is damaged goes on from what is good, and says so."""
 
 import errno
-import importlib
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.mill.pipeline import RunResult, run_recipe
+from reasonmill.plugins import catalogue
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.commit import file_digest
 from reasonmill.store.garbage import collect_garbage
@@ -409,7 +408,6 @@ from reasonmill.store.steps import committed_groups, forget_groups_of_other_weig
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
 HERE = Path(__file__).parent
-KIND = "learn"
 MAKES: ArtifactKind = "model"
 
 
@@ -452,13 +450,14 @@ def run(settings, inputs, context):
 
 
 @pytest.fixture
-def learning(stages: Any, recipe_file: Path, base: Path) -> Any:
+def learning(stages: Any, recipe_file: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The small recipe is a stage that learns from groups now; returns the folder of the stages."""
-    (stages.folder / "fake_learn.py").write_text(LEARN)
-    importlib.invalidate_caches()
+    file = stages.folder / "fake_learn.py"
+    file.write_text(LEARN)
+    monkeypatch.setitem(catalogue.STAGES["stages"], "learn", str(file))
+    catalogue._offered.cache_clear()
     recipe_file.write_text(f'name = "small"\n\n[[stage]]\nname = "zero"\nkind = "learn"\nfrom = "{base}"\n')
-    yield stages
-    sys.modules.pop("reasonmill.stages.fake_learn", None)
+    return stages
 
 
 def steps_of(path: Path, key: str) -> list[str | None]:

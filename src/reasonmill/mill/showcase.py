@@ -87,6 +87,9 @@ class Showcase:
         for model in self._recipe.models.values():
             if model.digest == digest:  # a gate left it in place, maybe in an earlier process
                 apply_template(model, self._home)
+        source = None
+        if digest is not None:
+            is_own = self._home.objects.exists(digest)  # then all of it is read, unless it was already
+            source = self._home.objects.path(digest) if is_own else model_path(self._home, digest, self._recipe)
         # A crash may leave no model here; the next run then puts it back from the store.
-        source = model_path(self._home, digest, self._recipe) if digest is not None else None
         replace_directory(self.directory / MODEL, source)
