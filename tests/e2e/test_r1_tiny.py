@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kept_progress import KeptProgress
-from reasonmill.mill.pipeline import RunResult, plan, run_recipe
+from reasonmill.mill.pipeline import RunResult, run_recipe
+from reasonmill.mill.planning import plan
 from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import Recipe, directory_digest
 from reasonmill.recipe.load import load_recipe

@@ -82,6 +82,7 @@ def commit_step(home: Home, key: str, step: int, groups: Sequence[Group], metric
 
 def stage(name: str, kind: str, **more: Any) -> dict[str, Any]:
     defaults = {"digest": "0123456789abcdef" * 4, "cached": False, "seconds": 30.0, "tokens": 1500, "metrics": {}}
+    defaults |= {"adopted": None, "made_from_adopted": []}
     return {"name": name, "kind": kind, "key": f"key-{name}", **defaults, **more}
 
 
