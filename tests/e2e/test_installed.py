@@ -1,4 +1,4 @@
-"""The wheel by itself, without a checkout: it runs the quickstart's recipe and a lab, and never writes where it lies."""
+"""The wheel by itself, without a checkout: it runs the quickstart's recipe and a lab, and never writes where it is."""
 
 import json
 import os

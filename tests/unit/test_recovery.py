@@ -18,7 +18,6 @@ from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.mill.pipeline import RunResult, run_recipe
-from reasonmill.plugins import catalogue
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.commit import file_digest
 from reasonmill.store.garbage import collect_garbage
