@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasonmill.randomness import Part
-from reasonmill.types import Completion, Conversation, Grade, Message, Problem, Request
+from reasonmill.types import Completion, Conversation, Episode, Grade, Message, Problem, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 # prompts that want help or to those that put safety to the test (R1 paper, section 3).
 Domain = Literal["reasoning", "helpfulness", "safety"]
 
+# What goes on from completions that finished in the same step, given as (index, completion) in the order of their
+# indices: for each of them a request, or None.
+FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]]
+
 
 class Renderer(Protocol):
     """Messages to tokens and back."""
@@ -28,6 +32,15 @@ class Renderer(Protocol):
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
+        ...
+
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens between the stop token of one of the assistant's turns and the beginning of its next turn, where
+        `messages` were said in between. What was sampled before is never tokenised again.
+
+        Raises:
+            UnsupportedModel: the model's template can't go on with a conversation in this way.
+        """
         ...
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -48,8 +61,15 @@ class Sampler(Protocol):
 
     version: int
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Yields (index into `requests`, completion) as completions finish."""
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yields (index into `requests`, completion) as completions finish.
+
+        Args:
+            follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
+                under the same index in place of the completion, which is not yielded.
+        """
         ...
 
     def load(self, weights: Mapping[str, Tensor], version: int) -> None:
@@ -113,7 +133,9 @@ class Task(Protocol):
     """Problems and what decides whether an attempt solves one.
 
     A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
-    depend on) and a method `language_share(text, language)`; what it leaves out is filled in by `tasks/named.py`.
+    depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
+    what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
+    that of its last message is detected.
     """
 
     domain: Domain
@@ -158,9 +180,28 @@ class Reward(Protocol):
 
 
 class Environment(Protocol):
-    """To be replaced by the branch episodes."""
+    """Answers the policy's turns, so that an attempt at a problem has several of them.
 
-    max_turns: int
+    One environment serves all episodes at the same time: what it keeps of one of them stands in the episode's `state`.
+    The same turns must have the same replies, or a resumed run goes another way.
+    """
+
+    max_turns: int  # the policy's turns in an episode, at most
+
+    def start(self, problem: Problem) -> Episode:
+        """A new episode; its messages are what the policy reads first."""
+        ...
+
+    async def reply(self, episode: Episode, completion: Completion) -> Sequence[Message] | None:
+        """What the environment says to the policy's turn; None where the episode ends with it.
+
+        It is not asked about the last turn that `max_turns` allows, nor about a turn that was cut off. Replies to turns
+        that end together are awaited together. An error leaves this episode ungraded, and no other.
+
+        Args:
+            episode: all that came before the turn; `episode.grade(completion)` is what the task says of it.
+        """
+        ...
 
 
 class Conversations(Protocol):

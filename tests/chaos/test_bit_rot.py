@@ -2,7 +2,7 @@
 
 import multiprocessing
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -43,15 +43,24 @@ def test_a_finished_home_is_clean_and_a_rerun_keeps_it_so(finished: Finished, tm
     assert verify_home(tmp_path / "home").findings == ()
 
 
-def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    is_long, jobs = pytestconfig.getoption("--chaos-long"), pytestconfig.getoption("--chaos-jobs")
-    numbers = range(NUM_LONG if is_long else NUM_SHORT)
-    attempt = partial(bit_rot.failure, finished.home, finished.recipe, finished.digests, scratch=tmp_path)
-    if jobs == 1 or not is_long:  # a process more costs as much as a dozen attempts
-        failures = list(map(attempt, numbers))
+def attempt(finished: Finished, scratch: Path) -> Callable[[int], str]:
+    """Does the damage of the case with a number; answers with what goes wrong, or nothing."""
+    return partial(bit_rot.failure, finished.home, finished.recipe, finished.digests, scratch=scratch)
+
+
+@pytest.mark.parametrize("number", range(len(bit_rot.FAULTS)))
+def test_damage_of_each_kind_is_named_and_mended(finished: Finished, tmp_path: Path, number: int) -> None:
+    assert attempt(finished, tmp_path)(number) == ""
+
+
+@pytest.mark.check
+def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, chaos_long: bool, chaos_jobs: int) -> None:
+    numbers = range(NUM_LONG if chaos_long else NUM_SHORT)
+    if chaos_jobs == 1 or not chaos_long:  # a process more costs as much as a dozen attempts
+        failures = list(map(attempt(finished, tmp_path), numbers))
     else:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            failures = list(pool.map(attempt, numbers))
+        with ProcessPoolExecutor(chaos_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            failures = list(pool.map(attempt(finished, tmp_path), numbers))
     assert [failure for failure in failures if failure] == []
 
 
@@ -85,20 +94,29 @@ def test_an_interrupted_run_with_damage_ends_in_the_same_bits(
     assert verify_home(tmp_path / "home").problems == ()
 
 
-def test_damaged_groups_of_a_finished_stage_are_one_incident(finished: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize("repair", [False, True])
+def test_damaged_groups_of_a_finished_stage_are_one_incident(finished: Finished, tmp_path: Path, repair: bool) -> None:
+    """And no reason to run the stage again, unless that is asked for."""
     home_path = tmp_path / "home"
     bit_rot.copy_on_write(finished.home, home_path)
     with Home.open(home_path, write=False) as home:
         (record,) = [stage for stage in home.ledger.stages() if stage.name == "zero"]
         groups = home.ledger.step_groups(record.key, 1)
     (file,) = bit_rot.files_in(home_path / "objects" / str(groups))[:1]
-    bit_rot.flip([file], random.Random(0))
-    outcome = bit_rot.run(home_path, finished.recipe)
+    bit_rot.truncate([file], random.Random(0))
+    outcome = bit_rot.run(home_path, finished.recipe, repair=repair)
     assert outcome.digests == finished.digests
+    assert outcome.cached == tuple(finished.digests)
     with Home.open(home_path, write=False) as home:
         (incident,) = home.ledger.incidents()
-    assert incident.done == f"stage {record.name} is gone through again for the groups of step 1"
     assert [note for note in outcome.notes if str(groups) in note] == [str(incident)]
+    if repair:
+        assert incident.done == f"stage {record.name} is run again for the groups of step 1"
+        assert verify_home(home_path).problems == ()
+    else:
+        assert incident.done.startswith(f"stage {record.name} stays finished without the rollouts of step 1")
+        assert str(groups) not in "".join(bit_rot.run(home_path, finished.recipe).notes)
+        assert [problem.file for problem in verify_home(home_path).problems] == [f"objects/{groups}"]
 
 
 @pytest.mark.parametrize("check", [verification.check_objects, verification.check_views, verification.check_ledger])

@@ -75,15 +75,21 @@ def command(arguments: Sequence[str]) -> int:
 def watch_states(directory: Path) -> None:
     """Leaves a digest of the learner's state after a stage's last step in a file that is named like the stage.
 
-    The product drops the states of finished stages. What is written here is what a next step would go on from.
+    The product drops most states of finished stages. What is written here is what a next step would go on from.
     """
     last: dict[str, Callable[[], Mapping[str, torch.Tensor]]] = {}  # by the stage's key
     before_step, commit_stage = checkpoints.Checkpoints.before_step, Ledger.commit_stage
+    after_last_step = checkpoints.Checkpoints.after_last_step
 
     def remember(self: Any, step: int, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         last.clear()
         last[self._run.key] = state
         before_step(self, step, steps, state)
+
+    def remember_at_end(self: Any, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        last.clear()  # a stage that was killed behind its last step takes none any more
+        last[self._run.key] = state
+        after_last_step(self, steps, state)
 
     def write(self: Ledger, *, key: str, name: str, **recorded: Any) -> None:
         # Before the stage is committed: a stage that is has its digest, wherever the process is killed.
@@ -92,6 +98,7 @@ def watch_states(directory: Path) -> None:
         commit_stage(self, key=key, name=name, **recorded)
 
     checkpoints.Checkpoints.before_step = remember  # type: ignore[method-assign]
+    checkpoints.Checkpoints.after_last_step = remember_at_end  # type: ignore[method-assign]
     Ledger.commit_stage = write  # type: ignore[method-assign]
 
 

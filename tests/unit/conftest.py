@@ -1,12 +1,14 @@
 """Fake stages that write small files, for the tests of recipes, the pipeline and the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+import reasonmill.recipe.graph
 from reasonmill.plugins import catalogue
+from reasonmill.types import content_digest
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
 TRAIN = """
@@ -164,6 +166,20 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
 def _forget_what_is_offered() -> None:
     catalogue._offered.cache_clear()
     catalogue.installed.cache_clear()
+
+
+@pytest.fixture
+def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives all stages other keys, as other code does; the same word gives the same ones."""
+    right = reasonmill.recipe.graph.stage_key
+
+    def change(word: str) -> None:
+        for module in ("pipeline", "planning", "adoption", "more_steps"):
+            monkeypatch.setattr(
+                f"reasonmill.mill.{module}.stage_key", lambda *args: content_digest([word, right(*args)])
+            )
+
+    return change
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from reasonmill.mill.estimate import Device, Estimate, cpu, estimate, gpu, total
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
-from reasonmill.mill.pipeline import PlannedStage, plan
+from reasonmill.mill.planning import PlannedStage, plan
 from reasonmill.mill.workload import PROMPT_TOKENS, WORKLOADS, Amount, Upstream, workload, workloads
 from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import Node, Recipe

@@ -76,7 +76,7 @@ class Selection:
                 dropped[fault] += 1
                 continue
             conversation = self._conversation(sample)
-            turns = normalised_turns(conversation.messages)
+            turns = normalised_turns(sample.problem.messages)
             reason = self._why_dropped(sample, conversation, seen, per_problem[turns], len(kept))
             if reason is not None:
                 dropped[reason] += 1
@@ -94,7 +94,7 @@ class Selection:
                 raise RuntimeError(
                     f"rewriting spoiled a response to problem {problem.id}: {drawn!r} became {response!r}"
                 )
-        return Conversation(problem.messages, response, sample.source, problem.id)
+        return Conversation(problem.messages + sample.dialogue, response, sample.source, problem.id)
 
     def _why_dropped(
         self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int

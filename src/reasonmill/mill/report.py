@@ -53,10 +53,13 @@ class Chart:
     window: int  # steps that a point of the bold curve is the mean of
 
 
+Spans = tuple[tuple[bool, str], ...]  # (is thinking, text)
+
+
 @dataclass(frozen=True)
 class Attempt:
     verdict: str
-    spans: tuple[tuple[bool, str], ...]  # (is thinking, text)
+    turns: tuple[tuple[Spans, tuple[tuple[str, str], ...]], ...]  # (what the policy wrote, the (role, text) behind it)
     reward: str
     parts: tuple[tuple[str, str], ...]
     length: int
@@ -85,7 +88,7 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
 
     Args:
         summary: what the run recorded of itself and of each stage, as in `summary.json`.
-        stage_keys: the ledger's key of each stage, by the stage's name.
+        stage_keys: the ledger's key of each stage's steps, by the stage's name.
     """
     template = files("reasonmill.mill").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -95,7 +98,11 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         overview=read_stages(summary),
         results=read_results(summary),
         sections=[_section(home, stage, stage_keys[stage["name"]], summary["name"]) for stage in summary["stages"]],
-        stages=[{**stage, "time": format_duration(stage["seconds"])} for stage in summary["stages"]],
+        adopted=_adopted(summary),
+        stages=[
+            {**stage, "time": format_duration(stage["seconds"]), "standing": _standing(stage)}
+            for stage in summary["stages"]
+        ],
     )
     replace_file(run_dir / PAGE, page.encode())
 
@@ -110,6 +117,28 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("threads", str(summary["threads"])),
         *((library, str(summary[library])) for library in ("reasonmill", "torch", "transformers")),
     ]
+
+
+def _adopted(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each stage whose result was adopted from other code, or made from one that was."""
+    lines = []
+    for stage in summary["stages"]:
+        origin = stage["adopted"]
+        if origin:
+            version = f"reasonmill {origin['reasonmill']}" if origin["reasonmill"] else "a version that is not recorded"
+            lines.append(
+                f"{stage['name']}: made by {version} under the key {origin['key'][:12]}, adopted at "
+                f"{origin['adopted_at']} by {origin['adopted_by']}"
+            )
+        if stage["made_from_adopted"]:
+            lines.append(f"{stage['name']}: made from adopted {', '.join(stage['made_from_adopted'])}")
+    return lines
+
+
+def _standing(stage: Mapping[str, Any]) -> str:
+    if stage["adopted"]:
+        return "adopted"
+    return "cached" if stage["cached"] else ""
 
 
 def _section(home: Home, stage: Mapping[str, Any], key: str, salt: str) -> StageSection:
@@ -260,17 +289,20 @@ def _verdict(rollout: Rollout) -> str:
 
 def _typical(rollouts: Sequence[Rollout]) -> Rollout:
     """The rollout of median length."""
-    return sorted(rollouts, key=lambda rollout: len(rollout.completion.tokens))[(len(rollouts) - 1) // 2]
+    return sorted(rollouts, key=lambda rollout: rollout.completion.num_sampled)[(len(rollouts) - 1) // 2]
 
 
 def _attempt(verdict: str, rollout: Rollout) -> Attempt:
     grade, completion = rollout.grade, rollout.completion
+    answers = [tuple((message.role, message.content) for message in reply.messages) for reply in rollout.replies]
     return Attempt(
         verdict=verdict,
-        spans=tuple(thinking_spans(completion.text)),
+        turns=tuple(
+            (tuple(thinking_spans(text)), answer) for text, answer in zip(rollout.texts, [*answers, ()], strict=True)
+        ),
         reward=grade.error if grade.reward is None else f"{grade.reward:.2f}",
         parts=tuple((name, f"{value:.2f}") for name, value in sorted(grade.parts.items())),
-        length=len(completion.tokens),
+        length=completion.num_sampled,
         finish=completion.finish,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from reasonmill.content import path_digest
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.plugins.arguments import arguments_of, keywords
+from reasonmill.plugins.reads import files_read, undeclared
 from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT, code_digest, engine_sources, room_versions, source_files
 from reasonmill.plugins.target import Importer, Target
 
@@ -83,14 +85,8 @@ class Plugin:
         Raises:
             RecipeError: it can't be made, or is something else.
         """
-        made = self.importer.load(self.target)
-        if self.group != "stages":
-            try:
-                made = made(**self._keywords)
-            except ReasonmillError:
-                raise
-            except Exception as error:  # whatever a user's constructor raises
-                raise RecipeError(f"{self.title} can't be made: {type(error).__name__}: {error}") from error
+        with files_read() as opened:
+            made = self._make()
         missing = [member for member in _MEMBERS[self.group] if not hasattr(made, member)]
         if missing:
             raise RecipeError(
@@ -98,7 +94,47 @@ class Plugin:
                 f"{' and no '.join(missing)}",
                 fix="docs/extending.md shows one",
             )
+        if self.group == "tasks":
+            with files_read() as more, suppress(Exception):  # it may have no such split
+                made.problem("train", 0, 0)
+            opened += more
+        self._require_declared(made, opened)
         return made
+
+    def _make(self) -> Any:
+        made_by = self.importer.load(self.target)
+        if self.group == "stages":
+            return made_by
+        try:
+            return made_by(**self._keywords)
+        except ReasonmillError:
+            raise
+        except Exception as error:  # whatever a user's constructor raises
+            raise RecipeError(f"{self.title} can't be made: {type(error).__name__}: {error}") from error
+
+    def _require_declared(self, made: Any, opened: list[str]) -> None:
+        """Refuses a plug-in that reads files beside it without saying so: their content would not count."""
+        name, root = self.target.root
+        if name == PACKAGE:
+            return
+        declared = [*self._files.values(), *map(Path, getattr(made, "files", ()))]
+        absent = [path for path in declared if not path.exists()]
+        if absent:
+            raise RecipeError(f"{self.title} reads a file that is not there: {absent[0]}")
+        hidden = undeclared(opened, root.resolve(), self.folder.resolve(), declared)
+        if hidden:
+            raise RecipeError(
+                f"{self.title} reads {hidden[0].name}, and does not declare it",
+                fix="list it in its `files`, or take its path as an argument of type Path: then its content counts",
+                where=str(hidden[0]),
+            )
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        """The arguments that are paths: what they name counts by its content."""
+        if self.group == "stages":
+            return {}
+        return {name: value for name, value in self._keywords.items() if isinstance(value, Path)}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,7 +144,7 @@ class Plugin:
         """
         content: dict[str, Any] = {"code": self.code, "attribute": self.target.attribute}
         if self.group != "stages":
-            files = {name: value for name, value in self._keywords.items() if isinstance(value, Path)}
+            files = self._files
             plain = self._arguments.model_dump(mode="json", exclude=set(files))
             declared = [Path(path) for path in getattr(self.made, "files", ())]
             content |= {

@@ -55,7 +55,7 @@ def engine_sources(need: str) -> list[tuple[str, Path]]:
 def is_left_out(module: str, rooms: Collection[str]) -> bool:
     """Whether a module of this package belongs to one of the rooms that are left out; the package itself does."""
     package, _, rest = module.partition(".")
-    return package == PACKAGE and (rest == "" or rest.partition(".")[0] in rooms)
+    return package == PACKAGE and (rest == "" or any(rest == room or rest.startswith(f"{room}.") for room in rooms))
 
 
 def code_digest(sources: Mapping[str, Path]) -> str:
@@ -75,6 +75,8 @@ def code_digest(sources: Mapping[str, Path]) -> str:
 def source_files(modules: Mapping[str, Path], roots: Mapping[str, Path], left_out: Collection[str]) -> dict[str, Path]:
     """The sources of modules and of all that they import of the packages in `roots`, by the modules' names.
 
+    A table that lies beside a module and bears its name belongs to it, as talk.toml beside talk.py.
+
     Args:
         modules: where to begin: the files by the modules' full names.
         roots: the place of each package that counts, a folder or a file, by its name.
@@ -91,7 +93,14 @@ def source_files(modules: Mapping[str, Path], roots: Mapping[str, Path], left_ou
             if source is not None:
                 found[name] = source
                 waiting.append(name)
-    return found
+    return found | dict(table for name, source in found.items() for table in _tables(name, source))
+
+
+def _tables(module: str, source: Path) -> Iterator[tuple[str, Path]]:
+    """The tables of a module: files beside it that bear its name, as talk.toml beside talk.py."""
+    for path in source.parent.glob(f"{source.stem}.*"):
+        if path.suffix in (".toml", ".json", ".jsonl", ".txt", ".csv"):
+            yield f"{module}:{path.name}", path
 
 
 @cache  # all stages of a recipe share most of their sources

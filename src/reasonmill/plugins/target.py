@@ -117,7 +117,8 @@ class Importer:
         if not target.attribute:
             return module
         if not hasattr(module, target.attribute):
-            known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == name}
+            known = [key for key in own if not key.startswith("_")]
             raise RecipeError(
                 f"module {target.module!r} has no {target.attribute!r}",
                 fix=f"it has {', '.join(known)}" if known else "mend the name behind the colon",

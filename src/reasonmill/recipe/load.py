@@ -209,7 +209,9 @@ def _validate(table: dict[str, Any], origins: Origins, folder: Path) -> tuple[Re
         if settings is not None and head is not None:  # without the head, references to its models would look wrong
             sources, wrong = _sources(settings, names, makes, head.models, path, origins, folder)
             mistakes += wrong
-            nodes.append(Node(settings, sources, kind, _plugins(settings, sources, nodes, catalogue)))
+            read = _read_tasks(settings, sources, nodes)
+            mistakes += _unfit_tasks(kind, settings, read, path, origins, catalogue)
+            nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read}))
     for name in head.models if head is not None else ():
         if name in names:
             what = f"a stage and a model are both named {name!r}"
@@ -273,26 +275,50 @@ def _kind(
         return None, [_Mistake(error.what, origins.place((*path, "kind")), error.fix)]
 
 
-def _plugins(
-    settings: StageSettings, sources: Mapping[str, Source], earlier: Sequence[Node], catalogue: Catalogue
-) -> dict[str, Plugin]:
-    """The plug-ins that decide about a stage's results, by the keys that name them.
-
-    A stage that looks up the tasks of the rollouts that it reads depends on those tasks, too.
-    """
+def _plugins(settings: StageSettings, catalogue: Catalogue) -> dict[str, Plugin]:
+    """The plug-ins that a stage names, by the keys that name them."""
     found = {}
     for named in marks(settings):
         if isinstance(named.mark, Inline):
             found[named.key] = catalogue.inline(cast(Group, named.mark.group), named.value)
         elif isinstance(named.mark, Naming) and named.value not in NOT_RULES:
             found[named.key] = catalogue.plugin(cast(Group, named.mark.group), named.value)
+    return found
+
+
+def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier: Sequence[Node]) -> dict[str, Plugin]:
+    """The tasks of the rollouts that a stage reads and looks up, by keys such as "data[0]: countdown".
+
+    A stage depends on them, too.
+    """
+    found: dict[str, Plugin] = {}
+    nodes = {node.settings.name: node for node in earlier}  # without those whose settings are wrong
     for mention in references(settings):
         source = sources.get(mention.key)
-        if mention.reference.with_tasks and isinstance(source, StageSource):
-            (node,) = [node for node in earlier if node.settings.name == source.stage]
-            tasks = {plugin.name: plugin for plugin in node.plugins.values() if plugin.group == "tasks"}
+        if mention.reference.with_tasks and isinstance(source, StageSource) and source.stage in nodes:
+            plugins = nodes[source.stage].plugins.values()
+            tasks = {plugin.name: plugin for plugin in plugins if plugin.group == "tasks"}
             found |= {f"{mention.key}: {name}": plugin for name, plugin in sorted(tasks.items())}
     return found
+
+
+def _unfit_tasks(
+    kind: Plugin,
+    settings: StageSettings,
+    read: Mapping[str, Plugin],
+    path: KeyPath,
+    origins: Origins,
+    catalogue: Catalogue,
+) -> list[_Mistake]:
+    """What a stage says against the tasks of the rollouts that it reads, where its kind defines `check_read_tasks`."""
+    check = getattr(kind.made, "check_read_tasks", None)
+    names = dict.fromkeys(plugin.name for plugin in read.values())
+    try:
+        if check is not None:
+            check(settings, [catalogue.task(name) for name in names])
+    except RecipeError as error:
+        return [_Mistake(error.what, origins.place(path), error.fix)]
+    return []
 
 
 def _names(entries: Sequence[Any]) -> list[str]:

@@ -68,7 +68,7 @@ def check_rewards(
 
     Raises:
         RecipeError: a reward is unknown or lacks its reward model, a reward model lacks its weight, a task has no
-            reward at all, or the language has weight and a task's problems name none.
+            reward at all, or the language has weight and that of a task's problems can't be told.
     """
     weighted = {name for name, weight in weights.items() if weight}
     for name in sorted(weights.keys() | set(reward_models)):
@@ -88,11 +88,14 @@ def check_rewards(
                 f"counts on {task.domain} tasks",
                 fix=f"give a weight to one of {', '.join(fitting)}",
             )
-        if "language" in weighted and "language" not in task.problem("train", 0, 0).meta:
+        scored = sorted(name for name in weighted if name in BY_MODEL and task.domain in BY_MODEL[name])
+        if task.environment is not None and scored:
             raise RecipeError(
-                f"the reward 'language' has a weight, and the problems of task {task.name!r} name no language",
-                fix="remove the weight or the task",
+                f"task {task.name!r} has an environment, and the model of the reward {scored[0]!r} reads one turn",
+                fix="remove the weight or the environment",
             )
+        if "language" in weighted:
+            task.require_languages("the reward 'language'")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reasonmill.errors import RecipeError, UnsupportedModel
+from reasonmill.protocols import FollowUp
 from reasonmill.servers.client import ChatReply, ChatRequest, ChatServer, TeacherSettings
 from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Completion, Message, Request
@@ -39,6 +40,12 @@ class ConversationRenderer:
     def response(self, text: str) -> tuple[int, ...]:
         return (*text.encode(), _END)
 
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        raise RecipeError(
+            "a task with an environment needs the tokens of each turn, which a model behind a server does not give",
+            fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
+        )
+
     def num_tokens(self, text: str) -> int:
         return len(text.encode())
 
@@ -63,7 +70,9 @@ class HttpSampler:
         self._renderer = ConversationRenderer()
         self._instructions = settings.instructions
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yields (index, completion) as the server answers. Prompts must be rendered by `ConversationRenderer`.
 
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 from reasonmill.activity import beat
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import FollowUp, Renderer
 from reasonmill.sample.cache import DecodeLayout, PrefillLayout, SlotCache
 from reasonmill.sample.drawing import Filters, draw, uniform
 from reasonmill.types import Completion, Finish, Request
@@ -97,7 +97,9 @@ class NativeSampler:
                 parameter.copy_(weights[name])
         self.version = version
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yields (index, completion) as completions finish.
 
         Raises:
@@ -113,7 +115,13 @@ class NativeSampler:
         slots = _Slots.empty(num_slots, max(r.params.max_tokens for r in requests), self._decoder.device)
         while waiting or slots.running:
             self._step(waiting, slots, cache)
-            yield from self._collect_finished(slots, cache)
+            finished = self._collect_finished(slots, cache)
+            if follow_up is not None and finished:
+                finished.sort(key=lambda pair: pair[0])
+                following = follow_up(finished)
+                waiting.extend((i, request) for (i, _), request in zip(finished, following, strict=True) if request)
+                finished = [pair for pair, request in zip(finished, following, strict=True) if request is None]
+            yield from finished
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one completion as they are drawn; stop strings are not looked for."""

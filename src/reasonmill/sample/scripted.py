@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import FollowUp, Renderer
 from reasonmill.types import Completion, Request
 
 
@@ -25,10 +25,16 @@ class ScriptedSampler:
     def load(self, weights: Mapping[str, Tensor], version: int) -> None:
         self.version = version
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        # Last first, because nobody may rely on the order in which completions finish.
-        for index in reversed(range(len(requests))):
-            yield index, self._complete(requests[index])
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        waiting: list[tuple[int, Request]] = list(enumerate(requests))
+        while waiting:
+            finished = [(index, self._complete(request)) for index, request in waiting]
+            following = follow_up(finished) if follow_up else [None] * len(finished)
+            # Last first, because nobody may rely on the order in which completions finish.
+            yield from [pair for pair, request in zip(finished, following, strict=True) if request is None][::-1]
+            waiting = [(i, request) for (i, _), request in zip(finished, following, strict=True) if request is not None]
 
     def _complete(self, request: Request) -> Completion:
         tokens: list[int] = []

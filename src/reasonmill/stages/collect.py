@@ -70,7 +70,7 @@ class Settings(StageSettings):
         return self
 
     @model_validator(mode="after")
-    def _samples_one_model(self) -> Settings:
+    def _samples_one_model(self, info: ValidationInfo) -> Settings:
         if (self.from_ is None) == (self.teacher is None):
             raise ValueError("name exactly one of from (a model of this recipe or a directory) and teacher (a server)")
         if self.teacher is not None:
@@ -78,13 +78,19 @@ class Settings(StageSettings):
                 raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
             if "slots" in self.sampling.model_fields_set or "precision" in self.model_fields_set:
                 raise ValueError("slots and precision are matters of the teacher's server: leave them out")
+            for name in self.tasks:
+                if known(info).task(name).environment is not None:
+                    raise ValueError(
+                        f"task {name!r} has an environment, whose episodes need tokens, which a server does not give: "
+                        "sample it from a model (from), or leave the environment out"
+                    )
         return self
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Samples the model `from` refers to, or the teacher; the outcome is every graded rollout."""
     groups = Collection(settings, inputs["from"].path if "from" in inputs else None, context).run()
-    tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+    tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
     figures = {task: task_metrics(groups, task) for task in sorted(settings.tasks)}
     context.progress.end({task: each["pass@1"] for task, each in figures.items() if "pass@1" in each})
     metrics = {"collected": figures, "tokens": tokens}
@@ -173,7 +179,7 @@ def task_metrics(groups: Sequence[Group], task: str) -> dict[str, Any]:
         "problems": len(asked),
         "samples": len(rollouts),
         "ungraded": len(rollouts) - len(graded),
-        "tokens": sum(len(rollout.completion.tokens) for _, rollout in rollouts),
+        "tokens": sum(rollout.completion.num_sampled for _, rollout in rollouts),
     }
     if graded:
         accuracies = [grade.parts["accuracy"] for _, grade in graded]

@@ -22,6 +22,7 @@ from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import final_answer
 from reasonmill.types import Conversation
 
@@ -52,6 +53,20 @@ class Settings(StageSettings):
         if self.rewrite is not None and not self.keep.well_formed:
             raise ValueError("only well-formed responses can be rewritten: leave keep.well_formed at true")
         return self
+
+
+def check_read_tasks(settings: Settings, tasks: Sequence[NamedTask]) -> None:
+    """Refuses, before anything runs, to keep a language where it can't be told which one is wanted.
+
+    Args:
+        tasks: those of the rollouts that the stage reads.
+
+    Raises:
+        RecipeError: there is such a task.
+    """
+    if settings.keep.min_language > 0:
+        for task in tasks:
+            task.require_languages("keep.min_language")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
@@ -90,7 +105,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
 def _samples(directories: Sequence[Path], context: StageContext) -> list[Sample]:
     return [
-        Sample(group.problem, rollout.completion, rollout.grade, context.task(group.problem.task))
+        Sample(group.problem, rollout.completion, rollout.grade, context.task(group.problem.task), rollout.dialogue)
         for directory in directories
         for group in read_groups(directory / GROUPS_FILE)
         for rollout in group.rollouts

@@ -169,7 +169,7 @@ class Evaluation:
             groups += keep(number, partial(self._ask, task, first, sampler, renderer, _report_from(before, progress)))
             progress.advance(len(groups) * self._samples, {})
         figures = {name: self._figures([g for g in groups if g.problem.task == name], renderer) for name in self._tasks}
-        tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+        tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
         progress.end({task: figure["pass@1"] for task, figure in figures.items() if "pass@1" in figure})
         metrics = {"tasks": figures, "pooled": self._pooled(groups, renderer), "measures": self._measured(groups)}
         return metrics, groups, tokens
@@ -288,7 +288,7 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
     shares = {**_SHARES, "language": language}
     amounts: dict[str, Figure] = {
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
-        "response_tokens": lambda _, rollout: float(len(rollout.completion.tokens)),
+        "response_tokens": lambda _, rollout: float(rollout.completion.num_sampled),
     }
     figures: dict[str, Any] = {
         "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
@@ -304,11 +304,12 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
 
 
 def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> float | None:
-    """Share of the problem's language in the thinking; None where the thinking has no word, or the problem names none.
+    """Share of the problem's language in the thinking; None where the thinking has no word, or it can't be told which
+    language the problem is asked in.
 
     Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
     """
-    language = problem.meta.get("language")
+    language = task.language_of(problem)
     if language is None:
         return None
     return task.language_share(read_transcript(rollout.completion.text).thinking, language)

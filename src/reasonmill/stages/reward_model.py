@@ -259,8 +259,12 @@ def _unusable(settings: Settings) -> tuple[str, ...]:
 
 def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
     """The group's responses as judge and model see them; in place of one that can't be used, the reason."""
-    prompt = renderer.render(group.problem.messages)
-    return [_candidate(settings, group.problem, prompt, rollout, renderer) for rollout in group.rollouts]
+    shared = renderer.render(group.problem.messages)
+    candidates = []
+    for rollout in group.rollouts:
+        prompt = renderer.render(group.problem.messages + rollout.dialogue) if rollout.replies else shared
+        candidates.append(_candidate(settings, group.problem, prompt, rollout, renderer))
+    return candidates
 
 
 def _candidate(

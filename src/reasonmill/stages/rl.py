@@ -126,6 +126,12 @@ class Settings(StageSettings):
             raise ValueError("there is nothing to learn before reward models count; add a reasoning task")
         return self
 
+    def against_more_steps(self) -> str | None:
+        """The schedule's reason; or that the step from which reward models count depends on the number of steps."""
+        if self.preference_share < 1:
+            return "the step from which its reward models count depends on the number of steps (preference_share)"
+        return self.schedule.against_more_steps()
+
     @property
     def first_preference_step(self) -> int:
         """The step from which reward models count, and general problems are drawn; 0 without reward models."""
@@ -256,7 +262,7 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
     """What a step's rollouts were like, by `area/name`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     graded = [rollout for rollout in rollouts if rollout.grade.reward is not None]
-    tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
+    tokens = sum(rollout.completion.num_sampled for rollout in rollouts)
     metrics = {
         "reward/mean": _mean([rollout.grade.reward or 0.0 for rollout in graded]),
         "length/response": tokens / len(rollouts),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
+from reasonmill import languages
+from reasonmill.errors import RecipeError
+from reasonmill.languages import LanguageShare
 from reasonmill.protocols import Domain, Environment, Measure, Task
 from reasonmill.types import Completion, Grade, Problem
+
+# How many problems are looked at before a recipe may measure the language of a task.
+JUDGED = 20
 
 
 @dataclass(frozen=True)
@@ -43,9 +50,40 @@ class NamedTask:
         return self.task.grade(problem, completions)
 
     def language_share(self, text: str, language: str) -> float | None:
-        """Share of a language in a text, by the task's own measure where it has one."""
-        own: Callable[[str, str], float | None] | None = getattr(self.task, "language_share", None)
-        return None if own is None else own(text, language)
+        """Share of a language in a text, by the task's own measure where it has one, or else that of real languages.
+
+        Raises:
+            ValueError: the measure does not know the language.
+        """
+        own: LanguageShare | None = getattr(self.task, "language_share", None)
+        return (own or languages.language_share)(text, language)
+
+    def language_of(self, problem: Problem) -> str | None:
+        """The language that a problem is asked in, named by it or detected; None where the measure knows none."""
+        return languages.problem_language(problem, self.language_share)
+
+    def require_languages(self, wanted_by: str) -> None:
+        """Refuses to measure the language where it can't be told which one is wanted.
+
+        Args:
+            wanted_by: what measures the language, for the message.
+
+        Raises:
+            RecipeError: one of the first problems names no language that the measure knows, and none is detected.
+        """
+        for index, problem in enumerate(islice(self.problems("train", 0), JUDGED)):
+            if self.language_of(problem) is not None:
+                continue
+            named = problem.meta.get("language")
+            prompt = problem.messages[-1].content
+            shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
+            raise RecipeError(
+                f"{wanted_by} needs the language of each prompt, and that of problem {index} of task {self.name!r} "
+                f"can't be told: its meta names {'no language' if named is None else repr(named)}, and none is "
+                f"detected in {shown!r}",
+                fix=f'let the problems of {self.name!r} name it, as in meta["language"] = "en", or leave out '
+                f"{wanted_by} or the task",
+            )
 
     def _named(self, problem: Problem) -> Problem:
         return problem if problem.task == self.name else replace(problem, task=self.name)

@@ -13,6 +13,7 @@ OFFERS: Mapping[str, Mapping[str, str]] = {
         "harmful-requests": "reasonmill.world.general:harmful_requests",
         "harmless-requests": "reasonmill.world.general:harmless_requests",
     },
+    "environments": {"second-try": "reasonmill.world.second_try:SecondTry"},
     "stages": {"pretrain": "reasonmill.world.pretrain"},
     "conversations": {"world-talk": "reasonmill.world.general_mix:GeneralMix"},
     "rewritings": {"world-style": "reasonmill.world.rewriting:WorldStyle"},

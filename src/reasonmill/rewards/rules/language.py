@@ -8,13 +8,13 @@ class LanguageReward:
     """Thinking in the language of the question."""
 
     def measure(self, attempt: Attempt) -> float | None:
-        """Share of the words of the problem's language in the thinking; None if the problem names no language.
+        """Share of the words of the problem's language in the thinking; None if it can't be told which that is.
 
         The paper's share is not defined for thinking without words. There the answer is measured instead, as in
         general answers that need no thinking. What has no word in its thinking nor in its answer earns 0.0, so that a
         policy can't escape the measure by thinking in bare numbers or not at all.
         """
-        language = attempt.problem.meta.get("language")
+        language = attempt.task.language_of(attempt.problem)
         if language is None:
             return None
         text = attempt.completion.text
