@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from reasonmill.store.verification import verify_home
 Run = Callable[..., RunResult]
 Adopt = Callable[..., list[Adoption]]
 OtherCode = Callable[[str], None]
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture
@@ -233,6 +235,44 @@ def test_an_adopted_result_that_is_damaged_is_rebuilt_by_the_code_of_now(
     summary = json.loads((result.directory / "summary.json").read_text())
     assert [bool(stage["adopted"]) for stage in summary["stages"]] == [True, False, True]
     assert verify_home(home_path).problems == ()
+
+
+# A home of an earlier commit
+
+
+@pytest.fixture
+def old_home(tmp_path: Path) -> Path:
+    with tarfile.open(DATA / "old_home.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    return tmp_path / "old_home"
+
+
+def test_results_of_an_earlier_commit_are_adopted_and_shown(old_home: Path, tmp_path: Path) -> None:
+    head, *written = (DATA / "old_home.toml").read_text().split("[[stage]]")
+    names = ('"base"', '"zero"', '"rollouts"', '"base-eval"')
+    kept = [text for text in written if text.startswith(tuple(f"\nname = {name}" for name in names))]
+    recipe = tmp_path / "old.toml"
+    recipe.write_text("[[stage]]".join([head.replace('result = "gate"', ""), *kept]))
+    loaded = load_recipe(str(recipe))
+    with Home.open(old_home) as home:
+        done = adopt(loaded, home, None)
+        assert [(stage.name, stage.status) for stage in done] == [
+            ("base", "adopted"), ("zero", "adopted"), ("rollouts", "adopted"), ("base-eval", "adopted"),
+        ]  # fmt: skip
+        result = run_recipe(loaded, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
+    assert [stage.cached for stage in result.stages] == [True] * 4
+    page = (result.directory / "report.html").read_text()
+    assert page.count("made by reasonmill 0.1.0") == 4
+    assert "countdown-3" in page
+    assert verify_home(old_home).problems == ()
+
+
+def test_adoption_ends_where_settings_mean_something_else_now(old_home: Path) -> None:
+    with Home.open(old_home) as home:
+        *before, last = adopt(load_recipe(str(DATA / "old_home.toml")), home, None)
+    assert statuses(before) == ["adopted"] * 3
+    assert (last.name, last.status) == ("data", "not adopted")
+    assert "rewrite was 'none', and is None now" in last.reason
 
 
 # The command

@@ -58,7 +58,9 @@ def test_what_reinforcement_learning_writes() -> None:
 
 def test_a_reference_is_a_part_of_the_state_and_short_stages_keep_fewer() -> None:
     assert of_rl(rl_settings(loss={"kl_coefficient": 0.1})).states == 3 * 16e6
-    assert of_rl(rl_settings(steps=20, state_every=10)).states == 12e6
+    assert of_rl(rl_settings(steps=20, state_every=10)).states == 2 * 12e6  # one of them is the last, which stays
+    cosine = {"peak": 1e-3, "decay": "cosine"}
+    assert of_rl(rl_settings(steps=20, state_every=10, schedule=cosine)).states == 12e6
     assert of_rl(rl_settings(steps=5, state_every=10)).states == 12e6  # where it is asked to stop
 
 

@@ -81,7 +81,7 @@ def read_stages(summary: Mapping[str, Any]) -> Results:
 
 def _measures(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Name and label of all that tasks measure besides pass@1, in the order in which they come."""
-    found = {name: figure["label"] for each in metrics for name, figure in each["measures"].items()}
+    found = {name: figure["label"] for each in metrics for name, figure in each.get("measures", {}).items()}
     return list(found.items())
 
 

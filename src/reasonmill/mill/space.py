@@ -104,7 +104,8 @@ def _states(settings: StageSettings, steps: int | None) -> int:
     every: int | None = getattr(settings, "state_every", None)
     if steps is None or every is None:
         return _STATES
-    return min(_STATES, max(1, ceil(steps / every) - 1))  # one at least, for a run that is asked to stop
+    last = settings.against_more_steps() is None  # then the state behind the last step stays
+    return min(_STATES, max(1, ceil(steps / every) - 1 + last))  # one at least, for a run that is asked to stop
 
 
 def require_room(home: Home, stage: str, writes: Writes) -> None:
