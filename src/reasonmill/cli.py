@@ -30,6 +30,7 @@ from reasonmill.types import Artifact, Message, SamplingParams
 
 if TYPE_CHECKING:
     from reasonmill.mill.estimate import Device, Estimate
+    from reasonmill.placement import Placement
     from reasonmill.recipe.graph import Recipe
     from reasonmill.store.home import Home
     from reasonmill.store.ledger import RunStage
@@ -91,17 +92,20 @@ def run(
         _show_plan(loaded, home, until, device)
         return
 
+    from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.pipeline import run_recipe
     from reasonmill.mill.results import print_table, read_stages
     from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is told before a home is made
-    chosen = _device(device)
+    backend = NativeBackend(_placement(device))
     with StopSignals() as stop:
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
-                result = run_recipe(loaded, opened, progress, until=until, device=chosen, stop_requested=stop.requested)
+                result = run_recipe(
+                    loaded, opened, progress, until=until, backend=backend, stop_requested=stop.requested
+                )
         except Interrupted as error:
             _show_stop(error)
             raise typer.Exit(stop.exit_code(error)) from error
@@ -164,13 +168,15 @@ def evaluate(
 
     directory = find_model(model, home)
 
+    from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.results import print_table, read_results
     from reasonmill.stages.evaluate import evaluate_model
 
+    backend = NativeBackend(_placement(device))
     with make_progress(Console(stderr=True)) as progress:
         metrics = evaluate_model(
-            directory, dict.fromkeys(tasks, problems), samples, seed, params, split, _device(device), progress
+            directory, dict.fromkeys(tasks, problems), samples, seed, params, split, backend, progress
         )
     metrics = {**metrics, "model": model}
     if as_json:
@@ -216,7 +222,7 @@ def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOp
 
     from reasonmill.sample.session import ChatSession
 
-    session = ChatSession(directory, _device(device))
+    session = ChatSession(directory, _placement(device).device)
     console = Console()
     messages: list[Message] = []
     while True:
@@ -249,17 +255,19 @@ app.command()(upkeep.verify)
 app.command()(upkeep.gc)
 
 
-def _device(choice: str) -> str:
-    """The device to compute on: "cpu" or "cuda"."""
+def _placement(choice: str) -> Placement:
+    """Where to compute."""
     import torch
     from transformers.utils import logging
+
+    from reasonmill.placement import Placement
 
     logging.disable_progress_bar()  # reasonmill shows its own
 
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise RecipeError("there is no CUDA device here", where="--device cuda", fix="use --device cpu or auto")
-    return "cuda" if available and choice != "cpu" else "cpu"
+    return Placement("cuda" if available and choice != "cpu" else "cpu")
 
 
 def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> None:

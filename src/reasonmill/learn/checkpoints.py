@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from reasonmill.errors import Interrupted
 from reasonmill.store.home import Home
 from reasonmill.store.steps import drop_state, sound_state
 
-_FILE = "state.safetensors"
 # The one before the last stays until the last is committed, so that there is always one to go back to.
 _KEPT = 2
 
@@ -39,16 +35,16 @@ class Checkpoints:
         self._run = run
         self._every = every
 
-    def resume(self, load: Callable[[Mapping[str, Tensor]], None]) -> int:
+    def resume(self, load: Callable[[Path], None]) -> int:
         """Loads the latest state that is whole, if there is one; returns the step to go on with."""
         latest = sound_state(self._run.home, self._run.key)
         if latest is None:
             return 0
         step, directory = latest
-        load(load_file(directory / _FILE))
+        load(directory)
         return step
 
-    def before_step(self, step: int, steps: int, state: Callable[[], Mapping[str, Tensor]]) -> None:
+    def before_step(self, step: int, steps: int, save: Callable[[Path], None]) -> None:
         """Saves the state that step `step` goes on from, if it is due or if the user asked to stop.
 
         Raises:
@@ -58,16 +54,12 @@ class Checkpoints:
         latest = self._run.home.ledger.latest_state(self._run.key)
         is_saved = latest is not None and latest[0] == step
         if not is_saved and step > 0 and (stopping or step % self._every == 0):
-            self._save(step, dict(state()))
+            self._save(step, save)
         if stopping:
             raise Interrupted(f"stopped before step {step + 1} of {steps}")
 
-    def _save(self, step: int, state: dict[str, Tensor]) -> None:
+    def _save(self, step: int, save: Callable[[Path], None]) -> None:
         home, key = self._run.home, self._run.key
-
-        def write(target: Path) -> None:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, target / _FILE)
-
-        home.ledger.commit_state(key, step, home.objects.put(write))
+        home.ledger.commit_state(key, step, home.objects.put(save))
         for old_step, old_digest in home.ledger.states(key)[:-_KEPT]:
             drop_state(home, key, old_step, old_digest)

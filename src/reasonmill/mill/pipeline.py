@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +19,10 @@ from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.report import write_report
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
-from reasonmill.mill.summary import StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.summary import REPEATABLE, StageResult, read_summary, same_outcome, summarise, write_summary
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
+from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
 from reasonmill.recipe.hub import HubModel, fetch
@@ -75,7 +76,7 @@ def run_recipe(
     progress: Progress,
     *,
     until: str | None,
-    device: str,
+    backend: Backend,
     stop_requested: Callable[[], bool],
 ) -> RunResult:
     """Runs the stages that the ledger does not have yet, and writes the run's directory.
@@ -84,7 +85,7 @@ def run_recipe(
 
     Args:
         until: the name of the last stage to run; None runs all.
-        device: "cpu" or "cuda".
+        backend: makes what the stages sample and learn with.
         stop_requested: whether the user asked to stop; looked at between stages, and by stages between steps.
 
     Raises:
@@ -93,7 +94,7 @@ def run_recipe(
         OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
     home.tell_incidents(progress.note)
-    run = _Run(recipe, home, progress, device, stop_requested)
+    run = _Run(recipe, home, progress, backend, stop_requested)
     nodes = recipe.up_to(until)
     try:
         with home.waiting_when_full(run.when_full):
@@ -134,12 +135,13 @@ class _Run:
     """A run in progress."""
 
     def __init__(
-        self, recipe: Recipe, home: Home, progress: Progress, device: str, stop_requested: Callable[[], bool]
+        self, recipe: Recipe, home: Home, progress: Progress, backend: Backend, stop_requested: Callable[[], bool]
     ) -> None:
         self._recipe = recipe
         self._home = home
         self._progress = progress
-        self._device = device
+        self._backend = backend
+        self._device = backend.placement.device
         self._stop_requested = stop_requested
         self._sizes: dict[str, dict[str, ModelSize | None]] | None = None
         self.when_full = RoomWait(home, progress, stop_requested)
@@ -299,12 +301,14 @@ class _Run:
             context = StageContext(
                 key=key,
                 seed=self._recipe.seed,
-                device=self._device,
+                backend=self._backend,
                 home=self._home,
                 progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
                 stop_requested=self._stop_requested,
             )
             outcome: Outcome = module.run(node.settings, inputs, context)
+        if not context.is_repeatable:
+            outcome = replace(outcome, metrics={**outcome.metrics, REPEATABLE: False})
         return outcome
 
     def _execute(

@@ -20,6 +20,9 @@ from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
 from reasonmill.types import Artifact
 
+# The metric of stages that sampled, or were judged, by something that may say something else each time: False.
+REPEATABLE = "repeatable"
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -63,6 +66,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "seconds": round(result.seconds, 3),
                 "tokens": result.tokens,
                 "machines": list(result.machines),
+                "repeatable": result.artifact.metrics.get(REPEATABLE, True),
                 "metrics": dict(result.artifact.metrics),
             }
             for result in results

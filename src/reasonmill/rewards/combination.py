@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Domain, Task
+from reasonmill.protocols import Domain, Scorer, Task
 from reasonmill.randomness import Part
 from reasonmill.rewards.registry import RULES
 from reasonmill.rewards.rule import ALL_DOMAINS
@@ -20,14 +20,6 @@ from reasonmill.tasks import registry
 from reasonmill.types import Completion, Grade, Problem
 
 ACCURACY = "accuracy"
-
-
-class Scorer(Protocol):
-    """A reward model."""
-
-    def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
-        """One number for each completion; one that is not finite says that it could not be scored."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from reasonmill.algo.comparison import win_rate
 from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
 from reasonmill.errors import Interrupted, RecipeError
-from reasonmill.model.decoder import load_decoder, working_dtype
-from reasonmill.protocols import Progress, Renderer
+from reasonmill.placement import SLOTS, Backend
+from reasonmill.protocols import Progress, Renderer, Sampler
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
-from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, thinking_tokens
-from reasonmill.sample.native import NativeSampler
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.steps import committed_groups
@@ -83,8 +81,10 @@ class Settings(StageSettings):
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Evaluates the model `from` refers to; the outcome holds every transcript and the figures."""
+    model = inputs["from"].path
     evaluation = Evaluation(
-        inputs["from"].path,
+        context.sampler(model),
+        context.renderer(model),
         settings.tasks,
         settings.samples,
         context.seed,
@@ -93,7 +93,6 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         sampling_seed=settings.sampling_seed,
     )
     metrics, groups, tokens = evaluation.run(
-        context.device,
         context.progress,
         settings.name,
         stop_requested=context.stop_requested,
@@ -116,13 +115,14 @@ def evaluate_model(
     seed: int,
     params: SamplingParams,
     split: str,
-    device: str,
+    backend: Backend,
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluates a model directory outside of a recipe, where nothing is kept; {"tasks": {task: figures}}."""
-    evaluation = Evaluation(model_dir, tasks, samples, seed, params, split)
+    sampler = backend.sampler(model_dir, slots=SLOTS, precision="auto")
+    evaluation = Evaluation(sampler, backend.renderer(model_dir), tasks, samples, seed, params, split)
     metrics, _, _ = evaluation.run(
-        device, progress, model_dir.name, stop_requested=lambda: False, keep=lambda chunk, sample: sample()
+        progress, model_dir.name, stop_requested=lambda: False, keep=lambda chunk, sample: sample()
     )
     return metrics
 
@@ -137,7 +137,8 @@ class Evaluation:
 
     def __init__(
         self,
-        model_dir: Path,
+        sampler: Sampler,
+        renderer: Renderer,
         tasks: Mapping[str, int],
         samples: int,
         seed: int,
@@ -147,7 +148,8 @@ class Evaluation:
         sampling_seed: int | None = None,
     ) -> None:
         self._sampling_seed = seed if sampling_seed is None else sampling_seed
-        self._model_dir = model_dir
+        self._sampler = sampler
+        self._renderer = renderer
         self._tasks = tasks
         self._samples = samples
         self._seed = seed
@@ -155,16 +157,13 @@ class Evaluation:
         self._split = split
 
     def run(
-        self, device: str, progress: Progress, name: str, *, stop_requested: Callable[[], bool], keep: Keep
+        self, progress: Progress, name: str, *, stop_requested: Callable[[], bool], keep: Keep
     ) -> tuple[dict[str, Any], list[Group], int]:
         """(figures by task, all groups, tokens sampled).
 
         Raises:
             Interrupted: the user asked to stop; `keep` has the chunks that are finished.
         """
-        decoder = load_decoder(self._model_dir, device=device, dtype=working_dtype("auto", device))
-        renderer = renderer_for(self._model_dir)
-        sampler = NativeSampler(decoder, renderer)
         problems = sum(self._tasks.values())
         progress.begin(name, problems * self._samples, "completions")
         groups: list[Group] = []
@@ -172,18 +171,18 @@ class Evaluation:
             if stop_requested():
                 raise Interrupted(f"stopped evaluation {name} after {len(groups)} of {problems} problems")
             before = len(groups) * self._samples
-            groups += keep(number, partial(self._ask, task, first, sampler, renderer, _report_from(before, progress)))
+            groups += keep(number, partial(self._ask, task, first, _report_from(before, progress)))
             progress.advance(len(groups) * self._samples, {})
-        figures = {task: self._figures([g for g in groups if g.problem.task == task], renderer) for task in self._tasks}
+        figures = {task: self._figures([g for g in groups if g.problem.task == task]) for task in self._tasks}
         tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
         progress.end({task: figure["pass@1"] for task, figure in figures.items() if "pass@1" in figure})
-        return {"tasks": figures, "pooled": self._pooled(groups, renderer)}, groups, tokens
+        return {"tasks": figures, "pooled": self._pooled(groups)}, groups, tokens
 
-    def _pooled(self, groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
+    def _pooled(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Figures over all tasks of a domain, by the domain."""
         domains = {group.problem.task: registry.get(group.problem.task).domain for group in groups}
         return {
-            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], renderer)
+            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], self._renderer)
             for domain in sorted(set(domains.values()))
         }
 
@@ -195,19 +194,12 @@ class Evaluation:
         """
         return [(task, first) for task in sorted(self._tasks) for first in range(0, self._tasks[task], CHUNK)]
 
-    def _ask(
-        self,
-        name: str,
-        first: int,
-        sampler: NativeSampler,
-        renderer: Renderer,
-        on_completion: Callable[[int], None],
-    ) -> list[Group]:
+    def _ask(self, name: str, first: int, on_completion: Callable[[int], None]) -> list[Group]:
         task = registry.get(name)
         last = min(first + CHUNK, self._tasks[name])
         return collect(
-            sampler,
-            renderer,
+            self._sampler,
+            self._renderer,
             {name: task},
             [task.problem(self._split, self._seed, index) for index in range(first, last)],
             rewards=ACCURACY_ALONE,
@@ -217,9 +209,9 @@ class Evaluation:
             on_completion=on_completion,
         )
 
-    def _figures(self, groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
+    def _figures(self, groups: Sequence[Group]) -> dict[str, Any]:
         return {
-            **task_figures(groups, renderer),
+            **task_figures(groups, self._renderer),
             "domain": registry.get(groups[0].problem.task).domain,
             "problems": len(groups),
             "samples": self._samples,
