@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kept_progress import KeptProgress
+from native_context import BACKEND
 from reasonmill.mill.pipeline import run_recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.home import Home
@@ -68,7 +69,7 @@ def run(home: Path, recipe: Path, *, stop_requested: Callable[[], bool] = lambda
     notes = KeptProgress()
     with Home.open(home) as opened:
         result = run_recipe(
-            load_recipe(str(recipe)), opened, notes, until=None, device="cpu", stop_requested=stop_requested
+            load_recipe(str(recipe)), opened, notes, until=None, backend=BACKEND, stop_requested=stop_requested
         )
     return Outcome({stage.name: stage.artifact.digest for stage in result.stages}, tuple(notes.notes))
 

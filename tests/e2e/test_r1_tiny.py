@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kept_progress import KeptProgress
+from native_context import BACKEND
 from reasonmill.mill.pipeline import RunResult, plan, run_recipe
 from reasonmill.recipe.graph import Recipe, directory_digest
 from reasonmill.recipe.load import load_recipe
@@ -62,7 +63,7 @@ OVERRIDES = [f"{stage}.{key}={value}" for stage, settings in SMALLER.items() for
 
 
 def run(recipe: Recipe, home: Home, until: str | None = None) -> RunResult:
-    return run_recipe(recipe, home, KeptProgress(), until=until, device="cpu", stop_requested=lambda: False)
+    return run_recipe(recipe, home, KeptProgress(), until=until, backend=BACKEND, stop_requested=lambda: False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from kept_progress import KeptProgress, Killed
+from native_context import native_context
 from reasonmill.errors import Interrupted, TooManyUngraded
 from reasonmill.recipe.reference import model_directory
 from reasonmill.stage import Input, Outcome, StageContext
@@ -28,7 +29,7 @@ def settings(**changed: object) -> Settings:
 
 
 def context(home: Home, recorder: KeptProgress | None = None, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return StageContext("k" * 8, 0, "cpu", home, recorder or KeptProgress(), stop)
+    return native_context(home, recorder, stop, key="k" * 8)
 
 
 def collected(home: Home, chosen: Settings, recorder: KeptProgress | None = None) -> Outcome:
@@ -48,7 +49,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def problems_of(home: Home, chosen: Settings) -> list[Problem]:
-    return Collection(chosen, MODEL, context(home)).problems()
+    return Collection(chosen, {"from": Input(MODEL, "m")}, context(home)).problems()
 
 
 def test_every_problem_is_sampled_and_graded(home: Home, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from kept_progress import KeptProgress
+from native_context import native_context
 from reasonmill.errors import RecipeError
 from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.curate import COUNTS_FILE, Settings, run
@@ -23,7 +23,7 @@ from reasonmill.world.lexicon import language_share
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[StageContext]:
     with Home.open(tmp_path / "home") as home:
-        yield StageContext("k" * 8, 0, "cpu", home, KeptProgress(), lambda: False)
+        yield native_context(home)
 
 
 def attempts(problem: Problem, *responses: tuple[str, float]) -> Group:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from kept_progress import KeptProgress
+from native_context import BACKEND, native_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.protocols import Task
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.rewards.combination import ACCURACY_ALONE
-from reasonmill.stage import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome
 from reasonmill.stages import evaluate
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
@@ -172,7 +173,7 @@ def settings(**changes: Any) -> evaluate.Settings:
 
 def run(home: Home, stop_requested: Callable[[], bool] = lambda: False, **changes: Any) -> tuple[Outcome, list[int]]:
     recorder = KeptProgress()
-    context = StageContext(KEY, 0, "cpu", home, recorder, stop_requested)
+    context = native_context(home, recorder, stop_requested, key=KEY)
     base = shipped_bases()["tiny-base-weak"]
     return evaluate.run(settings(**changes), {"from": Input(base, "digest")}, context), recorder.done
 
@@ -244,7 +245,7 @@ def test_an_evaluation_outside_of_a_recipe_has_the_same_figures(home: Home) -> N
     outcome, _ = run(home)
     params = SamplingParams(max_tokens=6)
     base = shipped_bases()["tiny-base-weak"]
-    metrics = evaluate.evaluate_model(base, TASKS, 2, 0, params, "test", "cpu", KeptProgress())
+    metrics = evaluate.evaluate_model(base, TASKS, 2, 0, params, "test", BACKEND, KeptProgress())
     assert metrics["tasks"] == outcome.metrics["tasks"]
 
 

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from kept_progress import KeptProgress
+from native_context import native_context
 from reasonmill.errors import RecipeError
-from reasonmill.stage import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome
 from reasonmill.stages.gate import VERDICT_FILE, Settings, judge, paired_groups, run
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home
@@ -190,7 +191,7 @@ def compare(home: Home) -> Callable[..., tuple[Outcome, KeptProgress]]:
             home.ledger.register(Artifact(digest, "evaluation", f"{name}-eval", (name * 8,), ""))
             inputs[f"{role}_eval"] = Input(home.objects.path(digest), digest)
         progress = KeptProgress()
-        context = StageContext("key", 0, "cpu", home, progress, lambda: False)
+        context = native_context(home, progress)
         return run(settings(), inputs, context), progress
 
     return compare

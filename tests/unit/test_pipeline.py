@@ -13,6 +13,7 @@ import torch
 import reasonmill.mill.pipeline
 import reasonmill.mill.space
 from kept_progress import KeptProgress
+from native_context import BACKEND
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
 from reasonmill.mill.artifacts import find_artifact, find_model
 from reasonmill.mill.machine import machine_class
@@ -42,7 +43,7 @@ def run(recipe_file: Path, home_path: Path) -> Run:
     def run(*overrides: str, until: str | None = None, stop_requested: Callable[[], bool] = lambda: False) -> RunResult:
         recipe = load_recipe(str(recipe_file), overrides)
         with Home.open(home_path) as home:
-            return run_recipe(recipe, home, KeptProgress(), until=until, device="cpu", stop_requested=stop_requested)
+            return run_recipe(recipe, home, KeptProgress(), until=until, backend=BACKEND, stop_requested=stop_requested)
 
     return run
 
@@ -362,7 +363,7 @@ def test_a_stage_that_goes_on_with_other_threads_says_so_and_keeps_both(
     recorder = KeptProgress()
     with Home.open(home_path) as home:
         recipe = load_recipe(str(recipe_file), [])
-        result = run_recipe(recipe, home, recorder, until=None, device="cpu", stop_requested=lambda: False)
+        result = run_recipe(recipe, home, recorder, until=None, backend=BACKEND, stop_requested=lambda: False)
     now = machine_class("cpu")
     assert f"{threads} threads" in now
     assert [stage.machines for stage in result.stages] == [(before, now), (now,), (now,)]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from chat_server import Answer, chat_server, says
-from kept_progress import KeptProgress
+from native_context import native_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.model.reward import load_reward_model, new_reward_model, save_reward_model
 from reasonmill.randomness import generator
@@ -93,7 +93,7 @@ def settings(**changes: Any) -> reward_model.Settings:
 
 
 def a_context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return StageContext("k" * 64, 0, "cpu", home, KeptProgress(), stop)
+    return native_context(home, stop=stop)
 
 
 def train(

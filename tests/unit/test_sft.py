@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kept_progress import KeptProgress
+from native_context import native_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
-from reasonmill.stage import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome
 from reasonmill.stages.sft import Epochs, Settings, ce_example, run
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.home import Home
@@ -48,7 +48,7 @@ def settings(**changes: object) -> Settings:
 
 def fine_tune(home: Path, data: Input, chosen: Settings, stop: Callable[[], bool] = lambda: False) -> Outcome:
     with Home.open(home) as opened:
-        context = StageContext("k" * 64, 0, "cpu", opened, KeptProgress(), stop)
+        context = native_context(opened, stop=stop)
         return run(chosen, {"from": Input(BASE, "b" * 64), "data[0]": data}, context)
 
 

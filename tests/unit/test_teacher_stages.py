@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
 from kept_progress import KeptProgress
+from native_context import BACKEND, native_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.mill.pipeline import run_recipe
 from reasonmill.randomness import key
@@ -36,7 +37,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return StageContext("k" * 8, 0, "cpu", home, KeptProgress(), stop)
+    return native_context(home, stop=stop, key="k" * 8)
 
 
 def server(fake: ChatServerFake) -> dict[str, Any]:
@@ -264,7 +265,9 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
 
         def digests() -> dict[str, str]:
             with Home.open(tmp_path / "home") as home:
-                made = run_recipe(recipe, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
+                made = run_recipe(
+                    recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False
+                )
             return {stage.name: stage.artifact.digest for stage in made.stages}
 
         first = digests()
@@ -353,7 +356,7 @@ def runner(home_path: Path, recipe: Recipe) -> Callable[[], tuple[dict[str, tupl
     def run() -> tuple[dict[str, tuple[str, str]], list[str]]:
         progress = KeptProgress()
         with Home.open(home_path) as home:
-            made = run_recipe(recipe, home, progress, until=None, device="cpu", stop_requested=lambda: False)
+            made = run_recipe(recipe, home, progress, until=None, backend=BACKEND, stop_requested=lambda: False)
         notes = [note for note in progress.notes if "cached" not in note]
         return {stage.name: (stage.key, stage.artifact.digest) for stage in made.stages}, notes
 
