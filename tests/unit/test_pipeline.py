@@ -77,6 +77,7 @@ def test_a_run_makes_all_stages_and_its_directory(run: Run, stages: Any, home_pa
     assert summary["model"] == summary["stages"][1]["digest"]
     assert {"reasonmill", "torch", "transformers", "threads", "machine"} <= summary.keys()
     assert [stage["machines"] for stage in summary["stages"]] == [[machine_class("cpu")]] * 3
+    assert all(stage["repeatable"] for stage in summary["stages"])
     assert json.loads((result.directory / "recipe.json").read_text())["stage"][0]["text"] == "a"
     assert "<html" in (result.directory / "report.html").read_text()
 

@@ -278,6 +278,32 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
         assert len(fake.bodies) == 24
 
 
+def test_a_run_says_which_of_its_stages_asked_a_server(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe]
+) -> None:
+    """Also where all that it asked was kept, and nobody is asked again."""
+
+    def run() -> dict[str, Any]:
+        with Home.open(tmp_path / "home") as home:
+            progress = KeptProgress()
+            made = run_recipe(recipe, home, progress, until=None, backend=BACKEND, stop_requested=lambda: False)
+            assert "teacher-rollouts, judged-data asked" in (made.directory / "report.html").read_text()
+            return {stage["name"]: stage for stage in made.summary["stages"]}
+
+    with chat_server(says_its_number) as fake:
+        recipe = recipe_of_two(fake)
+        first = run()
+        assert {name: stage["repeatable"] for name, stage in first.items()} == {
+            "teacher-rollouts": False,
+            "judged-data": False,
+        }
+        with Home.open(tmp_path / "home") as home:
+            home.objects.delete(first["judged-data"]["digest"])
+        asked = len(fake.bodies)
+        assert not run()["judged-data"]["repeatable"]
+        assert len(fake.bodies) == asked
+
+
 Answers = Callable[[dict[str, Any], int], Answer]
 
 
