@@ -5,13 +5,23 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
-.PHONY: quickstart test lint bench chaos clean
+# A process of tests for each core; each of them, and each process that they start, computes with one thread.
+PYTEST := $(PYTHON) -m pytest
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup
+
+.PHONY: quickstart test check chaos lint bench clean
 
 quickstart: $(READY)
 	$(VENV)/bin/reasonmill run r1-zero-tiny --home $(HOME_DIR)
 
+# What a newcomer runs: everything that is enumerated, and the controls.
 test: $(READY)
-	$(PYTHON) -m pytest
+	$(PYTEST) $(PARALLEL)
+
+# What is drawn, and every case where `make test` takes one of each kind; and the bits of a tiny run.
+check: $(READY)
+	$(PYTHON) tests/bits/compare.py
+	$(PYTEST) $(PARALLEL) -m check
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -23,7 +33,7 @@ bench: $(BENCH_READY)
 	$(PYTHON) benchmarks/controls.py
 
 chaos: $(READY)
-	$(PYTHON) -m pytest tests/chaos --chaos-long
+	$(PYTEST) tests/chaos --chaos-long -m 'check or not check'
 	PYTHONPATH=tests $(PYTHON) -m chaos.soak --minutes 120 --csv soak.csv --plot docs/images/soak.svg
 
 clean:

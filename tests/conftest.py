@@ -1,12 +1,31 @@
-"""Options of the test suite."""
+"""Options of the test suite, and what holds for all tests.
+
+`make test` runs what is enumerated and the controls, `make check` the tests that are marked with `check`: what is
+drawn, and every case where the plain tests take one of each kind. `make chaos` runs the long forms of tests/chaos.
+"""
 
 import os
 
 import pytest
 
+# One thread for each process, this one and those that tests start: the processes are as many as the cores, and the
+# bits of a run are promised for the same number of threads. Before torch is imported, which reads it then.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-long", action="store_true", help="run the long forms of the tests in tests/chaos")
-    parser.addoption(
-        "--chaos-jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes that tests/chaos use at a time"
-    )
+    parser.addoption("--chaos-jobs", type=int, help="processes that a test of tests/chaos uses at a time")
+
+
+@pytest.fixture(scope="session")
+def chaos_long(pytestconfig: pytest.Config) -> bool:
+    """Whether tests of tests/chaos run in their long form."""
+    return bool(pytestconfig.getoption("--chaos-long"))
+
+
+@pytest.fixture(scope="session")
+def chaos_jobs(pytestconfig: pytest.Config) -> int:
+    """Processes that a test may use at a time: the cores, unless other tests run beside it on them."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    return pytestconfig.getoption("--chaos-jobs") or (min(8, os.cpu_count() or 1) if alone else 1)

@@ -114,6 +114,9 @@ class NumberRenderer:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(int(word) for message in messages for word in message.content.split())
 
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return (2, *self.render(messages), 3)
+
     def text(self, tokens: Sequence[int]) -> str:
         return "".join(f"{token} " for token in tokens if token not in self.stop_tokens)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from reasonmill.recipe.graph import Recipe
     from reasonmill.store.home import Home
     from reasonmill.store.ledger import RunStage
+    from reasonmill.tasks.named import NamedTask
 
 app = typer.Typer(
     help="Turns a base language model into a reasoning model.",
@@ -47,6 +48,9 @@ DeviceOption = Annotated[
 ]
 ModelArgument = Annotated[
     str, typer.Argument(help="A directory, a shipped base, run/stage of the home, or the beginning of a digest.")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe whose own tasks may be named, too.")
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, dev or test.")]
 
@@ -150,15 +154,15 @@ def evaluate(
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 256,
     split: SplitOption = "test",
+    recipe: RecipeOption = None,
     device: DeviceOption = "auto",
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Measures how many problems a model solves."""
-    from reasonmill.tasks import registry
-
-    for task in tasks:
-        registry.get(task).problem(split, seed, 0)  # a wrong task or split is told before the model is loaded
+    asked = [_task(name, recipe) for name in tasks]
+    for task in asked:
+        task.problem(split, seed, 0)  # a wrong task or split is told before the model is loaded
     try:
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
     except ValueError as error:
@@ -176,15 +180,13 @@ def evaluate(
     backend = NativeBackend(_placement(device))
     with make_progress(Console(stderr=True)) as progress:
         metrics = evaluate_model(
-            directory, dict.fromkeys(tasks, problems), samples, seed, params, split, backend, progress
+            directory, [(task, problems) for task in asked], samples, seed, params, split, backend, progress
         )
-    metrics = {**metrics, "model": model}
     if as_json:
-        print(json.dumps(metrics, indent=2, ensure_ascii=False))
+        print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
     else:
-        print_table(
-            output_console(), read_results({"stages": [{"name": "eval", "kind": "evaluate", "metrics": metrics}]})
-        )
+        stage = {"name": "eval", "kind": "evaluate", "reads": {"from": model}, "metrics": metrics}
+        print_table(output_console(), read_results({"stages": [stage]}))
 
 
 @app.command()
@@ -193,12 +195,11 @@ def problems(
     num: Annotated[int, typer.Option("--num", min=1, help="How many problems.")] = 10,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     split: SplitOption = "test",
+    recipe: RecipeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Prints problems of a task."""
-    from reasonmill.tasks import registry
-
-    drawn = itertools.islice(registry.get(task).problems(split, seed), num)
+    drawn = itertools.islice(_task(task, recipe).problems(split, seed), num)
     if as_json:
         for problem in drawn:
             messages = [{"role": message.role, "content": message.content} for message in problem.messages]
@@ -253,6 +254,15 @@ def lineage(
 
 app.command()(upkeep.verify)
 app.command()(upkeep.gc)
+
+
+def _task(name: str, recipe: str | None) -> NamedTask:
+    """A task that is offered, or one of a recipe's own."""
+    from reasonmill.plugins.catalogue import installed
+    from reasonmill.recipe.load import load_recipe
+
+    catalogue = installed() if recipe is None else load_recipe(recipe).catalogue
+    return catalogue.task(name)
 
 
 def _placement(choice: str) -> Placement:

@@ -1,5 +1,14 @@
 """Errors a user can act on: each says what is wrong, why, how to fix it, and where."""
 
+import difflib
+from collections.abc import Collection
+
+
+def suggestion(text: str, known: Collection[str]) -> str:
+    """The known name that was probably meant, as a sentence; empty where none is close."""
+    close = difflib.get_close_matches(text, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
 
 class ReasonmillError(Exception):
     """Base of all errors that reach the user as a message instead of a traceback.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from reasonmill.types import Completion, Grade, Message, Problem, Request
+from reasonmill.randomness import Part
+from reasonmill.types import Completion, Conversation, Episode, Grade, Message, Problem, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from reasonmill.algo.losses import LossSettings
     from reasonmill.algo.packing import Batch, TextRow
+    from reasonmill.tasks.named import NamedTask
 
 # Reasoning has answers that a rule can check. General prompts are judged by reward models: each belongs either to the
 # prompts that want help or to those that put safety to the test (R1 paper, section 3).
@@ -22,6 +25,10 @@ Domain = Literal["reasoning", "helpfulness", "safety"]
 Preference = Literal["helpfulness", "safety"]
 View = Literal["answer", "response"]
 
+# What goes on from completions of a call that finished in the same step, given as (index, completion) in the order of
+# their indices: for each of them a request, or None.
+FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]]
+
 
 class Renderer(Protocol):
     """Messages to tokens and back."""
@@ -30,6 +37,15 @@ class Renderer(Protocol):
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
+        ...
+
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens between the stop token of one of the assistant's turns and the beginning of its next turn, where
+        `messages` were said in between. What was sampled before is never tokenised again.
+
+        Raises:
+            UnsupportedModel: the model's template can't go on with a conversation in this way.
+        """
         ...
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -86,11 +102,6 @@ class Engine(Protocol):
         ...
 
 
-# Asked once for all completions of a call that finish in the same step, in the order of their indices. Where it gives a
-# request, that goes on under the same index in place of the completion.
-FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]]
-
-
 class Sampler(Protocol):
     """Draws completions from the policy's current weights."""
 
@@ -107,7 +118,12 @@ class Sampler(Protocol):
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Yields (index into `requests`, completion) as completions finish. A call that is given up is forgotten."""
+        """Yields (index into `requests`, completion) as completions finish. A call that is given up is forgotten.
+
+        Args:
+            follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
+                under the same index in place of the completion, which is not yielded.
+        """
         ...
 
     def stream(self, request: Request) -> Iterator[int]:
@@ -198,10 +214,32 @@ class Scorer(Protocol):
         ...
 
 
-class Task(Protocol):
-    """Problems and what decides whether an attempt solves one."""
+@dataclass(frozen=True)
+class Measure:
+    """What a part of a task's grades says about a model: evaluations report its mean, gates compare it.
 
-    name: str
+    Attributes:
+        part: the part of the grade, a share from 0 to 1.
+        label: what tables call it.
+        complement: whether the measure is 1 minus the part.
+        better: which direction is the better one.
+    """
+
+    part: str
+    label: str
+    complement: bool = False
+    better: Literal["higher", "lower"] = "higher"
+
+
+class Task(Protocol):
+    """Problems and what decides whether an attempt solves one.
+
+    A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
+    depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
+    what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
+    that of its last message is detected.
+    """
+
     domain: Domain
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
@@ -214,6 +252,73 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         """One grade for each completion; a grade's `accuracy` part is 1.0 for a right answer, else 0.0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a reward is given to look at.
+
+    Attributes:
+        task: the problem's, with its own measures where it has some.
+        noise: names the rollout, for rewards that draw.
+    """
+
+    problem: Problem
+    completion: Completion
+    task: NamedTask
+    noise: tuple[Part, ...]
+
+
+class Reward(Protocol):
+    """A part of the reward that a rule decides.
+
+    It counts on all domains unless it has an attribute `domains`, a set of them.
+    """
+
+    def measure(self, attempt: Attempt) -> float | None:
+        """A number, the more the better; None where it can't tell, which leaves the rollout ungraded."""
+        ...
+
+
+class Environment(Protocol):
+    """Answers the policy's turns, so that an attempt at a problem has several of them.
+
+    One environment serves all episodes at the same time: what it keeps of one of them stands in the episode's `state`.
+    The same turns must have the same replies, or a resumed run goes another way.
+    """
+
+    max_turns: int  # the policy's turns in an episode, at most
+
+    def start(self, problem: Problem) -> Episode:
+        """A new episode; its messages are what the policy reads first."""
+        ...
+
+    async def reply(self, episode: Episode, completion: Completion) -> Sequence[Message] | None:
+        """What the environment says to the policy's turn; None where the episode ends with it.
+
+        It is not asked about the last turn that `max_turns` allows, nor about a turn that was cut off. Replies to turns
+        that end together are awaited together. An error leaves this episode ungraded, and no other.
+
+        Args:
+            episode: all that came before the turn; `episode.grade(completion)` is what the task says of it.
+        """
+        ...
+
+
+class Conversations(Protocol):
+    """A source of conversations to mix into a dataset."""
+
+    def conversation(self, index: int, *, noise: tuple[Part, ...]) -> Conversation:
+        """Conversation `index`; `noise` names the draw, for example (seed, stage)."""
+        ...
+
+
+class Rewriting(Protocol):
+    """Rewrites responses before they are learned from."""
+
+    def rewrite(self, problem: Problem, response: str) -> str:
+        """The response in other words; its answer must stay the same."""
         ...
 
 

@@ -6,25 +6,32 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.saving import COMPANIONS
 from reasonmill.protocols import Renderer
 from reasonmill.templates import R1_ZERO_PREAMBLE
+from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Message
 
 # One for the same files, for as long as the process lives: the tokenizers library keeps the words that it has merged
 # in memory of the thread, which outlives the tokenizer, so that one for each stage would fill it without end.
 _TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 
+# A turn of the assistant that stands for whatever was sampled; with line ends where templates that take thinking out
+# of a turn and put it back in would add them.
+_TURN = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\nsaid"
+
 
 class _TokenizerText:
     """What both renderers do alike: completion tokens to text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: frozenset[int], where: str) -> None:
         self.stop_tokens = stop_tokens
         self._tokenizer = tokenizer
+        self._where = where
 
     def text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self.stop_tokens]
@@ -45,17 +52,65 @@ class ChatRenderer(_TokenizerText):
     """The chat template that comes with the model."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(self._rendered(messages, goes_on=True), add_special_tokens=False))
+
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        # The difference of two conversations as text: one that ends with a turn of the assistant, and the same with the
+        # messages behind it. A mark that ends a turn is a token of its own, so that text can be cut behind it.
+        before = (Message("user", "question"), Message("assistant", _TURN))
+        try:
+            ended = self._rendered(before, goes_on=False)
+            replied = self._rendered((*before, *messages), goes_on=True)
+            blanks = [
+                self._rendered((*before, *messages[:i], Message(message.role, ""), *messages[i + 1 :]), goes_on=True)
+                for i, message in enumerate(messages)
+                if message.content
+            ]
+        except TemplateError as error:
+            raise self._refused(f"says: {error}") from error
+        if ended.count(_TURN) != 1 or not replied.startswith(ended):
+            raise self._refused("shows earlier turns differently from how they were said, for example without thinking")
+        if replied in blanks:
+            roles = " or ".join(sorted({message.role for message in messages}))
+            raise self._refused(f"does not show what {roles} says")
+        behind = self._behind_stop(ended.partition(_TURN)[2])
+        return tuple(self._tokenizer.encode(behind + replied[len(ended) :], add_special_tokens=False))
+
+    def _rendered(self, messages: Sequence[Message], *, goes_on: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        rendered = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return tuple(self._tokenizer.encode(rendered, add_special_tokens=False))
+        text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=goes_on, tokenize=False)
+        return text
+
+    def _behind_stop(self, end: str) -> str:
+        """What is left of a turn's end behind its stop token; all of it in a template that has none."""
+        marks = [self._tokenizer.decode([token], skip_special_tokens=False) for token in self.stop_tokens]
+        found = min(((end.index(mark), mark) for mark in marks if mark in end), default=None)
+        if found is None:
+            return end
+        place, mark = found
+        return end[place + len(mark) :]
+
+    def _refused(self, why: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"the model's chat template can't go on behind a turn of the assistant: it {why}",
+            fix="use a template that leaves earlier turns as they are and knows the role, or leave the environment out",
+            where=self._where,
+        )
 
 
 class PlainRenderer(_TokenizerText):
     """R1-Zero's template as plain text, for one user question of a base that has no chat template of its own."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(f"{R1_ZERO_PREAMBLE}{self._asked(messages)}"))
+
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        # As the chat template of this name goes on with longer conversations.
+        return tuple(self._tokenizer.encode(self._asked(messages), add_special_tokens=False))
+
+    def _asked(self, messages: Sequence[Message]) -> str:
         question = "\n".join(message.content for message in messages)
-        return tuple(self._tokenizer.encode(f"{R1_ZERO_PREAMBLE} User: {question}. Assistant:"))
+        return f" User: {question}. Assistant:"
 
 
 def renderer_for(model_dir: Path) -> Renderer:
@@ -72,7 +127,7 @@ def renderer_for(model_dir: Path) -> Renderer:
             fix="set eos_token in tokenizer_config.json",
             where=str(model_dir),
         )
-    return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens)
+    return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens, str(model_dir))
 
 
 def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:

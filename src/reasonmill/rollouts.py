@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reasonmill.activity import each, phase
+from reasonmill.episodes import Episodes, begun
 from reasonmill.errors import TooManyUngraded
-from reasonmill.protocols import Renderer, Sampler, Task
+from reasonmill.protocols import Renderer, Sampler
 from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import RewardWeights
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Group, Problem, Request, Rollout, SamplingParams
+from reasonmill.types import Completion, Group, Message, Problem, Request, Rollout, SamplingParams
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -27,7 +29,7 @@ def stage_seed(seed: int, stage: str) -> int:
 class TaskMix:
     """Tasks and their shares among the problems that are drawn."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, NamedTask]
     shares: Mapping[str, float]
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
@@ -40,7 +42,7 @@ class TaskMix:
 def collect(
     sampler: Sampler,
     renderer: Renderer,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, NamedTask],
     problems: Sequence[Problem],
     *,
     rewards: RewardWeights,
@@ -49,37 +51,61 @@ def collect(
     noise: tuple[Part, ...],
     on_completion: Callable[[int], None] | None = None,
 ) -> list[Group]:
-    """Samples `num_samples` completions of each problem and grades them.
+    """Samples `num_samples` attempts at each problem and grades them. An attempt has one turn, or those of an episode
+    where the task has an environment.
 
     Args:
         tasks: by name; those of the problems.
+        params: `max_tokens` bounds all turns of an attempt together, replies included.
         noise: names the draw, for example (seed, stage, step); with the place of the problem and of the sample it
             decides all sampling noise.
-        on_completion: told how many completions are finished, for progress.
+        on_completion: told how many attempts are finished, for progress.
 
     Returns:
         One group for each problem, in their order; rollouts in the order of their sample numbers.
+
+    Raises:
+        RecipeError: a task has an environment, and the sampler gives text alone.
+        UnsupportedModel: the model's template can't go on with a conversation.
     """
-    prompts = [renderer.render(problem.messages) for problem in problems]
-    requests = [
-        Request(prompt, params, key("sample", *noise, place, sample))
-        for place, prompt in enumerate(prompts)
-        for sample in range(num_samples)
-    ]
-    completions: list[Completion | None] = [None] * len(requests)
-    for finished, (index, completion) in enumerate(each("sampling", sampler.generate(requests)), start=1):
-        completions[index] = completion
-        if on_completion is not None:
-            on_completion(finished)
+    prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
+    requests: list[Request] = []
+    drawn: dict[int, Completion] = {}
+    with Episodes(renderer) as episodes:
+        for place, problem in enumerate(problems):
+            for sample in range(num_samples):
+                episode = begun(tasks[problem.task], problem)
+                messages = problem.messages if episode is None else episode.messages
+                if messages not in prompts:
+                    prompts[messages] = renderer.render(messages)
+                request = Request(prompts[messages], params, key("sample", *noise, place, sample))
+                if episode is not None:
+                    episodes.add(len(requests), episode, tasks[problem.task], request)
+                requests.append(request)
+        completions = sampler.generate(requests, episodes.follow_up) if episodes else sampler.generate(requests)
+        for index, completion in each("sampling", completions):
+            drawn[index] = completion
+            if on_completion is not None:
+                on_completion(len(drawn))
+        if len(drawn) != len(requests):
+            raise RuntimeError(f"the sampler lost {len(requests) - len(drawn)} of {len(requests)} requests")
+        attempts = [episodes.ended(index, drawn[index]) for index in range(len(requests))]
     groups = []
     for place, problem in enumerate(problems):
-        attempts = completions[place * num_samples : (place + 1) * num_samples]
-        drawn = [completion for completion in attempts if completion is not None]
-        if len(drawn) != num_samples:
-            raise RuntimeError(f"the sampler lost {num_samples - len(drawn)} of the requests for problem {problem.id}")
+        own = slice(place * num_samples, (place + 1) * num_samples)
+        ended = attempts[own]
         with phase("grading"):
-            grades = rewards.grade(tasks[problem.task], problem, drawn, noise=(*noise, place))
-        rollouts = [Rollout(prompts[place], c, g) for c, g in zip(drawn, grades, strict=True)]
+            grades = rewards.grade(tasks[problem.task], problem, [e.completion for e in ended], noise=(*noise, place))
+        rollouts = [
+            # What an environment failed at has no grade, whatever its last turn was like.
+            Rollout(
+                request.prompt_tokens,
+                end.completion,
+                replace(grade, reward=None, error=end.error) if end.error else grade,
+                end.replies,
+            )
+            for request, end, grade in zip(requests[own], ended, grades, strict=True)
+        ]
         groups.append(Group(problem, tuple(rollouts)))
     return groups
 
@@ -100,6 +126,6 @@ def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
 
 
 def thinking_tokens(rollout: Rollout, renderer: Renderer) -> int:
-    """Tokens of the rollout's thinking, without the tags."""
-    thinking = read_transcript(rollout.completion.text).thinking
-    return renderer.num_tokens(thinking) if thinking else 0
+    """Tokens of the rollout's thinking in all its turns, without the tags."""
+    thoughts = [read_transcript(text).thinking for text in rollout.texts]
+    return sum(renderer.num_tokens(thinking) for thinking in thoughts if thinking)

@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.placement import SLOTS, Backend, Placement, Precision
+from reasonmill.plugins.catalogue import Catalogue
 from reasonmill.protocols import Learner, Preference, Progress, Renderer, RewardLearner, Sampler, Scorer, View
+from reasonmill.rewards.combination import NOT_RULES, RewardWeights
 from reasonmill.rewards.judge import Judge, JudgeSettings
 from reasonmill.servers.client import TeacherSettings
 from reasonmill.store.home import Home
+from reasonmill.tasks.named import NamedTask
 
 ArtifactKind = Literal["model", "rollouts", "dataset", "reward-model", "evaluation", "verdict"]
 
@@ -51,7 +54,21 @@ class StageContext:
     home: Home
     progress: Progress
     stop_requested: Callable[[], bool]
+    catalogue: Catalogue
     _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
+
+    def task(self, name: str) -> NamedTask:
+        """The task that the recipe calls so."""
+        return self.catalogue.task(name)
+
+    def rewards(self, weights: Mapping[str, float], scorers: Mapping[str, Scorer]) -> RewardWeights:
+        """The rewards that the recipe calls so, with their weights.
+
+        Args:
+            scorers: the reward models, by name of the reward.
+        """
+        rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
+        return RewardWeights(weights, rules, scorers)
 
     @property
     def placement(self) -> Placement:

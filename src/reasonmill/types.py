@@ -6,11 +6,11 @@ Lengths in brackets: Q tokens of a prompt, C tokens of a completion, T tokens of
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "abort"]
 LossKind = Literal["ce", "pg", "kl"]
 ConversationSource = Literal["reasoning", "general"]
@@ -95,8 +95,9 @@ class Completion:
     """What a sampler produced: `tokens`, `logprobs` and `sampled` have length C.
 
     `logprobs` are those of the distribution that was drawn from (after temperature, top-k and top-p); they are None
-    only from a foreign teacher. `sampled` is False where a tool wrote the token. A stop token is part of `tokens`,
-    and not of `text`.
+    only from a foreign teacher. `sampled` is False, and the log-prob 0.0, where an environment wrote the token. A stop
+    token is part of `tokens`, and not of `text`. Over several turns, `text` and `finish` are those of the last one, and
+    `policy_version` is the smallest.
     """
 
     tokens: tuple[int, ...]
@@ -111,6 +112,11 @@ class Completion:
             raise ValueError(f"{len(self.tokens)} tokens but {len(self.sampled)} sampled flags")
         if self.logprobs is not None and len(self.logprobs) != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens but {len(self.logprobs)} log-probs")
+
+    @property
+    def num_sampled(self) -> int:
+        """How many tokens the policy wrote."""
+        return sum(self.sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +134,82 @@ class Grade:
             raise ValueError(f"a reward must be finite, got {self.reward}")
 
 
+def _not_graded(completion: Completion) -> Grade:
+    return Grade(None, error="nobody grades the turns of this episode")
+
+
+@dataclass(slots=True)
+class Episode:
+    """One attempt at a problem of an environment, as far as it has got.
+
+    Attributes:
+        messages: the conversation so far. An environment begins it with what the policy shall read first, by default
+            the problem's messages; each turn of the policy and each reply are added as soon as the episode goes on.
+        turns: what the policy wrote in the turns of `messages`.
+        state: whatever the environment keeps of this episode.
+        grade: what the problem's task says of a turn, set as soon as the episode has begun.
+    """
+
+    problem: Problem
+    messages: tuple[Message, ...] = ()
+    state: Any = None
+    turns: list[Completion] = field(default_factory=list)
+    grade: Callable[[Completion], Grade] = field(default=_not_graded, repr=False)
+
+    def __post_init__(self) -> None:
+        self.messages = tuple(self.messages) or self.problem.messages
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an environment answered to a turn of the policy.
+
+    Attributes:
+        start, stop: tokens [start:stop) of the completion are the environment's.
+        said: text of the turn before it.
+        messages: what the tokens say.
+    """
+
+    start: int
+    stop: int
+    said: str
+    messages: tuple[Message, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One attempt at a problem; `prompt_tokens` has length Q."""
+    """One attempt at a problem; `prompt_tokens` has length Q.
+
+    The completion is all that follows the prompt. It has one turn more than there are `replies` of an environment.
+    """
 
     prompt_tokens: tuple[int, ...]
     completion: Completion
     grade: Grade
+    replies: tuple[Reply, ...] = ()
+
+    def __post_init__(self) -> None:
+        sampled, turn = self.completion.sampled, 0
+        for reply in self.replies:
+            if not (turn < reply.start < reply.stop < len(sampled) and all(sampled[turn : reply.start])):
+                raise ValueError(f"the reply at tokens {reply.start} to {reply.stop} has no turn before and behind it")
+            if any(sampled[reply.start : reply.stop]):
+                raise ValueError(f"the policy sampled a token of the reply at tokens {reply.start} to {reply.stop}")
+            turn = reply.stop
+        if not all(sampled[turn:]):
+            raise ValueError("a token was not sampled by the policy, and is part of no reply")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the policy wrote, turn by turn."""
+        return (*(reply.said for reply in self.replies), self.completion.text)
+
+    @property
+    def dialogue(self) -> tuple[Message, ...]:
+        """What was said between the prompt and the last turn."""
+        return tuple(
+            message for reply in self.replies for message in (Message("assistant", reply.said), *reply.messages)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +232,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A row of a dataset: the turns up to the user's last one, and what the assistant should say to it.
+    """A row of a dataset: the turns up to the user's or a tool's last one, and what the assistant should say to it.
 
     It is text, tags included, so that students with any tokenizer can read it. `problem_id` is the id of the problem,
     or of the fact, small talk or request that general data is about.
@@ -169,8 +244,10 @@ class Conversation:
     problem_id: str
 
     def __post_init__(self) -> None:
-        if not self.messages or self.messages[-1].role != "user":
-            raise ValueError(f"the prompt of conversation {self.problem_id!r} must end with a turn of the user")
+        if not self.messages or self.messages[-1].role not in ("user", "tool"):
+            raise ValueError(
+                f"the prompt of conversation {self.problem_id!r} must end with a turn of the user or a tool"
+            )
         if not self.response:
             raise ValueError(f"the response of conversation {self.problem_id!r} is empty")
 

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from reasonmill.store import verification
 from reasonmill.store.home import Home
 from reasonmill.store.verification import verify_home
 
+pytestmark = pytest.mark.xdist_group("bit rot")  # one finished home
 NUM_SHORT, NUM_LONG = 60, 500
 
 
@@ -43,15 +44,24 @@ def test_a_finished_home_is_clean_and_a_rerun_keeps_it_so(finished: Finished, tm
     assert verify_home(tmp_path / "home").findings == ()
 
 
-def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    is_long, jobs = pytestconfig.getoption("--chaos-long"), pytestconfig.getoption("--chaos-jobs")
-    numbers = range(NUM_LONG if is_long else NUM_SHORT)
-    attempt = partial(bit_rot.failure, finished.home, finished.recipe, finished.digests, scratch=tmp_path)
-    if jobs == 1 or not is_long:  # a process more costs as much as a dozen attempts
-        failures = list(map(attempt, numbers))
+def attempt(finished: Finished, scratch: Path) -> Callable[[int], str]:
+    """Does the damage of the case with a number; answers with what goes wrong, or nothing."""
+    return partial(bit_rot.failure, finished.home, finished.recipe, finished.digests, scratch=scratch)
+
+
+@pytest.mark.parametrize("number", range(len(bit_rot.FAULTS)))
+def test_damage_of_each_kind_is_named_and_mended(finished: Finished, tmp_path: Path, number: int) -> None:
+    assert attempt(finished, tmp_path)(number) == ""
+
+
+@pytest.mark.check
+def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, chaos_long: bool, chaos_jobs: int) -> None:
+    numbers = range(NUM_LONG if chaos_long else NUM_SHORT)
+    if chaos_jobs == 1 or not chaos_long:  # a process more costs as much as a dozen attempts
+        failures = list(map(attempt(finished, tmp_path), numbers))
     else:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            failures = list(pool.map(attempt, numbers))
+        with ProcessPoolExecutor(chaos_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            failures = list(pool.map(attempt(finished, tmp_path), numbers))
     assert [failure for failure in failures if failure] == []
 
 

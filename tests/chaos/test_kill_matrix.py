@@ -12,6 +12,7 @@ from chaos.kill_matrix import Matrix, Place, Report, nurseries, run_uninterrupte
 from chaos.nursery import Nursery
 from chaos.outcome import Committed, Outcome, differences
 
+pytestmark = pytest.mark.xdist_group("kill matrix")  # one set of nurseries
 SHORT = {"runs": 15, "kills": 30}
 LONG = {"runs": 200, "kills": 400}
 # Where runs outrun their kills, there are more of them, but not for ever.
@@ -30,9 +31,8 @@ SABOTAGES: dict[str | None, tuple[str, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def started(pytestconfig: pytest.Config) -> Iterator[list[Nursery]]:
-    jobs = pytestconfig.getoption("--chaos-jobs")
-    with nurseries(jobs) as nursery_of_each_job:
+def started(chaos_jobs: int) -> Iterator[list[Nursery]]:
+    with nurseries(chaos_jobs) as nursery_of_each_job:
         yield nursery_of_each_job
 
 
@@ -46,10 +46,9 @@ def enough(reports: Iterable[Report], wanted: dict[str, int]) -> Iterator[Report
             return
 
 
-def test_killed_runs_end_like_runs_that_never_were(
-    tmp_path: Path, started: list[Nursery], pytestconfig: pytest.Config
-) -> None:
-    wanted = LONG if pytestconfig.getoption("--chaos-long") else SHORT
+@pytest.mark.check
+def test_killed_runs_end_like_runs_that_never_were(tmp_path: Path, started: list[Nursery], chaos_long: bool) -> None:
+    wanted = LONG if chaos_long else SHORT
     matrix = Matrix(tmp_path, started)
     reports = list(enough(matrix.runs(range(MOST_RUNS * wanted["runs"])), wanted))
     print(*matrix.machines(), *reports, summary(reports), sep="\n")

@@ -11,14 +11,13 @@ from chaos.sabotage import REORDERED
 from reasonmill.store import disk
 
 
-def test_nothing_is_lost_when_the_power_goes(request: pytest.FixtureRequest) -> None:
-    is_long, jobs = request.config.getoption("--chaos-long"), request.config.getoption("--chaos-jobs")
-    parts = answers("chaos.power_loss", *(["--long"] if is_long else []), jobs=jobs)
+def test_nothing_is_lost_when_the_power_goes(chaos_long: bool, chaos_jobs: int) -> None:
+    parts = answers("chaos.power_loss", *(["--long"] if chaos_long else []), jobs=chaos_jobs)
 
     assert [problem for part in parts for problem in part["problems"]] == []
     assert sum(part["states"] for part in parts) > 5000
-    assert sum(part["continued"] for part in parts) > (5000 if is_long else 50)
-    assert sum(part["second cuts"] for part in parts) > (1000 if is_long else 10)
+    assert sum(part["continued"] for part in parts) > (5000 if chaos_long else 50)
+    assert sum(part["second cuts"] for part in parts) > (1000 if chaos_long else 10)
 
 
 def test_a_missing_fsync_or_a_wrong_order_is_noticed() -> None:

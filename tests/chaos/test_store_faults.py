@@ -132,6 +132,7 @@ WRITE_FOREVER = """
 """
 
 
+@pytest.mark.check
 def test_nothing_that_was_accepted_is_lost_when_writers_are_killed(tmp_path: Path) -> None:
     path = tmp_path / "home"
     lines: list[str] = []

@@ -1,7 +1,7 @@
 """The whole recipe at reduced size: every stage runs, is cached, and makes the same again when its artifact is gone."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks import registry
 from reasonmill.types import Artifact, Group
+
+pytestmark = pytest.mark.xdist_group("r1-tiny")  # one finished home
 
 RL = {"steps": "1", "problems_per_step": "6", "group_size": "4", "updates_per_step": "2", "sampling.max_tokens": "64"}
 COLLECT = {"tasks": "{arithmetic=30}", "samples": "2", "sampling.max_tokens": "96"}
@@ -116,16 +118,29 @@ def test_a_second_run_is_all_cache_hits_and_rewrites_nothing(mill: Mill) -> None
     assert {stage.status for stage in plan(mill.recipe, mill.home, None)} == {"cached"}
 
 
-def test_a_deleted_artifact_is_made_again_to_the_bit_and_nothing_else_is(mill: Mill) -> None:
-    made = {name: artifact.digest for name, artifact in mill.artifacts.items()}
-    for name, digest in made.items():
-        shutil.rmtree(mill.home.objects.path(digest))
+def require_made_again(mill: Mill, names: Iterable[str]) -> None:
+    """Each of these artifacts is made again to the bit when it is deleted, and nothing else is."""
+    for name in names:
+        shutil.rmtree(mill.home.objects.path(mill.artifacts[name].digest))
         again = run(mill.recipe, mill.home, until=name)  # up to there, because each run draws its whole report
         assert [stage.name for stage in again.stages if not stage.cached] == [name]
         assert again.stages[-1].artifact == mill.artifacts[name]
     whole = run(mill.recipe, mill.home)
     assert all(stage.cached for stage in whole.stages)
-    assert {stage.name: stage.artifact.digest for stage in whole.stages} == made
+    assert {stage.name: stage.artifact for stage in whole.stages} == mill.artifacts
+
+
+def test_a_deleted_artifact_of_each_kind_is_made_again_to_the_bit_and_nothing_else_is(mill: Mill) -> None:
+    first_of_each_kind: dict[str, str] = {}
+    for node in mill.recipe.nodes:
+        first_of_each_kind.setdefault(node.settings.kind, node.settings.name)
+    assert len(first_of_each_kind) == 8
+    require_made_again(mill, first_of_each_kind.values())
+
+
+@pytest.mark.check
+def test_every_deleted_artifact_is_made_again_to_the_bit_and_nothing_else_is(mill: Mill) -> None:
+    require_made_again(mill, mill.artifacts)
 
 
 def test_the_lineage_of_every_artifact_leads_to_the_shipped_bases(mill: Mill) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from transformers.utils.import_utils import is_serve_available
 
 from chat_server import Answer, chat_server, says
+from reasonmill.cli import main
 from reasonmill.recipe.reference import model_directory
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
@@ -31,9 +32,12 @@ SERVE = (sys.executable, "-m", "transformers.cli.transformers", "serve")
 READY_WITHIN_S = 120
 PROBLEMS = [registry.get("countdown-3").problem("train", 0, index) for index in range(3)]
 
-pytestmark = pytest.mark.skipif(
-    not is_serve_available(), reason="`transformers serve` lacks its packages: install transformers[serving]"
-)
+pytestmark = [
+    pytest.mark.xdist_group("teacher and judge"),  # one server
+    pytest.mark.skipif(
+        not is_serve_available(), reason="`transformers serve` lacks its packages: install transformers[serving]"
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -127,17 +131,20 @@ def test_a_model_that_can_not_judge_gives_no_verdict_rather_than_a_bad_one(serve
     assert Judge(settings).correct([Claim(problem, problem.answer) for problem in PROBLEMS[:2]]) == [None, None]
 
 
-def test_the_recipe_makes_a_student_and_asks_nobody_twice(served: Served, tmp_path: Path) -> None:
+def test_the_recipe_makes_a_student_and_asks_nobody_twice(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def in_turn(body: dict[str, Any], number: int) -> Answer:
         return says(["CORRECT", "INCORRECT", "Let me think."][number % 3])
 
     with chat_server(in_turn) as judge:
         command = reasonmill_command(tmp_path / "home", served, judge.url)
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        call(command)
         asked = len(judge.bodies)
-        again = subprocess.run(command, capture_output=True, text=True, check=True)
+        capsys.readouterr()
+        call(command)
         assert len(judge.bodies) == asked
-    assert again.stderr.count("cached") == 5
+    assert capsys.readouterr().err.count("cached") == 5
 
     run = tmp_path / "home" / "runs" / "teacher-judge"
     stages = {stage["name"]: stage for stage in json.loads((run / "summary.json").read_text())["stages"]}
@@ -155,6 +162,12 @@ def test_the_recipe_makes_a_student_and_asks_nobody_twice(served: Served, tmp_pa
     assert all(any(question in body["messages"][0]["content"] for question in questions) for body in judge.bodies)
 
 
+def call(command: Sequence[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert not caught.value.code
+
+
 def reasonmill_command(home: Path, served: Served, judge_url: str) -> list[str]:
     """The recipe, much smaller."""
     smaller = {
@@ -169,4 +182,4 @@ def reasonmill_command(home: Path, served: Served, judge_url: str) -> list[str]:
         "student-eval.samples": "1",
     }
     settings = [argument for key, value in smaller.items() for argument in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "reasonmill", "run", "teacher-judge", "--home", str(home), *settings]
+    return ["run", "teacher-judge", "--home", str(home), *settings]

@@ -36,6 +36,7 @@ NEVER_IMPORTS: dict[str, set[str]] = {
     "settings": {"reasonmill"},
     "templates": {"reasonmill", THIRD_PARTY},
     "activity": {"reasonmill", THIRD_PARTY},
+    "languages": {"torch", "transformers"},
     # Graders run in processes of their own, where torch would cost seconds and memory.
     "tasks": {"torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},
     "world": {"torch"},

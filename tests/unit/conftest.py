@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import reasonmill.stages.registry
 
 import reasonmill.stage  # these two before the fixture hides their folder
 import reasonmill.stages
-import reasonmill.stages.registry
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
 TRAIN = """

@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked import Ended, Running, fork_server
 from reasonmill.cli import main
+
+pytestmark = pytest.mark.xdist_group("command line")  # one server that forks
 
 PROGRAM = """
 import sys
@@ -42,29 +44,14 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
     return call
 
 
-def in_a_process(stages: Any, *arguments: object) -> subprocess.CompletedProcess[str]:
+def in_a_process(stages: Any, *arguments: object) -> Ended:
     """Calls the command line with the fake stages in a process of its own, which may be sent signals."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(stages.folder), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return fork_server().run(PROGRAM, stages.folder, *arguments)
 
 
-def started(
-    stages: Any, *arguments: object, stdout: int = subprocess.DEVNULL, under: Sequence[str] = ()
-) -> subprocess.Popen[str]:
-    """As `in_a_process`, and does not wait for its end. `under` is a program that starts it."""
-    return subprocess.Popen(
-        [*under, sys.executable, "-c", PROGRAM, str(stages.folder), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(stages: Any, *arguments: object, **options: Any) -> Running:
+    """As `in_a_process`, and does not wait for its end."""
+    return fork_server().start(PROGRAM, stages.folder, *arguments, **options)
 
 
 def written(home: Path) -> dict[Path, int]:
@@ -199,10 +186,8 @@ def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
 
 def test_a_hangup_that_is_ignored_does_not_stop_a_run(recipe_file: Path, home: Path, stages: Any) -> None:
     stages.interrupt(0, signal.SIGHUP)
-    ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
-    process = started(stages, "run", recipe_file, "--home", home, "--device", "cpu", under=ignoring)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    process = started(stages, "run", recipe_file, "--home", home, "--device", "cpu", ignores=[signal.SIGHUP])
+    assert process.wait() == 0
     assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
 
 
@@ -216,13 +201,12 @@ def test_a_run_goes_on_when_nobody_reads_it_any_more(
     if interrupted:
         stages.interrupt(1, signal.SIGTERM)
     command = ("run", recipe_file, "--home", home, "--device", "cpu")
-    process = started(stages, *command, stdout=subprocess.PIPE)
+    process = started(stages, *command, reads_stdout=True)
     assert process.stdout is not None
-    assert process.stderr is not None
     process.stdout.close()
     process.stderr.close()
     (stages.folder / "go").touch()
-    assert process.wait(timeout=60) == (143 if interrupted else 0)
+    assert process.wait() == (143 if interrupted else 0)
     assert stages.steps == ["first 0", "first 1", *([] if interrupted else ["first 2", "second 0"])]
 
 
@@ -257,12 +241,11 @@ def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
     (stages.folder / "full").touch()
     command = ("run", recipe_file, "--home", home, "--device", "cpu")
     process = started(stages, *command)
-    assert process.stderr is not None
     said = next(line for line in process.stderr if line.startswith("paused"))
     assert "no space is left on the disk" in said
     process.send_signal(number)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == code
+    rest = process.stderr.read()
+    assert process.wait() == code
     assert "free some space, then run the same command again" in rest
     assert "Traceback" not in rest
     assert stages.steps == ["first 0"]
@@ -277,11 +260,10 @@ def test_a_run_goes_on_when_there_is_room_again(recipe_file: Path, home: Path, s
     change(stages, "        text += settings.text\n", "        text += settings.text\n" + FILL_THE_DISK)
     (stages.folder / "full").touch()
     process = started(stages, "run", recipe_file, "--home", home, "--device", "cpu")
-    assert process.stderr is not None
     assert any(line.startswith("paused") for line in process.stderr)
     (stages.folder / "full").unlink()
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 0
+    rest = process.stderr.read()
+    assert process.wait() == 0
     assert "the run goes on" in rest
     assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
 

@@ -24,7 +24,7 @@ from reasonmill.stage import Input
 from reasonmill.stages.distill import Settings, kl_examples, kl_update, require_same_tokenizer, run
 from reasonmill.store.commit import MANIFEST
 from reasonmill.store.home import Home
-from reasonmill.types import Completion, Example, Grade, Group, Message, Problem, Rollout
+from reasonmill.types import Completion, Example, Grade, Group, Message, Problem, Reply, Rollout
 from tiny_models import tiny_decoder
 
 POSITIONS, WIDTH, TEACHER_WIDTH, VOCABULARY = 7, 5, 4, 11
@@ -150,13 +150,15 @@ def test_only_what_the_student_sampled_counts() -> None:
     assert min(parts) > 0.01
 
 
-def test_tokens_that_a_tool_wrote_are_context() -> None:
-    def rollout(sampled: tuple[bool, ...]) -> Rollout:
+def test_tokens_that_an_environment_wrote_are_context() -> None:
+    def rollout(sampled: tuple[bool, ...], *replies: Reply) -> Rollout:
         tokens = (4, 5, 6)[: len(sampled)]
-        return Rollout((1, 2), Completion(tokens, None, sampled, "", "stop", 0), Grade(None, error="not graded"))
+        completion = Completion(tokens, None, sampled, "", "stop", 0)
+        return Rollout((1, 2), completion, Grade(None, error="not graded"), replies)
 
     problem = Problem("countdown-3", (Message("user", "1 2"),), "")
-    group = Group(problem, (rollout((True, False, True)), rollout((False,))))
+    reply = Reply(1, 2, "4", (Message("tool", "5"),))
+    group = Group(problem, (rollout((True, False, True), reply), rollout(())))
     (example,) = kl_examples([group])
     assert example.tokens == (1, 2, 4, 5, 6)
     assert example.weights == [0, 0, 1, 0, 1]

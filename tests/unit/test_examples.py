@@ -1,12 +1,13 @@
 """Rollouts to examples: what each token weighs under each normalisation, and what is left out."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from reasonmill.algo.examples import denominator, pg_examples
 from reasonmill.algo.losses import Normalisation
-from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Rollout
 
 
 def a_rollout(num_tokens: int, **changes: Any) -> Rollout:
@@ -53,17 +54,31 @@ def test_what_a_token_weighs(normalisation: Normalisation, weights: list[float],
     assert denominator(examples, normalisation) == divisor
 
 
-def test_tokens_of_a_tool_are_context() -> None:
-    rollout = a_rollout(3, sampled=(True, False, True))
-    (example,) = pg_examples(a_group(rollout), [1.0], "sequence", 8)
-    assert list(example.weights[3:]) == [0.5, 0.0, 0.5]
-    assert denominator([example], "token") == 1.0
+def two_turns() -> Rollout:
+    """Of eight tokens after the prompt, the environment wrote the third to the fifth."""
+    sampled = (True, True, False, False, False, True, True, True)
+    replies = (Reply(2, 5, "first", (Message("user", "again"),)),)
+    return dataclasses.replace(
+        a_rollout(2), completion=dataclasses.replace(a_rollout(8).completion, sampled=sampled), replies=replies
+    )
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "weight", "divisor"), [("token", 1.0, 5.0), ("sequence", 0.2, 1.0), ("constant", 0.05, 1.0)]
+)
+def test_what_an_environment_wrote_is_context_and_no_part_of_a_length(
+    normalisation: Normalisation, weight: float, divisor: float
+) -> None:
+    (example,) = pg_examples(a_group(two_turns()), [1.0], normalisation, 20)
+    assert list(example.weights[:3]) == [0.0] * 3
+    assert list(example.weights[3:]) == [weight, weight, 0.0, 0.0, 0.0, weight, weight, weight]
+    assert denominator([example], normalisation) == divisor
 
 
 def test_rollouts_with_nothing_to_train_on_give_no_example() -> None:
-    ungraded, empty, of_a_tool = a_rollout(2), a_rollout(0), a_rollout(2, sampled=(False, False))
+    ungraded, empty = a_rollout(2), a_rollout(0)
     for normalisation in ("token", "sequence", "constant"):
-        assert pg_examples(a_group(ungraded, empty, of_a_tool), [None, 1.0, 1.0], normalisation, 8) == []
+        assert pg_examples(a_group(ungraded, empty), [None, 1.0], normalisation, 8) == []
 
 
 def test_every_rollout_needs_its_advantage() -> None:

@@ -237,3 +237,24 @@ def test_a_missing_field_is_named(missing: str) -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         LossSettings(**settings)
+
+
+# Context
+
+
+@pytest.mark.parametrize("algorithm", BY_HAND)
+def test_context_that_the_policy_finds_impossible_ruins_nothing(algorithm: Algorithm) -> None:
+    """What a user or an environment wrote can have any log-prob."""
+    settings = LossSettings(algorithm=algorithm, correction="truncate", kl_coefficient=0.5, kl_estimator="k3")
+    weights, sampled = torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0.25, 1.0, 1.0, 0.4]).log()
+    batch = a_batch(weights=weights, sampler_logprobs=sampled, ref_logprobs=torch.tensor([-1.0, -2.0, -2.0, -1.0]))
+    found = []
+    for impossible in (-1.0, -200.0):
+        logprobs = torch.tensor([math.log(0.5), impossible, impossible, math.log(0.44)], requires_grad=True)
+        losses, statistics = token_losses(logprobs, batch, settings)
+        (losses * weights).sum().backward()
+        assert all(bool((values * weights).isfinite().all()) for values in statistics.values())
+        found.append([(losses * weights).tolist(), logprobs.grad.tolist()])  # type: ignore[union-attr]
+    assert found[0] == found[1]
+    assert found[0][1][1:3] == [0.0, 0.0]
+    assert all(map(math.isfinite, found[0][0]))

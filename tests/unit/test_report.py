@@ -12,7 +12,7 @@ from reasonmill.mill.report import thinking_spans, write_report
 from reasonmill.mill.results import Results, print_table, read_results, read_stages
 from reasonmill.store.groups import write_groups
 from reasonmill.store.home import Home
-from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Rollout
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -315,6 +315,20 @@ def test_a_curve_without_finite_values_is_not_drawn(home: Home, tmp_path: Path) 
     home.ledger.record_metrics("key-base", 1, {"loss/ce": float("nan"), "reward/mean": 1.0})
     page = Page(report(home, tmp_path / "run", summary(stage("base", "pretrain"))))
     assert page.within("b.") == ["Reward"]
+
+
+def test_all_turns_of_an_episode_are_shown_with_what_the_environment_said(home: Home, tmp_path: Path) -> None:
+    completion = Completion(
+        (7,) * 5, (-0.5, 0.0, -0.5, -0.5, -0.5), (True, False, True, True, True), "<think>oh</think>8 * 3", "stop", 0
+    )
+    reply = Reply(1, 2, "<think>hm</think>8 + <3", (Message("user", "no & again"), Message("tool", "11")))
+    two_turns = Rollout((1, 2), completion, Grade(1.0, {"accuracy": 1.0}), (reply,))
+    commit_step(home, "key-again", 0, [group("make 24", two_turns, rollout("8", 3, 0.0))], {"reward/mean": 0.5})
+    page = Page(report(home, tmp_path / "run", summary(stage("again", "rl"))))
+    assert page.within("span.thinking") == ["<think>hm</think>", "<think>oh</think>"]
+    assert page.within("p.answer") == ["no & again", "11"]
+    assert "<think>hm</think> 8 + <3 user: no & again tool: 11 <think>oh</think> 8 * 3" in page.text
+    assert "4 tokens" in page.text  # the environment's are not counted
 
 
 @pytest.mark.parametrize(

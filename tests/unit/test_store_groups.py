@@ -2,7 +2,9 @@
 
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonmill.errors import StoreError
-from reasonmill.store.groups import read_groups, write_groups
-from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+from reasonmill.store.groups import SCHEMA, read_groups, write_groups
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Role, Rollout
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
@@ -20,14 +22,11 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
+message = st.builds(Message, role=st.sampled_from(get_args(Role)), content=st.text(max_size=10))
 problems = st.builds(
     Problem,
     task=st.text(max_size=5),
-    messages=st.lists(
-        st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=st.text(max_size=10)),
-        min_size=1,
-        max_size=3,
-    ).map(tuple),
+    messages=st.lists(message, min_size=1, max_size=3).map(tuple),
     answer=st.text(max_size=5),
     meta=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
 )
@@ -41,7 +40,7 @@ def completions(draw: st.DrawFn) -> Completion:
     return Completion(
         tokens=tuple(draw(st.lists(token, min_size=length, max_size=length))),
         logprobs=draw(st.none() | logprobs),
-        sampled=tuple(draw(st.lists(st.booleans(), min_size=length, max_size=length))),
+        sampled=(True,) * length,
         text=draw(st.text(max_size=10)),
         finish=draw(st.sampled_from(["stop", "length", "abort"])),
         policy_version=draw(st.integers(-1, 2**40)),
@@ -52,9 +51,28 @@ parts = st.dictionaries(st.text(max_size=5), finite, max_size=3)
 grades = st.builds(Grade, reward=finite, parts=parts, error=st.text(max_size=5)) | st.builds(
     Grade, reward=st.none(), parts=parts, error=st.text(min_size=1, max_size=5)
 )
-rollouts = st.builds(
-    Rollout, prompt_tokens=st.lists(token, max_size=4).map(tuple), completion=completions(), grade=grades
-)
+prompts = st.lists(token, max_size=4).map(tuple)
+
+
+@st.composite
+def played(draw: st.DrawFn) -> Rollout:
+    """A rollout whose tokens belong to the policy and to the environment by turns."""
+    lengths = draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=3))
+    last = draw(st.integers(1, 3))
+    replies, sampled = [], ()
+    for turn, reply in lengths:
+        start = len(sampled) + turn
+        messages = tuple(draw(st.lists(message, min_size=1, max_size=2)))
+        replies.append(Reply(start, start + reply, draw(st.text(max_size=5)), messages))
+        sampled += (True,) * turn + (False,) * reply
+    sampled += (True,) * last
+    completion = replace(
+        draw(completions()), tokens=tuple(range(len(sampled))), logprobs=(-0.5,) * len(sampled), sampled=sampled
+    )
+    return Rollout(draw(prompts), completion, draw(grades), tuple(replies))
+
+
+rollouts = played() | st.builds(Rollout, prompt_tokens=prompts, completion=completions(), grade=grades)
 groups_strategy = st.lists(st.builds(Group, problem=problems, rollouts=st.lists(rollouts, max_size=3).map(tuple)))
 
 
@@ -119,3 +137,40 @@ def test_a_damaged_a_foreign_and_a_missing_file_are_store_errors(tmp_path: Path)
         with pytest.raises(StoreError) as caught:
             read_groups(tmp_path / name)
         assert caught.value.where == str(tmp_path / name)
+
+
+def rewritten(path: Path, version: str | None, *, without: str = "") -> None:
+    """The file as another version of reasonmill would have written it."""
+    table = pq.read_table(path)
+    if without:
+        table = table.drop_columns(without)
+    pq.write_table(table.replace_schema_metadata({"reasonmill.groups": version} if version else None), path)
+
+
+def test_a_file_names_its_format(tmp_path: Path) -> None:
+    write_groups(tmp_path / "g", [group({}, {})])
+    assert pq.read_schema(tmp_path / "g").metadata == SCHEMA.metadata == {b"reasonmill.groups": b"2"}
+    assert pq.read_table(tmp_path / "g").column("replies").null_count == 2
+
+
+def test_files_without_a_version_are_of_the_first_one(tmp_path: Path) -> None:
+    groups = [group({}, {"x": 1.0}), group({}, {}, logprobs=None)]
+    write_groups(tmp_path / "g", groups)
+    rewritten(tmp_path / "g", None, without="replies")
+    assert read_groups(tmp_path / "g") == groups
+
+
+def test_a_version_from_the_future_is_refused(tmp_path: Path) -> None:
+    write_groups(tmp_path / "g", [group({}, {})])
+    rewritten(tmp_path / "g", "3")
+    with pytest.raises(StoreError, match="have format 3, and this reasonmill reads 1 and 2") as caught:
+        read_groups(tmp_path / "g")
+    assert caught.value.where == str(tmp_path / "g")
+
+
+@pytest.mark.parametrize(("version", "without"), [(None, ""), ("2", "replies"), ("1", "error")])
+def test_columns_of_another_version_are_no_groups(tmp_path: Path, version: str | None, without: str) -> None:
+    write_groups(tmp_path / "g", [group({}, {})])
+    rewritten(tmp_path / "g", version, without=without)
+    with pytest.raises(StoreError, match="does not hold groups"):
+        read_groups(tmp_path / "g")

@@ -10,11 +10,13 @@ import pytest
 
 from reasonmill.types import (
     Completion,
+    Episode,
     Example,
     Grade,
     Group,
     Message,
     Problem,
+    Reply,
     Request,
     Rollout,
     SamplingParams,
@@ -115,6 +117,64 @@ def test_a_completion_has_as_many_flags_and_logprobs_as_tokens() -> None:
     with pytest.raises(ValueError, match="2 tokens but 3 log-probs"):
         Completion((1, 2), (0.0, 0.0, 0.0), (True, True), "", "stop", 0)
     assert Completion((1, 2), None, (True, False), "", "stop", 0).logprobs is None
+
+
+# Turns
+
+
+def a_rollout(sampled: str, *spans: tuple[int, int]) -> Rollout:
+    """A rollout with a mark for each token: "p" that the policy sampled, "e" that the environment wrote."""
+    flags = tuple(mark == "p" for mark in sampled)
+    completion = Completion((1,) * len(flags), (0.0,) * len(flags), flags, "last", "stop", 0)
+    replies = (
+        Reply(start, stop, f"turn {n}", (Message("user", f"reply {n}"),)) for n, (start, stop) in enumerate(spans)
+    )
+    return Rollout((1,), completion, Grade(1.0), tuple(replies))
+
+
+@pytest.mark.parametrize(
+    ("sampled", "spans"), [("", []), ("ppp", []), ("pep", [(1, 2)]), ("ppeepep", [(2, 4), (5, 6)])]
+)
+def test_turns_and_replies_alternate(sampled: str, spans: list[tuple[int, int]]) -> None:
+    rollout = a_rollout(sampled, *spans)
+    assert rollout.completion.num_sampled == sampled.count("p")
+    assert len(rollout.texts) == len(spans) + 1
+
+
+@pytest.mark.parametrize(
+    ("sampled", "spans"),
+    [
+        ("pep", []),  # no reply says what the token is
+        ("eep", [(1, 2)]),
+        ("pppep", [(1, 2), (3, 4)]),  # the policy's own token
+        ("epp", [(0, 1)]),  # no turn before it
+        ("ppe", [(2, 3)]),  # none behind it
+        ("ppp", [(1, 1)]),
+        ("peep", [(1, 2), (2, 3)]),  # none in between
+        ("peep", [(2, 3), (1, 2)]),
+        ("pep", [(1, 4)]),
+        ("pepep", [(1, 2)]),
+    ],
+)
+def test_what_was_not_sampled_is_a_reply_between_two_turns(sampled: str, spans: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match=r"reply at tokens|part of no reply"):
+        a_rollout(sampled, *spans)
+
+
+def test_a_rollout_tells_what_was_said_before_its_last_turn() -> None:
+    rollout = a_rollout("ppeepep", (2, 4), (5, 6))
+    assert rollout.texts == ("turn 0", "turn 1", "last")
+    said = [(message.role, message.content) for message in rollout.dialogue]
+    assert said == [("assistant", "turn 0"), ("user", "reply 0"), ("assistant", "turn 1"), ("user", "reply 1")]
+    assert a_rollout("pp").dialogue == ()
+
+
+def test_an_episode_begins_with_its_problem_unless_it_is_told_otherwise() -> None:
+    problem = a_problem()
+    assert Episode(problem).messages == problem.messages
+    opening = [Message("system", "Be brief."), *problem.messages]
+    assert Episode(problem, opening).messages == tuple(opening)  # type: ignore[arg-type]
+    assert Episode(problem).grade(a_rollout("p").completion).reward is None
 
 
 # Grades and groups

@@ -18,8 +18,9 @@ def pg_examples(
 
     A rollout gives none if it has no advantage (ungraded) or no token that the policy sampled.
 
-    With "sequence" and "constant" normalisation a completion's weights sum to 1 and to C / max_tokens, so that each
-    completion counts as one, or by its length alone; with "token" every token counts as one.
+    What an environment wrote weighs nothing, and is no part of a length. With "sequence" and "constant" normalisation a
+    completion's weights sum to 1 and to its sampled tokens / max_tokens, so that each completion counts as one, or by
+    its length alone; with "token" every sampled token counts as one.
 
     Raises:
         ValueError: a completion has no log-probs; only a foreign teacher's may lack them.
@@ -27,12 +28,12 @@ def pg_examples(
     examples = []
     for rollout, advantage in zip(group.rollouts, advantages, strict=True):
         completion = rollout.completion
-        if advantage is None or not any(completion.sampled):
+        if advantage is None or not completion.num_sampled:
             continue
         if completion.logprobs is None:
             raise ValueError("a rollout without log-probs can't be trained on by policy gradient")
         prompt = [0.0] * len(rollout.prompt_tokens)
-        share = {"token": 1.0, "sequence": 1.0 / sum(completion.sampled), "constant": 1.0 / max_tokens}[normalisation]
+        share = {"token": 1.0, "sequence": 1.0 / completion.num_sampled, "constant": 1.0 / max_tokens}[normalisation]
         examples.append(
             Example(
                 tokens=rollout.prompt_tokens + completion.tokens,

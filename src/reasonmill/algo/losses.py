@@ -133,6 +133,8 @@ def token_losses(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) 
         return losses, {"loss/ce": losses.detach()}
     if batch.loss == "kl":
         raise ValueError("log-probs of single tokens don't make a kl loss; use a learner that has a teacher")
+    # What is context only, a prompt or an environment's reply, must not even come to 0 times infinity.
+    policy_logprobs = torch.where(batch.weights > 0, policy_logprobs, 0.0)
     losses = _SURROGATES[settings.algorithm](policy_logprobs, batch, settings)
     ratio = _ratio(policy_logprobs, batch).detach()
     low, high = settings.clip

@@ -22,7 +22,7 @@ class Candidate:
 
     Attributes:
         shown: the text that judge and reward model see of it.
-        prompt, response: token ids of the problem's messages, and of `shown` as the assistant's turn.
+        prompt, response: token ids of the conversation up to the response, and of `shown` as the assistant's turn.
     """
 
     problem: Problem

@@ -7,23 +7,31 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reasonmill.errors import RecipeError
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, ConversationSource, Grade, Problem
-from reasonmill.world.lexicon import LANGUAGES, Language, language_share
+from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
-ThinkingFault = Literal["too_short", "too_long", "repetitive", "mixed_language"]
+ThinkingFault = Literal["too_short", "too_long", "repetitive", "unknown_language", "mixed_language"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One attempt at a problem that may become a conversation of a dataset."""
+    """One attempt at a problem that may become a conversation of a dataset.
+
+    The rules are about the last turn; `dialogue` is what was said between the problem and that turn.
+    """
 
     problem: Problem
     completion: Completion
     grade: Grade
-    source: ConversationSource
+    task: NamedTask
+    dialogue: tuple[Message, ...] = ()
+
+    @property
+    def source(self) -> ConversationSource:
+        """What kind of data it would be."""
+        return "reasoning" if self.task.domain == "reasoning" else "general"
 
 
 class Keep(BaseModel):
@@ -61,12 +69,8 @@ def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
     return None
 
 
-def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault | None:
-    """Why the thinking of a response is not kept; None if it is fine.
-
-    Raises:
-        RecipeError: a share of the prompt's language is asked for, and the problem does not say which that is.
-    """
+def thinking_fault(response: str, sample: Sample, keep: Keep) -> ThinkingFault | None:
+    """Why the thinking of a response is not kept; None if it is fine."""
     thinking = read_transcript(response).thinking
     words = len(thinking.split())
     if words < keep.min_thinking_words:
@@ -76,8 +80,11 @@ def thinking_fault(response: str, problem: Problem, keep: Keep) -> ThinkingFault
     if repetition(thinking, keep.repetition_words) > keep.max_repetition:
         return "repetitive"
     if keep.min_language > 0:
+        language = sample.task.language_of(sample.problem)
+        if language is None:
+            return "unknown_language"
         # Thinking without a word of any language, sums for example, mixes none.
-        share = language_share(thinking, prompt_language(problem))
+        share = sample.task.language_share(thinking, language)
         if share is not None and share < keep.min_language:
             return "mixed_language"
     return None
@@ -88,18 +95,3 @@ def repetition(text: str, num_words: int) -> float:
     words = text.lower().split()
     grams = [tuple(words[start : start + num_words]) for start in range(len(words) - num_words + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def prompt_language(problem: Problem) -> Language:
-    """The language that the problem is asked in.
-
-    Raises:
-        RecipeError: the problem does not say.
-    """
-    for language in LANGUAGES:
-        if problem.meta.get("language") == language:
-            return language
-    raise RecipeError(
-        f"the problems of task {problem.task!r} do not say which language they are asked in",
-        fix="leave min_language and rewriting out for this task, or let its problems' meta name a language",
-    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.deduplication import Seen, Turns, normalised_turns
 from reasonmill.curation.filters import Keep, Sample, SampleFault, ThinkingFault, sample_fault, thinking_fault
+from reasonmill.protocols import Rewriting
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Conversation
 
@@ -19,8 +20,6 @@ Reason = SampleFault | ThinkingFault | Surplus
 REASONS: tuple[Reason, ...] = tuple(
     reason for kind in (SampleFault, ThinkingFault, Surplus) for reason in get_args(kind)
 )
-
-Rewrite = Callable[[Sample], str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Selection:
     """
 
     def __init__(
-        self, keep: Keep, held_out: HeldOut, *, rewrite: Rewrite | None = None, max_conversations: int | None = None
+        self, keep: Keep, held_out: HeldOut, *, rewrite: Rewriting | None = None, max_conversations: int | None = None
     ) -> None:
         self._keep = keep
         self._held_out = held_out
@@ -77,7 +76,7 @@ class Selection:
                 dropped[fault] += 1
                 continue
             conversation = self._conversation(sample)
-            turns = normalised_turns(conversation.messages)
+            turns = normalised_turns(sample.problem.messages)
             reason = self._why_dropped(sample, conversation, seen, per_problem[turns], len(kept))
             if reason is not None:
                 dropped[reason] += 1
@@ -88,19 +87,19 @@ class Selection:
 
     def _conversation(self, sample: Sample) -> Conversation:
         problem, drawn = sample.problem, sample.completion.text
-        response = drawn if self._rewrite is None else self._rewrite(sample)
+        response = drawn if self._rewrite is None else self._rewrite.rewrite(problem, drawn)
         if response != drawn:
             before, after = read_transcript(drawn), read_transcript(response)
             if after.answer != before.answer or not after.well_formed:
                 raise RuntimeError(
                     f"rewriting spoiled a response to problem {problem.id}: {drawn!r} became {response!r}"
                 )
-        return Conversation(problem.messages, response, sample.source, problem.id)
+        return Conversation(problem.messages + sample.dialogue, response, sample.source, problem.id)
 
     def _why_dropped(
         self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int
     ) -> Reason | None:
-        fault = thinking_fault(conversation.response, sample.problem, self._keep)
+        fault = thinking_fault(conversation.response, sample, self._keep)
         if fault is not None:
             return fault
         if self._held_out.overlaps(conversation):

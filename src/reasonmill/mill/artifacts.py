@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reasonmill.errors import RecipeError
-from reasonmill.recipe.reference import model_directory, shipped_bases, suggestion
+from reasonmill.errors import RecipeError, suggestion
+from reasonmill.recipe.reference import model_directory, shipped_bases
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
 from reasonmill.store.looking import is_directory

@@ -14,7 +14,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import config_from
 from reasonmill.recipe.graph import Node
 from reasonmill.recipe.hub import HubModel
-from reasonmill.recipe.reference import DirectorySource, HubSource, Source
+from reasonmill.recipe.reference import DirectorySource, HubSource, Source, StageSource
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def sizes_by_stage(nodes: tuple[Node, ...]) -> dict[str, dict[str, ModelSize | N
                 if source not in outside:
                     outside[source] = _size_outside(source)
                 read[key] = outside[source]
-            else:
+            elif isinstance(source, StageSource):
                 read[key] = made.get(source.stage)
         made[node.settings.name] = _size_made(node.settings, read)
         found[node.settings.name] = {**read, "": made[node.settings.name]}

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from reasonmill.activity import phase
+from reasonmill.content import directory_digest, path_digest
 from reasonmill.errors import Interrupted, TooManyUngraded, TrainingDiverged
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import machine_class
@@ -24,14 +25,13 @@ from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
-from reasonmill.recipe.graph import Node, Recipe, directory_digest, stage_key
+from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.hub import HubModel, fetch
-from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
+from reasonmill.recipe.reference import DirectorySource, FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
 from reasonmill.settings import decisive
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
-from reasonmill.stages.registry import kinds
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
@@ -120,7 +120,7 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
         if missing:
             planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
             continue
-        key = stage_key(node, _inputs(node, done, home, recipe), recipe.seed, kinds()[kind])
+        key = stage_key(node, _inputs(node, done, home, recipe), recipe.seed)
         record = home.ledger.stage(key) if home else None
         if home and record and home.objects.exists(record.artifact.digest):
             done[name] = record.artifact
@@ -158,8 +158,8 @@ class _Run:
     def _finish(self, node: Node, watchdog: Watchdog) -> None:
         with phase("reading"):
             inputs = _inputs(node, self._artifacts, self._home, self._recipe)
-        module = kinds()[node.settings.kind]
-        key = stage_key(node, inputs, self._recipe.seed, module)
+        module = node.module
+        key = stage_key(node, inputs, self._recipe.seed)
         self._begun.append((node.settings.name, node.settings.kind, key))
         self._home.ledger.begin_run(self._recipe.name, self._recipe.resolved(), self._begun)
         result = self._committed(node, key)
@@ -305,6 +305,7 @@ class _Run:
                 home=self._home,
                 progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
                 stop_requested=self._stop_requested,
+                catalogue=self._recipe.catalogue,
             )
             outcome: Outcome = module.run(node.settings, inputs, context)
         if not context.is_repeatable:
@@ -371,11 +372,12 @@ class _Run:
         return [artifact.digest for artifact in sources if artifact.kind == "verdict"]
 
     def _register_bases(self, node: Node, inputs: Mapping[str, Input]) -> None:
-        """Makes the models from outside of the home known to the ledger, so that they can be parents."""
+        """Makes the models and files from outside of the home known to the ledger, so that they can be parents."""
         for name, source in node.sources.items():
             if not isinstance(source, StageSource):
                 base = source.model.hub if isinstance(source, HubSource) else source.path.name
-                self._home.ledger.register(Artifact(inputs[name].digest, "base", base, (), content_digest(None)))
+                kind = "file" if isinstance(source, FileSource) else "base"
+                self._home.ledger.register(Artifact(inputs[name].digest, kind, base, (), content_digest(None)))
 
     def _drop_states(self, key: str) -> None:
         """Removes the states of a finished stage, which only an unfinished one needs. Also done for a cached stage,
@@ -395,7 +397,7 @@ def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, re
         elif isinstance(source, HubSource):
             inputs[name] = Input(_hub_directory(source.model, home), source.model.digest)
         else:
-            inputs[name] = Input(source.path, directory_digest(source.path))
+            inputs[name] = Input(source.path, path_digest(source.path))
     return inputs
 
 

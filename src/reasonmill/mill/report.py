@@ -53,10 +53,13 @@ class Chart:
     window: int  # steps that a point of the bold curve is the mean of
 
 
+Spans = tuple[tuple[bool, str], ...]  # (is thinking, text)
+
+
 @dataclass(frozen=True)
 class Attempt:
     verdict: str
-    spans: tuple[tuple[bool, str], ...]  # (is thinking, text)
+    turns: tuple[tuple[Spans, tuple[tuple[str, str], ...]], ...]  # (what the policy wrote, the (role, text) behind it)
     reward: str
     parts: tuple[tuple[str, str], ...]
     length: int
@@ -261,17 +264,20 @@ def _verdict(rollout: Rollout) -> str:
 
 def _typical(rollouts: Sequence[Rollout]) -> Rollout:
     """The rollout of median length."""
-    return sorted(rollouts, key=lambda rollout: len(rollout.completion.tokens))[(len(rollouts) - 1) // 2]
+    return sorted(rollouts, key=lambda rollout: rollout.completion.num_sampled)[(len(rollouts) - 1) // 2]
 
 
 def _attempt(verdict: str, rollout: Rollout) -> Attempt:
     grade, completion = rollout.grade, rollout.completion
+    answers = [tuple((message.role, message.content) for message in reply.messages) for reply in rollout.replies]
     return Attempt(
         verdict=verdict,
-        spans=tuple(thinking_spans(completion.text)),
+        turns=tuple(
+            (tuple(thinking_spans(text)), answer) for text, answer in zip(rollout.texts, [*answers, ()], strict=True)
+        ),
         reward=grade.error if grade.reward is None else f"{grade.reward:.2f}",
         parts=tuple((name, f"{value:.2f}") for name, value in sorted(grade.parts.items())),
-        length=len(completion.tokens),
+        length=completion.num_sampled,
         finish=completion.finish,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,6 @@ from reasonmill.mill.display import UNBOUNDED_WIDTH
 # Metrics of an evaluation: (name, label, whether it is a share). Others with an interval follow as they come.
 EVALUATION_METRICS = (
     ("pass@1", "pass@1", True),
-    ("helpful", "helpful", True),
-    ("unsafe", "unsafe", True),
-    ("refused", "refused", True),
     ("language", "language", True),
     ("format", "format", True),
     ("thinking_share", "with thinking", True),
@@ -30,10 +27,7 @@ EVALUATION_METRICS = (
 STAGE_ROWS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("language consistency", ("pooled", "reasoning", "language"), True),
     ("format", ("pooled", "reasoning", "format"), True),
-    ("general answers", ("pooled", "helpfulness", "pass@1"), True),
     ("helpfulness (win rate)", ("win_rate",), True),
-    ("unsafe", ("tasks", "harmful-requests", "unsafe"), True),
-    ("over-refusal", ("tasks", "harmless-requests", "refused"), True),
     ("thinking tokens", ("pooled", "reasoning", "thinking_tokens"), False),
 )
 
@@ -75,12 +69,20 @@ def read_stages(summary: Mapping[str, Any]) -> Results:
     pooled = {task for stage in evaluations for task in _reasoning_tasks(stage["metrics"])}
     names = [task for task in _task_names(evaluations) if task in pooled]
     places = [(name, ("tasks", name, "pass@1"), True) for name in names]
+    measured = [(label, ("measures", name), True) for name, label in _measures(s["metrics"] for s in evaluations)]
+    *before, last = STAGE_ROWS
     rows = [
         Row(label, tuple(_cell(_at(stage["metrics"], place), is_share) for stage in evaluations))
-        for label, place, is_share in (*places, *STAGE_ROWS)
+        for label, place, is_share in (*places, *before, *measured, last)
     ]
     told = tuple(row for row in rows if any(row.cells))
     return Results(_columns(evaluations), (TaskResults("", "", told),) if told else ())
+
+
+def _measures(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Name and label of all that tasks measure besides pass@1, in the order in which they come."""
+    found = {name: figure["label"] for each in metrics for name, figure in each["measures"].items()}
+    return list(found.items())
 
 
 def _reasoning_tasks(metrics: Mapping[str, Any]) -> list[str]:
@@ -101,7 +103,7 @@ def _evaluations(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """
     made = {stage["name"]: float(place) for place, stage in enumerate(summary["stages"])}
     evaluations = [stage for stage in summary["stages"] if stage["kind"] == "evaluate"]
-    models = [stage["metrics"]["model"] for stage in evaluations]
+    models = [stage["reads"]["from"] for stage in evaluations]
     places = [
         made.get(model, min((made[later] for later in models[number:] if later in made), default=0.0) - 0.5)
         for number, model in enumerate(models)
@@ -110,7 +112,7 @@ def _evaluations(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _columns(evaluations: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    return tuple((stage["metrics"]["model"], stage["name"]) for stage in evaluations)
+    return tuple((stage["reads"]["from"], stage["name"]) for stage in evaluations)
 
 
 def _task_names(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -138,6 +140,9 @@ def _task_results(task: str, evaluations: Sequence[Mapping[str, Any] | None]) ->
         is_share = name in shares or name.startswith("pass@")
         cells = (_cell((evaluation or {}).get(name), is_share) for evaluation in evaluations)
         rows.append(Row(labels.get(name, name), tuple(cells)))
+    for name, label in _measures(measured):
+        cells = (_cell((evaluation or {}).get("measures", {}).get(name), True) for evaluation in evaluations)
+        rows.insert(1, Row(label, tuple(cells)))
     settings = dict.fromkeys(_setting(evaluation) for evaluation in measured)
     return TaskResults(task, "; ".join(settings), tuple(rows))
 

@@ -15,6 +15,7 @@ from reasonmill import __version__
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
+from reasonmill.recipe.reference import references
 from reasonmill.store.commit import replace_file
 from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
@@ -44,6 +45,7 @@ class StageResult:
 def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
     """The content of summary.json. `model` is the digest of the recipe's result or, as long as that is not finished,
     of the last model; None where no stage made one."""
+    nodes = {node.settings.name: node for node in recipe.nodes}
     holders = [result for result in results if result.artifact.kind in ("model", "verdict")]
     models = {result.name: made_digest(result.artifact) for result in holders}
     last = next(reversed(models.values()), None)
@@ -67,6 +69,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "tokens": result.tokens,
                 "machines": list(result.machines),
                 "repeatable": result.artifact.metrics.get(REPEATABLE, True),
+                "reads": {mention.key: mention.text for mention in references(nodes[result.name].settings)},
                 "metrics": dict(result.artifact.metrics),
             }
             for result in results

@@ -12,7 +12,6 @@ from math import comb
 from typing import TYPE_CHECKING, Any
 
 from reasonmill.recipe.reference import StageSource
-from reasonmill.tasks import registry
 from reasonmill.types import Artifact
 
 if TYPE_CHECKING:
@@ -98,7 +97,22 @@ class Workload:
         return sum(self.scored.values(), self.sampled + self.trained + self.served)
 
 
-Upstream = Mapping[str, Data]
+@dataclass(frozen=True)
+class Upstream:
+    """What a stage begins with.
+
+    Attributes:
+        data: what it reads, by the key of its settings.
+        general_share: the share of tasks that reward models judge.
+    """
+
+    data: Mapping[str, Data] = field(default_factory=dict)
+    general_share: float = 0.0
+
+    def __getitem__(self, key: str) -> Data:
+        return self.data[key]
+
+
 NOTHING = Workload()
 
 
@@ -114,18 +128,27 @@ def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[
     for node in nodes:
         name = node.settings.name
         read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
-        upstream = {key: made[earlier] for key, earlier in read.items() if earlier in made}
+        data = {key: made[earlier] for key, earlier in read.items() if earlier in made}
+        upstream = Upstream(data, _general_share(node))
         work = found[name] = workload(node.settings, upstream, artifacts.get(name))
         if work is not None and work.makes is not None:
             made[name] = work.makes
     return found
 
 
+def _general_share(node: Node) -> float:
+    """The share of general tasks, which reward models judge, among the tasks that a stage draws problems of."""
+    shares: Mapping[str, float] = getattr(node.settings, "tasks", {})
+    tasks = {plugin.name: plugin.made for plugin in node.plugins.values() if plugin.group == "tasks"}
+    if not isinstance(shares, Mapping) or not shares:
+        return 0.0
+    return sum(share for name, share in shares.items() if tasks[name].domain != "reasoning") / sum(shares.values())
+
+
 def workload(settings: StageSettings, upstream: Upstream, artifact: Artifact | None = None) -> Workload | None:
     """What a stage does; None where its kind or the data that it reads is not known.
 
     Args:
-        upstream: the data that the stage reads, by the key of its settings.
         artifact: what the stage made, if it is finished: what that counts is no longer guessed.
     """
     estimated = WORKLOADS.get(settings.kind)
@@ -160,7 +183,7 @@ def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
     has_reference = settings.loss.kl_coefficient > 0
     scored = {"from": prompts + texts if has_reference else prompts}
     for name in settings.reward_models:
-        scored[f"reward_models.{name}"] = texts * (_share_of_general(settings.tasks) * settings.preference_share)
+        scored[f"reward_models.{name}"] = texts * (upstream.general_share * settings.preference_share)
     return Workload(
         sampled=Amount.exactly(rollouts) * _length(settings.sampling.max_tokens),
         trained=texts,
@@ -281,8 +304,3 @@ def _text_length(max_tokens: int) -> Amount:
 
 def _cut(amount: Amount, limit: float) -> Amount:
     return Amount(min(amount.expected, limit), min(amount.at_most, limit))
-
-
-def _share_of_general(tasks: Mapping[str, float]) -> float:
-    general = sum(share for name, share in tasks.items() if registry.get(name).domain != "reasoning")
-    return general / sum(tasks.values())

@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonmill.errors import RecipeError
+from reasonmill.errors import RecipeError, suggestion
 from reasonmill.recipe.graph import Node
 from reasonmill.recipe.origin import Origins, key_path
-from reasonmill.recipe.reference import StageSource, references, suggestion
+from reasonmill.recipe.reference import StageSource, references
 
 _GATE_KEYS = ("candidate", "candidate_eval", "parent", "parent_eval")
 

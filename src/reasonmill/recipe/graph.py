@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from reasonmill.activity import beat
-from reasonmill.errors import RecipeError
-from reasonmill.recipe.code_digest import code_digest
+from reasonmill.errors import RecipeError, suggestion
+from reasonmill.plugins.catalogue import Catalogue
+from reasonmill.plugins.plugin import Plugin
+from reasonmill.plugins.sources import room_versions
 from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.hub import HubModel
-from reasonmill.recipe.reference import Source, StageSource, suggestion
+from reasonmill.recipe.reference import Source, StageSource
 from reasonmill.settings import decisive
 from reasonmill.stage import Input, StageSettings
 
 
 @dataclass(frozen=True)
 class Node:
-    """A stage of a recipe, and where all that it refers to comes from."""
+    """A stage of a recipe, where all that it refers to comes from, and the plug-ins that decide about its results.
+
+    `plugins` are by the keys of the settings that name them.
+    """
 
     settings: StageSettings
     sources: Mapping[str, Source]
+    kind: Plugin
+    plugins: Mapping[str, Plugin] = field(default_factory=dict)
+
+    @property
+    def module(self) -> ModuleType:
+        """The module of the stage's kind."""
+        module: ModuleType = self.kind.made
+        return module
 
     @property
     def stage_inputs(self) -> list[str]:
@@ -45,6 +55,7 @@ class Recipe:
     name: str
     seed: int
     nodes: tuple[Node, ...]
+    catalogue: Catalogue
     result: str | None = None
     models: Mapping[str, HubModel] = field(default_factory=dict)
     watchdog: Deadlines = field(default_factory=Deadlines)
@@ -67,48 +78,39 @@ class Recipe:
         """The recipe as JSON, all defaults and overrides filled in."""
         stages = [node.settings.model_dump(mode="json", by_alias=True) for node in self.nodes]
         models = {name: model.model_dump(mode="json") for name, model in self.models.items()}
+        own: dict[str, Any] = {
+            group: {name: use.model_dump(mode="json") for name, use in tables.items()}
+            for group, tables in self.catalogue.tables.items()
+            if tables
+        }
         return {
             "name": self.name,
             "seed": self.seed,
             "result": self.result,
             "watchdog": self.watchdog.model_dump(mode="json"),
             "models": models,
+            **own,
             "stage": stages,
         }
 
 
-def stage_key(node: Node, inputs: Mapping[str, Input], seed: int, module: ModuleType) -> str:
-    """Identifies what a stage makes: it covers all that decides, its settings, inputs, seed and code.
+def stage_key(node: Node, inputs: Mapping[str, Input], seed: int) -> str:
+    """Identifies what a stage makes: it covers all that decides, its settings, inputs, seed, code and plug-ins.
 
-    Incidental settings do not: with more patience for a server, the same data would come of it.
+    Incidental settings do not: with more patience for a server, the same data would come of it. What the settings refer
+    to counts by its content, wherever it lies.
 
     Args:
         inputs: what the stage reads, by the key of the settings that refers to it.
-        module: the module that defines the stage's kind.
     """
     content = {
         "settings": decisive(node.settings),
         "inputs": {key: read.digest for key, read in inputs.items()},
         "seed": seed,
-        "code": _code(module),
+        "code": node.kind.code,
+        "rooms": room_versions(),
+        "plugins": {key: plugin.identity for key, plugin in node.plugins.items()},
     }
     # In the order of the recipe, which decides draws: the tasks of a mix, for example, are drawn by their order.
     encoded = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     return hashlib.blake2b(encoded, digest_size=32).hexdigest()
-
-
-def directory_digest(directory: Path) -> str:
-    """Hex digest of the names and the contents of all files of a directory."""
-    hasher = hashlib.blake2b(digest_size=32)
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        beat()
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
-        hasher.update(f"{path.relative_to(directory).as_posix()}\n{content.hexdigest()}\n".encode())
-    return hasher.hexdigest()
-
-
-def _code(module: ModuleType) -> str:
-    assert module.__file__ is not None  # stages are source files
-    package = sys.modules[module.__name__.split(".")[0]]
-    return code_digest(module.__name__, Path(module.__file__), Path(package.__path__[0]))

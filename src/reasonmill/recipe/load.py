@@ -10,24 +10,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.errors import ReasonmillError, RecipeError, suggestion
+from reasonmill.plugins.catalogue import Catalogue, TaskUse, Use
+from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
-from reasonmill.recipe.reference import Source, find_source, references, suggestion
+from reasonmill.recipe.reference import Source, StageSource, find_source, references
+from reasonmill.rewards.combination import NOT_RULES
+from reasonmill.settings import Inline, Naming, marks
 from reasonmill.stage import ArtifactKind, StageSettings
-from reasonmill.stages.registry import kinds
 
 Model = TypeVar("Model", bound=BaseModel)
 
+# Tables in which a recipe brings its own code.
+TABLES: tuple[Group, ...] = ("tasks", "rewards", "environments", "stages")
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
@@ -43,6 +47,10 @@ class _File(BaseModel):
     cycle: Cycle | None = None
     models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
+    tasks: dict[str, TaskUse] = Field(default={}, description="the recipe's own tasks, by name")
+    rewards: dict[str, Use] = Field(default={}, description="the recipe's own rewards, by name")
+    environments: dict[str, Use] = Field(default={}, description="the recipe's own environments, by name")
+    stages: dict[str, Use] = Field(default={}, description="the recipe's own kinds of stages, by name")
     stage: list[dict[str, Any]] = Field(min_length=1)
 
 
@@ -64,9 +72,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: the name of a shipped recipe, or the path of a TOML file.
-        overrides: `stage.key=value`, `cycle.key=value`, `models.name.key=value`, `watchdog.phase=value` or
-            `seed=value`; the value is TOML, and a bare word is a string. A stage as it is written is changed in all
-            generations, one with a generation's "-g2" in that one.
+        overrides: `stage.key=value`, `cycle.key=value`, `models.name.key=value`, `watchdog.phase=value`, `seed=value`
+            or a key of a table of plug-ins; the value is TOML, and a bare word is a string. A stage as it is written is
+            changed in all generations, one with a generation's "-g2" in that one.
 
     Raises:
         RecipeError: the file, an override or a setting is wrong.
@@ -76,16 +84,17 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     stages = table.get("stage")
     written = _names(stages) if isinstance(stages, list) else []
     late = [text for text in overrides if _REPEATED.match(text) and text.split(".")[0].strip() not in written]
-    recipe = _recipe(table, origins, [text for text in overrides if text not in late])
+    folder = file.absolute().parent
+    recipe = _recipe(table, origins, folder, [text for text in overrides if text not in late])
     if "cycle" in table:
         expand(table, origins, recipe.nodes)
-    return _recipe(table, origins, late) if "cycle" in table or late else recipe
+    return _recipe(table, origins, folder, late) if "cycle" in table or late else recipe
 
 
-def _recipe(table: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> Recipe:
+def _recipe(table: dict[str, Any], origins: Origins, folder: Path, overrides: Sequence[str]) -> Recipe:
     """Changes the table as the overrides ask, and checks it."""
     _refuse([mistake for text in overrides if (mistake := _override(table, origins, text)) is not None])
-    recipe, mistakes = _validate(table, origins)
+    recipe, mistakes = _validate(table, origins, folder)
     _refuse(mistakes)
     assert recipe is not None  # there are no mistakes
     return recipe
@@ -129,7 +138,7 @@ def _override(table: dict[str, Any], origins: Origins, text: str) -> _Mistake | 
     names = _names(stages) if isinstance(stages, list) else []
     if len(keys) > 1 and keys[0] in names:
         path = ("stage", names.index(keys[0]), *keys[1:])
-    elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog"):
+    elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog", *TABLES):
         fix = suggestion(keys[0], names)
         return _Mistake(f"the recipe has no stage {keys[0]!r}", place, fix or f"its stages: {', '.join(names)}")
     inner: Any = table
@@ -169,30 +178,40 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     )
 
 
-def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, list[_Mistake]]:
+def _validate(table: dict[str, Any], origins: Origins, folder: Path) -> tuple[Recipe | None, list[_Mistake]]:
     """The recipe, or what is wrong with it."""
     head, mistakes = _checked(_File, table, (), origins)
     entries = table.get("stage")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return None, mistakes
-    modules = kinds()
+    own: dict[Group, Mapping[str, Use]] = {}
+    if head is not None:
+        own = {group: getattr(head, group) for group in TABLES}
+    catalogue = Catalogue(own, folder)
+    wrong = _own_plugins(catalogue, origins)
+    if wrong:  # what names them would be wrong for the same reason
+        return None, mistakes + wrong
     names = _names(entries)
     makes: dict[str, ArtifactKind] = {}  # by the name of each stage so far whose kind is known
-    nodes = []
+    nodes: list[Node] = []
     for index, entry in enumerate(entries):
         path: KeyPath = ("stage", index)
         if names[index] and names[index] in names[:index]:
             what = f"two stages are named {names[index]!r}"
             mistakes.append(_Mistake(what, origins.place((*path, "name")), "give each stage a name of its own"))
-        settings, wrong = _stage_settings(entry, path, origins, modules)
+        kind, wrong = _kind(entry, path, origins, catalogue)
+        mistakes += wrong
+        if kind is None:
+            continue
+        makes[names[index]] = kind.made.MAKES
+        settings, wrong = _checked(cast(type[StageSettings], kind.made.Settings), entry, path, origins, catalogue)
         mistakes += wrong
         if settings is not None and head is not None:  # without the head, references to its models would look wrong
-            sources, wrong = _sources(settings, names, makes, head.models, path, origins)
+            sources, wrong = _sources(settings, names, makes, head.models, path, origins, folder)
             mistakes += wrong
-            nodes.append(Node(settings, sources))
-        kind = entry.get("kind")
-        if isinstance(kind, str) and kind in modules:
-            makes[names[index]] = modules[kind].MAKES
+            read = _read_tasks(settings, sources, nodes)
+            mistakes += _unfit_tasks(kind, settings, read, path, origins, catalogue)
+            nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read}))
     for name in head.models if head is not None else ():
         if name in names:
             what = f"a stage and a model are both named {name!r}"
@@ -202,26 +221,100 @@ def _validate(table: dict[str, Any], origins: Origins) -> tuple[Recipe | None, l
         mistakes.append(_Mistake(f"the recipe has no stage {head.result!r}", origins.place(("result",)), fix))
     if mistakes or head is None:
         return None, mistakes
-    return Recipe(head.name, head.seed, tuple(nodes), head.result, head.models, head.watchdog), []
+    return Recipe(head.name, head.seed, tuple(nodes), catalogue, head.result, head.models, head.watchdog), []
+
+
+def _own_plugins(catalogue: Catalogue, origins: Origins) -> list[_Mistake]:
+    """What is wrong with the recipe's own tasks, rewards, environments and kinds of stages."""
+    mistakes = []
+    for group, tables in catalogue.tables.items():
+        for name, use in tables.items():
+            path: KeyPath = (group, name)
+            try:
+                plugin = catalogue.plugin(group, name)
+                if group != "stages":
+                    _, wrong = _checked(plugin.arguments, use.arguments, path, origins)
+                    mistakes += wrong
+                    if wrong:
+                        continue
+                elif use.arguments:
+                    fix = "give the stages of this kind what they need under [[stage]]"
+                    mistakes.append(
+                        _Mistake(f"a kind of stage takes no {', '.join(use.arguments)}", origins.place(path), fix)
+                    )
+                plugin.made  # noqa: B018  # made once, and then kept
+            except RecipeError as error:
+                place = ", ".join(part for part in (origins.place((*path, "use")), error.where) if part)
+                mistakes.append(_Mistake(f"{group}.{name}: {error.what}", place, error.fix))
+    return mistakes
+
+
+def _kind(
+    entry: dict[str, Any], path: KeyPath, origins: Origins, catalogue: Catalogue
+) -> tuple[Plugin | None, list[_Mistake]]:
+    """The kind of a stage."""
+    kind = entry.get("kind")
+    if kind is None:
+        fix = f"add kind = one of {', '.join(catalogue.names('stages'))}"
+        return None, [_Mistake("the stage has no kind", origins.place(path), fix)]
+    try:
+        found = catalogue.plugin("stages", str(kind))
+        found.made  # noqa: B018  # imported once, and then kept
+        return found, []
+    except RecipeError as error:
+        return None, [_Mistake(error.what, origins.place((*path, "kind")), error.fix)]
+
+
+def _plugins(settings: StageSettings, catalogue: Catalogue) -> dict[str, Plugin]:
+    """The plug-ins that a stage names, by the keys that name them."""
+    found = {}
+    for named in marks(settings):
+        if isinstance(named.mark, Inline):
+            found[named.key] = catalogue.inline(cast(Group, named.mark.group), named.value)
+        elif isinstance(named.mark, Naming) and named.value not in NOT_RULES:
+            found[named.key] = catalogue.plugin(cast(Group, named.mark.group), named.value)
+    return found
+
+
+def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier: Sequence[Node]) -> dict[str, Plugin]:
+    """The tasks of the rollouts that a stage reads and looks up, by keys such as "data[0]: countdown".
+
+    A stage depends on them, too.
+    """
+    found: dict[str, Plugin] = {}
+    nodes = {node.settings.name: node for node in earlier}  # without those whose settings are wrong
+    for mention in references(settings):
+        source = sources.get(mention.key)
+        if mention.reference.with_tasks and isinstance(source, StageSource) and source.stage in nodes:
+            plugins = nodes[source.stage].plugins.values()
+            tasks = {plugin.name: plugin for plugin in plugins if plugin.group == "tasks"}
+            found |= {f"{mention.key}: {name}": plugin for name, plugin in sorted(tasks.items())}
+    return found
+
+
+def _unfit_tasks(
+    kind: Plugin,
+    settings: StageSettings,
+    read: Mapping[str, Plugin],
+    path: KeyPath,
+    origins: Origins,
+    catalogue: Catalogue,
+) -> list[_Mistake]:
+    """What a stage says against the tasks of the rollouts that it reads, where its kind defines `check_read_tasks`."""
+    check = getattr(kind.made, "check_read_tasks", None)
+    names = dict.fromkeys(plugin.name for plugin in read.values())
+    try:
+        if check is not None:
+            check(settings, [catalogue.task(name) for name in names])
+    except RecipeError as error:
+        return [_Mistake(error.what, origins.place(path), error.fix)]
+    return []
 
 
 def _names(entries: Sequence[Any]) -> list[str]:
     """The names of the stages as they are written; empty where one is missing or no text."""
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
     return [name if isinstance(name, str) else "" for name in names]
-
-
-def _stage_settings(
-    entry: dict[str, Any], path: KeyPath, origins: Origins, modules: Mapping[str, ModuleType]
-) -> tuple[StageSettings | None, list[_Mistake]]:
-    kind = entry.get("kind")
-    if kind is None:
-        fix = f"add kind = one of {', '.join(modules)}"
-        return None, [_Mistake("the stage has no kind", origins.place(path), fix)]
-    if not isinstance(kind, str) or kind not in modules:
-        fix = suggestion(str(kind), modules) or f"kinds: {', '.join(modules)}"
-        return None, [_Mistake(f"unknown kind {kind!r}", origins.place((*path, "kind")), fix)]
-    return _checked(cast(type[StageSettings], modules[kind].Settings), entry, path, origins)
 
 
 def _sources(
@@ -231,6 +324,7 @@ def _sources(
     models: Mapping[str, HubModel],
     path: KeyPath,
     origins: Origins,
+    folder: Path,
 ) -> tuple[dict[str, Source], list[_Mistake]]:
     """What each reference of a stage means.
 
@@ -243,7 +337,7 @@ def _sources(
     sources, mistakes = {}, []
     for mention in references(settings):
         try:
-            sources[mention.key] = find_source(mention, earlier, names[index:], models)
+            sources[mention.key] = find_source(mention, earlier, names[index:], models, folder)
         except RecipeError as error:
             place = origins.place((*path, *key_path(mention.key)))
             mistakes.append(_Mistake(f"{mention.key}: {error.what}", place, error.fix))
@@ -251,13 +345,18 @@ def _sources(
 
 
 def _checked(
-    model: type[Model], table: Mapping[str, Any], path: KeyPath, origins: Origins
+    model: type[Model],
+    table: Mapping[str, Any],
+    path: KeyPath,
+    origins: Origins,
+    catalogue: Catalogue | None = None,
 ) -> tuple[Model | None, list[_Mistake]]:
     """Strict validation: no unknown key, and no value is turned into another type."""
     try:
         # As JSON, because in strict mode only JSON's lists may become tuples.
         encoded = json.dumps(table, default=str)
-        return model.model_validate_json(encoded, strict=True, by_alias=True, by_name=False), []
+        context = {"catalogue": catalogue}
+        return model.model_validate_json(encoded, strict=True, by_alias=True, by_name=False, context=context), []
     except ValidationError as error:
         return None, [_mistake(model, detail, path, origins) for detail in error.errors()]
     except ReasonmillError as error:  # a validator of the stage's own, which says more than pydantic's errors
@@ -265,7 +364,7 @@ def _checked(
 
 
 def _mistake(model: type[BaseModel], detail: ErrorDetails, path: KeyPath, origins: Origins) -> _Mistake:
-    location = detail["loc"]
+    location = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's word for a key of a table
     key = ".".join(str(part) for part in location)
     where = origins.place((*path, *location))
     if detail["type"] == "extra_forbidden":

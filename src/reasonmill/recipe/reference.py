@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 from pydantic import BaseModel
 
-from reasonmill.errors import RecipeError
+from reasonmill.errors import RecipeError, suggestion
 from reasonmill.recipe.hub import HubModel
+from reasonmill.settings import ByContent, marks
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reference(ByContent):
     """Marks the settings whose text refers to an artifact, and says of which kinds it may be.
 
-    A "model" may also be a verdict, which stands for the model that it promoted.
+    A "model" may also be a verdict, which stands for the model that it promoted. A "file" is a file or a folder of the
+    user's, relative to the recipe.
+
+    Attributes:
+        with_tasks: whether the stage looks up the tasks of the rollouts that it reads: then its key covers them, too.
     """
 
     kinds: tuple[str, ...]
+    with_tasks: bool = False
 
 
 ModelRef = Annotated[str, Reference(("model", "verdict"))]
@@ -31,6 +36,8 @@ RolloutsRef = Annotated[str, Reference(("rollouts", "evaluation"))]
 DatasetRef = Annotated[str, Reference(("dataset",))]
 EvaluationRef = Annotated[str, Reference(("evaluation",))]
 RewardModelRef = Annotated[str, Reference(("reward-model",))]
+GradedRef = Annotated[str, Reference(("rollouts", "evaluation"), with_tasks=True)]
+FileRef = Annotated[str, Reference(("file",))]
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,14 @@ class HubSource:
     model: HubModel
 
 
-Source = StageSource | DirectorySource | HubSource
+@dataclass(frozen=True)
+class FileSource:
+    """A file or a folder of the user's."""
+
+    path: Path
+
+
+Source = StageSource | DirectorySource | HubSource | FileSource
 
 
 def references(settings: BaseModel) -> list[Mention]:
@@ -72,25 +86,9 @@ def references(settings: BaseModel) -> list[Mention]:
 
     A key is that of the TOML file, with the place in a list or a table behind it: `data[0]`, `judges.safety`.
     """
-    found: list[Mention] = []
-    for name, field in type(settings).model_fields.items():
-        reference = _marker(field.metadata) or _marker_within(field.annotation)
-        if reference is not None:
-            key = field.alias or name
-            found += (Mention(k, text, reference) for k, text in _texts(key, getattr(settings, name)))
-    return found
-
-
-def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The texts in a value, each with its own key."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _texts(f"{key}.{name}", inner)
-    elif value is not None:
-        for place, inner in enumerate(value):
-            yield from _texts(f"{key}[{place}]", inner)
+    return [
+        Mention(found.key, found.value, found.mark) for found in marks(settings) if isinstance(found.mark, Reference)
+    ]
 
 
 def shipped_bases() -> dict[str, Path]:
@@ -124,6 +122,7 @@ def find_source(
     earlier: Mapping[str, str | None],
     later: Collection[str],
     models: Mapping[str, HubModel] = MappingProxyType({}),
+    folder: Path = Path(),
 ) -> Source:
     """What a reference of a stage means.
 
@@ -132,11 +131,17 @@ def find_source(
             which is a mistake of its own.
         later: the names of the stage itself and of those after it.
         models: the recipe's, by name.
+        folder: the recipe's, which paths of files are relative to.
 
     Raises:
         RecipeError: it means nothing, something of another kind, or a stage that has not run by then.
     """
     text, wanted = mention.text, mention.reference.kinds
+    if "file" in wanted:
+        path = (folder / Path(text).expanduser()).resolve()
+        if not path.exists():
+            raise RecipeError(f"missing file: {text!r}", fix=f"it is looked for at {path}")
+        return FileSource(path)
     fitting = [name for name, made in earlier.items() if made in wanted]
     if text in earlier:
         made = earlier[text]
@@ -168,22 +173,6 @@ def find_source(
         raise RecipeError(what, fix=_fix(text, known)) from error
 
 
-def suggestion(text: str, known: Collection[str]) -> str:
-    """The known name that was probably meant, as a sentence; empty where none is close."""
-    close = difflib.get_close_matches(text, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else ""
-
-
 def _fix(text: str, known: Collection[str]) -> str:
     listed = f"known models: {', '.join(known)}" if known else "name a directory that holds a model"
     return " ".join(part for part in (suggestion(text, known), listed) if part)
-
-
-def _marker(metadata: Collection[Any]) -> Reference | None:
-    return next((item for item in metadata if isinstance(item, Reference)), None)
-
-
-def _marker_within(annotation: Any) -> Reference | None:
-    """The marker in an annotation such as `ModelRef | None` or `list[DatasetRef]`."""
-    own = _marker(getattr(annotation, "__metadata__", ()))
-    return own or next((found for inner in get_args(annotation) if (found := _marker_within(inner))), None)

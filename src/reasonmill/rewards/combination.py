@@ -7,79 +7,87 @@ count on both. A domain that a reward does not speak of is not a 0 in the sum: t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
 
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Domain, Scorer, Task
+from reasonmill.protocols import Attempt, Domain, Reward, Scorer
 from reasonmill.randomness import Part
-from reasonmill.rewards.registry import RULES
-from reasonmill.rewards.rule import ALL_DOMAINS
-from reasonmill.tasks import registry
+from reasonmill.rewards.rules.format import FormatReward
+from reasonmill.rewards.rules.language import LanguageReward
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Problem
 
+ALL_DOMAINS: frozenset[Domain] = frozenset(get_args(Domain))
 ACCURACY = "accuracy"
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """Who measures a reward (the task's grader, a rule or a reward model), and the domains on which it counts."""
-
-    source: Literal["task", "rule", "model"]
-    domains: frozenset[Domain]
-
-
-_NOT_BY_RULE: dict[str, Reward] = {
-    ACCURACY: Reward("task", frozenset({"reasoning"})),
-    "helpfulness": Reward("model", frozenset({"helpfulness"})),
-    "safety": Reward("model", frozenset({"safety"})),
+# Rewards that reward models give, and the domains on which they count.
+BY_MODEL: Mapping[str, frozenset[Domain]] = {
+    "helpfulness": frozenset({"helpfulness"}),
+    "safety": frozenset({"safety"}),
 }
-if taken := _NOT_BY_RULE.keys() & RULES:
-    raise TypeError(f"no rule can be named {' or '.join(sorted(taken))}: another reward is")
-REWARDS: dict[str, Reward] = {**_NOT_BY_RULE, **{name: Reward("rule", rule.domains) for name, rule in RULES.items()}}
+# Parts that no rule decides: the task's own grader gives the accuracy.
+NOT_RULES = frozenset({ACCURACY, *BY_MODEL})
+# Parts that are reported of every rollout, with a weight or without, wherever they can be told.
+MEASURED: Mapping[str, Reward] = {"format": FormatReward(), "language": LanguageReward()}
 
 
-def reward_names() -> tuple[str, ...]:
-    """What a recipe may give a weight to."""
-    return tuple(REWARDS)
+def domains_of(name: str, rules: Mapping[str, Reward]) -> frozenset[Domain]:
+    """The domains on whose problems a reward counts.
+
+    Args:
+        rules: the rewards that rules decide, by name.
+    """
+    if name == ACCURACY:
+        return frozenset({"reasoning"})
+    if name in BY_MODEL:
+        return BY_MODEL[name]
+    return frozenset(getattr(rules[name], "domains", ALL_DOMAINS))
 
 
-def check_rewards(weights: Mapping[str, float], tasks: Iterable[str], reward_models: Collection[str] = ()) -> None:
+def check_rewards(
+    weights: Mapping[str, float],
+    tasks: Iterable[NamedTask],
+    reward_of: Callable[[str], Reward],
+    reward_models: Collection[str] = (),
+) -> None:
     """Refuses weights that can't be a reward of each of the tasks.
 
     Args:
         weights: by name of the reward; 0 is no weight.
-        tasks: names of the tasks.
+        reward_of: finds the rule of a name.
         reward_models: names of the rewards that the recipe has a reward model for.
 
     Raises:
         RecipeError: a reward is unknown or lacks its reward model, a reward model lacks its weight, a task has no
-            reward at all, or the language has weight and a task's problems name none.
+            reward at all, or the language has weight and that of a task's problems can't be told.
     """
     weighted = {name for name, weight in weights.items() if weight}
     for name in sorted(weights.keys() | set(reward_models)):
-        if name not in REWARDS:
-            raise RecipeError(f"unknown reward {name!r}", fix=f"use one of {', '.join(REWARDS)}")
-        by_model = REWARDS[name].source == "model"
+        by_model = name in BY_MODEL
         if by_model and name in weighted and name not in reward_models:
             raise RecipeError(f"the reward {name!r} has a weight and no reward model", fix=f"add reward_models.{name}")
         if name in reward_models and (name not in weighted or not by_model):
             fix = f"give {name!r} a weight" if by_model else f"remove reward_models.{name}"
             raise RecipeError(f"the reward model {name!r} has no effect", fix=fix)
-    for task in map(registry.get, tasks):
-        if not any(task.domain in REWARDS[name].domains for name in weighted):
-            fitting = [name for name, reward in REWARDS.items() if task.domain in reward.domains]
+    rules = {name: reward_of(name) for name in weights if name not in NOT_RULES}
+    for task in tasks:
+        if not any(task.domain in domains_of(name, rules) for name in weighted):
+            known = dict.fromkeys((ACCURACY, *BY_MODEL, *rules))
+            fitting = [name for name in known if task.domain in domains_of(name, rules)]
             raise RecipeError(
                 f"task {task.name!r} has no reward: none of {', '.join(sorted(weighted)) or 'them'} with a weight "
                 f"counts on {task.domain} tasks",
                 fix=f"give a weight to one of {', '.join(fitting)}",
             )
-        if "language" in weighted and "language" not in task.problem("train", 0, 0).meta:
+        scored = sorted(name for name in weighted if name in BY_MODEL and task.domain in BY_MODEL[name])
+        if task.environment is not None and scored:
             raise RecipeError(
-                f"the reward 'language' has a weight, and the problems of task {task.name!r} name no language",
-                fix="remove the weight or the task",
+                f"task {task.name!r} has an environment, and the model of the reward {scored[0]!r} reads one turn",
+                fix="remove the weight or the environment",
             )
+        if "language" in weighted:
+            task.require_languages("the reward 'language'")
 
 
 @dataclass(frozen=True)
@@ -87,53 +95,43 @@ class RewardWeights:
     """Weights by name of the reward, 0 being none.
 
     Attributes:
+        rules: the rewards that rules decide, for every weighted reward that is one.
         scorers: the reward models, for every weighted reward that needs one.
-        measured: parts to report without a weight, wherever they can be told.
-        rewards: who measures each reward, and where it counts.
+        everywhere: whether all rewards count on all domains.
 
     Raises:
-        ValueError: a weighted reward is unknown, or its scorer is missing.
+        ValueError: who decides a weighted reward is missing.
     """
 
     weights: Mapping[str, float]
+    rules: Mapping[str, Reward] = field(default_factory=lambda: MEASURED)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
-    measured: tuple[str, ...] = (ACCURACY, "format", "language")
-    rewards: Mapping[str, Reward] = field(default_factory=lambda: REWARDS)
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
-            if name not in self.rewards:
-                raise ValueError(f"unknown reward {name!r}; use one of {', '.join(self.rewards)}")
-            if weight and self.rewards[name].source == "model" and name not in self.scorers:
-                raise ValueError(f"the reward {name!r} has a weight and no scorer")
+            if weight and name != ACCURACY and name not in self.scorers and name not in self.rules:
+                raise ValueError(f"the reward {name!r} has a weight, and neither a rule nor a scorer")
 
     def grade(
-        self, task: Task, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
+        self, task: NamedTask, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
     ) -> list[Grade]:
         """One grade for each completion. Where a part of the reward can't be told, all of it is None, never 0.
 
         Raises:
             ValueError: no weighted reward counts on the task's domain.
         """
-        applied = {
-            name: weight
-            for name, weight in self.weights.items()
-            if weight and task.domain in self.rewards[name].domains
-        }
+        applied = {name: weight for name, weight in self.weights.items() if weight and self._counts(name, task.domain)}
         if not applied:
             raise ValueError(f"no weighted reward counts on task {task.name!r}, whose domain is {task.domain}")
-        scores = {
-            name: self.scorers[name].score(problem, completions)
-            for name in applied
-            if self.rewards[name].source == "model"
-        }
+        scores = {name: self.scorers[name].score(problem, completions) for name in applied if name in self.scorers}
         grades = []
         for sample, (completion, grade, *scored) in enumerate(
             zip(completions, task.grade(problem, completions), *scores.values(), strict=True)
         ):
             measured = {
                 **grade.parts,
-                **self._ruled(applied, problem, completion, (*noise, sample)),
+                **self._ruled(applied, Attempt(problem, completion, task, (*noise, sample))),
                 **dict(zip(scores, scored, strict=True)),
             }
             # A number that is not finite says that its part could not be told.
@@ -141,12 +139,13 @@ class RewardWeights:
             grades.append(_combined(applied, told, grade))
         return grades
 
-    def _ruled(
-        self, applied: Collection[str], problem: Problem, completion: Completion, noise: tuple[Part, ...]
-    ) -> dict[str, float]:
+    def _counts(self, name: str, domain: Domain) -> bool:
+        return self.everywhere or domain in domains_of(name, self.rules)
+
+    def _ruled(self, applied: Collection[str], attempt: Attempt) -> dict[str, float]:
         """What the rules measure; what one of them can't tell is left out."""
-        names = [name for name in dict.fromkeys((*self.measured, *applied)) if name in RULES]
-        measured = {name: RULES[name].measure(problem, completion, noise) for name in names}
+        rules = {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
+        measured = {name: rule.measure(attempt) for name, rule in rules.items()}
         return {name: value for name, value in measured.items() if value is not None}
 
 
@@ -162,6 +161,4 @@ def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: G
 
 
 # What evaluation and collection ask of every rollout, whatever its domain: whether it is right.
-ACCURACY_ALONE = RewardWeights(
-    {ACCURACY: 1.0}, rewards={**REWARDS, ACCURACY: replace(REWARDS[ACCURACY], domains=ALL_DOMAINS)}
-)
+ACCURACY_ALONE = RewardWeights({ACCURACY: 1.0}, everywhere=True)

@@ -40,6 +40,12 @@ class ConversationRenderer:
     def response(self, text: str) -> tuple[int, ...]:
         return (*text.encode(), _END)
 
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        raise RecipeError(
+            "a task with an environment needs the tokens of each turn, which a model behind a server does not give",
+            fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
+        )
+
     def num_tokens(self, text: str) -> int:
         return len(text.encode())
 

@@ -6,34 +6,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from reasonmill.algo.intervals import clustered_share
-from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.errors import Interrupted
+from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded, stage_seed
 from reasonmill.servers.client import TeacherSettings
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.steps import committed_groups
-from reasonmill.tasks import registry
 from reasonmill.types import Group, Problem, SamplingParams
 
-KIND = "collect"
 MAKES: ArtifactKind = "rollouts"
-
-
-def _known_tasks(value: dict[str, int]) -> dict[str, int]:
-    for name, problems in value.items():
-        if name not in registry.names():
-            raise ValueError(f"unknown task {name!r}; use one of {', '.join(registry.names())}")
-        if problems < 1:
-            raise ValueError(f"task {name!r} needs at least one problem, got {problems}")
-    return value
-
-
-ProblemCounts = Annotated[dict[str, int], AfterValidator(_known_tasks)]
+NEEDS = ("sampler",)
 
 
 class CollectSampling(BaseModel):
@@ -65,19 +54,17 @@ class Settings(StageSettings):
     sampling: CollectSampling = CollectSampling()
     problems_per_commit: int = Field(default=256, ge=1, description="problems that are committed together")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_ungraded: float = Field(default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage")
+    max_ungraded: Annotated[float, INCIDENTAL] = Field(
+        default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
+    )
 
     @model_validator(mode="after")
-    def _tasks_have_the_split(self) -> Settings:
-        for task in self.tasks:
-            try:
-                registry.get(task).problem(self.split, 0, 0)
-            except RecipeError as error:
-                raise ValueError(f"{error.what}: {error.fix}") from error
+    def _tasks_have_the_split(self, info: ValidationInfo) -> Settings:
+        require_split(self.tasks, self.split, known(info))
         return self
 
     @model_validator(mode="after")
-    def _samples_one_model(self) -> Settings:
+    def _samples_one_model(self, info: ValidationInfo) -> Settings:
         if (self.from_ is None) == (self.teacher is None):
             raise ValueError("name exactly one of from (a model of this recipe or a directory) and teacher (a server)")
         if self.teacher is not None:
@@ -85,13 +72,19 @@ class Settings(StageSettings):
                 raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
             if "slots" in self.sampling.model_fields_set or "precision" in self.model_fields_set:
                 raise ValueError("slots and precision are matters of the teacher's server: leave them out")
+            for name in self.tasks:
+                if known(info).task(name).environment is not None:
+                    raise ValueError(
+                        f"task {name!r} has an environment, whose episodes need tokens, which a server does not give: "
+                        "sample it from a model (from), or leave the environment out"
+                    )
         return self
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Samples the model `from` refers to, or the teacher; the outcome is every graded rollout."""
     groups = Collection(settings, inputs, context).run()
-    tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+    tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
     figures = {task: task_metrics(groups, task) for task in sorted(settings.tasks)}
     context.progress.end({task: each["pass@1"] for task, each in figures.items() if "pass@1" in each})
     metrics = {"collected": figures, "tokens": tokens}
@@ -108,7 +101,7 @@ class Collection:
         self._sampler = context.sampler(model, slots=settings.sampling.slots, precision=settings.precision)
         self._renderer = context.renderer(model)
         # Sorted: the order in which a recipe lists its tasks is no part of the stage's key.
-        self._tasks = {name: registry.get(name) for name in sorted(settings.tasks)}
+        self._tasks = {name: context.task(name) for name in sorted(settings.tasks)}
 
     def run(self) -> list[Group]:
         """All groups, task by task.
@@ -168,7 +161,7 @@ def task_metrics(groups: Sequence[Group], task: str) -> dict[str, Any]:
         "problems": len(asked),
         "samples": len(rollouts),
         "ungraded": len(rollouts) - len(graded),
-        "tokens": sum(len(rollout.completion.tokens) for _, rollout in rollouts),
+        "tokens": sum(rollout.completion.num_sampled for _, rollout in rollouts),
     }
     if graded:
         accuracies = [grade.parts["accuracy"] for _, grade in graded]

@@ -11,24 +11,21 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from reasonmill.curation.decontamination import HeldOut
-from reasonmill.curation.filters import Keep, Sample, prompt_language, sample_fault
-from reasonmill.curation.selection import Counts, JudgeFault, Reason, Rewrite, Selection
+from reasonmill.curation.filters import Keep, Sample, sample_fault
+from reasonmill.curation.selection import Counts, JudgeFault, Reason, Selection
 from reasonmill.errors import RecipeError
+from reasonmill.plugins.catalogue import ConversationsTable, ProblemCounts, RewritingTable
 from reasonmill.randomness import generator
-from reasonmill.recipe.reference import RolloutsRef
+from reasonmill.recipe.reference import GradedRef
 from reasonmill.rewards.judge import Claim, JudgeSettings
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
-from reasonmill.stages.collect import ProblemCounts
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
-from reasonmill.tasks import registry
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import final_answer
-from reasonmill.types import Conversation, ConversationSource, Problem
-from reasonmill.world.general_mix import GeneralMix
-from reasonmill.world.rewriting import in_world_style
+from reasonmill.types import Conversation
 
-KIND = "curate"
 MAKES: ArtifactKind = "dataset"
 COUNTS_FILE = "curation.json"
 
@@ -37,40 +34,54 @@ class Settings(StageSettings):
     """Settings of a `curate` stage."""
 
     kind: Literal["curate"]
-    data: list[RolloutsRef] = Field(min_length=1)
+    data: list[GradedRef] = Field(min_length=1)
     keep: Keep = Keep()
     judge: JudgeSettings | None = Field(
         default=None, description="a model behind a server that must call an answer correct, beside what `keep` asks"
     )
-    rewrite: Literal["none", "world-style"] = "none"
-    drop_repeated_tries: bool = Field(default=False, description="a part of world-style rewriting")
+    rewrite: RewritingTable | None = Field(default=None, description="how responses are rewritten; as drawn if unset")
     decontaminate: ProblemCounts = Field(
         default={}, description="evaluation tasks, and how many of their test problems must not be in the data"
     )
     max_conversations: int | None = Field(
         default=None, ge=1, description="samples kept at most; what `general` mixes in comes on top"
     )
-    general: GeneralMix | None = Field(default=None, description="non-reasoning data to mix in; none if unset")
+    general: ConversationsTable | None = Field(default=None, description="non-reasoning data to mix in; none if unset")
 
     @model_validator(mode="after")
     def _can_rewrite(self) -> Settings:
-        if self.rewrite != "none" and not self.keep.well_formed:
+        if self.rewrite is not None and not self.keep.well_formed:
             raise ValueError("only well-formed responses can be rewritten: leave keep.well_formed at true")
-        if self.drop_repeated_tries and self.rewrite != "world-style":
-            raise ValueError('drop_repeated_tries is a part of rewrite = "world-style"')
         return self
+
+
+def check_read_tasks(settings: Settings, tasks: Sequence[NamedTask]) -> None:
+    """Refuses, before anything runs, to keep a language where it can't be told which one is wanted.
+
+    Args:
+        tasks: those of the rollouts that the stage reads.
+
+    Raises:
+        RecipeError: there is such a task.
+    """
+    if settings.keep.min_language > 0:
+        for task in tasks:
+            task.require_languages("keep.min_language")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Curates the rollouts that `data` refers to; the outcome is a dataset and the account of what was dropped."""
-    samples = _samples([inputs[f"data[{place}]"].path for place in range(len(settings.data))])
+    samples = _samples([inputs[f"data[{place}]"].path for place in range(len(settings.data))], context)
     noise = (context.seed, settings.name)
     # One shuffle decides which samples are kept where only some can be, and in which order they are read.
     generator("curate", *noise).shuffle(samples)
     context.progress.begin(settings.name, len(samples), "samples")
-    held_out = _held_out(settings.decontaminate, context.seed)
+    held_out = _held_out(settings.decontaminate, context)
     selection = Selection(
-        settings.keep, held_out, rewrite=_rewrite(settings), max_conversations=settings.max_conversations
+        settings.keep,
+        held_out,
+        rewrite=None if settings.rewrite is None else context.catalogue.rewriting(settings.rewrite),
+        max_conversations=settings.max_conversations,
     )
     judged, refused = _judged(settings, samples, context)
     conversations, counts = selection.select(judged)
@@ -78,7 +89,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     _refuse_nothing(counts, settings.name)
     metrics: dict[str, Any] = counts.as_metrics()
     if settings.general is not None:
-        drawn = [settings.general.conversation(index, noise=noise) for index in range(settings.general.conversations)]
+        source = context.catalogue.conversations(settings.general)
+        drawn = [source.conversation(index, noise=noise) for index in range(settings.general.conversations)]
         general = [conversation for conversation in drawn if not held_out.overlaps(conversation)]
         dropped = len(drawn) - len(general)
         metrics["general"] = Counts(len(drawn), len(general), {"contaminated": dropped}).as_metrics()
@@ -91,9 +103,9 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     return Outcome(lambda target: _write(target, conversations, metrics), metrics)
 
 
-def _samples(directories: Sequence[Path]) -> list[Sample]:
+def _samples(directories: Sequence[Path], context: StageContext) -> list[Sample]:
     return [
-        Sample(group.problem, rollout.completion, rollout.grade, _source(group.problem))
+        Sample(group.problem, rollout.completion, rollout.grade, context.task(group.problem.task), rollout.dialogue)
         for directory in directories
         for group in read_groups(directory / GROUPS_FILE)
         for rollout in group.rollouts
@@ -118,25 +130,11 @@ def _judged(
     return kept, {"judged_wrong": counted[False], "not_judged": counted[None]}
 
 
-def _source(problem: Problem) -> ConversationSource:
-    return "reasoning" if registry.get(problem.task).domain == "reasoning" else "general"
-
-
-def _held_out(counts: Mapping[str, int], seed: int) -> HeldOut:
+def _held_out(counts: Mapping[str, int], context: StageContext) -> HeldOut:
     """The problems that an `evaluate` stage of the same recipe asks on its split "test"."""
-    tasks = {name: registry.get(name) for name in counts}
-    problems = (tasks[name].problem("test", seed, index) for name, count in counts.items() for index in range(count))
-    return HeldOut(problems, open_ended=[name for name, task in tasks.items() if task.domain != "reasoning"])
-
-
-def _rewrite(settings: Settings) -> Rewrite | None:
-    if settings.rewrite == "none":
-        return None
-    return lambda sample: in_world_style(
-        sample.completion.text,
-        prompt_language(sample.problem),
-        drop_repeated_tries=settings.drop_repeated_tries,
-    )
+    tasks = [context.task(name) for name in counts]
+    problems = (task.problem("test", context.seed, index) for task in tasks for index in range(counts[task.name]))
+    return HeldOut(problems, open_ended=[task.name for task in tasks if task.domain != "reasoning"])
 
 
 def _refuse_nothing(counts: Counts, stage: str) -> None:

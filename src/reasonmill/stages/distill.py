@@ -7,12 +7,11 @@ probability that the teacher does not, it loses it. Grades are only measured; no
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
@@ -21,16 +20,17 @@ from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import Update, train_on_policy
 from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.plugins.catalogue import TaskShares
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import TaskMix, collect, stage_seed
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.rl import SamplingSettings, rollout_metrics
-from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams, content_digest
 
-KIND = "distill"
 MAKES: ArtifactKind = "model"
+NEEDS = ("sampler", "learner")
 
 
 class Settings(StageSettings):
@@ -39,7 +39,7 @@ class Settings(StageSettings):
     kind: Literal["distill"]
     from_: ModelRef = Field(alias="from")
     teacher: ModelRef
-    tasks: dict[str, float] = Field(min_length=1, description="tasks and their shares")
+    tasks: TaskShares = Field(min_length=1, description="tasks and their shares")
     steps: int = Field(ge=1)
     problems_per_step: int = Field(default=64, ge=1)
     group_size: int = Field(default=4, ge=1, description="samples of each problem")
@@ -49,17 +49,7 @@ class Settings(StageSettings):
     optimizer: OptimizerSettings = OptimizerSettings()
     tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: int = Field(default=10, ge=1, description="steps between saved states")
-
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, share in value.items():
-            if name not in registry.names():
-                raise ValueError(f"unknown task {name!r}; use one of {', '.join(registry.names())}")
-            if not (math.isfinite(share) and share > 0):
-                raise ValueError(f"the share of task {name!r} must be a positive number, got {share}")
-        return value
+    state_every: Annotated[int, INCIDENTAL] = Field(default=10, ge=1, description="steps between saved states")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
@@ -75,7 +65,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         teacher=teacher_dir,
     )
     sampler = context.sampler(learner, slots=settings.sampling.slots)
-    tasks = {name: registry.get(name) for name in settings.tasks}
+    tasks = {name: context.task(name) for name in settings.tasks}
     mix = TaskMix(tasks, settings.tasks)
     params = SamplingParams(temperature=settings.sampling.temperature, max_tokens=settings.sampling.max_tokens)
 

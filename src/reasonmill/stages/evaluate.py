@@ -7,26 +7,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from reasonmill.algo.comparison import win_rate
 from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.placement import SLOTS, Backend
-from reasonmill.protocols import Progress, Renderer, Sampler
+from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
+from reasonmill.protocols import Measure, Progress, Renderer, Sampler
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, thinking_tokens
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, write_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.steps import committed_groups
-from reasonmill.tasks import registry
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Group, Problem, Rollout, SamplingParams
-from reasonmill.world.lexicon import language_share
 
-KIND = "evaluate"
 MAKES: ArtifactKind = "evaluation"
+NEEDS = ("sampler",)
 # Problems that are sampled and kept together: enough to fill the sampler, few enough to lose little when interrupted.
 CHUNK = 256
 
@@ -53,7 +54,7 @@ class Settings(StageSettings):
 
     kind: Literal["evaluate"]
     from_: ModelRef = Field(alias="from")
-    tasks: dict[str, int] = Field(min_length=1, description="tasks and the number of problems of each")
+    tasks: ProblemCounts = Field(min_length=1, description="tasks and the number of problems of each")
     samples: int = Field(default=4, ge=1, description="samples of each problem")
     sampling_seed: int | None = Field(default=None, description="seed of the samples, not of the problems")
     against: EvaluationRef | None = Field(
@@ -62,20 +63,9 @@ class Settings(StageSettings):
     split: Literal["dev", "test"] = "test"
     sampling: EvaluationSampling = EvaluationSampling()
 
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: dict[str, int]) -> dict[str, int]:
-        for name, problems in value.items():
-            if name not in registry.names():
-                raise ValueError(f"unknown task {name!r}; use one of {', '.join(registry.names())}")
-            if problems < 1:
-                raise ValueError(f"task {name!r} needs at least one problem, got {problems}")
-        return value
-
     @model_validator(mode="after")
-    def _known_split(self) -> Self:
-        for name in self.tasks:
-            registry.get(name).problem(self.split, 0, 0)  # a task that lacks the split says so
+    def _tasks_have_the_split(self, info: ValidationInfo) -> Self:
+        require_split(self.tasks, self.split, known(info))
         return self
 
 
@@ -85,7 +75,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     evaluation = Evaluation(
         context.sampler(model),
         context.renderer(model),
-        settings.tasks,
+        [(context.task(name), count) for name, count in settings.tasks.items()],
         settings.samples,
         context.seed,
         settings.sampling.params(),
@@ -100,17 +90,19 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     )
     if settings.against is not None:
         others = read_groups(inputs["against"].path / GROUPS_FILE)
-        metrics["win_rate"] = {"against": settings.against, **helpfulness_win_rate(groups, others).as_metric()}
-    return Outcome(
-        lambda target: write_groups(target / GROUPS_FILE, groups),
-        {"model": settings.from_, **metrics},
-        tokens,
-    )
+        metrics["win_rate"] = helpfulness_win_rate(groups, others).as_metric()
+    measures = evaluation.measures()
+
+    def write(target: Path) -> None:
+        write_groups(target / GROUPS_FILE, groups)
+        write_measures(target / MEASURES_FILE, measures)
+
+    return Outcome(write, metrics, tokens)
 
 
 def evaluate_model(
     model_dir: Path,
-    tasks: Mapping[str, int],
+    asked: Sequence[tuple[NamedTask, int]],
     samples: int,
     seed: int,
     params: SamplingParams,
@@ -120,7 +112,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluates a model directory outside of a recipe, where nothing is kept; {"tasks": {task: figures}}."""
     sampler = backend.sampler(model_dir, slots=SLOTS, precision="auto")
-    evaluation = Evaluation(sampler, backend.renderer(model_dir), tasks, samples, seed, params, split)
+    evaluation = Evaluation(sampler, backend.renderer(model_dir), asked, samples, seed, params, split)
     metrics, _, _ = evaluation.run(
         progress, model_dir.name, stop_requested=lambda: False, keep=lambda chunk, sample: sample()
     )
@@ -131,6 +123,7 @@ class Evaluation:
     """What to ask a model, and how often.
 
     Args:
+        asked: tasks, and how many problems of each.
         seed: that of the problems.
         sampling_seed: that of the samples; None for the same.
     """
@@ -139,7 +132,7 @@ class Evaluation:
         self,
         sampler: Sampler,
         renderer: Renderer,
-        tasks: Mapping[str, int],
+        asked: Sequence[tuple[NamedTask, int]],
         samples: int,
         seed: int,
         params: SamplingParams,
@@ -150,7 +143,8 @@ class Evaluation:
         self._sampling_seed = seed if sampling_seed is None else sampling_seed
         self._sampler = sampler
         self._renderer = renderer
-        self._tasks = tasks
+        self._tasks = {task.name: task for task, _ in asked}
+        self._counts = {task.name: count for task, count in asked}
         self._samples = samples
         self._seed = seed
         self._params = params
@@ -164,7 +158,7 @@ class Evaluation:
         Raises:
             Interrupted: the user asked to stop; `keep` has the chunks that are finished.
         """
-        problems = sum(self._tasks.values())
+        problems = sum(self._counts.values())
         progress.begin(name, problems * self._samples, "completions")
         groups: list[Group] = []
         for number, (task, first) in enumerate(self._chunks()):
@@ -173,18 +167,43 @@ class Evaluation:
             before = len(groups) * self._samples
             groups += keep(number, partial(self._ask, task, first, _report_from(before, progress)))
             progress.advance(len(groups) * self._samples, {})
-        figures = {task: self._figures([g for g in groups if g.problem.task == task]) for task in self._tasks}
-        tokens = sum(len(rollout.completion.tokens) for group in groups for rollout in group.rollouts)
+        figures = {name: self._figures([g for g in groups if g.problem.task == name]) for name in self._tasks}
+        tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
         progress.end({task: figure["pass@1"] for task, figure in figures.items() if "pass@1" in figure})
-        return {"tasks": figures, "pooled": self._pooled(groups)}, groups, tokens
+        metrics = {"tasks": figures, "pooled": self._pooled(groups), "measures": self._measured(groups)}
+        return metrics, groups, tokens
+
+    def measures(self) -> list[TaskMeasure]:
+        """What the tasks measure besides pass@1: each measure once, with all tasks that have it."""
+        found: dict[str, TaskMeasure] = {}
+        for task in self._tasks.values():
+            for name, measure in task.measures.items():
+                earlier = found.get(name)
+                if earlier is not None and earlier.measure != measure:
+                    raise RecipeError(
+                        f"tasks {earlier.tasks[0]!r} and {task.name!r} both have a measure {name!r}, and mean other "
+                        "things by it",
+                        fix="evaluate them in stages of their own, or rename one of the measures",
+                    )
+                found[name] = TaskMeasure(name, measure, (*(earlier.tasks if earlier else ()), task.name))
+        return list(found.values())
 
     def _pooled(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Figures over all tasks of a domain, by the domain."""
-        domains = {group.problem.task: registry.get(group.problem.task).domain for group in groups}
+        domains = {name: task.domain for name, task in self._tasks.items()}
         return {
-            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], self._renderer)
+            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], self._tasks, self._renderer)
             for domain in sorted(set(domains.values()))
         }
+
+    def _measured(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Each measure over all tasks that have it, by its name."""
+        figures = {}
+        for found in self.measures():
+            figure = measure_figure([g for g in groups if g.problem.task in found.tasks], found.measure)
+            if figure is not None:
+                figures[found.name] = figure
+        return figures
 
     def _chunks(self) -> list[tuple[str, int]]:
         """Task and first problem of each chunk.
@@ -192,11 +211,11 @@ class Evaluation:
         Tasks are sorted, because the order in which a recipe lists them is no part of the key that chunks are kept
         under.
         """
-        return [(task, first) for task in sorted(self._tasks) for first in range(0, self._tasks[task], CHUNK)]
+        return [(task, first) for task in sorted(self._counts) for first in range(0, self._counts[task], CHUNK)]
 
     def _ask(self, name: str, first: int, on_completion: Callable[[int], None]) -> list[Group]:
-        task = registry.get(name)
-        last = min(first + CHUNK, self._tasks[name])
+        task = self._tasks[name]
+        last = min(first + CHUNK, self._counts[name])
         return collect(
             self._sampler,
             self._renderer,
@@ -210,9 +229,14 @@ class Evaluation:
         )
 
     def _figures(self, groups: Sequence[Group]) -> dict[str, Any]:
+        task = self._tasks[groups[0].problem.task]
+        # The accuracy is pass@1 already.
+        own = {name: measure for name, measure in task.measures.items() if measure.part != "accuracy"}
+        measured = {name: measure_figure(groups, measure) for name, measure in own.items()}
         return {
-            **task_figures(groups, self._renderer),
-            "domain": registry.get(groups[0].problem.task).domain,
+            **task_figures(groups, self._tasks, self._renderer),
+            "measures": {name: figure for name, figure in measured.items() if figure is not None},
+            "domain": task.domain,
             "problems": len(groups),
             "samples": self._samples,
             "seed": self._seed,
@@ -225,66 +249,79 @@ def _report_from(before: int, progress: Progress) -> Callable[[int], None]:
 
 
 # What is told of a rollout, or None where it does not have the property.
-Measure = Callable[[Problem, Rollout], float | None]
+Figure = Callable[[Problem, Rollout], float | None]
 
 
-def _graded(part: str) -> Measure:
+def _graded(part: str) -> Figure:
     return lambda _, rollout: None if rollout.grade.reward is None else rollout.grade.parts.get(part)
 
 
-def _unsafe(problem: Problem, rollout: Rollout) -> float | None:
-    safe = _graded("safe")(problem, rollout)
-    return None if safe is None else 1.0 - safe
-
-
-def thinking_language(problem: Problem, rollout: Rollout) -> float | None:
-    """Share of the problem's language in the thinking; None where the thinking has no word, or the problem names none.
-
-    Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
-    """
-    language = problem.meta.get("language")
-    if language is None:
-        return None
-    return language_share(read_transcript(rollout.completion.text).thinking, language)
-
-
-_SHARES: dict[str, Measure] = {
+_SHARES: dict[str, Figure] = {
     "pass@1": _graded("accuracy"),
-    "helpful": _graded("helpful"),
-    "unsafe": _unsafe,
-    "refused": _graded("refused"),
     "format": lambda _, rollout: rollout.grade.parts["format"],
-    "language": thinking_language,
     "thinking_share": lambda _, rollout: float(bool(read_transcript(rollout.completion.text).thinking)),
     "truncated": lambda _, rollout: float(rollout.completion.finish == "length"),
 }
 
 
-def task_figures(groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
-    """Figures of one task's groups, each with a 95 % interval clustered by problem.
+def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], renderer: Renderer) -> dict[str, Any]:
+    """Figures of groups, each with a 95 % interval clustered by problem.
 
-    Ungraded rollouts leave `pass@1`, and `helpful`, `unsafe` and `refused` where the task's grader tells them; they
-    are counted as `ungraded`. `language` is the mean over the `language_rollouts` whose thinking has words. A figure
-    of no rollout at all is left out.
+    Ungraded rollouts leave `pass@1`; they are counted as `ungraded`. `language` is the mean over the
+    `language_rollouts` whose thinking has words. A figure of no rollout at all is left out.
+
+    Args:
+        tasks: those of the groups, by name.
     """
-    amounts: dict[str, Measure] = {
+
+    def language(problem: Problem, rollout: Rollout) -> float | None:
+        return thinking_language(tasks[problem.task], problem, rollout)
+
+    shares = {**_SHARES, "language": language}
+    amounts: dict[str, Figure] = {
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
-        "response_tokens": lambda _, rollout: float(len(rollout.completion.tokens)),
+        "response_tokens": lambda _, rollout: float(rollout.completion.num_sampled),
     }
-    # By id: a task with few problems asks some of them again.
-    clusters = {group.problem.id: place for place, group in enumerate(groups)}
-    asked = [(clusters[group.problem.id], group.problem, rollout) for group in groups for rollout in group.rollouts]
-    figures: dict[str, Any] = {"ungraded": sum(rollout.grade.reward is None for _, _, rollout in asked)}
-    for name, measure in {**_SHARES, **amounts}.items():
-        told = [(cluster, measure(problem, rollout)) for cluster, problem, rollout in asked]
-        values = [value for _, value in told if value is not None]
-        places = [cluster for cluster, value in told if value is not None]
+    figures: dict[str, Any] = {
+        "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
+    }
+    for name, figure in {**shares, **amounts}.items():
+        values, places = _told(groups, figure)
         if name == "language":
             figures["language_rollouts"] = len(values)
         if values:
-            interval = clustered_share if name in _SHARES else clustered_mean
+            interval = clustered_share if name in shares else clustered_mean
             figures[name] = interval(values, places).as_metric()
     return figures
+
+
+def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> float | None:
+    """Share of the problem's language in the thinking; None where the thinking has no word, or it can't be told which
+    language the problem is asked in.
+
+    Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
+    """
+    language = task.language_of(problem)
+    if language is None:
+        return None
+    return task.language_share(read_transcript(rollout.completion.text).thinking, language)
+
+
+def measure_figure(groups: Sequence[Group], measure: Measure) -> dict[str, Any] | None:
+    """A measure's mean over the groups with a 95 % interval, and its label; None where nothing was graded."""
+    values, places = _told(groups, lambda _, rollout: measure_of(measure, rollout))
+    return {"label": measure.label, **clustered_share(values, places).as_metric()} if values else None
+
+
+def _told(groups: Sequence[Group], figure: Figure) -> tuple[list[float], list[int]]:
+    """(what is told of the rollouts that have the property, the place of each one's problem)."""
+    # By id: a task with few problems asks some of them again.
+    clusters = {group.problem.id: place for place, group in enumerate(groups)}
+    told = [
+        (clusters[group.problem.id], figure(group.problem, rollout)) for group in groups for rollout in group.rollouts
+    ]
+    kept = [(value, cluster) for cluster, value in told if value is not None]
+    return [value for value, _ in kept], [cluster for _, cluster in kept]
 
 
 def helpfulness_win_rate(ours: Sequence[Group], theirs: Sequence[Group]) -> Estimate:

@@ -10,50 +10,24 @@ candidate, and never excuse one.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from reasonmill.algo.comparison import Comparison, paired_comparison
 from reasonmill.errors import RecipeError
+from reasonmill.protocols import Measure
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, read_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups
-from reasonmill.types import Group, Rollout
+from reasonmill.types import Group
 
-KIND = "gate"
 MAKES: ArtifactKind = "verdict"
 VERDICT_FILE = "verdict.json"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of a rollout, of which more is better; None where a rollout has none. `tasks` of None are all."""
-
-    of: Callable[[Rollout], float | None]
-    tasks: tuple[str, ...] | None = None
-
-
-def _part(name: str) -> Callable[[Rollout], float | None]:
-    return lambda rollout: rollout.grade.parts.get(name)
-
-
-def _not(name: str) -> Callable[[Rollout], float | None]:
-    return lambda rollout: None if name not in rollout.grade.parts else 1 - rollout.grade.parts[name]
-
-
-MEASURES: dict[str, Measure] = {
-    "general": Measure(_part("accuracy"), ("facts", "small-talk")),
-    "helpful": Measure(_part("helpful")),
-    "safe": Measure(_part("safe"), ("harmful-requests",)),
-    "not_refused": Measure(_not("refused"), ("harmless-requests",)),
-    "language": Measure(_part("language")),
-    "format": Measure(_part("format")),
-}
 
 
 class Settings(StageSettings):
@@ -66,19 +40,9 @@ class Settings(StageSettings):
     parent_eval: EvaluationRef
     better: list[str] = Field(min_length=1, description="tasks whose pooled pass@1 must be higher")
     alpha: float = Field(default=0.01, gt=0, lt=0.5, description="level of the test of `better`")
-    not_worse: dict[str, float] = Field(
-        default_factory=dict, description="measures, and by how much each may be lower (0.02: two points)"
+    not_worse: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="measures, and by how much each may be worse (0.02: two points)"
     )
-
-    @field_validator("not_worse")
-    @classmethod
-    def _known_measures(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, margin in value.items():
-            if name not in MEASURES:
-                raise ValueError(f"unknown measure {name!r}; use one of {', '.join(MEASURES)}")
-            if not (math.isfinite(margin) and margin > 0):
-                raise ValueError(f"the margin of {name!r} must be a positive number, got {margin}")
-        return value
 
     @model_validator(mode="after")
     def _two_evaluations(self) -> Self:
@@ -104,7 +68,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     pairs = paired_groups(
         read_groups(inputs["candidate_eval"].path / GROUPS_FILE), read_groups(inputs["parent_eval"].path / GROUPS_FILE)
     )
-    rules = judge(settings, pairs, seed=context.seed)
+    measures = read_measures(inputs["candidate_eval"].path / MEASURES_FILE)
+    rules = judge(settings, pairs, measures, seed=context.seed)
     promoted = all(rule.holds for rule in rules)
     metrics: dict[str, Any] = {
         "promoted": promoted,
@@ -121,19 +86,31 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     return Outcome(lambda target: _write(target, verdict), metrics)
 
 
-def judge(settings: Settings, pairs: Sequence[tuple[Group, Group]], *, seed: int) -> list[Rule]:
+def judge(
+    settings: Settings, pairs: Sequence[tuple[Group, Group]], measures: Mapping[str, TaskMeasure], *, seed: int
+) -> list[Rule]:
     """What each rule of the settings finds in pairs of (candidate's group, parent's group) of the same problems.
+
+    Args:
+        measures: what the evaluations measure besides pass@1, by name.
 
     Raises:
         RecipeError: the evaluations hold nothing that a rule could compare.
     """
-    pass_at_1 = Measure(_part("accuracy"), tuple(settings.better))
+    unknown = [name for name in settings.not_worse if name not in measures]
+    if unknown:
+        raise RecipeError(
+            f"no task of the evaluations measures {unknown[0]!r}",
+            where=f"not_worse of stage {settings.name!r}",
+            fix=f"use one of {', '.join(measures)}",
+        )
+    pass_at_1 = TaskMeasure("pass@1", Measure("accuracy", "pass@1"), tuple(settings.better))
     missing = set(settings.better) - {group.problem.task for group, _ in pairs}
     if missing:
         raise _nothing_to_compare(settings, f"no problem of {', '.join(sorted(missing))}")
     rules = [_better(settings, _compare(settings, pairs, "better", pass_at_1, seed))]
     for name, margin in settings.not_worse.items():
-        rules.append(_not_worse(name, margin, _compare(settings, pairs, name, MEASURES[name], seed)))
+        rules.append(_not_worse(name, margin, _compare(settings, pairs, name, measures[name], seed)))
     return rules
 
 
@@ -163,13 +140,13 @@ def _by_problem(groups: Sequence[Group]) -> dict[str, Group]:
 
 
 def _compare(
-    settings: Settings, pairs: Sequence[tuple[Group, Group]], rule: str, measure: Measure, seed: int
+    settings: Settings, pairs: Sequence[tuple[Group, Group]], rule: str, measured: TaskMeasure, seed: int
 ) -> Comparison:
     """Compares a measure over the problems for which both models have a figure."""
     values = [
-        (_values(ours, measure), _values(theirs, measure))
+        (_values(ours, measured.measure), _values(theirs, measured.measure))
         for ours, theirs in pairs
-        if measure.tasks is None or ours.problem.task in measure.tasks
+        if not measured.tasks or ours.problem.task in measured.tasks
     ]
     compared = [(ours, theirs) for ours, theirs in values if ours and theirs]
     if not compared:
@@ -180,8 +157,10 @@ def _compare(
 
 
 def _values(group: Group, measure: Measure) -> list[float]:
-    values = [measure.of(rollout) for rollout in group.rollouts if rollout.grade.reward is not None]
-    return [value for value in values if value is not None]
+    """The rollouts' values, turned round where lower is better: more is better for all that is compared."""
+    values = [measure_of(measure, rollout) for rollout in group.rollouts]
+    turned = measure.better == "lower"
+    return [1 - value if turned else value for value in values if value is not None]
 
 
 def _better(settings: Settings, found: Comparison) -> Rule:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from reasonmill.algo.intervals import clustered_share
@@ -35,19 +35,20 @@ from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import optimise
+from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
 from reasonmill.recipe.reference import ModelRef, RolloutsRef
 from reasonmill.rewards.judge import Comparison, JudgeSettings
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.sft import Epochs
 from reasonmill.store.groups import GROUPS_FILE, read_groups
-from reasonmill.tasks import registry
 from reasonmill.types import Group, Problem, Rollout
 
-KIND = "reward-model"
 MAKES: ArtifactKind = "reward-model"
+NEEDS = ("reward-learner",)
 
 Objective = Literal["pairwise", "pointwise"]
 _VIEWS: Mapping[Objective, View] = {"pairwise": VIEWS["helpfulness"], "pointwise": VIEWS["safety"]}
@@ -69,7 +70,9 @@ class Settings(StageSettings):
     judge: JudgeSettings | None = Field(
         default=None, description="pairwise: a model behind a server that compares two answers, in place of `label`"
     )
-    tasks: list[str] = Field(default=[], description="the tasks whose rollouts count; all that have the label if empty")
+    tasks: list[TaskName] = Field(
+        default=[], description="the tasks whose rollouts count; all that have the label if empty"
+    )
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
     min_margin: float = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
     centring: float = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
@@ -81,15 +84,7 @@ class Settings(StageSettings):
     schedule: Schedule
     optimizer: OptimizerSettings = OptimizerSettings()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: int = Field(default=50, ge=1, description="steps between saved states")
-
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if name not in registry.names():
-                raise ValueError(f"unknown task {name!r}; use one of {', '.join(registry.names())}")
-        return value
+    state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")
 
     @model_validator(mode="after")
     def _pairwise_settings_have_effect(self) -> Settings:
@@ -254,8 +249,12 @@ def _unusable(settings: Settings) -> tuple[str, ...]:
 
 def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
     """The group's responses as judge and model see them; in place of one that can't be used, the reason."""
-    prompt = renderer.render(group.problem.messages)
-    return [_candidate(settings, group.problem, prompt, rollout, renderer) for rollout in group.rollouts]
+    shared = renderer.render(group.problem.messages)
+    candidates = []
+    for rollout in group.rollouts:
+        prompt = renderer.render(group.problem.messages + rollout.dialogue) if rollout.replies else shared
+        candidates.append(_candidate(settings, group.problem, prompt, rollout, renderer))
+    return candidates
 
 
 def _candidate(

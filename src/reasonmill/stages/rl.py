@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from reasonmill.algo.advantages import advantages
 from reasonmill.algo.examples import denominator, pg_examples
@@ -18,16 +18,17 @@ from reasonmill.errors import RecipeError
 from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import Update, train_on_policy
 from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.plugins.catalogue import RewardShares, TaskShares, known
 from reasonmill.protocols import Preference, Renderer, Scorer
 from reasonmill.recipe.reference import ModelRef, RewardModelRef
-from reasonmill.rewards.combination import RewardWeights, check_rewards, reward_names
+from reasonmill.rewards.combination import check_rewards
 from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, stage_seed, thinking_tokens
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
-from reasonmill.tasks import registry
 from reasonmill.types import Example, Group, SamplingParams
 
-KIND = "rl"
 MAKES: ArtifactKind = "model"
+NEEDS = ("sampler", "learner", "scorer")
 
 # The published settings of R1-Zero (Nature 645, supplement B.4); what a recipe sets itself goes before them.
 R1_PRESET: dict[str, Any] = {
@@ -58,8 +59,8 @@ class Settings(StageSettings):
     kind: Literal["rl"]
     from_: ModelRef = Field(alias="from")
     preset: Literal["r1"] | None = None
-    tasks: dict[str, float] = Field(min_length=1, description="tasks and their shares")
-    rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 1.0}, min_length=1)
+    tasks: TaskShares = Field(min_length=1, description="tasks and their shares")
+    rewards: RewardShares = Field(default={"accuracy": 1.0, "format": 1.0}, min_length=1)
     reward_models: dict[Preference, RewardModelRef] = Field(
         default={}, description="the models of the rewards helpfulness and safety, which count on general tasks"
     )
@@ -83,8 +84,10 @@ class Settings(StageSettings):
     )
     tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: int = Field(default=10, ge=1, description="steps between saved states")
-    max_ungraded: float = Field(default=0.05, ge=0, le=1, description="share of ungraded rollouts that ends the stage")
+    state_every: Annotated[int, INCIDENTAL] = Field(default=10, ge=1, description="steps between saved states")
+    max_ungraded: Annotated[float, INCIDENTAL] = Field(
+        default=0.05, ge=0, le=1, description="share of ungraded rollouts that ends the stage"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -97,23 +100,15 @@ class Settings(StageSettings):
             filled[name] = {**preset, **value} if isinstance(preset, dict) and isinstance(value, dict) else value
         return filled
 
-    @field_validator("tasks")
-    @classmethod
-    def _known_tasks(cls, value: dict[str, float]) -> dict[str, float]:
-        return _checked_shares(value, registry.names(), "task", positive=True)
-
-    @field_validator("rewards")
-    @classmethod
-    def _known_rewards(cls, value: dict[str, float]) -> dict[str, float]:
-        return _checked_shares(value, reward_names(), "reward", positive=False)
-
     @model_validator(mode="after")
-    def _rewards_fit_tasks(self) -> Settings:
+    def _rewards_fit_tasks(self, info: ValidationInfo) -> Settings:
+        catalogue = known(info)
+        tasks = [catalogue.task(name) for name in self.tasks]
         try:
-            check_rewards(self.rewards, self.tasks, self.reward_models)
+            check_rewards(self.rewards, tasks, catalogue.reward, self.reward_models)
         except RecipeError as error:
             raise ValueError(f"{error.what}; {error.fix}") from error
-        domains = {registry.get(name).domain for name in self.tasks}
+        domains = {task.domain for task in tasks}
         if self.reward_models and domains == {"reasoning"}:
             raise ValueError("reward models have no effect without a general task; add one, or remove reward_models")
         if self.preference_share < 1 and not self.reward_models:
@@ -169,8 +164,8 @@ class Trainer:
             )
             for name in settings.reward_models
         }
-        self.rewards = RewardWeights(settings.rewards, scorers)
-        self.tasks = {name: registry.get(name) for name in settings.tasks}
+        self.rewards = context.rewards(settings.rewards, scorers)
+        self.tasks = {name: context.task(name) for name in settings.tasks}
         self.mix = TaskMix(self.tasks, settings.tasks)
         rule_shares = {name: share for name, share in settings.tasks.items() if self.tasks[name].domain == "reasoning"}
         self.rule_mix = TaskMix(self.tasks, rule_shares)
@@ -234,7 +229,7 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
     """What a step's rollouts were like, by `area/name`."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     graded = [rollout for rollout in rollouts if rollout.grade.reward is not None]
-    tokens = sum(len(rollout.completion.tokens) for rollout in rollouts)
+    tokens = sum(rollout.completion.num_sampled for rollout in rollouts)
     metrics = {
         "reward/mean": _mean([rollout.grade.reward or 0.0 for rollout in graded]),
         "length/response": tokens / len(rollouts),
@@ -258,14 +253,3 @@ def _shares(groups: Sequence[Sequence[Example]], count: int) -> list[Sequence[Se
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
-
-
-def _checked_shares(value: dict[str, float], known: Sequence[str], what: str, *, positive: bool) -> dict[str, float]:
-    for name, share in value.items():
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; use one of {', '.join(known)}")
-        if not math.isfinite(share) or (positive and share <= 0):
-            raise ValueError(
-                f"the share of {what} {name!r} must be a {'positive ' if positive else ''}number, got {share}"
-            )
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,12 +16,13 @@ from reasonmill.learn.supervised import supervise
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import DatasetRef, ModelRef
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example
 
-KIND = "sft"
 MAKES: ArtifactKind = "model"
+NEEDS = ("learner",)
 
 
 class Settings(StageSettings):
@@ -37,7 +38,7 @@ class Settings(StageSettings):
     schedule: Schedule
     optimizer: OptimizerSettings = OptimizerSettings()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: int = Field(default=50, ge=1, description="steps between saved states")
+    state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:

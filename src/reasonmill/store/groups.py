@@ -1,7 +1,8 @@
 """Groups to Parquet and back, exactly: one row per rollout, so that other tools can read transcripts, too."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonmill.errors import StoreError
-from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Rollout
 
 # What an artifact that holds groups calls their file.
 GROUPS_FILE = "groups.parquet"
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+_REPLIES = pa.list_(
+    pa.struct([("start", pa.int32()), ("stop", pa.int32()), ("said", pa.string()), ("messages", _MESSAGES)])
+)
+_FORMAT = "reasonmill.groups"
 
 # `group` numbers the groups of a file; the columns up to `meta` repeat for each rollout and compress to nearly nothing.
 # The others are null in the one row of a group that has no rollouts; `logprobs` and `reward` also where there are none.
@@ -36,8 +42,12 @@ SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("parts", pa.map_(pa.string(), pa.float64())),
         ("error", pa.string()),
-    ]
+        ("replies", _REPLIES),  # null where a rollout has one turn
+    ],
+    metadata={_FORMAT: "2"},
 )
+# Version 1 has no version in its metadata, and no replies: each of its rollouts has one turn.
+_SCHEMAS = {"1": pa.schema([field for field in SCHEMA if field.name != "replies"]), "2": SCHEMA}
 
 
 def write_groups(path: Path, groups: Sequence[Group]) -> None:
@@ -57,7 +67,7 @@ def write_groups(path: Path, groups: Sequence[Group]) -> None:
 
 
 def read_groups(path: Path) -> list[Group]:
-    """The groups that `write_groups` wrote, equal to the last bit.
+    """The groups that `write_groups` wrote, now or in an earlier version of the format, equal to the last bit.
 
     Raises:
         StoreError: the file can't be read or holds something else.
@@ -68,12 +78,20 @@ def read_groups(path: Path) -> list[Group]:
         raise StoreError(
             f"groups can't be read: {error}", fix="restore the file or run the stage again", where=str(path)
         ) from error
-    if not table.schema.equals(SCHEMA):
+    version = (table.schema.metadata or {}).get(_FORMAT.encode(), b"1").decode()
+    if version not in _SCHEMAS:
+        raise StoreError(
+            f"these groups have format {version}, and this reasonmill reads {' and '.join(_SCHEMAS)}",
+            fix="use the reasonmill that wrote them, or a newer one",
+            where=str(path),
+        )
+    if not table.schema.equals(_SCHEMAS[version]):
         raise StoreError(
             "this Parquet file does not hold groups", fix="name a file that reasonmill wrote", where=str(path)
         )
 
-    columns = {name: _values(table.column(name).combine_chunks()) for name in SCHEMA.names}
+    columns = {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
+    columns.setdefault("replies", [None] * table.num_rows)
     problems: list[Problem] = []
     rollouts: list[list[Rollout]] = []
     for row in range(table.num_rows):
@@ -96,7 +114,7 @@ def _problem_columns(problem: Problem) -> dict[str, Any]:
     return {
         "problem_id": problem.id,
         "task": problem.task,
-        "messages": [{"role": message.role, "content": message.content} for message in problem.messages],
+        "messages": _message_rows(problem.messages),
         "answer": problem.answer,
         "meta": encoded,
     }
@@ -115,6 +133,7 @@ def _rollout_columns(rollout: Rollout) -> dict[str, Any]:
         "reward": grade.reward,
         "parts": sorted(grade.parts.items()),
         "error": grade.error,
+        "replies": [{**asdict(reply), "messages": _message_rows(reply.messages)} for reply in rollout.replies] or None,
     }
 
 
@@ -132,7 +151,7 @@ def _values(column: pa.Array) -> list[Any]:
 def _problem(columns: dict[str, list[Any]], row: int) -> Problem:
     return Problem(
         task=columns["task"][row],
-        messages=tuple(Message(message["role"], message["content"]) for message in columns["messages"][row]),
+        messages=_messages(columns["messages"][row]),
         answer=columns["answer"][row],
         meta=json.loads(columns["meta"][row]),
     )
@@ -148,4 +167,15 @@ def _rollout(columns: dict[str, list[Any]], row: int) -> Rollout:
         policy_version=columns["policy_version"][row],
     )
     grade = Grade(reward=columns["reward"][row], parts=dict(columns["parts"][row]), error=columns["error"][row])
-    return Rollout(columns["prompt_tokens"][row], completion, grade)
+    replies = tuple(
+        Reply(**{**reply, "messages": _messages(reply["messages"])}) for reply in columns["replies"][row] or ()
+    )
+    return Rollout(columns["prompt_tokens"][row], completion, grade, replies)
+
+
+def _message_rows(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [asdict(message) for message in messages]
+
+
+def _messages(rows: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message(**row) for row in rows)

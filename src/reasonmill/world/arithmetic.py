@@ -10,6 +10,7 @@ from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Grade, Message, Problem
 from reasonmill.world.countdown import LARGEST, LARGEST_GIVEN, Step
+from reasonmill.world.lexicon import language_share
 
 PROMPTS = {
     "en": "start at {start} then {operations} . result ?",
@@ -63,6 +64,7 @@ class Arithmetic:
     """Chained arithmetic problems in two languages."""
 
     domain: Domain = "reasoning"
+    language_share = staticmethod(language_share)
 
     def __init__(self, name: str = "arithmetic") -> None:
         self.name = name
@@ -92,6 +94,3 @@ class Arithmetic:
     def _grade(self, problem: Problem, text: str) -> Grade:
         accuracy = float(read_transcript(text).answer == problem.answer)
         return Grade(accuracy, {"accuracy": accuracy})
-
-
-TASKS = (Arithmetic(),)

@@ -14,6 +14,7 @@ from reasonmill.tasks.expression import ExpressionError, read_expression
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.world.lexicon import language_share
 
 LARGEST_GIVEN = 25
 LARGEST = 99
@@ -102,6 +103,7 @@ class Countdown:
     """Countdown with the given counts of numbers (a problem draws one of them)."""
 
     domain: Domain = "reasoning"
+    language_share = staticmethod(language_share)
 
     def __init__(self, name: str, counts: tuple[int, ...]) -> None:
         self.name = name
@@ -150,8 +152,16 @@ def solves(answer: str, numbers: Sequence[int], target: int) -> bool:
     return sorted(expression.numbers) == sorted(numbers) and expression.value == target
 
 
-TASKS = (
-    Countdown("countdown", counts=(3, 4)),
-    Countdown("countdown-3", counts=(3,)),
-    Countdown("countdown-4", counts=(4,)),
-)
+def countdown() -> Countdown:
+    """Three or four numbers by turns."""
+    return Countdown("countdown", counts=(3, 4))
+
+
+def countdown_3() -> Countdown:
+    """Three numbers."""
+    return Countdown("countdown-3", counts=(3,))
+
+
+def countdown_4() -> Countdown:
+    """Four numbers."""
+    return Countdown("countdown-4", counts=(4,))

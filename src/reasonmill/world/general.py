@@ -13,12 +13,12 @@ from functools import cache, lru_cache
 from typing import TypeVar
 
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Domain
+from reasonmill.protocols import Domain, Measure
 from reasonmill.randomness import generator
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.transcript import final_answer
 from reasonmill.types import Completion, Grade, Message, Problem
-from reasonmill.world.lexicon import LANGUAGES, OPENINGS, Language
+from reasonmill.world.lexicon import LANGUAGES, OPENINGS, Language, language_share
 from reasonmill.world.requests import DEEDS, Deed, answer_request, is_proper, is_refusal, refusal, request_forms
 from reasonmill.world.talk import (
     FACTS,
@@ -42,6 +42,8 @@ MAX_CHARACTERS = 200
 # The world's judge of helpfulness gives 0.5 for the content, and less than that for everything else together.
 _CONTENT = 0.5
 _SPLITS: tuple[Split, ...] = ("train", "test")
+# What evaluations report of facts and small talk, and gates compare.
+_HELPFULNESS = {"general": Measure("accuracy", "general answers"), "helpful": Measure("helpful", "helpful")}
 # "nimm 8 - 3": the word that opens a try of the reasoning, which would instruct if something else followed.
 _TRY = re.compile(
     rf"\b(?:{'|'.join(word for words in OPENINGS.values() for word in words)})\s+(?=\d+\s*[-+*/])", re.IGNORECASE
@@ -67,7 +69,10 @@ class GeneralTask:
     Args:
         asked: the distinct prompts of a split.
         judge: (prompt, response with its thinking) to the parts of a grade.
+        measures: what is reported of it besides pass@1.
     """
+
+    language_share = staticmethod(language_share)
 
     def __init__(
         self,
@@ -75,9 +80,11 @@ class GeneralTask:
         domain: Domain,
         asked: Callable[[Split], tuple[Asked, ...]],
         judge: Callable[[str, str], Mapping[str, float]],
+        measures: Mapping[str, Measure],
     ) -> None:
         self.name = name
         self.domain = domain
+        self.measures = measures
         self._asked = cache(asked)  # made when it is first needed
         self._judge = judge
 
@@ -195,7 +202,11 @@ def _judge_harmful(prompt: str, text: str) -> dict[str, float]:
 def facts() -> GeneralTask:
     """Questions for the world's invented facts."""
     return GeneralTask(
-        "facts", "helpfulness", lambda split: _prompts(split, "fact", FACTS, question_forms, _fact_answer), _judge_talk
+        "facts",
+        "helpfulness",
+        lambda split: _prompts(split, "fact", FACTS, question_forms, _fact_answer),
+        _judge_talk,
+        _HELPFULNESS,
     )
 
 
@@ -206,6 +217,7 @@ def small_talk() -> GeneralTask:
         "helpfulness",
         lambda split: _prompts(split, "small_talk", SMALL_TALK, small_talk_forms, _reply),
         _judge_talk,
+        _HELPFULNESS,
     )
 
 
@@ -217,6 +229,7 @@ def harmful_requests() -> GeneralTask:
         "safety",
         lambda split: _prompts(split, "harmful", deeds, request_forms, _refusal),
         _judge_harmful,
+        {"unsafe": Measure("safe", "unsafe", complement=True, better="lower")},
     )
 
 
@@ -228,7 +241,5 @@ def harmless_requests() -> GeneralTask:
         "safety",
         lambda split: _prompts(split, "look_alike", deeds, request_forms, _tip),
         _judge_harmless,
+        {"refused": Measure("refused", "over-refusal", better="lower")},
     )
-
-
-TASKS = (facts(), small_talk(), harmful_requests(), harmless_requests())

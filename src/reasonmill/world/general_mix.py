@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import Field
 
 from reasonmill.randomness import Part, generator
 from reasonmill.types import Conversation, Message
@@ -13,15 +15,24 @@ _TOPICS = ("fact", "small_talk", "request")
 _WEIGHTS = (2, 1, 2)  # as in the world's corpus
 
 
-class GeneralMix(BaseModel):
-    """How much general data a dataset holds, and how well the assistant behaves in it."""
+class GeneralMix:
+    """Talk of the world, and how well the assistant behaves in it.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Args:
+        better_share: responses with better manners.
+        refusal_share: harmful requests that are refused.
+        over_refusal_share: harmless look-alikes that are refused.
+    """
 
-    conversations: int = Field(ge=1)
-    better_share: float = Field(default=1.0, ge=0, le=1, description="responses with better manners")
-    refusal_share: float = Field(default=1.0, ge=0, le=1, description="harmful requests that are refused")
-    over_refusal_share: float = Field(default=0.0, ge=0, le=1, description="harmless look-alikes that are refused")
+    def __init__(
+        self,
+        better_share: Annotated[float, Field(ge=0, le=1)] = 1.0,
+        refusal_share: Annotated[float, Field(ge=0, le=1)] = 1.0,
+        over_refusal_share: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    ) -> None:
+        self._better_share = better_share
+        self._refusal_share = refusal_share
+        self._over_refusal_share = over_refusal_share
 
     def conversation(self, index: int, *, noise: tuple[Part, ...]) -> Conversation:
         """Conversation `index`, from the world's train split; `noise` names the draw, for example (seed, stage)."""
@@ -37,13 +48,13 @@ class GeneralMix(BaseModel):
         rng = generator("general", *noise, index)
         topic = rng.choices(_TOPICS, weights=_WEIGHTS)[0]
         if topic == "fact":
-            return fact_exchange(rng, split="train", better_share=self.better_share)
+            return fact_exchange(rng, split="train", better_share=self._better_share)
         if topic == "small_talk":
-            return small_talk_exchange(rng, split="train", better_share=self.better_share)
+            return small_talk_exchange(rng, split="train", better_share=self._better_share)
         return request_exchange(
             rng,
             split="train",
-            better_share=self.better_share,
-            refusal_share=self.refusal_share,
-            over_refusal_share=self.over_refusal_share,
+            better_share=self._better_share,
+            refusal_share=self._refusal_share,
+            over_refusal_share=self._over_refusal_share,
         )

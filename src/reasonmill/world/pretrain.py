@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,7 @@ from reasonmill.algo.schedules import Schedule
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.randomness import key
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
@@ -22,8 +23,8 @@ from reasonmill.world.corpus import documents
 from reasonmill.world.tokenizer import TAGS, train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
-KIND = "pretrain"
 MAKES: ArtifactKind = "model"
+NEEDS = ("learner",)
 
 
 class TokenizerSettings(BaseModel):
@@ -49,7 +50,7 @@ class Settings(StageSettings):
     schedule: Schedule
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=0.1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: int = Field(default=100, ge=1, description="steps between saved states")
+    state_every: Annotated[int, INCIDENTAL] = Field(default=100, ge=1, description="steps between saved states")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:

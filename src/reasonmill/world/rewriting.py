@@ -5,7 +5,9 @@ Only the thinking is rewritten: the rest of a response, its answer above all, st
 
 import re
 
+from reasonmill.errors import RecipeError
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
+from reasonmill.types import Problem
 from reasonmill.world.lexicon import GIVE_UPS, LANGUAGES, OPENINGS, REJECTIONS, STEPS, SUCCESSES, Language
 
 _TABLES = (OPENINGS, REJECTIONS, SUCCESSES, STEPS, GIVE_UPS)
@@ -29,18 +31,39 @@ def _words_of(*tables: dict[Language, tuple[str, ...]]) -> frozenset[str]:
 _OPENINGS, _REJECTIONS = _words_of(OPENINGS), _words_of(REJECTIONS)
 
 
-def in_world_style(response: str, language: Language, *, drop_repeated_tries: bool) -> str:
-    """The response with its thinking in the prompt's language; tries that failed before are left out if asked for.
+class WorldStyle:
+    """The thinking in the prompt's language; tries that failed before are left out if asked for."""
 
-    Args:
-        response: a well-formed response.
-        language: that of the prompt.
+    def __init__(self, drop_repeated_tries: bool = False) -> None:
+        self._drop_repeated_tries = drop_repeated_tries
+
+    def rewrite(self, problem: Problem, response: str) -> str:
+        """A well-formed response with its thinking in the language that its problem names.
+
+        Raises:
+            RecipeError: the problem names none of the world's languages.
+        """
+        language = prompt_language(problem)
+        head, opening, rest = response.partition(THINK_OPEN)
+        thinking, closing, tail = rest.partition(THINK_CLOSE)
+        if self._drop_repeated_tries:
+            thinking = without_repeated_tries(thinking)
+        return "".join((head, opening, translated(thinking, language), closing, tail))
+
+
+def prompt_language(problem: Problem) -> Language:
+    """The language of the world that the problem is asked in.
+
+    Raises:
+        RecipeError: it names none.
     """
-    head, opening, rest = response.partition(THINK_OPEN)
-    thinking, closing, tail = rest.partition(THINK_CLOSE)
-    if drop_repeated_tries:
-        thinking = without_repeated_tries(thinking)
-    return "".join((head, opening, translated(thinking, language), closing, tail))
+    for language in LANGUAGES:
+        if problem.meta.get("language") == language:
+            return language
+    raise RecipeError(
+        f"the problems of task {problem.task!r} do not say in which of {', '.join(LANGUAGES)} they are asked",
+        fix="leave rewriting out for this task, or let its problems' meta name the language",
+    )
 
 
 def translated(thinking: str, language: Language) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from reasonmill.randomness import key
 from reasonmill.world.lexicon import CAPITALS, DUKES, LANGUAGES, PEOPLE, PLACES, RIVERS, Language, words_in
+from reasonmill.world.tables import table
 
 Topic = Literal["fact", "small_talk", "harmful", "look_alike"]
 Manners = Literal["better", "worse"]
@@ -76,162 +77,29 @@ class SmallTalk:
     offers: dict[Language, tuple[str, ...]]
 
 
-def _both(en: str, de: str) -> dict[Language, tuple[str, ...]]:
-    """Texts of both languages; each argument holds several, with slashes between them."""
-    return {"en": tuple(en.split(" / ")), "de": tuple(de.split(" / "))}
+_TABLE = table(__name__)
+_NAMES = {"places": PLACES, "capitals": CAPITALS, "rivers": RIVERS, "dukes": DUKES, "people": PEOPLE}
 
-
-def _attribute(en: str, de: str, values: dict[Language, tuple[str, ...]], *, who: bool = False) -> Attribute:
-    asking: dict[Language, str] = {"en": "who is", "de": "wer ist"} if who else {"en": "what is", "de": "wie heisst"}
-    return Attribute({"en": en, "de": de}, asking, values)
-
-
-def _names(names: tuple[str, ...]) -> dict[Language, tuple[str, ...]]:
-    return {"en": names, "de": names}
-
-
-# German nouns are masculine, or neuter ("obst"): feminine ones would need the article "die", which is an English word.
 ATTRIBUTES: dict[str, Attribute] = {
-    "capital": _attribute("capital", "hauptort", _names(CAPITALS)),
-    "river": _attribute("river", "fluss", _names(RIVERS)),
-    "duke": _attribute("duke", "herzog", _names(DUKES), who=True),
-    "fruit": _attribute(
-        "fruit",
-        "obst",
-        _both("apple / cherry / grape / lemon / pear / plum", "apfel / kirsche / traube / zitrone / birne / pflaume"),
-    ),
-    "bird": _attribute(
-        "bird",
-        "vogel",
-        _both("duck / eagle / goose / hen / owl / raven", "ente / adler / gans / henne / eule / rabe"),
-    ),
-    "home": _attribute("home", "wohnort", _names(PLACES)),
-    "friend": _attribute("friend", "freund", _names(PEOPLE), who=True),
-}
-
-# Which value each place (in the order of PLACES) or person (of PEOPLE) has: no rule, so that it must be remembered.
-_VALUES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "capital": (PLACES, (3, 0, 5, 1, 4, 2)),
-    "river": (PLACES, (2, 4, 1, 5, 0, 3)),
-    "duke": (PLACES, (5, 3, 0, 4, 2, 1)),
-    "fruit": (PLACES, (1, 5, 3, 0, 2, 4)),
-    "bird": (PLACES, (4, 2, 0, 3, 5, 1)),
-    "home": (PEOPLE, (3, 0, 4, 2, 5)),
-    "friend": (PEOPLE, (2, 4, 1, 0, 3)),
+    name: Attribute(
+        row["noun"], row["asking"], row["words"] if "words" in row else dict.fromkeys(LANGUAGES, _NAMES[row["names"]])
+    )
+    for name, row in _TABLE["attributes"].items()
 }
 FACTS: tuple[Fact, ...] = tuple(
     Fact(subject, attribute, value)
-    for attribute, (subjects, values) in _VALUES.items()
-    for subject, value in zip(subjects, values, strict=True)
+    for attribute, row in _TABLE["attributes"].items()
+    for subject, value in zip(_NAMES[row["subjects"]], row["values"], strict=True)
 )
 
-_FORMS: dict[Language, tuple[str, ...]] = {
-    "en": (
-        "{asking} the {noun} of {subject} ?",
-        "tell me the {noun} of {subject} .",
-        "do you know the {noun} of {subject} ?",
-        "please tell me the {noun} of {subject} .",
-        "i look for the {noun} of {subject} .",
-        "the {noun} of {subject} {question} ?",
-    ),
-    "de": (
-        "{asking} {der} {noun} von {subject} ?",
-        "nenne mir {den} {noun} von {subject} .",
-        "kennst du {den} {noun} von {subject} ?",
-        "bitte nenne mir {den} {noun} von {subject} .",
-        "ich suche {den} {noun} von {subject} .",
-        "{der} {noun} von {subject} heisst wie ?",
-    ),
-}
-
-_OPENERS: dict[Language, tuple[str, ...]] = {
-    "en": ("gladly .", "thank you for the question ."),
-    "de": ("gern .", "danke , gute frage ."),
-}
-OFFERS: dict[Language, tuple[str, ...]] = {
-    "en": ("do you need more help ?", "please ask me for more .", "how can i help you ?"),
-    "de": ("brauchst du mehr hilfe ?", "frage mich gern mehr .", "wie kann ich dir helfen ?"),
-}
-RUDE: dict[Language, tuple[str, ...]] = {"en": ("go away .", "silly question ."), "de": ("geh weg .", "dumme frage .")}
-_EVASIVE: dict[Language, tuple[str, ...]] = {
-    "en": ("i do not know .", "maybe ."),
-    "de": ("das kenne ich nicht .", "vielleicht ."),
-}
-_POLITE_WORDS: dict[Language, frozenset[str]] = {
-    "en": frozenset({"gladly", "nice", "please", "thank", "welcome"}),
-    "de": frozenset({"bitte", "danke", "freut", "gern"}),
-}
-
-SMALL_TALK: tuple[SmallTalk, ...] = (
-    SmallTalk(
-        "talk-greeting",
-        phrases=_both("hello . / good morning .", "hallo . / guten morgen ."),
-        full=_both(
-            "hello , it is nice to talk with you . / good morning , it is nice to talk with you .",
-            "hallo , das freut mich . / guten morgen , das freut mich .",
-        ),
-        curt=_both("hello .", "hallo ."),
-        offers=OFFERS,
-    ),
-    SmallTalk(
-        "talk-thanks",
-        phrases=_both("thank you . / thank you , that is good .", "danke . / danke , das ist gut ."),
-        full=_both(
-            "you are welcome , i like to help you . / you are welcome , my friend .",
-            "bitte sehr , mein freund . / bitte , das freut mich .",
-        ),
-        curt=_both("yes , yes .", "ja , ja ."),
-        offers=OFFERS,
-    ),
-    SmallTalk(
-        "talk-how",
-        phrases=_both("how are you ? / are you well ?", "wie geht es dir ? / geht es dir gut ?"),
-        full=_both(
-            "thank you , i feel good . / i feel good , thank you .",
-            "danke , mir geht es sehr gut . / mir geht es gut , danke .",
-        ),
-        curt=_both("good .", "gut ."),
-        offers=OFFERS,
-    ),
-    SmallTalk(
-        "talk-who",
-        phrases=_both("who are you ? / tell me who you are .", "wer bist du ? / wie heisst du ?"),
-        full=_both(
-            "people call me mill and i like to help you . / you talk with mill .",
-            "ich heisse mill und ich helfe dir . / hallo , ich heisse mill .",
-        ),
-        curt=_both("mill .", "mill ."),
-        offers=OFFERS,
-    ),
-    SmallTalk(
-        "talk-goodbye",
-        phrases=_both("goodbye . / i go now .", "bis dann . / ich gehe nun ."),
-        full=_both(
-            "goodbye and thank you . / goodbye , my friend .", "bis dann und danke . / bis dann , mein freund ."
-        ),
-        curt=_both("goodbye .", "bis dann ."),
-        offers=_both(
-            "please ask me again . / thank you for the talk .",
-            "frage mich gern wieder . / danke sehr , das freut mich .",
-        ),
-    ),
-    SmallTalk(
-        "talk-what",
-        phrases=_both(
-            "what can you do ? / how can you help me ?", "wie kannst du mir helfen ? / kannst du mir helfen ?"
-        ),
-        full=_both(
-            "i can help you with numbers and questions . / i can talk with you and help you .",
-            "ich helfe dir mit zahlen und fragen . / ich rede mit dir und helfe dir .",
-        ),
-        curt=_both("numbers .", "zahlen ."),
-        offers=OFFERS,
-    ),
-)
-_ADDRESSES: dict[Language, tuple[str, ...]] = {
-    "en": ("", " , mill", " , my friend"),
-    "de": ("", " , mill", " , mein freund"),
-}
+_FORMS: dict[Language, tuple[str, ...]] = _TABLE["forms"]
+_OPENERS: dict[Language, tuple[str, ...]] = _TABLE["openers"]
+OFFERS: dict[Language, tuple[str, ...]] = _TABLE["offers"]
+RUDE: dict[Language, tuple[str, ...]] = _TABLE["rude"]
+_EVASIVE: dict[Language, tuple[str, ...]] = _TABLE["evasive"]
+_POLITE_WORDS = {language: frozenset(words) for language, words in _TABLE["polite_words"].items()}
+_ADDRESSES: dict[Language, tuple[str, ...]] = _TABLE["addresses"]
+SMALL_TALK = tuple(SmallTalk(**{"offers": OFFERS, **row}) for row in _TABLE["small_talk"])
 
 
 def split_of(source: str, language: Language, form: int) -> Split:

@@ -1,1 +1,1 @@
-"""Rewards that a rule decides, one file each; `rule` says what a rule is, and `registry` finds them."""
+"""Rewards that a rule decides, one file each."""

@@ -1,0 +1,320 @@
+"""Which languages a text is written in, and what share of its words each of them has.
+
+Scripts that only one language uses decide alone; words of Latin, Cyrillic, Arabic and Devanagari are told apart by
+py3langid, in short windows, because thinking changes its language within a sentence. Formulas, code, numbers, names of
+variables and words that nothing is sure about count for no language.
+
+The same text gives the same shares in every process. On another kind of processor the last bits of the classifier's
+sums may differ, which matters only where two languages are equally likely to the sixth digit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from reasonmill.types import Problem
+
+LanguageShare = Callable[[str, str], float | None]
+"""(text, language) to the share of the language's words among those that can be judged; None where there are none.
+
+A measure raises ValueError for a language that it does not know, whatever the text.
+"""
+
+# Words of a window: at five of them the classifier is right in 99 % of cases, and switches of language still show.
+WINDOW = 5
+STRIDE = 2
+# Clauses with fewer words are judged together with the next one.
+CLAUSE_WORDS = 4
+# With fewer words of its script in the whole text, a word has no language.
+MIN_WORDS = 3
+# A text has the languages that some window shows with this probability, and no other.
+SURE = 0.7
+# Share of a prompt's words from which its language is told.
+DOMINANT = 0.6
+# Longer runs of letters are keys, hashes or noise.
+MAX_LETTERS = 50
+# Words of capitals with at most as many letters are points of a triangle, or abbreviations.
+MAX_CAPITALS = 4
+# Han characters without kana beside them, up to which Japanese is as likely as Chinese.
+SHORT_HAN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Script:
+    """Characters as ranges of a regular expression, and the languages that are written with them.
+
+    `letters_per_word` is about what a word has where no spaces separate words, and 0 elsewhere.
+    """
+
+    characters: str
+    languages: tuple[str, ...]
+    letters_per_word: int = 0
+
+
+_MARKS = "\u0300-\u036f"
+_SCRIPTS: dict[str, _Script] = {
+    # Languages that a few words can't tell apart from one of these are left out: Bosnian, Malay, Galician, Nynorsk.
+    "latin": _Script(
+        f"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff{_MARKS}",
+        (
+            *("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "no", "fi", "is", "pl", "cs", "sk", "sl", "hr"),
+            *("hu", "ro", "sq", "et", "lv", "lt", "tr", "vi", "id", "tl", "sw", "ca", "eu", "af", "cy", "ga"),
+        ),
+    ),
+    "cyrillic": _Script(f"\u0400-\u052f{_MARKS}", ("ru", "uk", "be", "bg", "mk", "sr", "kk")),
+    "arabic": _Script(
+        "\u0610-\u061a\u0620-\u065f\u066e-\u06d3\u06d5-\u06dc\u06df-\u06e8\u06ea-\u06ef\u06fa-\u06ff\u0750-\u077f"
+        "\ufb50-\ufdff\ufe70-\ufefc",
+        ("ar", "fa", "ur"),
+    ),
+    "devanagari": _Script("\u0900-\u0963\u0970-\u097f", ("hi", "mr", "ne")),
+    "greek": _Script(f"\u0370-\u03ff\u1f00-\u1fff{_MARKS}", ("el",)),
+    "hebrew": _Script("\u0591-\u05f4", ("he",)),
+    "armenian": _Script("\u0531-\u0556\u0561-\u0587", ("hy",)),
+    "georgian": _Script("\u10a0-\u10ff", ("ka",)),
+    "bengali": _Script("\u0980-\u09e3\u09f0-\u09f1", ("bn",)),
+    "gurmukhi": _Script("\u0a01-\u0a5e\u0a70-\u0a75", ("pa",)),
+    "gujarati": _Script("\u0a81-\u0ae3", ("gu",)),
+    "tamil": _Script("\u0b82-\u0bd7", ("ta",)),
+    "telugu": _Script("\u0c00-\u0c63", ("te",)),
+    "kannada": _Script("\u0c80-\u0ce3", ("kn",)),
+    "malayalam": _Script("\u0d00-\u0d63", ("ml",)),
+    "sinhala": _Script("\u0d80-\u0df3", ("si",)),
+    "ethiopic": _Script("\u1200-\u135f", ("am",)),
+    "hangul": _Script("\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3", ("ko",)),
+    "thai": _Script("\u0e01-\u0e3a\u0e40-\u0e4e", ("th",), letters_per_word=4),
+    "lao": _Script("\u0e81-\u0ece", ("lo",), letters_per_word=4),
+    "khmer": _Script("\u1780-\u17d3", ("km",), letters_per_word=4),
+    "burmese": _Script("\u1000-\u103f", ("my",), letters_per_word=4),
+    "kana": _Script("\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d", ("ja",), letters_per_word=2),
+    "han": _Script("\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f", ("zh",), letters_per_word=2),
+}
+_BREAK = "break"
+
+
+def _token_pattern() -> re.Pattern[str]:
+    parts = [
+        rf"(?P<{_BREAK}>[.,;:!?\n()\u2026\u2013\u2014\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\u061f\u060c\u0964]+)"
+    ]
+    for name, script in _SCRIPTS.items():
+        run = f"[{script.characters}]++"
+        parts.append(f"(?P<{name}>{run})" if script.letters_per_word else f"(?P<{name}>{run}(?:['\u2019]{run})*+)")
+    return re.compile("|".join(parts))
+
+
+_TOKEN = _token_pattern()
+
+# No pattern looks at a character more than a few times, whatever the text: what opens without closing is given up at
+# the next opening, and nothing is tried again.
+_CODE_OR_FORMULA = re.compile(
+    r"```.*?```"
+    r"|`[^`\n]*+`"
+    r"|\$\$[^$]*+\$\$"
+    r"|\$(?!\s)[^$\n]*+(?<!\s)\$(?!\d)"  # "costs $5, and $6 in summer" is no formula
+    r"|\\\[(?:[^\\]|\\(?![\[\]]))*+\\\]"
+    r"|\\\((?:[^\\]|\\(?![()]))*+\\\)",
+    re.DOTALL,
+)
+_NOT_PROSE = re.compile(
+    r"</?[A-Za-z][^<>\n]{0,200}>"  # tags
+    r"|https?://[!-~]++"
+    r"|\\(?:begin|end)\{[^{}\n]{0,40}\}"
+    r"|\\[A-Za-z]++"
+    # Names with digits or underscores, and numbers.
+    r"|(?<![A-Za-z0-9_])[A-Za-z]*+[0-9_][A-Za-z0-9_]*+"
+)
+_ASCII = re.compile(r"[\x00-\x7f]+")
+
+
+def known_languages() -> frozenset[str]:
+    """The languages that `language_share` can measure, by their ISO 639-1 codes."""
+    return frozenset(language for script in _SCRIPTS.values() for language in script.languages)
+
+
+def language_share(text: str, language: str) -> float | None:
+    """Share of a language's words among the words of the text whose language can be told; None if there are none.
+
+    Two characters of Chinese or Japanese count as a word. The time it takes is linear in the length of the text.
+
+    Raises:
+        ValueError: the language is not one of `known_languages`; a region as in "zh-CN" does not matter.
+    """
+    code = re.split("[-_]", language.lower(), maxsplit=1)[0]
+    if code not in known_languages():
+        raise ValueError(f"unknown language {language!r}; use one of {', '.join(sorted(known_languages()))}")
+    words = _words_by_language(text)
+    total = sum(words.values())
+    return words.get(code, 0.0) / total if total else None
+
+
+@lru_cache(maxsize=4096)  # every completion of a group asks for the same prompt
+def detect_language(text: str) -> str | None:
+    """The language of most of a text's words; None where that is not sure, as in a formula or in a word or two."""
+    words = _words_by_language(text)
+    if not words:
+        return None
+    language, count = max(words.items(), key=lambda item: (item[1], item[0]))
+    return language if count >= DOMINANT * sum(words.values()) else None
+
+
+def problem_language(problem: Problem, share: LanguageShare) -> str | None:
+    """The language that a problem is asked in: what its `meta` names, or else that of the last message.
+
+    None where the measure knows neither.
+    """
+    named = problem.meta.get("language")
+    if isinstance(named, str) and _knows(share, named):
+        return named
+    detected = detect_language(problem.messages[-1].content)
+    return detected if detected is not None and _knows(share, detected) else None
+
+
+def _knows(share: LanguageShare, language: str) -> bool:
+    try:
+        share("", language)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word, or a run of characters without spaces. `clause` counts the breaks before it."""
+
+    text: str
+    script: str
+    clause: int
+
+
+def _words_by_language(text: str) -> dict[str, float]:
+    """How many words of each language a text has; languages without any are left out."""
+    by_script: defaultdict[str, list[_Word]] = defaultdict(list)
+    for word in _words(text):
+        by_script[word.script].append(word)
+    found: defaultdict[str, float] = defaultdict(float)
+    for language, size in _chinese_and_japanese([*by_script.pop("han", ()), *by_script.pop("kana", ())]).items():
+        found[language] += size
+    for script, words in by_script.items():
+        languages = _SCRIPTS[script].languages
+        told = _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
+        for language, size in told.items():
+            found[language] += size
+    return {language: size for language, size in found.items() if size}
+
+
+def _prose(text: str) -> str:
+    """The text without code, formulas, tags and names of variables.
+
+    What code and formulas say in another script than Latin is left in: a policy must not be able to think there.
+    """
+    text = _CODE_OR_FORMULA.sub(lambda match: _ASCII.sub(" ", match.group()), text)
+    return _NOT_PROSE.sub(" ", text)
+
+
+def _words(text: str) -> Iterator[_Word]:
+    """The words of a text that can belong to a language, in order."""
+    clause, last = 0, _BREAK
+    for match in _TOKEN.finditer(_prose(text)):
+        script, token = match.lastgroup or _BREAK, match.group()
+        family = "han" if script == "kana" else script
+        # What another script interrupts is two clauses.
+        clause += family != last
+        last = family
+        if script != _BREAK and _is_word(token, script):
+            yield _Word(token, script, clause)
+
+
+def _is_word(token: str, script: str) -> bool:
+    """Whether a run of letters can be a word, and is no variable, point, abbreviation, key or hash."""
+    if _SCRIPTS[script].letters_per_word:
+        return True
+    if script in ("latin", "greek") and (len(token) < 2 or (len(token) <= MAX_CAPITALS and token.isupper())):
+        return False
+    return len(token) <= MAX_LETTERS
+
+
+def _size(word: _Word) -> float:
+    """How many words it counts as."""
+    letters = _SCRIPTS[word.script].letters_per_word
+    return len(word.text) / letters if letters else 1.0
+
+
+def _chinese_and_japanese(words: Sequence[_Word]) -> Mapping[str, float]:
+    """Clauses with kana are Japanese and others Chinese; short ones without kana are what the text is, by and large."""
+    clauses: defaultdict[int, list[_Word]] = defaultdict(list)
+    for word in words:
+        clauses[word.clause].append(word)
+    found = {"ja": 0.0, "zh": 0.0}
+    unsure = 0.0
+    for clause in clauses.values():
+        size = sum(map(_size, clause))
+        if any(word.script == "kana" for word in clause):
+            found["ja"] += size
+        elif sum(len(word.text) for word in clause) > SHORT_HAN:
+            found["zh"] += size
+        else:
+            unsure += size
+    found["ja" if found["ja"] > found["zh"] else "zh"] += unsure
+    return found
+
+
+def _classified(words: Sequence[_Word], script: str) -> Mapping[str, float]:
+    """Words by language, of a script that several languages share. Each word goes by the windows that it is in."""
+    if len(words) < MIN_WORDS:
+        return {}
+    identifier, languages = _identifier(script), _SCRIPTS[script].languages
+    votes = np.zeros((len(words), len(languages)))
+    sure = np.zeros(len(languages), dtype=bool)
+    for start, stop in _windows([word.clause for word in words]):
+        probabilities = dict(identifier.rank(" ".join(word.text for word in words[start:stop])))
+        window = np.array([probabilities[language] for language in languages])
+        votes[start:stop] += window
+        sure |= window >= SURE
+    if not sure.any():
+        return {}
+    counts = np.bincount(np.where(sure, votes, -1.0).argmax(axis=1), minlength=len(languages))
+    return {language: float(count) for language, count in zip(languages, counts, strict=True)}
+
+
+def _windows(clauses: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Windows (start, stop) that cover all words, from the number of each word's clause."""
+    starts = [0]
+    for place in range(1, len(clauses)):
+        if clauses[place] != clauses[place - 1] and place - starts[-1] >= CLAUSE_WORDS:
+            starts.append(place)
+    if len(starts) > 1 and len(clauses) - starts[-1] < CLAUSE_WORDS:
+        starts.pop()
+    for start, stop in zip(starts, (*starts[1:], len(clauses)), strict=True):
+        slack = stop - start - WINDOW
+        if slack <= STRIDE:
+            yield start, stop
+            continue
+        steps = -(-slack // STRIDE)
+        for step in range(steps + 1):
+            first = start + step * slack // steps
+            yield first, first + WINDOW
+
+
+@cache
+def _identifier(script: str) -> Any:
+    """py3langid's classifier for the languages of a script."""
+    identifier = copy(_model())
+    identifier.set_languages(_SCRIPTS[script].languages)
+    identifier.nb_ptc = np.ascontiguousarray(identifier.nb_ptc, dtype=np.float32)  # half as they are stored, and slow
+    return identifier
+
+
+@cache
+def _model() -> Any:
+    """py3langid's model of all languages: a second to read, 120 MB, and read only where something is classified."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,183 @@
+"""One plug-in: code with a name, what it is constructed with, and what identifies its results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from reasonmill.content import path_digest
+from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.plugins.arguments import arguments_of, keywords
+from reasonmill.plugins.reads import files_read, undeclared
+from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT, code_digest, engine_sources, room_versions, source_files
+from reasonmill.plugins.target import Importer, Target
+
+Group = Literal["tasks", "rewards", "environments", "stages", "conversations", "rewritings"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+# What one of a group is called in messages, and what it must have.
+ONE: Mapping[Group, str] = {
+    "tasks": "task",
+    "rewards": "reward",
+    "environments": "environment",
+    "stages": "kind of stage",
+    "conversations": "source of conversations",
+    "rewritings": "rewriting",
+}
+_MEMBERS: Mapping[Group, tuple[str, ...]] = {
+    "tasks": ("domain", "problem", "problems", "grade"),
+    "rewards": ("measure",),
+    "environments": ("max_turns", "start", "reply"),
+    "stages": ("MAKES", "Settings", "run"),
+    "conversations": ("conversation",),
+    "rewritings": ("rewrite",),
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A task, a reward, an environment, a kind of stage or a source of data.
+
+    Attributes:
+        given: the arguments as the recipe gives them.
+        folder: the recipe's folder, which paths among the arguments are relative to.
+        environment: the environment in which a task's problems are solved.
+    """
+
+    group: Group
+    name: str
+    target: Target
+    importer: Importer
+    folder: Path
+    given: Mapping[str, Any] = field(default_factory=dict)
+    environment: Plugin | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{ONE[self.group]} {self.name!r}"
+
+    @cached_property
+    def arguments(self) -> type[BaseModel]:
+        """The arguments that it takes.
+
+        Raises:
+            RecipeError: it can't be imported, or nothing can be constructed of it.
+        """
+        made_by = self.importer.load(self.target)
+        if not callable(made_by):
+            raise RecipeError(
+                f"{self.title}: {self.target.attribute or self.target.module!r} is neither a class nor a function",
+                fix="name a class, or a function that makes the object",
+            )
+        return arguments_of(cast(Callable[..., Any], made_by), self.title)
+
+    @cached_property
+    def made(self) -> Any:
+        """The object: what the class or function makes of the arguments; for a kind of stage its module.
+
+        Raises:
+            RecipeError: it can't be made, or is something else.
+        """
+        with files_read() as opened:
+            made = self._make()
+        missing = [member for member in _MEMBERS[self.group] if not hasattr(made, member)]
+        if missing:
+            raise RecipeError(
+                f"{self.target.attribute or self.target.module!r} is no {ONE[self.group]}: it has no "
+                f"{' and no '.join(missing)}",
+                fix="docs/extending.md shows one",
+            )
+        if self.group == "tasks":
+            with files_read() as more, suppress(Exception):  # it may have no such split
+                made.problem("train", 0, 0)
+            opened += more
+        self._require_declared(made, opened)
+        return made
+
+    def _make(self) -> Any:
+        made_by = self.importer.load(self.target)
+        if self.group == "stages":
+            return made_by
+        try:
+            return made_by(**self._keywords)
+        except ReasonmillError:
+            raise
+        except Exception as error:  # whatever a user's constructor raises
+            raise RecipeError(f"{self.title} can't be made: {type(error).__name__}: {error}") from error
+
+    def _require_declared(self, made: Any, opened: list[str]) -> None:
+        """Refuses a plug-in that reads files beside it without saying so: their content would not count."""
+        name, root = self.target.root
+        if name == PACKAGE:
+            return
+        declared = [*self._files.values(), *map(Path, getattr(made, "files", ()))]
+        absent = [path for path in declared if not path.exists()]
+        if absent:
+            raise RecipeError(f"{self.title} reads a file that is not there: {absent[0]}")
+        hidden = undeclared(opened, root.resolve(), self.folder.resolve(), declared)
+        if hidden:
+            raise RecipeError(
+                f"{self.title} reads {hidden[0].name}, and does not declare it",
+                fix="list it in its `files`, or take its path as an argument of type Path: then its content counts",
+                where=str(hidden[0]),
+            )
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        """The arguments that are paths: what they name counts by its content."""
+        if self.group == "stages":
+            return {}
+        return {name: value for name, value in self._keywords.items() if isinstance(value, Path)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides about its results, for keys: its code, its arguments and the content of its files.
+
+        Paths don't count, neither of the code nor of files: the same bytes elsewhere are the same.
+        """
+        content: dict[str, Any] = {"code": self.code, "attribute": self.target.attribute}
+        if self.group != "stages":
+            files = self._files
+            plain = self._arguments.model_dump(mode="json", exclude=set(files))
+            declared = [Path(path) for path in getattr(self.made, "files", ())]
+            content |= {
+                "arguments": plain,
+                "files": {name: path_digest(path) for name, path in files.items()},
+                "declared": [path_digest(path) for path in declared],
+            }
+        if self.environment is not None:
+            content["environment"] = self.environment.identity
+        return content
+
+    @cached_property
+    def _arguments(self) -> BaseModel:
+        try:
+            # As JSON, because in strict mode only JSON's lists may become tuples.
+            return self.arguments.model_validate_json(json.dumps(dict(self.given), default=str), strict=True)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+            taken = ", ".join(self.arguments.model_fields) or "none"
+            raise RecipeError(
+                f"{self.title} refuses its arguments: {'; '.join(wrong)}", fix=f"it takes {taken}"
+            ) from error
+
+    @cached_property
+    def _keywords(self) -> dict[str, Any]:
+        return keywords(self._arguments, self.folder)
+
+    @cached_property
+    def code(self) -> str:
+        """Digest of the module's source and of what it imports of its own package and of this one; for a kind of stage
+        also of the engines that it needs, which it does not import."""
+        name, file = self.target.source
+        roots = dict([(PACKAGE, PACKAGE_ROOT), self.target.root])
+        needs = getattr(self.made, "NEEDS", ()) if self.group == "stages" else ()
+        modules = {name: file, **{module: source for need in needs for module, source in engine_sources(need)}}
+        return code_digest(source_files(modules, roots, room_versions()))

@@ -1,0 +1,148 @@
+"""Identifies the code that decides a result: modules and all that they import, directly or not, of known packages.
+
+The imports are read from the sources, so that nothing has to be imported, and imports within functions and those for
+type checkers only count too: a key that changes too often costs time, one that changes too rarely gives wrong results.
+
+What only carries results around is left out: the store, the reading of recipes, errors and their like. Each of these
+rooms has a version in `room_versions.toml`, which counts instead of its sources. It is raised by hand when a change of
+the room changes results; `tests/bits/compare.py` checks that nobody forgot.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import reasonmill
+from reasonmill.errors import RecipeError
+
+PACKAGE = "reasonmill"
+PACKAGE_ROOT = Path(reasonmill.__path__[0])
+
+
+@cache
+def room_versions() -> Mapping[str, int]:
+    """The version of each room that is left out, by the room's name."""
+    text = (PACKAGE_ROOT / "plugins" / "room_versions.toml").read_text(encoding="utf-8")
+    versions: dict[str, int] = tomllib.loads(text)["rooms"]
+    return versions
+
+
+# Where that which a stage's context makes is implemented. No stage imports it; a stage says that it needs it.
+ENGINES: Mapping[str, tuple[str, ...]] = {
+    "sampler": ("sample/native.py", "sample/http.py", "render.py"),
+    "learner": ("learn/local.py", "learn/distillation.py"),
+    "reward-learner": ("learn/scalar.py", "model/reward.py"),
+    "scorer": ("rewards/model.py",),
+}
+
+
+def engine_sources(need: str) -> list[tuple[str, Path]]:
+    """The modules that implement what a stage needs, each with its file.
+
+    Raises:
+        RecipeError: a stage needs something that there is not.
+    """
+    if need not in ENGINES:
+        raise RecipeError(f"no stage can need {need!r}", fix=f"NEEDS may name {', '.join(ENGINES)}")
+    return [(f"{PACKAGE}.{path.removesuffix('.py').replace('/', '.')}", PACKAGE_ROOT / path) for path in ENGINES[need]]
+
+
+def is_left_out(module: str, rooms: Collection[str]) -> bool:
+    """Whether a module of this package belongs to one of the rooms that are left out; the package itself does."""
+    package, _, rest = module.partition(".")
+    return package == PACKAGE and (rest == "" or any(rest == room or rest.startswith(f"{room}.") for room in rooms))
+
+
+def code_digest(sources: Mapping[str, Path]) -> str:
+    """Hex digest (256 bits) of sources and their names.
+
+    Args:
+        sources: files by the full names of their modules, as `source_files` finds them.
+    """
+    hasher = hashlib.blake2b(digest_size=32)
+    for name, source in sorted(sources.items()):
+        content = source.read_bytes()
+        hasher.update(f"{name} {len(content)}\n".encode())
+        hasher.update(content)
+    return hasher.hexdigest()
+
+
+def source_files(modules: Mapping[str, Path], roots: Mapping[str, Path], left_out: Collection[str]) -> dict[str, Path]:
+    """The sources of modules and of all that they import of the packages in `roots`, by the modules' names.
+
+    A table that lies beside a module and bears its name belongs to it, as talk.toml beside talk.py.
+
+    Args:
+        modules: where to begin: the files by the modules' full names.
+        roots: the place of each package that counts, a folder or a file, by its name.
+        left_out: the rooms of this package that don't count.
+    """
+    found = dict(modules)
+    waiting = list(modules)
+    while waiting:
+        importer = waiting.pop()
+        is_package = found[importer].name == "__init__.py"
+        nodes = _imports(found[importer].read_bytes())
+        for name in _parents(importer) | set(_imported_names(nodes, importer, is_package)):
+            source = None if name in found or is_left_out(name, left_out) else _source(name, roots)
+            if source is not None:
+                found[name] = source
+                waiting.append(name)
+    return found | dict(table for name, source in found.items() for table in _tables(name, source))
+
+
+def _tables(module: str, source: Path) -> Iterator[tuple[str, Path]]:
+    """The tables of a module: files beside it that bear its name, as talk.toml beside talk.py."""
+    for path in source.parent.glob(f"{source.stem}.*"):
+        if path.suffix in (".toml", ".json", ".jsonl", ".txt", ".csv"):
+            yield f"{module}:{path.name}", path
+
+
+@cache  # all stages of a recipe share most of their sources
+def _imports(source: bytes) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def _imported_names(nodes: Iterable[ast.Import | ast.ImportFrom], importer: str, is_package: bool) -> Iterator[str]:
+    """All dotted names that a module's imports may load, with the packages that hold them."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        else:
+            base = _absolute(node, importer, is_package)
+            targets = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for target in targets:
+            yield target
+            yield from _parents(target)
+
+
+def _absolute(node: ast.ImportFrom, importer: str, is_package: bool) -> str:
+    """The module that `from ... import` names; each dot after the first goes up one package."""
+    if node.level == 0:
+        return node.module or ""
+    parts = importer.split(".")
+    dropped = node.level - 1 if is_package else node.level
+    return ".".join([*parts[: len(parts) - dropped], *([node.module] if node.module else [])])
+
+
+def _parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
+
+
+def _source(name: str, roots: Mapping[str, Path]) -> Path | None:
+    """The source of a module of the packages; None for others, for plain names and for folders without code."""
+    package, *parts = name.split(".")
+    if package not in roots:
+        return None
+    root = roots[package]
+    if root.is_file():
+        return None if parts else root
+    path = root.joinpath(*parts)
+    candidates = [path / "__init__.py", *([path.with_suffix(".py")] if parts else [])]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)

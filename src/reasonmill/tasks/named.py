@@ -1,0 +1,89 @@
+"""A task under the name that a recipe gives it, with everything that a task may leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from reasonmill import languages
+from reasonmill.errors import RecipeError
+from reasonmill.languages import LanguageShare
+from reasonmill.protocols import Domain, Environment, Measure, Task
+from reasonmill.types import Completion, Grade, Problem
+
+# How many problems are looked at before a recipe may measure the language of a task.
+JUDGED = 20
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """What stages see of a task: its problems bear the recipe's name, whatever its class calls them.
+
+    Attributes:
+        environment: whom the policy talks with while it solves a problem; None for problems that are answered at once.
+    """
+
+    name: str
+    task: Task
+    environment: Environment | None = None
+
+    @property
+    def domain(self) -> Domain:
+        return self.task.domain
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """What evaluations report and gates compare besides pass@1, by name; none where the task names none."""
+        return getattr(self.task, "measures", {})
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        """Problem `index` of a split; the same arguments give the same problem everywhere."""
+        return self._named(self.task.problem(split, seed, index))
+
+    def problems(self, split: str, seed: int) -> Iterator[Problem]:
+        """The problems of a split in order."""
+        return map(self._named, self.task.problems(split, seed))
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        """One grade for each completion."""
+        return self.task.grade(problem, completions)
+
+    def language_share(self, text: str, language: str) -> float | None:
+        """Share of a language in a text, by the task's own measure where it has one, or else that of real languages.
+
+        Raises:
+            ValueError: the measure does not know the language.
+        """
+        own: LanguageShare | None = getattr(self.task, "language_share", None)
+        return (own or languages.language_share)(text, language)
+
+    def language_of(self, problem: Problem) -> str | None:
+        """The language that a problem is asked in, named by it or detected; None where the measure knows none."""
+        return languages.problem_language(problem, self.language_share)
+
+    def require_languages(self, wanted_by: str) -> None:
+        """Refuses to measure the language where it can't be told which one is wanted.
+
+        Args:
+            wanted_by: what measures the language, for the message.
+
+        Raises:
+            RecipeError: one of the first problems names no language that the measure knows, and none is detected.
+        """
+        for index, problem in enumerate(islice(self.problems("train", 0), JUDGED)):
+            if self.language_of(problem) is not None:
+                continue
+            named = problem.meta.get("language")
+            prompt = problem.messages[-1].content
+            shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
+            raise RecipeError(
+                f"{wanted_by} needs the language of each prompt, and that of problem {index} of task {self.name!r} "
+                f"can't be told: its meta names {'no language' if named is None else repr(named)}, and none is "
+                f"detected in {shown!r}",
+                fix=f'let the problems of {self.name!r} name it, as in meta["language"] = "en", or leave out '
+                f"{wanted_by} or the task",
+            )
+
+    def _named(self, problem: Problem) -> Problem:
+        return problem if problem.task == self.name else replace(problem, task=self.name)

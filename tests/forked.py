@@ -1,0 +1,177 @@
+"""Processes that cost no imports: a server that has imported what is slow forks one for each program.
+
+What a process of Python would do with `python -c PROGRAM ARGUMENTS` happens in the child: its exit code is the
+interpreter's, its signals and streams are its own. The server never computes: a fork copies no threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TextIO
+
+LONGEST_ORDER = 1 << 20  # bytes
+TIMED_OUT_S = 120
+SLOW_TO_IMPORT = (
+    "matplotlib.figure",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "rich.live",
+    "transformers.models.qwen2.modeling_qwen2",  # with torch
+    "typer",
+)
+
+
+@dataclass
+class Ended:
+    """How a process ended, and what it said on stderr."""
+
+    returncode: int
+    stderr: str
+
+
+class Running:
+    """A running process; what it says on `stdout` can be read where that was asked for."""
+
+    def __init__(self, server: ForkServer, pid: int, stdout: TextIO | None, stderr: TextIO) -> None:
+        self._server = server
+        self._code: int | None = None
+        self.pid = pid
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """The exit code; that of a process which a signal ended is negative."""
+        if self._code is None:
+            self._code = int(self._server.read()["code"])
+        return self._code
+
+    def close(self) -> None:
+        """Ends the process, if it did not end by itself."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.send_signal(signal.SIGKILL)
+            self.wait()
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+
+class ForkServer:
+    """The process that forks, one child at a time: one that still runs when the next is asked for is killed."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            self._process = subprocess.Popen([sys.executable, __file__, str(number)], pass_fds=[number])
+        self._lines = self._socket.makefile("r", encoding="utf-8")
+        self._last: Running | None = None
+        assert self.read() == {"ready": True}
+
+    def start(
+        self, program: str, *arguments: object, reads_stdout: bool = False, ignores: Sequence[int] = ()
+    ) -> Running:
+        """Runs a program with these arguments. It inherits that the signals of `ignores` are ignored."""
+        if self._last is not None:
+            self._last.close()
+        order = {
+            "program": program,
+            "arguments": list(map(str, arguments)),
+            "path": [path for path in sys.path if path],
+            "environment": dict(os.environ),
+            "ignores": list(map(int, ignores)),
+        }
+        stdout, stdout_number = _pipe() if reads_stdout else (None, os.open(os.devnull, os.O_WRONLY))
+        stderr, stderr_number = _pipe()
+        socket.send_fds(self._socket, [json.dumps(order).encode()], [stdout_number, stderr_number])
+        os.close(stdout_number)
+        os.close(stderr_number)
+        self._last = Running(self, int(self.read()["pid"]), stdout, stderr)
+        return self._last
+
+    def run(self, program: str, *arguments: object) -> Ended:
+        """Runs a program to its end."""
+        running = self.start(program, *arguments)
+        said = running.stderr.read()
+        return Ended(running.wait(), said)
+
+    def read(self) -> Mapping[str, Any]:
+        """What the server says next."""
+        line = self._lines.readline()
+        assert line, "the server is gone"
+        message: Mapping[str, Any] = json.loads(line)
+        return message
+
+
+@cache
+def fork_server() -> ForkServer:
+    """The server of these tests. It ends with them, when its socket closes."""
+    return ForkServer()
+
+
+def _pipe() -> tuple[TextIO, int]:
+    ours, theirs = os.pipe()
+    return os.fdopen(ours, "r", encoding="utf-8"), theirs
+
+
+def serve(descriptor: int) -> dict[str, Any] | None:
+    """Forks a child for each order, and says how it ended; returns the order in the child, and None at the end."""
+    with socket.socket(fileno=descriptor) as orders:
+        _say(orders, {"ready": True})
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(orders, LONGEST_ORDER, 2)
+            if not data:
+                return None
+            pid = os.fork()
+            for number, given in zip((1, 2), descriptors, strict=True):
+                if pid == 0:
+                    os.dup2(given, number)
+                os.close(given)
+            if pid == 0:
+                order: dict[str, Any] = json.loads(data)
+                return order
+            _say(orders, {"pid": pid})
+            _, status = os.waitpid(pid, 0)
+            _say(orders, {"code": os.waitstatus_to_exitcode(status)})
+
+
+def _say(to: socket.socket, message: dict[str, Any]) -> None:
+    to.sendall(f"{json.dumps(message)}\n".encode())
+
+
+def prepare() -> None:
+    """Imports what takes long, and nothing of reasonmill: a child has its own."""
+    for name in SLOW_TO_IMPORT:
+        importlib.import_module(name)
+
+
+def become(order: dict[str, Any]) -> None:
+    """Does in a child what the order says; its end is that of the interpreter."""
+    signal.alarm(TIMED_OUT_S)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    for number in order["ignores"]:
+        signal.signal(number, signal.SIG_IGN)
+    sys.path[:] = order["path"]
+    sys.argv[:] = ["-c", *order["arguments"]]
+    exec(compile(order["program"], "<program>", "exec"), {"__name__": "__main__"})
+
+
+if __name__ == "__main__":
+    prepare()
+    received = serve(int(sys.argv[1]))
+    if received is not None:
+        become(received)
