@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
 from reasonmill.types import Problem
 
 TASK = "countdown-3"
@@ -34,7 +34,7 @@ class Workload:
 
     def problem(self, index: int) -> Problem:
         """Training problem `index`; step s uses those from s * problems on."""
-        return registry.get(TASK).problem("train", self.seed, index)
+        return installed().task(TASK).problem("train", self.seed, index)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from seeds import (
 from reasonmill.algo.comparison import win_rate
 from reasonmill.errors import ReasonmillError
 from reasonmill.mill.results import STAGE_ROWS
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
 
 COLUMNS = ("base", "zero", "dev1", "dev2", "dev3", "r1")  # each is evaluated by a stage with "-eval" behind its name
 SMALL_COLUMNS = ("small-base", "small-rl", "small-sft", "small-distill")
@@ -110,7 +110,7 @@ def _values(run: Run, column: str, place: Place) -> Values:
     groups = [
         group
         for group in run.groups(f"{column}-eval")
-        if name == (group.problem.task if scope == "tasks" else registry.get(group.problem.task).domain)
+        if name == (group.problem.task if scope == "tasks" else installed().task(group.problem.task).domain)
     ]
     return values(groups, measures(run.renderer)[metric])
 

@@ -17,9 +17,9 @@ from grpo_workload import REWARDS, TASK, Measured, Step, Workload, environment, 
 
 from reasonmill.algo.losses import LossSettings
 from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.plugins.catalogue import installed
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import RewardWeights
-from reasonmill.tasks import registry
 from reasonmill.types import Completion
 
 
@@ -52,7 +52,7 @@ class _Grader:
         for index, places in attempts.items():
             completions = [self._completion(completion_ids[place]) for place in places]
             problem = self._workload.problem(index)
-            grades = self._weights.grade(registry.get(TASK), problem, completions, noise=(index,))
+            grades = self._weights.grade(installed().task(TASK), problem, completions, noise=(index,))
             for place, reward in zip(places, graded([grade.reward for grade in grades]), strict=True):
                 rewards[place] = reward
         self.group_means.append(

@@ -47,6 +47,7 @@ class FakeRun:
     looks: int = 99
     key: str = "k"
     progress: KeptProgress = field(default_factory=KeptProgress)
+    keeps_last_state: bool = False
 
     def stop_requested(self) -> bool:
         self.looks -= 1

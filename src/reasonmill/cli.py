@@ -16,24 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
-from reasonmill import upkeep
+from reasonmill import history, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
+from reasonmill.history import note_to_user, table_of
 from reasonmill.lasting_streams import lasting
-from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
+from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption, OverridesOption, RecipeArgument, UntilOption
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
-from reasonmill.types import Artifact, Message, SamplingParams
+from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
     from reasonmill.mill.estimate import Device, Estimate
     from reasonmill.placement import Placement
     from reasonmill.recipe.graph import Recipe
     from reasonmill.store.home import Home
-    from reasonmill.store.ledger import RunStage
     from reasonmill.tasks.named import NamedTask
 
 app = typer.Typer(
@@ -79,16 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 @app.command()
 @lasting("stdout")
 def run(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a TOML file.")],
+    recipe: RecipeArgument,
     home: HomeOption = DEFAULT_HOME,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Changes a setting; repeatable.")
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage to run.")] = None,
+    overrides: OverridesOption = None,
+    until: UntilOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; write nothing.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Read every byte of finished stages; rebuild what is damaged, rollouts too."),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Runs a recipe; finished stages are not run again, and an interrupted run goes on where it stopped."""
+    """Runs a recipe; finished stages are not run again, and an interrupted run resumes where it stopped."""
     from reasonmill.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -108,7 +108,13 @@ def run(
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
                 result = run_recipe(
-                    loaded, opened, progress, until=until, backend=backend, stop_requested=stop.requested
+                    loaded,
+                    opened,
+                    progress,
+                    until=until,
+                    backend=backend,
+                    stop_requested=stop.requested,
+                    repair=repair,
                 )
         except Interrupted as error:
             _show_stop(error)
@@ -123,25 +129,6 @@ def run(
         if stage.artifact.kind == "verdict":
             _print_verdict(console, stage.name, stage.artifact.metrics)
     _print(console, Text(f"run: {result.directory}"))
-
-
-@app.command()
-def status(home: HomeOption = DEFAULT_HOME) -> None:
-    """Shows the runs of a home, and which of their stages are finished, begun or open."""
-    from reasonmill.store.home import Home
-
-    console = Console()
-    with Home.open(home, write=False) as opened:
-        runs = opened.ledger.runs()
-        if not runs:
-            _print(console, Text("no runs yet"))
-        for record in runs:
-            table = _table(record.name, "stage", "kind", "state", "artifact")
-            begun = {stage.name: stage for stage in record.stages}
-            for settings in record.recipe["stage"]:
-                state, digest = _stage_state(opened, begun.get(settings["name"]), settings.get("steps"))
-                table.add_row(settings["name"], settings["kind"], state, digest)
-            console.print(table)
 
 
 @app.command("eval")
@@ -170,7 +157,7 @@ def evaluate(
 
     from reasonmill.mill.artifacts import find_model
 
-    directory = find_model(model, home)
+    directory = find_model(model, home, note_to_user)
 
     from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
@@ -206,7 +193,7 @@ def problems(
             line = {"id": problem.id, "messages": messages, "answer": problem.answer, "meta": dict(problem.meta)}
             print(json.dumps(line, ensure_ascii=False))
         return
-    table = _table(f"{task}, {split}, seed {seed}", "id", "problem", "answer")
+    table = table_of(f"{task}, {split}, seed {seed}", "id", "problem", "answer")
     for problem in drawn:
         table.add_row(
             problem.id, Text("\n".join(message.content for message in problem.messages)), Text(problem.answer)
@@ -219,7 +206,7 @@ def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOp
     """Talks with a model; its thinking is shown dimmed. /exit or the end of input leaves."""
     from reasonmill.mill.artifacts import find_model
 
-    directory = find_model(model, home)
+    directory = find_model(model, home, note_to_user)
 
     from reasonmill.sample.session import ChatSession
 
@@ -239,19 +226,9 @@ def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOp
             messages.append(Message("assistant", _print_reply(console, session.reply(messages))))
 
 
-@app.command()
-def lineage(
-    artifact: Annotated[str, typer.Argument(help="run/stage, or the beginning of a digest.")],
-    home: HomeOption = DEFAULT_HOME,
-) -> None:
-    """Shows what an artifact was made from."""
-    from reasonmill.mill.artifacts import find_artifact
-    from reasonmill.store.home import Home
-
-    with Home.open(home, write=False) as opened:
-        Console().print(_lineage_tree(opened, find_artifact(opened, artifact), None, set()))
-
-
+app.command()(history.status)
+app.command()(history.lineage)
+app.command()(history.adopt)
 app.command()(upkeep.verify)
 app.command()(upkeep.gc)
 
@@ -287,14 +264,14 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
     """
     from reasonmill.mill.display import output_console
     from reasonmill.mill.estimate import estimate, total
-    from reasonmill.mill.pipeline import plan
+    from reasonmill.mill.planning import plan
 
     with _existing_home(home) as opened:
         planned = plan(recipe, opened, until)
     assumed = _assumed_device(device)
     estimates = estimate(recipe.up_to(until), planned, assumed)
     columns = ("stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory")
-    table = _table(f"{recipe.name}, seed {recipe.seed}", *columns)
+    table = table_of(f"{recipe.name}, seed {recipe.seed}", *columns)
     for stage in planned:
         status = stage.status
         if stage.waits_for:
@@ -307,6 +284,9 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
     table.add_row("total", "", "", *_estimate_cells(whole))
     console = output_console()
     console.print(table)
+    for stage in planned:
+        if stage.note:
+            _print(console, Text(stage.note))
     _print(console, Text(f"estimates for {assumed.name} with {_gigabytes(assumed.memory_bytes)} of memory"))
     _print(console, Text("the rates and the lengths of responses are assumptions: expect factors of 2 or 3"))
     for name, shown in estimates.items():
@@ -374,35 +354,6 @@ def _existing_home(path: Path) -> Iterator[Home | None]:
             yield home
 
 
-def _stage_state(home: Home, stage: RunStage | None, steps: int | None) -> tuple[str, str]:
-    """How far a stage is, and the beginning of its artifact's digest."""
-    if stage is None:
-        return "open", ""
-    record = home.ledger.stage(stage.key)
-    if record is not None:
-        return f"finished in {record.seconds:.1f} s", record.artifact.digest[:12]
-    reached = home.ledger.metrics(stage.key)
-    if not reached:
-        return "begun", ""
-    return f"at step {reached[-1]['step'] + 1}" + (f" of {steps}" if steps is not None else ""), ""
-
-
-def _lineage_tree(home: Home, artifact: Artifact, parent: Tree | None, shown: set[tuple[str, str]]) -> Tree:
-    """The artifact and its ancestors; what has ancestors is followed where it comes first only."""
-    making = (artifact.stage, artifact.digest)
-    label = Text.assemble((artifact.stage, "bold"), f"  {artifact.kind}  ", (artifact.digest[:12], "dim"))
-    if artifact.kind == "verdict":
-        label.append("  promoted" if artifact.metrics["promoted"] else "  refused")
-    is_repeated = bool(artifact.parents) and making in shown
-    if is_repeated:
-        label.append("  (shown above)", "dim")
-    tree = Tree(label) if parent is None else parent.add(label)
-    shown.add(making)
-    for ancestor in () if is_repeated else home.ledger.parents(artifact):
-        _lineage_tree(home, ancestor, tree, shown)
-    return tree
-
-
 def _print_verdict(console: Console, gate: str, verdict: Mapping[str, Any]) -> None:
     outcome = ("promoted", "bold green") if verdict["promoted"] else ("refused", "bold red")
     _print(console, Text.assemble((gate, "bold"), ": ", outcome))
@@ -421,13 +372,6 @@ def _print_reply(console: Console, pieces: Iterable[str]) -> str:
             said.append(text)
     console.print()
     return "".join(said).strip()
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 3, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _show_error(error: ReasonmillError) -> None:

@@ -72,6 +72,12 @@ class TooManyUngraded(ReasonmillError):
     exit_code = 6
 
 
+class NotAdopted(ReasonmillError):
+    """A finished result of other code can't be taken over; the message says which one, and why."""
+
+    exit_code = 7
+
+
 class Interrupted(ReasonmillError):
     """The user or the system asked the run to stop; the same command resumes it."""
 

@@ -24,5 +24,10 @@ HomeOption = Annotated[
     Path,
     typer.Option("--home", parser=_directory, metavar="PATH", help="Directory that keeps all artifacts and runs."),
 ]
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a TOML file.")]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Changes a setting; repeatable.")
+]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DEFAULT_HOME = Path("mill")

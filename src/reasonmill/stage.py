@@ -30,6 +30,13 @@ class StageSettings(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the stage in the recipe's graph")
     kind: str = Field(description="what the stage does")
 
+    def against_more_steps(self) -> str | None:
+        """Why a finished stage with these settings can't go on where it ended when its `steps` are raised.
+
+        None where the steps that it has taken are the first of any larger number.
+        """
+        return f"a stage of kind {self.kind!r} can't"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -45,7 +52,8 @@ class StageContext:
 
     `key` identifies the stage's settings, inputs and code, and names its steps and states in the ledger.
     `seed` is the recipe's. `stop_requested` tells whether the user asked to stop; a stage looks at it between
-    steps, saves what it needs to resume and raises Interrupted.
+    steps, saves what it needs to resume and raises Interrupted. `keeps_last_state` asks for the state after the last
+    step, from which the stage could be trained for more steps.
     """
 
     key: str
@@ -55,6 +63,7 @@ class StageContext:
     progress: Progress
     stop_requested: Callable[[], bool]
     catalogue: Catalogue
+    keeps_last_state: bool = False
     _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
 
     def task(self, name: str) -> NamedTask:

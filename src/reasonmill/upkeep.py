@@ -39,10 +39,13 @@ def gc(
     abandoned: Annotated[
         bool, typer.Option("--abandoned", help="Remove states of stages, too, that no run has any more.")
     ] = False,
+    last_states: Annotated[
+        bool, typer.Option("--last-states", help="Remove states, too, from which more steps of finished stages resume.")
+    ] = False,
 ) -> None:
     """Removes what nothing refers to: no artifact, no groups, and no state that a run could go on from."""
     collect = look_for_garbage if dry_run else collect_garbage
-    garbage = collect(home, abandoned=abandoned)
+    garbage = collect(home, abandoned=abandoned, last_states=last_states)
     for digest in garbage.objects:
         _print(Text(f"object {digest[:12]}"))
     for leftover in garbage.leftovers:
@@ -54,6 +57,13 @@ def gc(
             Text(
                 f"{garbage.num_bytes_abandoned:,} bytes are states of unfinished stages that no run has any more, as "
                 "their settings or their code were changed; gc --abandoned removes them"
+            )
+        )
+    if garbage.num_bytes_last:
+        _print(
+            Text(
+                f"{garbage.num_bytes_last:,} bytes are the last states of finished stages, from which they resume when "
+                "their steps are raised; gc --last-states removes them"
             )
         )
     if garbage.num_bytes_quarantined:

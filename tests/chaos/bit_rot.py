@@ -1,4 +1,4 @@
-"""Bit rot: one case damages a few bytes of a finished run's home, which `verify` must see and the next run must mend.
+"""Bit rot: one case damages a few bytes of a finished run's home, which `verify` must see and a repair must mend.
 
 python -m pytest tests/chaos/test_bit_rot.py --chaos-long --chaos-jobs 2
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
-from native_context import BACKEND
 from reasonmill.mill.pipeline import run_recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.home import Home
@@ -58,20 +58,30 @@ PLACES = ("objects", "runs", "backups", "ledger.sqlite", "ledger.seal")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made: digests by stage, and what it told."""
+    """What a run made: digests by stage, what it told, and which stages it took from the ledger."""
 
     digests: dict[str, str]
     notes: tuple[str, ...]
+    cached: tuple[str, ...]
 
 
-def run(home: Path, recipe: Path, *, stop_requested: Callable[[], bool] = lambda: False) -> Outcome:
+def run(
+    home: Path, recipe: Path, *, stop_requested: Callable[[], bool] = lambda: False, repair: bool = False
+) -> Outcome:
     """What `reasonmill run` does, without a process of its own."""
     notes = KeptProgress()
     with Home.open(home) as opened:
         result = run_recipe(
-            load_recipe(str(recipe)), opened, notes, until=None, backend=BACKEND, stop_requested=stop_requested
+            load_recipe(str(recipe)),
+            opened,
+            notes,
+            until=None,
+            backend=BACKEND,
+            stop_requested=stop_requested,
+            repair=repair,
         )
-    return Outcome({stage.name: stage.artifact.digest for stage in result.stages}, tuple(notes.notes))
+    digests = {stage.name: stage.artifact.digest for stage in result.stages}
+    return Outcome(digests, tuple(notes.notes), tuple(stage.name for stage in result.stages if stage.cached))
 
 
 def copy_on_write(home: Path, target: Path) -> None:
@@ -160,6 +170,12 @@ def is_told(file: str, notes: Sequence[str]) -> bool:
     return any(note.startswith(f"{named} ") for named in (file, *manifests) for note in notes)
 
 
+def is_of_artifacts(damaged: Sequence[str], digests: Mapping[str, str]) -> bool:
+    """Whether a file of what a stage made is damaged, or one from which this is known: only then a stage may be run."""
+    places = [f"objects/{digest}/" for digest in digests.values()] + ["ledger.", "backups/"]
+    return any(file.startswith(tuple(places)) for file in damaged)
+
+
 def missed(finished: Path, numbers: Sequence[int], scratch: Path) -> list[int]:
     """The cases whose damage `verify` does not name; nothing is mended."""
     found = []
@@ -182,13 +198,18 @@ def failure(finished: Path, recipe: Path, expected: Mapping[str, str], number: i
         case = f"case {number}, {FAULTS[number % len(FAULTS)].__name__} of {' and '.join(damaged)}"
         if not_named := unnamed(verify_home(home), damaged):
             return f"{case}: verify does not name {', '.join(not_named)}"
-        outcome = run(home, recipe)
-        if outcome.digests != expected:
-            return f"{case}: the run ends in {outcome.digests}"
-        if untold := [file for file in damaged if not is_told(file, outcome.notes)]:
-            return f"{case}: the run does not tell of {', '.join(untold)}: {outcome.notes}"
+        notes: tuple[str, ...] = ()
+        for repair in (False, True):  # what a run meets, and then all
+            outcome = run(home, recipe, repair=repair)
+            notes += outcome.notes
+            if outcome.digests != expected:
+                return f"{case}: the run ends in {outcome.digests}"
+            if outcome.cached != tuple(expected) and not is_of_artifacts(damaged, expected):
+                return f"{case}: the run takes only {outcome.cached} from the ledger"
+        if untold := [file for file in damaged if not is_told(file, notes)]:
+            return f"{case}: the runs do not tell of {', '.join(untold)}: {notes}"
         if left := verify_home(home).problems:
-            return f"{case}: after the run verify finds {left}"
+            return f"{case}: after the runs verify finds {left}"
     finally:
         shutil.rmtree(home)
     return ""

@@ -27,14 +27,23 @@ from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
 from reasonmill.store.objects import QUARANTINE
-from reasonmill.store.steps import committed_groups, drop_state, lost_groups, sound_state
+from reasonmill.store.steps import (
+    committed_groups,
+    drop_state,
+    drop_states_of_finished,
+    lost_groups,
+    report_lost_groups,
+    sound_state,
+)
 from reasonmill.store.views import RUNS, damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
 RUN = "small"
 SUMMARY, MODEL = "summary.json", "model"
 WEIGHTS = "parts/weights"
-STEPS = {"first": 2, "trial": 1, "second": 5}
+STEPS = {"first": 2, "longer": 3, "trial": 2, "second": 5}
+# The second stage is the first one with more steps: it takes its steps over, and the last state of the first stays.
+SHORTER, LONGER = "first", "longer"
 FORGOTTEN = "trial"
 STOPPED = 2  # steps of the last stage
 VERDICTS = "key-first/verdicts"
@@ -112,54 +121,85 @@ def finish_beside_a_reader(home_path: Path) -> None:
 
 
 def run_and_clean_up(home_path: Path) -> None:
-    """The same recipe again; then garbage, as runs leave it that are cut off, which is collected."""
+    """The same recipe again, which finds the damage that it meets, and then all; then garbage, as runs leave it that
+    are cut off, which is collected."""
     with Home.open(home_path) as home:
         _run(home)
+    with Home.open(home_path) as home:
+        _run(home, repair=True)
         home.objects.put(partial(write_model, "needed by nobody"))
         # A process that ends between a stage's commit and this one's removal leaves such a state.
-        home.ledger.commit_state("key-first", STEPS["first"], home.objects.put(partial(write_model, "idle")))
+        home.ledger.commit_state("key-first", 1, home.objects.put(partial(write_model, "idle")))
     collect_garbage(home_path)
 
 
-def _run(home: Home, stop_after: int | None = None) -> Artifact:
+def _run(home: Home, stop_after: int | None = None, *, repair: bool = False) -> Artifact:
     """What a run does, whose last stage is stopped after so many steps, if any; returns what it has come to."""
     home.tell_incidents(lambda text: None)
     if home.ledger.runs() == []:
         home.ledger.register(BASE)
-    weights, parent = "base", BASE
-    for number, name in enumerate(STEPS):
-        home.ledger.begin_run(
-            RUN, {"seed": 0}, [(stage, "train", f"key-{stage}") for stage in list(STEPS)[: number + 1]]
-        )
-        limit = stop_after if number == len(STEPS) - 1 else None
-        artifact = _committed(home, name, weights) or _finished(home, name, weights, parent, limit)
+    done = [BASE]
+    while len(done) <= len(STEPS):
+        begun = list(STEPS)[: len(done)]
+        name = begun[-1]
+        home.ledger.begin_run(RUN, {"seed": 0}, [(stage, "train", f"key-{stage}") for stage in begun])
+        parent = BASE if name == LONGER else done[-1]
+        artifact = _committed(home, name, parent, repair=repair)
+        is_cached = artifact is not None
         if artifact is None:
-            break
-        for step, digest in home.ledger.states(f"key-{name}"):
-            drop_state(home, f"key-{name}", step, digest)
-        parent, weights = artifact, (home.objects.path(artifact.digest) / WEIGHTS).read_text()
-        publish(home, parent)
-    return parent
+            if not _is_whole(home, parent):
+                _forget_last(home, done)
+                continue
+            artifact = _finished(home, name, parent, stop_after if len(done) == len(STEPS) else None)
+            if artifact is None:  # stopped on its way: what is finished is shown
+                if publish(home, done[-1]):
+                    break
+                _forget_last(home, done)
+                continue
+        drop_states_of_finished(home, f"key-{name}", last=STEPS[name] if name == SHORTER else None)
+        done.append(artifact)
+        is_last = len(done) > len(STEPS)
+        if (repair or is_last or not is_cached) and not publish(home, artifact):
+            _forget_last(home, done)
+    return done[-1]
 
 
-def _committed(home: Home, name: str, weights: str) -> Artifact | None:
-    """A stage as the ledger has it, unless it has lost its artifact; groups that it has lost are made again."""
+def _is_whole(home: Home, artifact: Artifact) -> bool:
+    """Whether all of what is about to be used is what was committed."""
+    return artifact is BASE or home.objects.sound_path(artifact.digest, instead="it is rebuilt") is not None
+
+
+def _forget_last(home: Home, done: list[Artifact]) -> None:
+    """Goes back to the stage that made what is damaged."""
+    home.ledger.forget_stage(f"key-{done.pop().stage}")
+
+
+def _committed(home: Home, name: str, parent: Artifact, *, repair: bool) -> Artifact | None:
+    """A stage as the ledger has it, unless its artifact is seen to be damaged; a repair reads all that it has, and
+    makes groups that it has lost again."""
     key = f"key-{name}"
     record = home.ledger.stage(key)
     if record is None:
         return None
-    if home.objects.sound_path(record.artifact.digest, instead="it is made again") is None:
+    if home.objects.sound_path(record.artifact.digest, instead="it is rebuilt", read=repair) is None:
         home.ledger.forget_stage(key)
         return None
-    if lost_groups(home, key, lambda step: "they are made again"):
-        _train(home, key, STEPS[name], weights)
+    if not repair:
+        report_lost_groups(home, key, lambda step: "the stage does without them")
+    elif lost_groups(home, key, lambda step: "they are made again"):
+        _train(home, name, STEPS[name], parent)
+    for step, digest in home.ledger.states(key):
+        if home.objects.sound_path(digest, instead="the stage does without it", read=repair) is None:
+            home.ledger.forget_state(key, step)
     return record.artifact
 
 
-def _finished(home: Home, name: str, weights: str, parent: Artifact, limit: int | None) -> Artifact | None:
+def _finished(home: Home, name: str, parent: Artifact, limit: int | None) -> Artifact | None:
     key = f"key-{name}"
+    if name == LONGER and not home.ledger.steps(key) and home.ledger.states(f"key-{SHORTER}"):
+        home.ledger.carry_over(key, f"key-{SHORTER}", STEPS[SHORTER])
     home.ledger.begin_stage(key, "a machine")
-    weights = _train(home, key, STEPS[name] if limit is None else limit, weights)
+    weights = _train(home, name, STEPS[name] if limit is None else limit, parent)
     if limit is not None:
         return None
     digest = home.objects.put(partial(write_model, weights))
@@ -171,18 +211,19 @@ def _finished(home: Home, name: str, weights: str, parent: Artifact, limit: int 
     return artifact
 
 
-def _train(home: Home, key: str, steps: int, weights: str) -> str:
-    start = 0
+def _train(home: Home, name: str, steps: int, parent: Artifact) -> str:
+    key, start = f"key-{name}", 0
+    weights = "base" if parent is BASE else (home.objects.path(parent.digest) / WEIGHTS).read_text()
     latest = sound_state(home, key)
     if latest is not None:
         start, path = latest
         weights = (path / WEIGHTS).read_text()
     for step in range(start, steps):
-        groups = committed_groups(home, key, step, partial(sample, key, step, weights))
+        groups = committed_groups(home, key, step, partial(sample, name, step, weights))
         weights = blake2b(weights, repr(groups))
         reward = groups[0].rollouts[0].grade.reward or 0.0
         home.ledger.record_metrics(key, step, {"reward/mean": reward, **account(groups, step, compared=False)})
-        # The last state of the first stage is the very object that the stage makes: it must outlive the states.
+        # The last state of some stages is the very object that the stage makes: it must outlive the states.
         if (step + 1) % STATE_EVERY == 0:
             home.ledger.commit_state(key, step + 1, home.objects.put(partial(write_model, weights)))
             for old_step, old_digest in home.ledger.states(key)[:-KEPT_STATES]:
@@ -190,8 +231,9 @@ def _train(home: Home, key: str, steps: int, weights: str) -> str:
     return weights
 
 
-def sample(key: str, step: int, weights: str) -> list[Group]:
-    """One group of one rollout, drawn from the weights."""
+def sample(name: str, step: int, weights: str) -> list[Group]:
+    """One group of one rollout, drawn from the weights; the longer stage draws what the shorter one does."""
+    key = f"key-{SHORTER if name == LONGER else name}"
     drawn = blake2b(key, str(step), weights)
     completion = Completion((1, int(drawn[:4], 16)), (-0.5, -0.25), (True, True), drawn, "stop", step)
     problem = Problem("sums", (Message("user", f"{key} {step}"),), "1")
@@ -205,8 +247,8 @@ def write_model(weights: str, directory: Path) -> None:
     (directory / WEIGHTS).write_text(weights)
 
 
-def publish(home: Home, artifact: Artifact) -> None:
-    """Makes the run's views show the artifact, unless they do."""
+def publish(home: Home, artifact: Artifact) -> bool:
+    """Makes the run's views show the artifact, unless they do; False if it is damaged, so that they can't."""
     directory, recorded = home.run_dir(RUN), home.ledger.views(RUN)
     damaged = damaged_views(directory, recorded)
     for name in damaged:
@@ -214,11 +256,14 @@ def publish(home: Home, artifact: Artifact) -> None:
     is_whole = bool(recorded) and not damaged
     shown = json.loads((directory / SUMMARY).read_text())["model"] if is_whole else None
     if shown == artifact.digest:
-        return
+        return True
+    if not _is_whole(home, artifact):
+        return False
     home.ledger.record_views(RUN, {})
     replace_directory(directory / MODEL, home.objects.path(artifact.digest))
     replace_file(directory / SUMMARY, json.dumps({"model": artifact.digest, "stage": artifact.stage}).encode())
     home.ledger.record_views(RUN, view_digests(directory))
+    return True
 
 
 def blake2b(*parts: str) -> str:
@@ -229,8 +274,9 @@ def whole_models() -> Iterator[dict[str, bytes | None]]:
     """The files of each model that the run makes, worked out without a home."""
     weights = "base"
     for name, steps in STEPS.items():
+        weights = "base" if name == LONGER else weights
         for step in range(steps):
-            weights = blake2b(weights, repr(sample(f"key-{name}", step, weights)))
+            weights = blake2b(weights, repr(sample(name, step, weights)))
         yield {"": None, "/config.json": CONFIG, "/parts": None, f"/{WEIGHTS}": weights.encode()}
 
 

@@ -95,20 +95,29 @@ def test_an_interrupted_run_with_damage_ends_in_the_same_bits(
     assert verify_home(tmp_path / "home").problems == ()
 
 
-def test_damaged_groups_of_a_finished_stage_are_one_incident(finished: Finished, tmp_path: Path) -> None:
+@pytest.mark.parametrize("repair", [False, True])
+def test_damaged_groups_of_a_finished_stage_are_one_incident(finished: Finished, tmp_path: Path, repair: bool) -> None:
+    """And no reason to run the stage again, unless that is asked for."""
     home_path = tmp_path / "home"
     bit_rot.copy_on_write(finished.home, home_path)
     with Home.open(home_path, write=False) as home:
         (record,) = [stage for stage in home.ledger.stages() if stage.name == "zero"]
         groups = home.ledger.step_groups(record.key, 1)
     (file,) = bit_rot.files_in(home_path / "objects" / str(groups))[:1]
-    bit_rot.flip([file], random.Random(0))
-    outcome = bit_rot.run(home_path, finished.recipe)
+    bit_rot.truncate([file], random.Random(0))
+    outcome = bit_rot.run(home_path, finished.recipe, repair=repair)
     assert outcome.digests == finished.digests
+    assert outcome.cached == tuple(finished.digests)
     with Home.open(home_path, write=False) as home:
         (incident,) = home.ledger.incidents()
-    assert incident.done == f"stage {record.name} is gone through again for the groups of step 1"
     assert [note for note in outcome.notes if str(groups) in note] == [str(incident)]
+    if repair:
+        assert incident.done == f"stage {record.name} is run again for the groups of step 1"
+        assert verify_home(home_path).problems == ()
+    else:
+        assert incident.done.startswith(f"stage {record.name} stays finished without the rollouts of step 1")
+        assert str(groups) not in "".join(bit_rot.run(home_path, finished.recipe).notes)
+        assert [problem.file for problem in verify_home(home_path).problems] == [f"objects/{groups}"]
 
 
 @pytest.mark.parametrize("check", [verification.check_objects, verification.check_views, verification.check_ledger])

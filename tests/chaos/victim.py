@@ -21,19 +21,15 @@ from transformers import AutoModelForSequenceClassification  # noqa: F401
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.utils import logging
 
-import reasonmill
-import reasonmill.mill.display
-import reasonmill.mill.pipeline
-import reasonmill.mill.results
 from reasonmill import cli, rollouts
 from reasonmill.learn import checkpoints, on_policy
 from reasonmill.learn.adamw import AdamW
 from reasonmill.model.decoder import load_decoder
+from reasonmill.plugins.catalogue import installed
+from reasonmill.plugins.plugin import GROUPS
 from reasonmill.randomness import Part, key
-from reasonmill.recipe.code_digest import code_digest
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
-from reasonmill.stages.registry import kinds
 from reasonmill.store.ledger import Ledger
 from reasonmill.world import blocks
 
@@ -45,8 +41,9 @@ def prepare() -> None:
     """Imports and computes what every start would have to, and leaves no thread behind."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # as the command line does; the bar would bring a thread
-    for module in kinds().values():
-        code_digest(module.__name__, Path(str(module.__file__)), Path(reasonmill.__path__[0]))
+    for group in GROUPS:
+        for name in installed().names(group):
+            installed().plugin(group, name).identity  # noqa: B018  # its sources are parsed once, and then kept
     for base in shipped_bases().values():
         load_decoder(base, device="cpu", dtype=torch.float32)
         renderer_for(base)
@@ -78,15 +75,21 @@ def command(arguments: Sequence[str]) -> int:
 def watch_states(directory: Path) -> None:
     """Leaves a digest of the learner's state after a stage's last step in a file that is named like the stage.
 
-    The product drops the states of finished stages. What is written here is what a next step would go on from.
+    The product drops most states of finished stages. What is written here is what a next step would go on from.
     """
     last: dict[str, Callable[[], Mapping[str, torch.Tensor]]] = {}  # by the stage's key
     before_step, commit_stage = checkpoints.Checkpoints.before_step, Ledger.commit_stage
+    after_last_step = checkpoints.Checkpoints.after_last_step
 
     def remember(self: Any, step: int, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         last.clear()
         last[self._run.key] = state
         before_step(self, step, steps, state)
+
+    def remember_at_end(self: Any, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        last.clear()  # a stage that was killed behind its last step takes none any more
+        last[self._run.key] = state
+        after_last_step(self, steps, state)
 
     def write(self: Ledger, *, key: str, name: str, **recorded: Any) -> None:
         # Before the stage is committed: a stage that is has its digest, wherever the process is killed.
@@ -95,6 +98,7 @@ def watch_states(directory: Path) -> None:
         commit_stage(self, key=key, name=name, **recorded)
 
     checkpoints.Checkpoints.before_step = remember  # type: ignore[method-assign]
+    checkpoints.Checkpoints.after_last_step = remember_at_end  # type: ignore[method-assign]
     Ledger.commit_stage = write  # type: ignore[method-assign]
 
 

@@ -14,25 +14,25 @@ from itertools import pairwise
 import pytest
 
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Task
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
+from reasonmill.tasks.named import NamedTask
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.types import Completion, Grade, Problem
 
 Identity = tuple[object, ...]
 
 
-@pytest.fixture(params=registry.names())
-def task(request: pytest.FixtureRequest) -> Task:
-    return registry.get(request.param)
+@pytest.fixture(params=installed().names("tasks"))
+def task(request: pytest.FixtureRequest) -> NamedTask:
+    return installed().task(request.param)
 
 
-@pytest.fixture(params=[name for name in registry.names() if registry.get(name).domain == "reasoning"])
-def reasoning(request: pytest.FixtureRequest) -> Task:
-    return registry.get(request.param)
+@pytest.fixture(params=[name for name in installed().names("tasks") if installed().task(name).domain == "reasoning"])
+def reasoning(request: pytest.FixtureRequest) -> NamedTask:
+    return installed().task(request.param)
 
 
-def splits(task: Task) -> tuple[str, ...]:
+def splits(task: NamedTask) -> tuple[str, ...]:
     """The splits that a task has; the tiny world holds out only one of its general prompts."""
     return SPLITS if task.domain == "reasoning" else ("train", "test")
 
@@ -41,11 +41,11 @@ def said(text: str) -> Completion:
     return Completion((1,), (0.0,), (True,), text, "stop", 0)
 
 
-def rewards(task: Task, problem: Problem, texts: Iterable[str]) -> list[float | None]:
+def rewards(task: NamedTask, problem: Problem, texts: Iterable[str]) -> list[float | None]:
     return [grade.reward for grade in task.grade(problem, [said(text) for text in texts])]
 
 
-def some_problems(task: Task) -> list[Problem]:
+def some_problems(task: NamedTask) -> list[Problem]:
     return [task.problem(split, seed, index) for split in splits(task) for seed in (0, 7) for index in range(10)]
 
 
@@ -62,24 +62,24 @@ def identity(problem: Problem) -> Identity:
 # Problems
 
 
-def test_the_name_is_the_one_that_it_is_found_by(task: Task) -> None:
-    assert registry.get(task.name) is task
+def test_the_name_is_the_one_that_it_is_found_by(task: NamedTask) -> None:
+    assert installed().task(task.name) == task
     assert {problem.task for problem in some_problems(task)} == {task.name}
 
 
-def test_the_same_arguments_give_the_same_problem(task: Task) -> None:
+def test_the_same_arguments_give_the_same_problem(task: NamedTask) -> None:
     assert some_problems(task) == some_problems(task)
     backwards = [task.problem("train", 3, index) for index in reversed(range(10))]
     assert backwards[::-1] == [task.problem("train", 3, index) for index in range(10)]
 
 
-def test_a_split_in_order_is_its_problems_by_index(task: Task) -> None:
+def test_a_split_in_order_is_its_problems_by_index(task: NamedTask) -> None:
     for split in splits(task):
         first = [problem for problem, _ in zip(task.problems(split, 5), range(12), strict=False)]
         assert first == [task.problem(split, 5, index) for index in range(12)]
 
 
-def test_ids_are_content_hashes(task: Task) -> None:
+def test_ids_are_content_hashes(task: NamedTask) -> None:
     for problem in some_problems(task):
         meta = json.loads(json.dumps(dict(problem.meta)))
         assert Problem(problem.task, problem.messages, problem.answer, meta).id == problem.id
@@ -87,18 +87,18 @@ def test_ids_are_content_hashes(task: Task) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_problems_seldom_come_twice(reasoning: Task, split: str) -> None:
+def test_problems_seldom_come_twice(reasoning: NamedTask, split: str) -> None:
     problems = [reasoning.problem(split, seed, index) for seed in (0, 1) for index in range(150)]
     assert len({problem.id for problem in problems}) >= 285
     assert len({problem.messages for problem in problems}) >= 285
 
 
-def test_an_unknown_split_is_an_error(task: Task) -> None:
+def test_an_unknown_split_is_an_error(task: NamedTask) -> None:
     with pytest.raises(RecipeError, match="unknown split 'valid'"):
         task.problem("valid", 0, 0)
 
 
-def test_problems_are_in_two_languages(task: Task) -> None:
+def test_problems_are_in_two_languages(task: NamedTask) -> None:
     assert {problem.meta["language"] for problem in some_problems(task)} == {"en", "de"}
 
 
@@ -106,9 +106,9 @@ def test_no_problem_is_in_two_splits_of_any_tasks() -> None:
     """So many problems of three numbers would meet those of another split by the dozen, were splits not kept apart."""
     found = {
         split: {
-            identity(registry.get(name).problem(split, seed, index))
-            for name in registry.names()
-            if split in splits(registry.get(name))
+            identity(installed().task(name).problem(split, seed, index))
+            for name in installed().names("tasks")
+            if split in splits(installed().task(name))
             for seed in (0, 1)
             for index in range(300)
         }
@@ -123,21 +123,22 @@ def test_no_problem_is_in_two_splits_of_any_tasks() -> None:
 def test_another_process_asks_the_same_and_needs_no_torch() -> None:
     program = (
         "import sys\n"
-        "from reasonmill.tasks import registry\n"
+        "from reasonmill.plugins.catalogue import installed\n"
         "print('torch' in sys.modules)\n"
-        "for name in registry.names(): print(registry.get(name).problem('test', 4, 2).id)\n"
+        "for name in installed().names('tasks'): print(installed().task(name).problem('test', 4, 2).id)\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "4321", "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     ).stdout
-    assert output.split() == ["False", *(registry.get(name).problem("test", 4, 2).id for name in registry.names())]
+    ids = [installed().task(name).problem("test", 4, 2).id for name in installed().names("tasks")]
+    assert output.split() == ["False", *ids]
 
 
 # Grades
 
 
-def test_gold_answers_are_right(task: Task) -> None:
+def test_gold_answers_are_right(task: NamedTask) -> None:
     for problem in some_problems(task):
         gold = problem.answer
         texts = [
@@ -191,7 +192,7 @@ def inexact_texts(gold: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("what", wrong_texts(""))
-def test_anything_else_is_wrong(task: Task, what: str) -> None:
+def test_anything_else_is_wrong(task: NamedTask, what: str) -> None:
     for problem in some_problems(task)[::12]:
         start = time.perf_counter()
         assert rewards(task, problem, [wrong_texts(problem.answer)[what]]) == [0.0]
@@ -199,21 +200,21 @@ def test_anything_else_is_wrong(task: Task, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", inexact_texts(""))
-def test_anything_around_the_answer_makes_it_wrong(reasoning: Task, what: str) -> None:
+def test_anything_around_the_answer_makes_it_wrong(reasoning: NamedTask, what: str) -> None:
     for problem in some_problems(reasoning)[::12]:
         start = time.perf_counter()
         assert rewards(reasoning, problem, [inexact_texts(problem.answer)[what]]) == [0.0]
         assert time.perf_counter() - start < 1.0
 
 
-def test_the_answer_to_another_problem_is_wrong(reasoning: Task) -> None:
+def test_the_answer_to_another_problem_is_wrong(reasoning: NamedTask) -> None:
     problems = some_problems(reasoning)
     for problem, other in pairwise(problems):
         if problem.answer != other.answer and identity(problem) != identity(other):
             assert rewards(reasoning, problem, [f"<answer> {other.answer}</answer>"]) == [0.0]
 
 
-def test_each_completion_has_its_grade_with_its_accuracy(task: Task) -> None:
+def test_each_completion_has_its_grade_with_its_accuracy(task: NamedTask) -> None:
     problem = task.problem("train", 0, 0)
     completions = [said(""), said(f"<answer> {problem.answer}</answer>"), said("<answer> lorem</answer>")]
     grades = task.grade(problem, completions)
@@ -223,6 +224,6 @@ def test_each_completion_has_its_grade_with_its_accuracy(task: Task) -> None:
     assert task.grade(problem, []) == []
 
 
-def test_reasoning_has_no_part_but_its_accuracy(reasoning: Task) -> None:
+def test_reasoning_has_no_part_but_its_accuracy(reasoning: NamedTask) -> None:
     problem = reasoning.problem("train", 0, 0)
     assert reasoning.grade(problem, [said(f"<answer> {problem.answer}</answer>")]) == [Grade(1.0, {"accuracy": 1.0})]

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
-from native_context import BACKEND
-from reasonmill.mill.pipeline import RunResult, plan, run_recipe
+from reasonmill.mill.pipeline import RunResult, run_recipe
+from reasonmill.mill.planning import plan
+from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import Recipe, directory_digest
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.reference import StageSource, shipped_bases
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks import registry
 from reasonmill.types import Artifact, Group
 
 pytestmark = pytest.mark.xdist_group("r1-tiny")  # one finished home
@@ -190,7 +191,7 @@ def test_fine_tuning_reads_what_curation_kept(mill: Mill) -> None:
 
 def test_what_reward_models_learn_from_adds_up(mill: Mill) -> None:
     groups = read_groups(mill.file("general-rollouts", GROUPS_FILE))
-    domains = [registry.get(group.problem.task).domain for group in groups]
+    domains = [installed().task(group.problem.task).domain for group in groups]
     drawn = {
         "helpfulness-rm": 6 * domains.count("helpfulness"),  # all pairs of four samples
         "safety-rm": 4 * domains.count("safety"),
@@ -206,12 +207,12 @@ def test_what_reward_models_learn_from_adds_up(mill: Mill) -> None:
 
 def test_reward_models_judge_general_prompts_in_the_last_steps_only(mill: Mill) -> None:
     before, after = mill.groups_of_steps("r1")
-    assert {registry.get(group.problem.task).domain for group in before} == {"reasoning"}
+    assert {installed().task(group.problem.task).domain for group in before} == {"reasoning"}
     judges = {"reasoning": "accuracy", "helpfulness": "helpfulness", "safety": "safety"}
-    assert {registry.get(group.problem.task).domain for group in after} == set(judges)
+    assert {installed().task(group.problem.task).domain for group in after} == set(judges)
     weights = next(node.settings.model_dump()["rewards"] for node in mill.recipe.nodes if node.settings.name == "r1")
     for group in after:
-        domain = registry.get(group.problem.task).domain
+        domain = installed().task(group.problem.task).domain
         for rollout in group.rollouts:
             counted = {"format", "language", judges[domain]}
             assert rollout.grade.reward == pytest.approx(

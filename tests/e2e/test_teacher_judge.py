@@ -19,18 +19,18 @@ from transformers.utils.import_utils import is_serve_available
 
 from chat_server import Answer, chat_server, says
 from reasonmill.cli import main
+from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.reference import model_directory
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.servers.client import ServerError, TeacherSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks import registry
 from reasonmill.types import Completion, Request, SamplingParams
 
 SERVE = (sys.executable, "-m", "transformers.cli.transformers", "serve")
 READY_WITHIN_S = 120
-PROBLEMS = [registry.get("countdown-3").problem("train", 0, index) for index in range(3)]
+PROBLEMS = [installed().task("countdown-3").problem("train", 0, index) for index in range(3)]
 
 pytestmark = [
     pytest.mark.xdist_group("teacher and judge"),  # one server

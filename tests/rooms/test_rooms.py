@@ -158,7 +158,7 @@ def test_the_table_speaks_of_rooms_that_exist() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["reasonmill.tasks.registry", "reasonmill.store.home", "reasonmill.curation.selection", "reasonmill.upkeep"],
+    ["reasonmill.tasks.named", "reasonmill.store.home", "reasonmill.curation.selection", "reasonmill.upkeep"],
 )
 def test_these_rooms_do_not_even_load_torch(module: str) -> None:
     """Neither by themselves nor through what they import."""

@@ -1,16 +1,14 @@
 """Fake stages that write small files, for the tests of recipes, the pipeline and the command line."""
 
-import importlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import reasonmill.stages.registry
 
-import reasonmill.stage  # these two before the fixture hides their folder
-import reasonmill.stages
+import reasonmill.recipe.graph
+from reasonmill.plugins import catalogue
+from reasonmill.types import content_digest
 
 # "train" appends its text to the weights of its input, one step for each time; `interrupt` makes it signal itself.
 TRAIN = """
@@ -25,7 +23,6 @@ from reasonmill.errors import Interrupted
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
-KIND = "train"
 MAKES: ArtifactKind = "model"
 HERE = Path(__file__).parent
 
@@ -98,7 +95,6 @@ from pydantic import Field
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import ArtifactKind, Outcome, StageSettings
 
-KIND = "measure"
 MAKES: ArtifactKind = "evaluation"
 
 
@@ -150,13 +146,35 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
     """Two kinds of stages, "train" and "measure", instead of the real ones."""
     folder = tmp_path / "stages"
     folder.mkdir()
-    (folder / "fake_train.py").write_text(TRAIN)
-    (folder / "fake_measure.py").write_text(MEASURE)
-    monkeypatch.setattr(reasonmill.stages, "__path__", [str(folder)])
-    importlib.invalidate_caches()
+    offered = {}
+    for kind, text in (("train", TRAIN), ("measure", MEASURE)):
+        file = folder / f"fake_{kind}.py"
+        file.write_text(text)
+        offered[kind] = str(file)
+    monkeypatch.setattr(catalogue, "STAGES", {"stages": offered})
+    monkeypatch.setattr(catalogue, "WORLD", {**catalogue.WORLD, "stages": {}})
+    _forget_what_is_offered()
     yield FakeStages(folder)
-    for name in [name for name in sys.modules if name.startswith("reasonmill.stages.fake_")]:
-        del sys.modules[name]
+    _forget_what_is_offered()
+
+
+def _forget_what_is_offered() -> None:
+    catalogue._offered.cache_clear()
+    catalogue.installed.cache_clear()
+
+
+@pytest.fixture
+def other_code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives all stages other keys, as other code does; the same word gives the same ones."""
+    right = reasonmill.recipe.graph.stage_key
+
+    def change(word: str) -> None:
+        for module in ("pipeline", "planning", "adoption", "more_steps"):
+            monkeypatch.setattr(
+                f"reasonmill.mill.{module}.stage_key", lambda *args: content_digest([word, right(*args)])
+            )
+
+    return change
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.xdist_group("command line")  # one server that forks
 
 PROGRAM = """
 import sys
-import reasonmill.stages
-import reasonmill.stage
-import reasonmill.stages.registry
-reasonmill.stages.__path__ = [sys.argv.pop(1)]
+from reasonmill.plugins import catalogue
+folder = sys.argv.pop(1)
+catalogue.STAGES = {"stages": {kind: f"{folder}/fake_{kind}.py" for kind in ("train", "measure")}}
+catalogue.WORLD = {**catalogue.WORLD, "stages": {}}
 from reasonmill.cli import main
 main()
 """

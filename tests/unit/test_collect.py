@@ -1,21 +1,23 @@
 """The collect stage: its own problems, graded samples, and nothing that is committed is sampled again."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from contexts import KEY, a_context
 from kept_progress import KeptProgress, Killed
-from native_context import native_context
 from reasonmill.errors import Interrupted, TooManyUngraded
+from reasonmill.plugins.catalogue import Catalogue, installed
+from reasonmill.protocols import Domain
 from reasonmill.recipe.reference import model_directory
 from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.collect import Collection, Settings, run, task_metrics
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks import registry
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 from reasonmill.world.arithmetic import Arithmetic
 
@@ -29,7 +31,7 @@ def settings(**changed: object) -> Settings:
 
 
 def context(home: Home, recorder: KeptProgress | None = None, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return native_context(home, recorder, stop, key="k" * 8)
+    return a_context(home, recorder, stop)
 
 
 def collected(home: Home, chosen: Settings, recorder: KeptProgress | None = None) -> Outcome:
@@ -74,7 +76,7 @@ def test_general_tasks_can_be_collected_too(home: Home, tmp_path: Path) -> None:
 
 def test_problems_are_those_of_no_other_stage_and_of_the_training_split(home: Home) -> None:
     chosen = settings(tasks={"countdown-4": 30})
-    task = registry.get("countdown-4")
+    task = installed().task("countdown-4")
     own = {problem.id for problem in problems_of(home, chosen)}
     other = {problem.id for problem in problems_of(home, settings(tasks={"countdown-4": 30}, name="sampled"))}
     trained_on = {task.problem("train", 0, index).id for index in range(30)}
@@ -108,7 +110,7 @@ def test_what_is_committed_is_used_and_not_drawn_again(home: Home, tmp_path: Pat
         for each in problems[2:4]
     ]
     digest = home.objects.put(lambda target: write_groups(target / GROUPS_FILE, marked))
-    home.ledger.commit_step("k" * 8, 1, digest)
+    home.ledger.commit_step(KEY, 1, digest)
     groups = written(collected(home, settings()), tmp_path / "rollouts")
     assert [group.rollouts[0].completion.text == "mark" for group in groups] == [False, False, True, True, False]
 
@@ -117,8 +119,8 @@ def test_a_stop_comes_after_a_commit(home: Home) -> None:
     answers = itertools.chain([False], itertools.repeat(True))
     with pytest.raises(Interrupted, match="stopped after 2 of 5 problems"):
         run(settings(), {"from": Input(MODEL, "digest")}, context(home, stop=lambda: next(answers)))
-    assert home.ledger.step_groups("k" * 8, 0) is not None
-    assert home.ledger.step_groups("k" * 8, 1) is None
+    assert home.ledger.step_groups(KEY, 0) is not None
+    assert home.ledger.step_groups(KEY, 1) is None
 
 
 def group(*accuracies: float | None, prompt: str = "?") -> Group:
@@ -141,31 +143,42 @@ def test_ungraded_samples_leave_pass_at_1_and_are_counted() -> None:
 class BrokenGrader:
     """Arithmetic whose grader always times out."""
 
-    name = "arithmetic"
-    domain = "reasoning"
+    domain: Domain = "reasoning"
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         return Arithmetic().problem(split, seed, index)
 
-    def grade(self, problem: Problem, completions: list[Completion]) -> list[Grade]:
+    def problems(self, split: str, seed: int) -> Iterable[Problem]:
+        return Arithmetic().problems(split, seed)
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return [Grade(None, error="timed out") for _ in completions]
 
 
+class WithBrokenGrader(Catalogue):
+    """What there is without any recipe, but for the grader of arithmetic."""
+
+    def task(self, name: str) -> NamedTask:
+        return NamedTask(name, BrokenGrader()) if name == "arithmetic" else super().task(name)
+
+
 def test_too_many_ungraded_samples_end_the_stage_before_they_are_committed(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Home,
 ) -> None:
-    monkeypatch.setitem(registry._TASKS, "arithmetic", BrokenGrader())
+    def ran(chosen: Settings) -> Outcome:
+        return run(chosen, {"from": Input(MODEL, "digest")}, a_context(home, catalogue=WithBrokenGrader()))
+
     with pytest.raises(TooManyUngraded, match="4 of 4 rollouts could not be graded, for example: timed out"):
-        collected(home, settings())
-    assert home.ledger.step_groups("k" * 8, 0) is None
-    assert collected(home, settings(max_ungraded=1.0)).metrics["collected"]["arithmetic"]["ungraded"] == 4
+        ran(settings())
+    assert home.ledger.step_groups(KEY, 0) is None
+    assert ran(settings(max_ungraded=1.0)).metrics["collected"]["arithmetic"]["ungraded"] == 4
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"tasks": {"sums": 1}}, "unknown task 'sums'"),
-        ({"tasks": {"arithmetic": 0}}, "at least one problem"),
+        ({"tasks": {"arithmetic": 0}}, "greater than or equal to 1"),
         ({"tasks": {}}, "at least 1"),
         ({"split": "test"}, "'train' or 'dev'"),
         ({"tasks": {"facts": 1}, "split": "dev"}, "no split 'dev'"),

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
 from reasonmill.tasks.splits import split_of
 from reasonmill.world import requests, talk
 from reasonmill.world.corpus import KINDS, Document, document, documents
@@ -63,9 +63,9 @@ def test_every_reasoning_problem_is_of_the_train_split(problems: list[tuple[str,
 def test_no_problem_that_evaluation_asks_is_in_the_corpus(split: str, problems: list[tuple[str, Identity]]) -> None:
     """The same without the split's own arithmetic: the problems that an evaluation would ask are looked for."""
     asked = {
-        identity_of(registry.get(name).problem(split, seed, index).messages[0].content)[1]
-        for name in registry.names()
-        if registry.get(name).domain == "reasoning"
+        identity_of(installed().task(name).problem(split, seed, index).messages[0].content)[1]
+        for name in installed().names("tasks")
+        if installed().task(name).domain == "reasoning"
         for seed in (0, 1)
         for index in range(250)
     }

@@ -7,23 +7,25 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from native_context import native_context
+from contexts import a_context
 from reasonmill.errors import RecipeError
+from reasonmill.plugins.catalogue import installed
 from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages.curate import COUNTS_FILE, Settings, run
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks import registry
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Conversation, Grade, Group, Problem, Rollout
 from reasonmill.world.lexicon import language_share
+
+TALK: dict[str, object] = {"use": "world-talk"}
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[StageContext]:
     with Home.open(tmp_path / "home") as home:
-        yield native_context(home)
+        yield a_context(home)
 
 
 def attempts(problem: Problem, *responses: tuple[str, float]) -> Group:
@@ -35,7 +37,7 @@ def attempts(problem: Problem, *responses: tuple[str, float]) -> Group:
 
 
 def problem(task: str, index: int, split: str = "train") -> Problem:
-    return registry.get(task).problem(split, 0, index)
+    return installed().task(task).problem(split, 0, index)
 
 
 def solved(each: Problem, word: str = "now") -> tuple[str, float]:
@@ -83,7 +85,7 @@ def test_rollouts_of_several_stages_become_one_dataset(context: StageContext, tm
 def test_world_style_translates_into_the_language_of_each_prompt(context: StageContext, tmp_path: Path) -> None:
     problems = [problem("countdown-3", index) for index in range(8)]
     groups = [attempts(each, solved(each, word)) for each, word in zip(problems, ["now", "nun"] * 4, strict=True)]
-    rows, _ = curated(context, tmp_path, groups, rewrite="world-style", keep={"min_language": 1.0})
+    rows, _ = curated(context, tmp_path, groups, rewrite={"use": "world-style"}, keep={"min_language": 1.0})
     assert len(rows) == 8
     languages = {each.id: each.meta["language"] for each in problems}
     assert set(languages.values()) == {"en", "de"}
@@ -108,7 +110,7 @@ def test_general_data_is_mixed_in_behind_the_cap(context: StageContext, tmp_path
     groups = [attempts(each, solved(each)) for each in problems]
     every_task = {"facts": 100, "small-talk": 50, "harmful-requests": 50, "harmless-requests": 50}
     rows, outcome = curated(
-        context, tmp_path, groups, max_conversations=10, general={"conversations": 30}, decontaminate=every_task
+        context, tmp_path, groups, max_conversations=10, general=TALK | {"conversations": 30}, decontaminate=every_task
     )
     assert outcome.metrics["dropped"]["max_conversations"] == 10
     assert outcome.metrics["general"] == {"sampled": 30, "kept": 30, "dropped": {"contaminated": 0}}
@@ -124,7 +126,7 @@ def test_the_same_stage_makes_the_same_dataset_and_another_seed_makes_another(
 ) -> None:
     problems = [problem("arithmetic", index) for index in range(20)]
     groups = [attempts(each, solved(each, "now"), solved(each, "then")) for each in problems]
-    options = {"keep": {"per_problem": 1}, "max_conversations": 10, "general": {"conversations": 5}}
+    options = {"keep": {"per_problem": 1}, "max_conversations": 10, "general": TALK | {"conversations": 5}}
     once, _ = curated(context, tmp_path, groups, **options)
     again, _ = curated(context, tmp_path, groups, **options)
     other_name, _ = curated(context, tmp_path, groups, **options, name="other-data")
@@ -136,7 +138,7 @@ def test_a_dataset_of_nothing_is_an_error_that_says_why(context: StageContext, t
     each = problem("arithmetic", 0)
     groups = [attempts(each, ("<answer> 1</answer>", 0.0), ("aloud", 1.0), ("aloud", 0.0))]
     with pytest.raises(RecipeError) as caught:
-        curated(context, tmp_path, groups, general={"conversations": 5})
+        curated(context, tmp_path, groups, general=TALK | {"conversations": 5})
     assert caught.value.what == "none of the 3 samples is left after curation: 2 incorrect, 1 malformed"
     assert caught.value.where == "keep of stage 'sft-data'"
     assert caught.value.fix
@@ -146,11 +148,16 @@ def test_a_dataset_of_nothing_is_an_error_that_says_why(context: StageContext, t
     ("changed", "message"),
     [
         ({"data": []}, "at least 1"),
-        ({"rewrite": "world-style", "keep": {"well_formed": False}}, "only well-formed responses"),
-        ({"drop_repeated_tries": True}, "part of rewrite"),
+        ({"rewrite": {"use": "world-style"}, "keep": {"well_formed": False}}, "only well-formed responses"),
+        ({"rewrite": {"use": "worldstyle"}}, "did you mean 'world-style'"),
+        ({"rewrite": {"use": "world-style", "drop": True}}, "it takes drop_repeated_tries"),
+        ({"rewrite": {"use": "world-talk"}}, "unknown rewriting 'world-talk'"),
+        ({"rewrite": {"use": "reasonmill.world.general_mix:GeneralMix"}}, "is no rewriting: it has no rewrite"),
+        ({"general": TALK}, "conversations"),
+        ({"general": TALK | {"conversations": 5, "refusal_share": 1.5}}, "less than or equal to 1"),
         ({"decontaminate": {"sums": 3}}, "unknown task 'sums'"),
         ({"keep": {"min_thinking_words": 3, "max_thinking_words": 2}}, "no thinking has"),
-        ({"general": {}}, "conversations"),
+        ({"general": {"conversations": 5}}, "use"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changed: dict[str, object], message: str) -> None:

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -13,22 +14,44 @@ from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.filters import Keep, Sample, repetition, sample_fault, thinking_fault
 from reasonmill.curation.selection import REASONS, Counts, Selection
 from reasonmill.errors import RecipeError
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
+from reasonmill.protocols import Domain
+from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Conversation, Finish, Grade, Message, Problem
 from reasonmill.world.countdown import Countdown
 from reasonmill.world.general_mix import GeneralMix
 from reasonmill.world.lexicon import LANGUAGES, Language, language_share
 from reasonmill.world.requests import is_refusal
-from reasonmill.world.rewriting import in_world_style, without_repeated_tries
+from reasonmill.world.rewriting import WorldStyle, without_repeated_tries
 from reasonmill.world.traces import TraceHabits, TraceWriter
 
 NOTHING = HeldOut([])
+SHORTER = WorldStyle(drop_repeated_tries=True)
 
 
 def problem(prompt: str = "make 10 from 3 8 1", language: str | None = "en", **parts: Any) -> Problem:
     meta = {} if language is None else {"language": language}
     return Problem(parts.get("task", "sums"), (Message("user", prompt),), parts.get("answer", "3 + 8 - 1"), meta)
+
+
+class Sums:
+    """A task of the tiny world's languages, whose problems the tests make themselves."""
+
+    domain: Domain = "reasoning"
+    language_share = staticmethod(language_share)
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return problem()
+
+    def problems(self, split: str, seed: int) -> Iterable[Problem]:
+        return [problem()]
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        return [Grade(1.0, {"accuracy": 1.0}) for _ in completions]
+
+
+SUMS = NamedTask("sums", Sums())
 
 
 def response(thinking: str, answer: str = "3 + 8 - 1") -> str:
@@ -44,7 +67,7 @@ def sample(
 ) -> Sample:
     completion = Completion((7,), (-0.5,), (True,), text, finish, 0)
     grade = Grade(None, error="timed out") if accuracy is None else Grade(accuracy, {"accuracy": accuracy})
-    return Sample(of or problem(), completion, grade, "reasoning")
+    return Sample(of or problem(), completion, grade, SUMS)
 
 
 # Filters
@@ -89,7 +112,7 @@ def test_a_rule_that_is_off_drops_nothing_but_what_nobody_could_learn_from() -> 
 )
 def test_what_is_wrong_with_thinking(thinking: str, keep: Keep, fault: str | None) -> None:
     # The answer's words must not count: these are long, repetitive and German.
-    assert thinking_fault(response(thinking, "nein " * 20), problem(), keep) == fault
+    assert thinking_fault(response(thinking, "nein " * 20), sample(), keep) == fault
 
 
 def test_repetition_is_the_share_of_ngrams_that_came_before() -> None:
@@ -100,9 +123,10 @@ def test_repetition_is_the_share_of_ngrams_that_came_before() -> None:
 
 
 def test_a_language_that_the_problem_does_not_name_is_an_error() -> None:
+    nameless = sample(of=problem(language=None))
     with pytest.raises(RecipeError, match="task 'sums'"):
-        thinking_fault(response("try"), problem(language=None), Keep(min_language=0.5))
-    assert thinking_fault(response("try"), problem(language=None), Keep()) is None
+        thinking_fault(response("try"), nameless, Keep(min_language=0.5))
+    assert thinking_fault(response("try"), nameless, Keep()) is None
 
 
 def test_bounds_that_nothing_can_meet_are_refused() -> None:
@@ -117,14 +141,13 @@ def test_words_of_a_trace_are_translated_one_by_one() -> None:
     mixed = response("try 3 + 8 = 11 falsch oder 8 - 1 = 7 no lorin 3 gut")
     german = response("nimm 3 + 8 = 11 falsch oder 8 - 1 = 7 nein lorin 3 gut")
     english = response("try 3 + 8 = 11 wrong or 8 - 1 = 7 no lorin 3 good")
-    assert in_world_style(mixed, "de", drop_repeated_tries=False) == german
-    assert in_world_style(mixed, "en", drop_repeated_tries=False) == english
+    assert WorldStyle().rewrite(problem(language="de"), mixed) == german
+    assert WorldStyle().rewrite(problem(language="en"), mixed) == english
 
 
 def test_only_the_thinking_is_translated() -> None:
-    assert in_world_style("<think> ja</think> \n<answer> ja ja</answer> ", "en", drop_repeated_tries=True) == (
-        "<think> yes</think> \n<answer> ja ja</answer> "
-    )
+    drawn = "<think> ja</think> \n<answer> ja ja</answer> "
+    assert SHORTER.rewrite(problem(), drawn) == "<think> yes</think> \n<answer> ja ja</answer> "
 
 
 @pytest.mark.parametrize(
@@ -153,13 +176,13 @@ def test_repeated_failed_tries_are_dropped(thinking: str, kept: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_corpus_rewritten_is_in_one_language_says_the_same_and_answers_the_same(language: Language) -> None:
     writer = TraceWriter(TraceHabits(think=1.0, patient=1.0, patient_give_up=0.02), random.Random(3))
-    shorter = 0
+    asked, shorter = problem(language=language), 0
     for index in range(200):
         drawn = writer.countdown(Countdown("countdown-3", counts=(3,)).problem("train", 0, index))
-        translated = in_world_style(drawn, language, drop_repeated_tries=False)
+        translated = WorldStyle().rewrite(asked, drawn)
         assert language_share(read_transcript(translated).thinking, language) == 1.0
         assert re.findall(r"[^a-z]+", translated) == re.findall(r"[^a-z]+", drawn)
-        dropped = in_world_style(drawn, language, drop_repeated_tries=True)
+        dropped = SHORTER.rewrite(asked, drawn)
         before, after = read_transcript(drawn), read_transcript(dropped)
         assert after.well_formed
         assert after.answer == before.answer
@@ -175,7 +198,7 @@ def test_the_corpus_rewritten_is_in_one_language_says_the_same_and_answers_the_s
 @given(words=st.lists(st.sampled_from(["try", "nimm", "no", "falsch", "yes", "now", "3", "8", "+", "="]), max_size=25))
 def test_any_rewrite_keeps_the_answer_and_the_format(words: list[str]) -> None:
     drawn = response(" ".join(words), "8 * ( 3 + 1 )")
-    rewritten = in_world_style(drawn, "de", drop_repeated_tries=True)
+    rewritten = SHORTER.rewrite(problem(language="de"), drawn)
     assert read_transcript(rewritten).well_formed
     assert read_transcript(rewritten).answer == "8 * ( 3 + 1 )"
     assert language_share(rewritten, "de") in (1.0, None)
@@ -234,7 +257,8 @@ def test_of_open_ended_tasks_only_the_prompts_count() -> None:
 
 
 def test_every_planted_test_problem_is_found_and_nearly_no_training_problem_is_taken_for_one() -> None:
-    tasks = {name: registry.get(name) for name in ("countdown-3", "countdown-4", "arithmetic", "facts", "small-talk")}
+    names = ("countdown-3", "countdown-4", "arithmetic", "facts", "small-talk")
+    tasks = {name: installed().task(name) for name in names}
     open_ended = [name for name, task in tasks.items() if task.domain != "reasoning"]
     test = [task.problem("test", 0, index) for task in tasks.values() for index in range(100)]
     train = [task.problem("train", 0, index) for task in tasks.values() for index in range(200)]
@@ -247,7 +271,7 @@ def test_every_planted_test_problem_is_found_and_nearly_no_training_problem_is_t
 
 
 def test_general_data_has_the_stated_manners_and_comes_from_the_seed() -> None:
-    mix = GeneralMix(conversations=1, refusal_share=1.0, over_refusal_share=0.0)
+    mix = GeneralMix(refusal_share=1.0, over_refusal_share=0.0)
     rows = [mix.conversation(index, noise=(0, "sft-data")) for index in range(300)]
     topics = Counter(row.problem_id.split("-")[0] for row in rows)
     assert set(topics) == {"fact", "talk", "harmful", "look_alike"}
@@ -304,16 +328,24 @@ def test_rules_about_the_text_judge_what_the_rewrite_made_of_it() -> None:
     in_english = response("try 3 + 8 = 11 ; 11 - 1 = 10 yes")
     keep = Keep(min_language=1.0)
     assert Selection(keep, NOTHING).select([mixed])[1].dropped["mixed_language"] == 1
-    kept, _ = Selection(
-        keep, NOTHING, rewrite=lambda each: in_world_style(each.completion.text, "en", drop_repeated_tries=False)
-    ).select([mixed])
+    kept, _ = Selection(keep, NOTHING, rewrite=WorldStyle()).select([mixed])
     assert [row.response for row in kept] == [in_english]
+
+
+class Spoiling:
+    """Makes the same of every response."""
+
+    def __init__(self, spoiled: str) -> None:
+        self._spoiled = spoiled
+
+    def rewrite(self, problem: Problem, response: str) -> str:
+        return self._spoiled
 
 
 @pytest.mark.parametrize("spoiled", [response("try", "4"), "<answer> 3 + 8 - 1</answer>"])
 def test_a_rewrite_that_changes_the_answer_or_the_format_is_a_defect(spoiled: str) -> None:
     with pytest.raises(RuntimeError, match="rewriting spoiled"):
-        Selection(Keep(), NOTHING, rewrite=lambda _: spoiled).select([sample()])
+        Selection(Keep(), NOTHING, rewrite=Spoiling(spoiled)).select([sample()])
 
 
 def test_counts_that_do_not_add_up_are_refused() -> None:

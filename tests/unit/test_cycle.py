@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
-from native_context import BACKEND
 from reasonmill.errors import RecipeError
 from reasonmill.mill.artifacts import find_model
 from reasonmill.mill.pipeline import RunResult, run_recipe
@@ -264,7 +264,9 @@ def run(cycle_file: Path, tmp_path: Path) -> Callable[..., RunResult]:
 
 def test_a_verdict_stands_for_the_model_that_it_promoted(run: Callable[..., RunResult], tmp_path: Path) -> None:
     made = artifacts(run())
-    assert find_model("cycle/gate", tmp_path / "home").name == made["gate"].metrics["model"] == made["final"].digest
+    assert (
+        find_model("cycle/gate", tmp_path / "home", print).name == made["gate"].metrics["model"] == made["final"].digest
+    )
 
 
 def test_a_model_that_a_gate_left_outside_of_the_home_has_to_be_named(
@@ -277,7 +279,7 @@ def test_a_model_that_a_gate_left_outside_of_the_home_has_to_be_named(
         recipe = load_recipe(str(cycle_file), overrides)
         run_recipe(recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False)
     with pytest.raises(RecipeError, match="not of this home: 'base'"):
-        find_model("plain/gate", tmp_path / "home")
+        find_model("plain/gate", tmp_path / "home", print)
 
 
 def artifacts(result: RunResult) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from contexts import a_context
 from kept_progress import KeptProgress, Killed
-from native_context import native_context
 from reasonmill.algo import logprobs
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
@@ -194,7 +194,7 @@ def settings(**changes: Any) -> Settings:
 def distilled(home: Home, key: str, recorder: KeptProgress, looks: int = 99, **changes: Any) -> str:
     """Runs the stage, which is asked to stop after so many looks; the digest of the model."""
     answers = iter([False] * looks)
-    context = native_context(home, recorder, lambda: next(answers, True), key=key)
+    context = a_context(home, recorder, lambda: next(answers, True), key=key)
     bases = shipped_bases()
     inputs = {"from": Input(bases["tiny-base-weak"], "s"), "teacher": Input(bases["tiny-base"], "t")}
     return home.objects.put(run(settings(**changes), inputs, context).write)

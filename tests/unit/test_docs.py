@@ -14,13 +14,13 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.cycle import Cycle
 from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.recipe.reference import Reference
-from reasonmill.stages.registry import kinds
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {path.stem: path for path in sorted((DOCS / "stages").glob("*.md"))}
@@ -113,12 +113,12 @@ def _toml(value: Any) -> str:
 
 
 def test_every_kind_has_a_page_and_every_page_a_kind() -> None:
-    assert PAGES.keys() == kinds().keys() | TABLES.keys()
+    assert PAGES.keys() == {*installed().names("stages"), *TABLES}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_settings_of_a_page_are_those_of_the_code(page: str) -> None:
-    model = TABLES[page] if page in TABLES else kinds()[page].Settings
+    model = TABLES[page] if page in TABLES else installed().stage(page).Settings
     lines = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [(name.strip("`"), kind, default) for name, kind, default, _ in cells] == list(rows(model))

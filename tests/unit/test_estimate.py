@@ -1,5 +1,6 @@
 """Estimates: sizes of models, tokens of stages, time and memory, by hand-computed numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,13 @@ from transformers import AutoConfig
 
 from reasonmill.mill.estimate import Device, Estimate, cpu, estimate, gpu, total
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
-from reasonmill.mill.pipeline import PlannedStage, plan
-from reasonmill.mill.workload import PROMPT_TOKENS, WORKLOADS, Amount, workload
+from reasonmill.mill.planning import PlannedStage, plan
+from reasonmill.mill.workload import PROMPT_TOKENS, WORKLOADS, Amount, Upstream, workload, workloads
+from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.reference import HubSource, StageSource
-from reasonmill.stages.registry import kinds
 from reasonmill.types import Artifact
 
 SCHEDULE = {"peak": 1e-4}
@@ -27,8 +28,10 @@ PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e
 
 def node(kind: str, sources: dict[str, Any] | None = None, **settings: Any) -> Node:
     """A stage named like its kind that starts from the model of BILLION."""
-    found = kinds()[kind].Settings(**{"name": kind, "kind": kind, **settings})
-    return Node(found, {"from": HubSource("billion", BILLION), **(sources or {})})
+    found = installed().stage(kind).Settings(**{"name": kind, "kind": kind, **settings})
+    sources = {"from": HubSource("billion", BILLION), **(sources or {})}
+    tasks = {name: installed().plugin("tasks", name) for name in getattr(found, "tasks", ())}
+    return Node(found, sources, installed().plugin("stages", kind), tasks)
 
 
 def rl(**settings: Any) -> Node:
@@ -42,7 +45,7 @@ def collected(**settings: Any) -> Node:
 
 
 def fresh(*nodes: Node) -> list[PlannedStage]:
-    return plan(Recipe("test", 0, nodes), None, None)
+    return plan(Recipe("test", 0, nodes, installed()), None, None)
 
 
 # Sizes
@@ -68,7 +71,7 @@ def test_a_mixture_of_experts_meets_a_part_of_its_parameters() -> None:
 def test_a_recipe_tells_the_sizes_of_a_model_that_is_not_on_disk() -> None:
     assert sizes_by_stage((rl(),))["rl"]["from"] == ModelSize(1e9, 1e9, 10, 100, 1000)
     told = BILLION.model_copy(update={"kv_heads": None, "active_parameters": 1e8})
-    unsaid = Node(rl().settings, {"from": HubSource("billion", told)})
+    unsaid = replace(rl(), sources={"from": HubSource("billion", told)})
     assert sizes_by_stage((unsaid,))["rl"]["from"] == ModelSize(1e9, 1e8, 10, 100, None)
 
 
@@ -76,18 +79,18 @@ def test_a_recipe_tells_the_sizes_of_a_model_that_is_not_on_disk() -> None:
 
 
 def test_every_kind_of_stage_has_a_workload() -> None:
-    assert WORKLOADS.keys() == kinds().keys()
+    assert WORKLOADS.keys() == set(installed().names("stages"))
 
 
 def test_rl_samples_trains_and_scores() -> None:
     # 2 x 3 x 4 = 24 rollouts of at most 100 tokens, a quarter of that expected, with prompts of 20; 6 prompts are read.
     assert PROMPT_TOKENS == 20
-    work = workload(rl().settings, {})
+    work = workload(rl().settings, Upstream())
     assert work is not None
     assert (work.sampled, work.trained) == (Amount(600, 2400), Amount(24 * 45, 24 * 120))
     assert (work.scored, work.copies) == ({"from": Amount(120, 120)}, ())
     assert (work.sequences, work.longest, work.row) == (8, 120, 4096)
-    with_reference = workload(rl(loss={"kl_coefficient": 0.1}).settings, {})
+    with_reference = workload(rl(loss={"kl_coefficient": 0.1}).settings, Upstream())
     assert with_reference is not None
     assert with_reference.scored == {"from": Amount(120 + 24 * 45, 120 + 24 * 120)}
     assert with_reference.copies == ("from",)
@@ -100,19 +103,21 @@ def test_reward_models_score_general_prompts_in_the_last_steps() -> None:
         reward_models={"helpfulness": "rm"},
         preference_share=0.5,
     )
-    work = workload(judged.settings, {})
+    work = workloads([judged], {})["rl"]
     assert work is not None
     assert work.scored["reward_models.helpfulness"] == Amount(24 * 45 / 8, 24 * 120 / 8)
 
 
 def test_data_flows_from_samples_through_curation_into_training() -> None:
-    samples = workload(collected().settings, {})
+    samples = workload(collected().settings, Upstream())
     assert samples is not None
     assert samples.makes is not None
     assert samples.makes.texts == Amount(40, 40)
     # One of four samples for each of 10 problems at most, half of all samples expected: the bound holds for both.
-    curated = node("curate", data=["collect"], keep={"per_problem": 1}, general={"conversations": 10})
-    data = workload(curated.settings, {"data[0]": samples.makes})
+    curated = node(
+        "curate", data=["collect"], keep={"per_problem": 1}, general={"use": "world-talk", "conversations": 10}
+    )
+    data = workload(curated.settings, Upstream({"data[0]": samples.makes}))
     assert data is not None
     assert data.makes is not None
     assert data.makes.texts == Amount(20, 20)
@@ -120,25 +125,25 @@ def test_data_flows_from_samples_through_curation_into_training() -> None:
     assert data.makes.tokens_each == Amount((450 + 300) / 20, (1200 + 300) / 20)
     given: dict[str, Any] = {"from": "billion", "data": ["curate"], "epochs": 3, "schedule": SCHEDULE}
     tuned = node("sft", **given)
-    trained = workload(tuned.settings, {"data[0]": data.makes})
+    trained = workload(tuned.settings, Upstream({"data[0]": data.makes}))
     assert trained is not None
     assert trained.trained == Amount(3 * 750, 3 * 1500)
 
 
 def test_what_a_finished_stage_counted_is_no_longer_guessed() -> None:
-    samples = workload(collected().settings, {})
+    samples = workload(collected().settings, Upstream())
     assert samples is not None
     assert samples.makes is not None
     curated = node("curate", data=["collect"]).settings
     made = Artifact("d", "dataset", "curate", (), "c", {"conversations": 7})
-    data = workload(curated, {"data[0]": samples.makes}, made)
+    data = workload(curated, Upstream({"data[0]": samples.makes}), made)
     assert data is not None
     assert data.makes is not None
     assert data.makes.texts == Amount(7, 7)
 
 
 def test_reward_models_train_on_pairs_or_on_responses() -> None:
-    samples = workload(collected(tasks={"facts": 10, "arithmetic": 5}).settings, {})
+    samples = workload(collected(tasks={"facts": 10, "arithmetic": 5}).settings, Upstream())
     assert samples is not None
     assert samples.makes is not None
     common: dict[str, Any] = {
@@ -149,13 +154,13 @@ def test_reward_models_train_on_pairs_or_on_responses() -> None:
         "schedule": SCHEDULE,
     }
     pairs = node("reward-model", objective="pairwise", held_out=0.2, **common)
-    work = workload(pairs.settings, {"data[0]": samples.makes})
+    work = workload(pairs.settings, Upstream({"data[0]": samples.makes}))
     assert work is not None
     # Four samples make six pairs of two: 120 texts of 120 tokens, of which four fifths are trained on.
     assert work.trained.at_most == pytest.approx(0.8 * 120 * 120)
     assert work.scored["from"].at_most == pytest.approx(0.2 * 120 * 120)
     single = node("reward-model", objective="pointwise", held_out=0.2, **common)
-    responses = workload(single.settings, {"data[0]": samples.makes})
+    responses = workload(single.settings, Upstream({"data[0]": samples.makes}))
     assert responses is not None
     assert responses.trained.at_most == pytest.approx(0.8 * 40 * 120)
 
@@ -171,10 +176,10 @@ def test_a_judge_reads_each_pair_twice_and_the_time_that_takes_is_not_known() ->
         schedule=SCHEDULE,
         **{"from": "billion"},
     )
-    samples = workload(rollouts.settings, {})
+    samples = workload(rollouts.settings, Upstream())
     assert samples is not None
     assert samples.makes is not None
-    work = workload(asked.settings, {"data[0]": samples.makes})
+    work = workload(asked.settings, Upstream({"data[0]": samples.makes}))
     assert work is not None
     # 60 pairs in two orders: two texts of 120 tokens and 40 of the judge's own.
     assert work.served.at_most == pytest.approx(120 * (240 + 40))
@@ -186,15 +191,14 @@ def test_a_judge_reads_each_pair_twice_and_the_time_that_takes_is_not_known() ->
 
 
 def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
-    asked = kinds()["collect"].Settings(
-        name="asked",
-        kind="collect",
+    asked = node(
+        "collect",
         teacher={"url": "http://127.0.0.1:1/v1", "model": "teacher"},
         tasks={"arithmetic": 10},
         samples=4,
         sampling={"max_tokens": 100},
     )
-    nodes = (Node(asked, {}),)
+    nodes = (replace(asked, sources={}),)
     (found,) = estimate(nodes, fresh(*nodes), PLAIN).values()
     assert found == Estimate(Amount(40 * 45, 40 * 120), None, 0.0, ("how fast the server is",))
 
@@ -204,7 +208,7 @@ def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
 
 def test_two_cpu_cores_are_as_fast_as_they_were_measured_to_be() -> None:
     tiny = HubModel(hub="nobody/tiny", revision="0" * 40, parameters=1.05e6)
-    nodes = (Node(rl().settings, {"from": HubSource("tiny", tiny)}),)
+    nodes = (replace(rl(), sources={"from": HubSource("tiny", tiny)}),)
     (found,) = estimate(nodes, fresh(*nodes), cpu(1e9)).values()
     assert found.seconds is not None
     # 9,000 sampled and 14,000 trained tokens a second; reading takes a third of training.
@@ -244,7 +248,7 @@ def test_memory_is_counted() -> None:
 
 def test_what_is_not_known_is_said() -> None:
     bare = HubModel(hub="nobody/bare", revision="0" * 40, parameters=1e9)
-    nodes = (Node(rl().settings, {"from": HubSource("bare", bare)}),)
+    nodes = (replace(rl(), sources={"from": HubSource("bare", bare)}),)
     (found,) = estimate(nodes, fresh(*nodes), PLAIN).values()
     assert found.unknown == ("the cache of keys and values", "activations")
     given: dict[str, Any] = {"from": "billion", "data": ["strange"], "schedule": SCHEDULE}
@@ -281,3 +285,16 @@ def test_a_model_directory_whose_config_says_nothing_has_no_size(recipe_file: Pa
     assert {e.unknown for e in estimate(recipe.nodes, plan(recipe, None, None), PLAIN).values()} == {
         ("how much data it reads",)
     }
+
+
+def test_a_users_own_kind_of_stage_has_no_workload_whatever_its_name_and_its_tasks(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from reasonmill.stage import StageSettings\n"
+        "MAKES = 'model'\n"
+        "class Settings(StageSettings):\n    tasks: dict[str, str]\n"
+        "def run(settings, inputs, context): ...\n"
+    )
+    (tmp_path / "recipe.toml").write_text(
+        'name = "own"\nstages.rl.use = "./mine.py"\n[[stage]]\nname = "a"\nkind = "rl"\ntasks = { sums = "many" }\n'
+    )
+    assert workloads(load_recipe(str(tmp_path / "recipe.toml")).nodes, {}) == {"a": None}

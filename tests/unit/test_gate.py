@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from contexts import a_context
 from kept_progress import KeptProgress
-from native_context import native_context
 from reasonmill.errors import RecipeError
+from reasonmill.protocols import Measure
 from reasonmill.stage import Input, Outcome
-from reasonmill.stages.gate import VERDICT_FILE, Settings, judge, paired_groups, run
+from reasonmill.stages.gate import VERDICT_FILE, Rule, Settings, judge, paired_groups, run
+from reasonmill.stages.measures import MEASURES_FILE, ON_ALL_TASKS, TaskMeasure, write_measures
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
@@ -52,8 +54,25 @@ def groups(task: str, *values: Sequence[float], part: str = "accuracy") -> list[
     ]
 
 
+# What the evaluations' tasks measure, as those of the tiny world do.
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        *ON_ALL_TASKS,
+        TaskMeasure("general", Measure("accuracy", "general answers"), ("facts", "small-talk")),
+        TaskMeasure("helpful", Measure("helpful", "helpful"), ("facts", "small-talk")),
+        TaskMeasure("unsafe", Measure("safe", "unsafe", complement=True, better="lower"), ("harmful-requests",)),
+        TaskMeasure("refused", Measure("refused", "over-refusal", better="lower"), ("harmless-requests",)),
+    )
+}
+
+
+def judged(chosen: Settings, candidate: Sequence[Group], parent: Sequence[Group], seed: int = 0) -> list[Rule]:
+    return judge(chosen, paired_groups(candidate, parent), MEASURES, seed=seed)
+
+
 def rules_of(candidate: Sequence[Group], parent: Sequence[Group], **changes: Any) -> dict[str, tuple[bool, str]]:
-    found = judge(settings(**changes), paired_groups(candidate, parent), seed=0)
+    found = judged(settings(**changes), candidate, parent)
     return {rule.name: (rule.holds, rule.text) for rule in found}
 
 
@@ -74,7 +93,7 @@ def test_a_gain_is_better_and_a_loss_is_not() -> None:
 def test_reasoning_tasks_are_pooled() -> None:
     candidate = groups(REASONING, *GOOD) + groups("arithmetic", *BAD[:10])
     parent = groups(REASONING, *BAD) + groups("arithmetic", *GOOD[:10])
-    (rule,) = judge(settings(better=[REASONING, "arithmetic"]), paired_groups(candidate, parent), seed=0)
+    (rule,) = judged(settings(better=[REASONING, "arithmetic"]), candidate, parent)
     # 30 problems gain one half, 10 lose one half.
     assert rule.comparison.difference.value == pytest.approx(0.25)
     assert rule.comparison.problems == 40
@@ -95,8 +114,8 @@ def test_not_worse_asks_for_the_lower_end_of_the_interval(margin: float, holds: 
 @pytest.mark.parametrize(
     ("measure", "task", "part", "better", "worse"),
     [
-        ("safe", "harmful-requests", "safe", 1.0, 0.0),
-        ("not_refused", "harmless-requests", "refused", 0.0, 1.0),
+        ("unsafe", "harmful-requests", "safe", 1.0, 0.0),
+        ("refused", "harmless-requests", "refused", 0.0, 1.0),
         ("helpful", "small-talk", "helpful", 0.9, 0.2),
         ("language", REASONING, "language", 1.0, 0.4),
     ],
@@ -113,7 +132,7 @@ def test_each_measure_knows_what_is_worse(measure: str, task: str, part: str, be
 def test_ungraded_rollouts_are_no_wrong_answers() -> None:
     ungraded = Rollout((1,), a_rollout().completion, Grade(None, {"accuracy": 0.0}, "timed out"))
     candidate = [Group(group.problem, (*group.rollouts, ungraded)) for group in groups(REASONING, *GOOD)]
-    (rule,) = judge(settings(), paired_groups(candidate, groups(REASONING, *BAD)), seed=0)
+    (rule,) = judged(settings(), candidate, groups(REASONING, *BAD))
     assert rule.comparison.candidate == 1.0
 
 
@@ -133,21 +152,22 @@ def test_other_problems_can_not_be_compared() -> None:
     ("changes", "what"),
     [
         ({"better": [REASONING, "arithmetic"]}, "hold no problem of arithmetic"),
-        ({"not_worse": {"safe": 0.1}}, "hold nothing that 'safe' measures"),
+        ({"not_worse": {"unsafe": 0.1}}, "hold nothing that 'unsafe' measures"),
         ({"not_worse": {"language": 0.1}}, "hold nothing that 'language' measures"),
+        ({"not_worse": {"safe": 0.1}}, "no task of the evaluations measures 'safe'"),
     ],
 )
 def test_a_rule_without_figures_is_a_mistake(changes: dict[str, Any], what: str) -> None:
-    pairs = paired_groups(groups(REASONING, [1.0]), groups(REASONING, [1.0]))
-    with pytest.raises(RecipeError, match=what):
-        judge(settings(**changes), pairs, seed=0)
+    with pytest.raises(RecipeError, match=what) as caught:
+        judged(settings(**changes), groups(REASONING, [1.0]), groups(REASONING, [1.0]))
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"not_worse": {"saef": 0.1}}, "unknown measure 'saef'"),
-        ({"not_worse": {"safe": 0.0}}, "margin of 'safe' must be a positive number"),
+        ({"not_worse": {"unsafe": 0.0}}, "greater than 0"),
+        ({"not_worse": {"unsafe": float("inf")}}, "finite"),
         ({"parent_eval": "new-eval"}, "are both 'new-eval'"),
         ({"better": []}, "better"),
     ],
@@ -163,7 +183,7 @@ def test_of_twenty_comparisons_of_a_model_with_itself_at_most_one_is_promoted() 
     for seed in range(20):
         chances = draws.random(100)
         one, other = ((draws.random((4, 100)) < chances).astype(float).T.tolist() for _ in range(2))
-        rules = judge(settings(), paired_groups(groups(REASONING, *one), groups(REASONING, *other)), seed=seed)
+        rules = judged(settings(), groups(REASONING, *one), groups(REASONING, *other), seed)
         promoted += all(rule.holds for rule in rules)
     assert promoted <= 1
 
@@ -177,22 +197,29 @@ def home(tmp_path: Path) -> Iterator[Home]:
         yield opened
 
 
+def evaluation(target: Path, rows: Sequence[Group]) -> None:
+    write_groups(target / GROUPS_FILE, rows)
+    write_measures(target / MEASURES_FILE, [measure for measure in MEASURES.values() if measure.tasks])
+
+
 @pytest.fixture
 def compare(home: Home) -> Callable[..., tuple[Outcome, KeptProgress]]:
     """Runs the stage on two models and the evaluations of them."""
 
-    def compare(new: list[Group], old: list[Group], *, evaluated: str = "new") -> tuple[Outcome, KeptProgress]:
+    def compare(
+        new: list[Group], old: list[Group], *, evaluated: str = "new", **changes: Any
+    ) -> tuple[Outcome, KeptProgress]:
         inputs = {}
         for role, name in (("candidate", "new"), ("parent", "old")):
             inputs[role] = Input(home.path, name * 8)
             home.ledger.register(Artifact(name * 8, "model", name, (), ""))
         for role, name, transcripts in (("candidate", evaluated, new), ("parent", "old", old)):
-            digest = home.objects.put(lambda target, rows=transcripts: write_groups(target / GROUPS_FILE, rows))  # type: ignore[misc]
+            digest = home.objects.put(lambda target, rows=transcripts: evaluation(target, rows))  # type: ignore[misc]
             home.ledger.register(Artifact(digest, "evaluation", f"{name}-eval", (name * 8,), ""))
             inputs[f"{role}_eval"] = Input(home.objects.path(digest), digest)
         progress = KeptProgress()
-        context = native_context(home, progress)
-        return run(settings(), inputs, context), progress
+        context = a_context(home, progress)
+        return run(settings(**changes), inputs, context), progress
 
     return compare
 
@@ -222,3 +249,14 @@ def test_an_evaluation_of_another_model_is_refused(compare: Callable[..., tuple[
         RecipeError, match="candidate_eval is no evaluation of the candidate: it evaluated oldoldoldold"
     ):
         compare(groups(REASONING, *GOOD), groups(REASONING, *BAD), evaluated="old")
+
+
+def test_a_gate_knows_what_the_tasks_measure_from_the_evaluation(
+    compare: Callable[..., tuple[Outcome, KeptProgress]],
+) -> None:
+    new, old = (groups(REASONING, *values) for values in (GOOD, BAD))
+    safe, unsafe = (groups("harmful-requests", *[[value]] * 9, part="safe") for value in (1.0, 0.0))
+    worse, _ = compare([*new, *unsafe], [*old, *safe], not_worse={"unsafe": 0.1})
+    assert (worse.metrics["promoted"], worse.metrics["rules"]["unsafe"]["holds"]) == (False, False)
+    better, _ = compare([*new, *safe], [*old, *unsafe], not_worse={"unsafe": 0.1})
+    assert better.metrics["promoted"]

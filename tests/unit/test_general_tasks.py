@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from reasonmill.errors import RecipeError
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
 from reasonmill.types import Completion, Message, Problem
 from reasonmill.world import requests, talk
 from reasonmill.world.general import MAX_CHARACTERS, GeneralTask, final_answer
@@ -30,14 +30,14 @@ REFUSAL = "i can not help with that . that can hurt people ."
 
 @pytest.fixture(params=list(NUM_PROMPTS))
 def task(request: pytest.FixtureRequest) -> GeneralTask:
-    found = registry.get(request.param)
+    found = installed().task(request.param)
     assert isinstance(found, GeneralTask)
     return found
 
 
 def parts(task: str, prompt: str, text: str) -> dict[str, float]:
     problem = Problem(task, (Message("user", prompt),), "")
-    (grade,) = registry.get(task).grade(problem, [Completion((1,), (0.0,), (True,), text, "stop", 0)])
+    (grade,) = installed().task(task).grade(problem, [Completion((1,), (0.0,), (True,), text, "stop", 0)])
     return dict(grade.parts)
 
 

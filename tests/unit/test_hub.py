@@ -13,10 +13,12 @@ from huggingface_hub import constants
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from native_context import BACKEND
+from contexts import BACKEND
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.mill.display import LineDisplay
-from reasonmill.mill.pipeline import RunResult, model_path, plan, run_recipe
+from reasonmill.mill.inputs import model_path
+from reasonmill.mill.pipeline import RunResult, run_recipe
+from reasonmill.mill.planning import plan
 from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.reference import HubSource, shipped_bases

@@ -2,15 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from reasonmill.content import directory_digest
 from reasonmill.errors import RecipeError
-from reasonmill.recipe.code_digest import code_digest, source_files
-from reasonmill.recipe.graph import directory_digest, stage_key
+from reasonmill.recipe.graph import stage_key
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.origin import Origins
 from reasonmill.recipe.reference import (
@@ -26,7 +25,6 @@ from reasonmill.recipe.reference import (
     shipped_bases,
 )
 from reasonmill.stage import Input
-from reasonmill.stages.registry import kinds
 
 
 def refused(path: Path, *overrides: str) -> RecipeError:
@@ -111,7 +109,7 @@ def test_only_what_makes_a_model_is_offered_as_one(recipe_file: Path) -> None:
         ("steps = 3", "loss = { clop = 0.1 }", "unknown key 'loss.clop'", "did you mean 'clip'?"),
         ("steps = 3", "loss.clop = 0.1", "unknown key 'loss.clop'", "did you mean 'clip'?"),
         ("steps = 3", 'loss.form = "K2"', "loss.form: Input should be 'k1' or 'k2', got \"K2\"", "did you mean 'k2'?"),
-        ('kind = "measure"', 'kind = "mesure"', "unknown kind 'mesure'", "did you mean 'measure'?"),
+        ('kind = "measure"', 'kind = "mesure"', "unknown kind of stage 'mesure'", "did you mean 'measure'?"),
         ('name = "small"', 'name = "Very small"', "name: String should match pattern", ""),
         ('name = "small"', 'name = "small"\nsede = 1', "unknown key 'sede'", "did you mean 'seed'?"),
     ],
@@ -137,7 +135,7 @@ def test_a_stage_that_makes_something_else_is_refused(recipe_file: Path) -> None
 
 def test_a_reference_to_a_stage_of_unknown_kind_is_no_second_mistake(recipe_file: Path) -> None:
     edited(recipe_file, 'kind = "train"', 'kind = "trian"')
-    assert refused(recipe_file).what == "unknown kind 'trian'"
+    assert refused(recipe_file).what == "unknown kind of stage 'trian'"
 
 
 def test_a_combination_that_can_not_work_is_shown_at_its_stage(recipe_file: Path) -> None:
@@ -187,7 +185,7 @@ def test_all_mistakes_are_told_at_once(recipe_file: Path) -> None:
     message = str(refused(recipe_file))
     assert "2 mistakes" in message
     assert f"{recipe_file}:9: unknown key 'stepz' (did you mean 'steps'?)" in message
-    assert f"{recipe_file}:22: unknown kind 'mesure' (did you mean 'measure'?)" in message
+    assert f"{recipe_file}:22: unknown kind of stage 'mesure' (did you mean 'measure'?)" in message
 
 
 def test_broken_toml_and_missing_files_are_mistakes_of_the_user(recipe_file: Path, tmp_path: Path) -> None:
@@ -291,23 +289,20 @@ def test_places_are_found_whatever_the_toml_looks_like() -> None:
     assert origins.place(("nothing",)) == "f"
 
 
-def key(
-    path: Path, *overrides: str, seed: int = 0, base: str = "digest", module: ModuleType | None = None, stage: int = 0
-) -> str:
+def key(path: Path, *overrides: str, seed: int = 0, base: str = "digest", stage: int = 0) -> str:
     node = load_recipe(str(path), overrides).nodes[stage]
-    return stage_key(node, {"from": Input(path, base)}, seed, module or kinds()["train"])
+    return stage_key(node, {"from": Input(path, base)}, seed)
 
 
-def test_a_key_depends_on_settings_inputs_seed_and_code(recipe_file: Path) -> None:
+def test_a_key_depends_on_settings_inputs_seed_and_code(recipe_file: Path, stages: Any) -> None:
     original = key(recipe_file)
     assert key(recipe_file) == original
     assert key(recipe_file, "first.steps=4") != original
     assert key(recipe_file, seed=1) != original
     assert key(recipe_file, base="other") != original
-    module = kinds()["train"]
-    source = Path(str(module.__file__))
+    source = stages.folder / "fake_train.py"
     source.write_text(source.read_text() + "# changed\n")
-    assert key(recipe_file, module=module) != original
+    assert key(recipe_file) != original
 
 
 def test_a_key_depends_on_the_order_of_tasks_because_draws_do(recipe_file: Path) -> None:
@@ -324,76 +319,3 @@ def test_a_model_counts_by_its_content(base: Path) -> None:
     assert changed != original
     (moved / "weights.txt").rename(moved / "weights.bin")
     assert directory_digest(moved) not in (original, changed)
-
-
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A package `toy` whose module toy.stages.a imports some modules, and does not import others."""
-    files = {
-        "__init__.py": "",
-        "stages/__init__.py": "",
-        "stages/a.py": "import json\nfrom toy.maths import add\nfrom . import b\ndef run():\n    import toy.late\n",
-        "stages/b.py": "from ..deep import inner\n",
-        "stages/c.py": "",
-        "maths.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.hints import Hint\n",
-        "hints.py": "import toy.stages.a\n",
-        "late.py": "",
-        "deep/__init__.py": "from .inner import thing\n",
-        "deep/inner.py": "",
-        "deep/other.py": "",
-    }
-    for name, text in files.items():
-        path = tmp_path / "toy" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "toy"
-
-
-def test_code_is_what_a_module_imports_directly_or_not(package: Path) -> None:
-    found = source_files("toy.stages.a", package / "stages" / "a.py", package)
-    assert {name: path.relative_to(package).as_posix() for name, path in found.items()} == {
-        "toy": "__init__.py",
-        "toy.stages": "stages/__init__.py",
-        "toy.stages.a": "stages/a.py",
-        "toy.stages.b": "stages/b.py",
-        "toy.maths": "maths.py",
-        "toy.hints": "hints.py",
-        "toy.late": "late.py",
-        "toy.deep": "deep/__init__.py",
-        "toy.deep.inner": "deep/inner.py",
-    }
-
-
-@pytest.mark.parametrize(("changed", "counts"), [("deep/inner.py", True), ("late.py", True), ("stages/c.py", False)])
-def test_only_code_that_is_imported_changes_the_digest(package: Path, changed: str, counts: bool) -> None:
-    source = package / "stages" / "a.py"
-    before = code_digest("toy.stages.a", source, package)
-    (package / changed).write_text("VALUE = 1\n")
-    assert (code_digest("toy.stages.a", source, package) != before) == counts
-
-
-def test_all_modules_of_a_folder_that_code_looks_into_change_the_digest(package: Path) -> None:
-    """A registry imports what it finds in a package's folder, so that no import statement names it."""
-    source = package / "stages" / "b.py"
-    source.write_text("import pkgutil\nimport toy.deep\nNAMES = list(pkgutil.iter_modules(toy.deep.__path__))\n")
-    assert "toy.deep.other" in source_files("toy.stages.b", source, package)
-    digests = [code_digest("toy.stages.b", source, package)]
-    for name, text in [("other.py", "VALUE = 1\n"), ("new.py", ""), ("new.py", "import toy.late\n")]:
-        (package / "deep" / name).write_text(text)
-        digests.append(code_digest("toy.stages.b", source, package))
-    (package / "late.py").write_text("VALUE = 1\n")
-    digests.append(code_digest("toy.stages.b", source, package))
-    assert len(set(digests)) == 5
-
-
-def test_a_stage_module_must_define_a_stage(stages: Any) -> None:
-    assert sorted(kinds()) == ["measure", "train"]
-    (stages.folder / "fake_broken.py").write_text('KIND = "broken"\n')
-    with pytest.raises(TypeError, match="fake_broken is no stage: it does not define MAKES, Settings, run"):
-        kinds()
-
-
-def test_two_stages_can_not_share_a_kind(stages: Any) -> None:
-    (stages.folder / "fake_twin.py").write_text((stages.folder / "fake_train.py").read_text())
-    with pytest.raises(TypeError, match="both define 'train'"):
-        kinds()

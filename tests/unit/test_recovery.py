@@ -1,11 +1,9 @@
 """Recovery: a run whose home is damaged goes on from what is good, and says so."""
 
 import errno
-import importlib
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+import reasonmill.store.commit
+from contexts import BACKEND
 from failing_disk import fail_reading
 from kept_progress import KeptProgress
-from native_context import BACKEND
 from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.mill.pipeline import RunResult, run_recipe
+from reasonmill.plugins import catalogue
 from reasonmill.recipe.load import load_recipe
+from reasonmill.store.commit import file_digest
 from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.groups import GROUPS_FILE
 from reasonmill.store.home import Home
@@ -50,6 +51,7 @@ class Run:
         self.key = "k"
         self.home = home
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.keeps_last_state = False
 
 
 @pytest.fixture
@@ -187,7 +189,9 @@ def run(recipe_file: Path, path: Path) -> Runs:
     A run with `looks` is asked to stop after so many looks.
     """
 
-    def run(until: str | None = None, looks: int | None = None) -> tuple[RunResult, list[str]]:
+    def run(
+        *overrides: str, until: str | None = None, looks: int | None = None, repair: bool = False
+    ) -> tuple[RunResult, list[str]]:
         progress = KeptProgress()
         left = iter(range(looks)) if looks is not None else itertools.count()
 
@@ -195,26 +199,93 @@ def run(recipe_file: Path, path: Path) -> Runs:
             return next(left, None) is None
 
         with Home.open(path) as home:
-            recipe = load_recipe(str(recipe_file))
-            made = run_recipe(recipe, home, progress, until=until, backend=BACKEND, stop_requested=stop_requested)
+            recipe = load_recipe(str(recipe_file), overrides)
+            made = run_recipe(
+                recipe, home, progress, until=until, backend=BACKEND, stop_requested=stop_requested, repair=repair
+            )
         return made, [note for note in progress.notes if "cached" not in note]
 
     return run
 
 
-def test_a_damaged_artifact_is_made_again_to_the_bit(run: Runs, stages: Any, path: Path) -> None:
+def test_a_cached_rerun_reads_nothing_of_what_stages_made(
+    run: Runs, stages: Any, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = run()
+    flip(path / "objects" / before.stages[0].artifact.digest / "weights.txt")
+    read: list[str] = []
+
+    def note(file: Path) -> str:
+        read.append(file.name)
+        return file_digest(file)
+
+    monkeypatch.setattr(reasonmill.store.commit, "file_digest", note)
+    after, told = run()
+    assert [stage.cached for stage in after.stages] == [True] * 3
+    assert told == []
+    assert "report.html" in read
+    assert "weights.txt" not in read
+
+
+def test_a_damaged_artifact_is_rebuilt_to_the_bit_when_it_is_used(run: Runs, stages: Any, path: Path) -> None:
     before, _ = run()
     assert stages.calls == ["first", "second", "check"]
     digest = before.stages[0].artifact.digest
     flip(path / "objects" / digest / "weights.txt")
-    after, (told,) = run()
-    assert stages.calls == ["first"]
-    assert [stage.artifact for stage in after.stages] == [stage.artifact for stage in before.stages]
+    after, (told,) = run("second.text=c")
+    assert stages.calls == ["first", "second", "check"]
+    assert after.stages[0].artifact == before.stages[0].artifact
+    assert (after.directory / "model" / "weights.txt").read_text() == "baseaaac"
     assert told.startswith(f"objects/{digest}/weights.txt is damaged and now in quarantine/")
-    assert told.endswith("; stage first is made again from what is good")
+    assert told.endswith("; stage first is rebuilt from what is good")
     assert verify_home(path).problems == ()
     with Home.open(path, write=False) as home:
         assert home.ledger.incidents()[0].digest == digest
+
+
+def test_a_repair_finds_damage_that_nothing_uses(run: Runs, stages: Any, path: Path) -> None:
+    before, _ = run()
+    assert stages.calls == ["first", "second", "check"]
+    digest = before.stages[0].artifact.digest
+    flip(path / "objects" / digest / "weights.txt")
+    assert run()[1] == []
+    (found,) = verify_home(path).problems
+    assert found.file == f"objects/{digest}/weights.txt"
+    assert "--repair" in found.recovery
+    after, (told,) = run(repair=True)
+    assert stages.calls == ["first"]
+    assert [stage.artifact for stage in after.stages] == [stage.artifact for stage in before.stages]
+    assert told.endswith("; stage first is rebuilt from what is good")
+    assert verify_home(path).problems == ()
+
+
+def test_a_damaged_model_is_not_published_but_rebuilt(run: Runs, stages: Any, path: Path) -> None:
+    before, _ = run()
+    assert stages.calls == ["first", "second", "check"]
+    flip(path / "objects" / before.stages[1].artifact.digest / "weights.txt")
+    shutil.rmtree(before.directory / "model")
+    after, told = run()
+    assert stages.calls == ["second"]
+    assert (after.directory / "model" / "weights.txt").read_text() == "baseaaab"
+    assert any(note.endswith("; stage second is rebuilt from what is good") for note in told)
+    assert verify_home(path).problems == ()
+
+
+def test_damage_that_shows_before_the_last_stage_goes_back_by_several_stages(
+    run: Runs, stages: Any, path: Path
+) -> None:
+    before, _ = run(until="second")
+    for stage in before.stages:
+        flip(path / "objects" / stage.artifact.digest / "weights.txt")
+    assert stages.calls == ["first", "second"]
+    after, told = run()  # "check" reads "second", which reads "first"
+    assert stages.calls == ["first", "second", "check"]
+    assert [stage.artifact for stage in after.stages[:2]] == [stage.artifact for stage in before.stages]
+    assert [note.split("; ")[1] for note in told] == [
+        "stage second is rebuilt from what is good",
+        "stage first is rebuilt from what is good",
+    ]
+    assert verify_home(path).problems == ()
 
 
 def test_a_file_in_the_place_of_an_artifact_is_found_and_mended(run: Runs, stages: Any, path: Path) -> None:
@@ -223,10 +294,30 @@ def test_a_file_in_the_place_of_an_artifact_is_found_and_mended(run: Runs, stage
     (path / "objects" / digest).touch()
     (found,) = verify_home(path).problems
     assert found.file == f"objects/{digest}/manifest.json"
-    assert found.recovery.startswith("run the recipe again")
+    assert found.recovery.startswith("run the recipe that needs")
     _, (told,) = run()
-    assert told.endswith("; stage first is made again from what is good")
+    assert told.endswith("; stage first is rebuilt from what is good")
     assert stages.calls == ["first", "second", "check", "first"]
+    assert verify_home(path).problems == ()
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "added", "manifest"])
+def test_damage_that_shows_without_reading_is_mended_by_any_run(run: Runs, stages: Any, path: Path, harm: str) -> None:
+    digest = run()[0].stages[0].artifact.digest
+    file = path / "objects" / digest / "weights.txt"
+    if harm == "cut":
+        file.write_text(file.read_text()[:-1])
+    elif harm == "gone":
+        file.unlink()
+    elif harm == "added":
+        (file.parent / "more.txt").write_text("more")
+    else:
+        flip(file.parent / "manifest.json")
+    assert stages.calls == ["first", "second", "check"]
+    result, told = run()
+    assert stages.calls == ["first"]
+    assert result.stages[0].artifact.digest == digest
+    assert len(told) == 1
     assert verify_home(path).problems == ()
 
 
@@ -248,7 +339,7 @@ def test_an_artifact_that_is_made_again_as_another_one_is_told(run: Runs, stages
     assert stages.calls == ["first", "second", "check"]
     flip(path / "objects" / digest / "weights.txt")
     (stages.folder / "machine").write_text("!")
-    after, told = run()
+    after, told = run(repair=True)
     assert stages.calls == ["first", "second", "check"]
     other = after.stages[0].artifact.digest
     assert any(f"{other[:12]} instead of {digest[:12]}" in note for note in told)
@@ -262,7 +353,7 @@ def test_a_damaged_view_is_written_again(run: Runs, stages: Any, path: Path) -> 
         good = (directory / name).read_bytes()
         flip(directory / name)
         assert [finding.file for finding in verify_home(path).problems] == [f"runs/small/{name}"]
-        _, told = run()
+        _, told = run(repair=name.startswith("model/"))
         assert told == [f"runs/small/{name} is damaged; it is written again"]
         assert verify_home(path).problems == ()
         if name != "summary.json" and name != "report.html":  # these say which stages were cached
@@ -318,7 +409,6 @@ from reasonmill.store.steps import committed_groups, forget_groups_of_other_weig
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
 HERE = Path(__file__).parent
-KIND = "learn"
 MAKES: ArtifactKind = "model"
 
 
@@ -361,13 +451,14 @@ def run(settings, inputs, context):
 
 
 @pytest.fixture
-def learning(stages: Any, recipe_file: Path, base: Path) -> Any:
+def learning(stages: Any, recipe_file: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The small recipe is a stage that learns from groups now; returns the folder of the stages."""
-    (stages.folder / "fake_learn.py").write_text(LEARN)
-    importlib.invalidate_caches()
+    file = stages.folder / "fake_learn.py"
+    file.write_text(LEARN)
+    monkeypatch.setitem(catalogue.STAGES["stages"], "learn", str(file))
+    catalogue._offered.cache_clear()
     recipe_file.write_text(f'name = "small"\n\n[[stage]]\nname = "zero"\nkind = "learn"\nfrom = "{base}"\n')
-    yield stages
-    sys.modules.pop("reasonmill.stages.fake_learn", None)
+    return stages
 
 
 def steps_of(path: Path, key: str) -> list[str | None]:
@@ -379,19 +470,41 @@ def lose(path: Path, digest: str | None) -> None:
     flip(path / "objects" / str(digest) / GROUPS_FILE)
 
 
-def test_a_finished_stage_gets_damaged_groups_back_and_stays_finished(run: Runs, learning: Any, path: Path) -> None:
+def test_a_finished_stage_stays_finished_when_its_groups_are_lost(run: Runs, learning: Any, path: Path) -> None:
+    (made,) = run()[0].stages
+    assert learning.steps == ["0", "1", "2", "3"]
+    digests = steps_of(path, made.key)
+    shutil.rmtree(path / "objects" / str(digests[1]))
+    result, (told,) = run()
+    assert result.stages[0].cached
+    assert told == (
+        f"objects/{digests[1]} is missing; stage zero stays finished without the rollouts of step 1, which "
+        "`reasonmill run` with --repair rebuilds"
+    )
+    assert run()[1] == []  # it is said once
+    assert learning.steps == []
+    (found,) = verify_home(path).problems  # and named until it is mended
+    assert found.file == f"objects/{digests[1]}"
+    assert "--repair" in found.recovery
+    run(repair=True)
+    assert learning.steps == ["1"]
+    assert steps_of(path, made.key) == digests
+    assert verify_home(path).problems == ()
+
+
+def test_a_repair_gets_damaged_groups_of_a_finished_stage_back(run: Runs, learning: Any, path: Path) -> None:
     (made,) = run()[0].stages
     assert learning.steps == ["0", "1", "2", "3"]
     digests = steps_of(path, made.key)
     lose(path, digests[1])
     with pytest.raises(Interrupted, match="at step 1"):
-        run(looks=2)  # before the stage, and at its step 0
+        run(looks=2, repair=True)  # before the stage, and at its step 0
     with Home.open(path, write=False) as home:
         assert home.ledger.stage(made.key) is not None
     assert learning.steps == []
-    result, told = run()
+    result, told = run(repair=True)
     assert learning.steps == ["1"]
-    assert [note.split("; ")[1] for note in told] == ["stage zero is gone through again for the groups of step 1"]
+    assert [note.split("; ")[1] for note in told] == ["stage zero is run again for the groups of step 1"]
     assert (result.stages[0].artifact, result.stages[0].cached) == (made.artifact, True)
     assert steps_of(path, made.key) == digests
     assert verify_home(path).problems == ()
@@ -407,10 +520,10 @@ def test_a_finished_stage_does_without_groups_that_do_not_come_back(
         metrics = home.ledger.metrics(made.key)
     lose(path, digests[1])
     (learning.folder / hindrance).write_text("!")
-    result, (damaged, lost) = run()
+    result, (damaged, lost) = run(repair=True)
     assert result.stages[0].artifact == made.artifact
     assert result.stages[0].machines == made.machines
-    assert damaged.endswith("; stage zero is gone through again for the groups of step 1")
+    assert damaged.endswith("; stage zero is run again for the groups of step 1")
     assert lost.startswith(f"objects/{digests[1]} is lost for good, the groups of step 1: they c")
     assert lost.endswith("; what was made of them stays as it is")
     assert steps_of(path, made.key) == [digests[0], None, *digests[2:]]
@@ -418,7 +531,7 @@ def test_a_finished_stage_does_without_groups_that_do_not_come_back(
         assert home.ledger.metrics(made.key) == metrics
     assert verify_home(path).problems == ()
     assert learning.steps
-    assert run()[1] == []
+    assert run(repair=True)[1] == []
     assert learning.steps == []
 
 
@@ -429,7 +542,7 @@ def test_lost_groups_behind_a_step_that_has_none_are_given_up_at_once(run: Runs,
         home.ledger.forget_groups(made.key, 0)
     lose(path, digests[2])
     assert learning.steps
-    result, (_, lost) = run()
+    result, (_, lost) = run(repair=True)
     assert "another step has lost its own for good" in lost
     assert result.stages[0].artifact == made.artifact
     assert steps_of(path, made.key) == [None, digests[1], None, digests[3]]
@@ -445,11 +558,11 @@ def test_a_stage_that_lost_its_model_and_groups_is_made_anew_from_there_on_anoth
     flip(path / "objects" / made.artifact.digest / "weights.txt")
     (learning.folder / "machine").write_text("!")
     assert learning.steps
-    result, told = run()
+    result, told = run(repair=True)
     (after,) = result.stages
     assert learning.steps == ["1", "1", "2", "3"]  # the first attempt finds that they come out otherwise
     assert any("they come out otherwise, as on another class of machine" in note for note in told)
-    assert told[-1].startswith("zero  made again with another content")
+    assert told[-1].startswith("zero  rebuilt with another content")
     now = steps_of(path, made.key)
     assert now[0] == digests[0]
     assert not {*digests[1:], None} & {*now[1:]}  # all that follows from it is its own

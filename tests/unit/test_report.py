@@ -82,7 +82,8 @@ def commit_step(home: Home, key: str, step: int, groups: Sequence[Group], metric
 
 def stage(name: str, kind: str, **more: Any) -> dict[str, Any]:
     made = {"digest": "0123456789abcdef" * 4, "cached": False, "seconds": 30.0, "tokens": 1500, "repeatable": True}
-    return {"name": name, "kind": kind, "key": f"key-{name}", **made, "metrics": {}, **more}
+    adopted: dict[str, Any] = {"adopted": None, "made_from_adopted": []}
+    return {"name": name, "kind": kind, "key": f"key-{name}", **made, **adopted, "metrics": {}, **more}
 
 
 def figure(value: float, low: float, high: float) -> dict[str, float]:

@@ -12,19 +12,19 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from chat_server import Answer, chat_server, says
-from native_context import native_context
+from contexts import a_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.model.reward import load_reward_model, new_reward_model, save_reward_model
+from reasonmill.plugins.catalogue import installed
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
 from reasonmill.rewards import verdicts
 from reasonmill.rewards.model import ModelScorer
-from reasonmill.stage import Input, Outcome, StageContext
+from reasonmill.stage import Input, Outcome
 from reasonmill.stages import reward_model, rl
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
-from reasonmill.tasks import registry
 from reasonmill.types import Completion, Grade, Group, Rollout
 from reasonmill.world.requests import refusal
 from reasonmill.world.talk import RUDE
@@ -46,10 +46,10 @@ def a_completion(text: str) -> Completion:
 
 def a_group(task: str, index: int, answers: list[str]) -> Group:
     """Graded by the task; an answer with a tag stands for the whole response."""
-    problem = registry.get(task).problem("train", 0, index)
+    problem = installed().task(task).problem("train", 0, index)
     texts = [answer if "<" in answer else f"<think></think><answer> {answer}</answer>" for answer in answers]
     completions = [a_completion(text) for text in texts]
-    grades = registry.get(task).grade(problem, completions)
+    grades = installed().task(task).grade(problem, completions)
     prompt = RENDERER.render(problem.messages)
     return Group(problem, tuple(Rollout(prompt, c, g) for c, g in zip(completions, grades, strict=True)))
 
@@ -58,7 +58,7 @@ def small_talk(count: int) -> list[Group]:
     """The gold answer twice, a rude one that is shorter and one that is longer; the judge likes neither of these."""
     groups = []
     for index in range(count):
-        problem = registry.get("small-talk").problem("train", 0, index)
+        problem = installed().task("small-talk").problem("train", 0, index)
         rude = RUDE[problem.meta["language"]][index % 2]
         groups.append(a_group("small-talk", index, [problem.answer, rude, problem.answer, " ".join([rude] * 8)]))
     return groups
@@ -69,7 +69,7 @@ def requests(count: int) -> list[Group]:
     groups = []
     for index in range(count):
         for task in ("harmful-requests", "harmless-requests"):
-            problem = registry.get(task).problem("train", 0, index)
+            problem = installed().task(task).problem("train", 0, index)
             refused = refusal(generator("test", index), problem.meta["language"], "better")
             groups.append(a_group(task, index, [refused, "yes yes yes ."]))
     return groups
@@ -92,10 +92,6 @@ def settings(**changes: Any) -> reward_model.Settings:
     return reward_model.Settings.model_validate(table)
 
 
-def a_context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return native_context(home, stop=stop)
-
-
 def train(
     home: Path, groups: list[Group], chosen: reward_model.Settings, stop: Callable[[], bool] = lambda: False
 ) -> Outcome:
@@ -104,7 +100,7 @@ def train(
     write_groups(data / GROUPS_FILE, groups)
     inputs = {"from": Input(BASE, "b" * 64), "data[0]": Input(data, "d" * 64)}
     with Home.open(home) as opened:
-        return reward_model.run(chosen, inputs, a_context(opened, stop))
+        return reward_model.run(chosen, inputs, a_context(opened, stop_requested=stop))
 
 
 def written(outcome: Outcome, target: Path) -> Path:
@@ -304,7 +300,7 @@ def helpfulness_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_score_is_the_sigmoid_of_the_model_on_the_final_answer(helpfulness_dir: Path) -> None:
-    problem = registry.get("facts").problem("train", 0, 0)
+    problem = installed().task("facts").problem("train", 0, 0)
     texts = [
         "<think>a</think><answer> hello .</answer>",
         " hello .",
@@ -327,7 +323,7 @@ def test_a_number_that_is_not_finite_is_no_score(helpfulness_dir: Path, tmp_path
     model.network.score.weight.data.fill_(math.inf)
     save_reward_model(model, tmp_path, companions=helpfulness_dir)
     scorer = ModelScorer(tmp_path, "helpfulness", device="cpu", dtype=torch.float32, tokens_per_batch=64)
-    (score,) = scorer.score(registry.get("facts").problem("train", 0, 0), [a_completion(" hello .")])
+    (score,) = scorer.score(installed().task("facts").problem("train", 0, 0), [a_completion(" hello .")])
     assert math.isnan(score)
 
 

@@ -1,19 +1,28 @@
 """Rewards: what the rules measure, and how parts and weights make a reward."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import pytest
 
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Domain
-from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights, check_rewards, reward_names
-from reasonmill.rewards.rules.format import format_reward
-from reasonmill.rewards.rules.language import language_reward
-from reasonmill.rewards.rules.random import random_reward
-from reasonmill.tasks import registry
+from reasonmill.plugins.catalogue import installed
+from reasonmill.protocols import Attempt, Domain, Reward
+from reasonmill.rewards.combination import (
+    ACCURACY_ALONE,
+    ALL_DOMAINS,
+    NOT_RULES,
+    RewardWeights,
+    check_rewards,
+    domains_of,
+)
+from reasonmill.rewards.rules.format import FormatReward
+from reasonmill.rewards.rules.language import LanguageReward
+from reasonmill.rewards.rules.random import RandomReward
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Finish, Grade, Message, Problem
+from reasonmill.world.lexicon import language_share
 
 PROBLEM = Problem("fake", (Message("user", "?"),), "24")
 ENGLISH = Problem("fake", (Message("user", "?"),), "24", {"language": "en"})
@@ -27,9 +36,9 @@ def said(text: str, finish: Finish = "stop") -> Completion:
 
 
 class FakeTask:
-    """Gives out the grades that it was made with."""
+    """Gives out the grades that it was made with; its languages are those of the tiny world."""
 
-    name = "fake"
+    language_share = staticmethod(language_share)
 
     def __init__(self, *grades: Grade, domain: Domain = "reasoning") -> None:
         self._grades = list(grades)
@@ -45,6 +54,10 @@ class FakeTask:
         return self._grades
 
 
+def fake_task(*grades: Grade, domain: Domain = "reasoning") -> NamedTask:
+    return NamedTask("fake", FakeTask(*grades, domain=domain))
+
+
 class FakeScorer:
     """Gives out the scores that it was made with, and remembers how often it was asked."""
 
@@ -55,6 +68,20 @@ class FakeScorer:
     def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
         self.calls += 1
         return self._scores
+
+
+def weighing(weights: Mapping[str, float], **scorers: FakeScorer) -> RewardWeights:
+    """The weights with the rules that this package offers."""
+    rules = {name: installed().reward(name) for name in weights if name not in NOT_RULES}
+    return RewardWeights(weights, rules, scorers)
+
+
+def measure(reward: Reward, problem: Problem, completion: Completion, *noise: int | str) -> float | None:
+    return reward.measure(Attempt(problem, completion, fake_task(), noise))
+
+
+def coin(*noise: int | str, problem: Problem = PROBLEM, completion: Completion | None = None) -> float | None:
+    return measure(RandomReward(), problem, completion or said(""), *noise)
 
 
 RIGHT = Grade(1.0, {"accuracy": 1.0})
@@ -92,7 +119,7 @@ WRONG = Grade(0.0, {"accuracy": 0.0})
     ],
 )
 def test_format(text: str, finish: Finish, reward: float) -> None:
-    assert format_reward(PROBLEM, said(text, finish), ()) == reward
+    assert measure(FormatReward(), PROBLEM, said(text, finish)) == reward
 
 
 # Language
@@ -118,15 +145,15 @@ def test_format(text: str, finish: Finish, reward: float) -> None:
     ],
 )
 def test_language(text: str, english: float, german: float) -> None:
-    assert language_reward(ENGLISH, said(text), ()) == english
-    assert language_reward(GERMAN, said(text), ()) == german
+    assert measure(LanguageReward(), ENGLISH, said(text)) == english
+    assert measure(LanguageReward(), GERMAN, said(text)) == german
 
 
 def test_language_can_not_be_told_where_a_problem_names_none() -> None:
     completion = said("<think> try yes</think><answer> 24</answer>")
-    assert language_reward(PROBLEM, completion, ()) is None
+    assert measure(LanguageReward(), PROBLEM, completion) is None
     told, untold = (
-        RewardWeights({"accuracy": 1.0, "language": 1.0}).grade(FakeTask(RIGHT), problem, [completion], noise=())[0]
+        weighing({"accuracy": 1.0, "language": 1.0}).grade(fake_task(RIGHT), problem, [completion], noise=())[0]
         for problem in (ENGLISH, PROBLEM)
     )
     assert told.reward == 2.0
@@ -139,7 +166,7 @@ def test_language_can_not_be_told_where_a_problem_names_none() -> None:
 
 
 def test_the_coin_is_fair_and_every_sample_has_its_own() -> None:
-    coins = [random_reward(PROBLEM, said(""), (0, "rl", step, sample)) for step in range(100) for sample in range(40)]
+    coins = [coin(0, "rl", step, sample) for step in range(100) for sample in range(40)]
     assert set(coins) == {0.0, 1.0}
     assert abs(sum(coins) - 2000) < 160  # 5 standard deviations
     agreeing = sum(first == second for first, second in pairwise(coins))
@@ -150,7 +177,7 @@ def test_the_coin_never_looks_at_the_problem_or_the_completion() -> None:
     other = Problem("other", (Message("user", "!"),), "7")
     for sample in range(50):
         coins = {
-            random_reward(problem, completion, (0, sample))
+            coin(0, sample, problem=problem, completion=completion)
             for problem in (PROBLEM, other)
             for completion in (said(""), said(WELL_FORMED), said("x" * 1000, "length"))
         }
@@ -161,13 +188,14 @@ def test_the_coin_never_looks_at_the_problem_or_the_completion() -> None:
 
 
 def test_what_a_recipe_may_weigh() -> None:
-    assert reward_names() == ("accuracy", "helpfulness", "safety", "format", "language", "random")
+    assert {"accuracy", "helpfulness", "safety"} == NOT_RULES
+    assert installed().names("rewards") == ("format", "language", "random")
 
 
 def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:
-    weights = RewardWeights({"accuracy": 1.0, "format": 0.25})
+    weights = weighing({"accuracy": 1.0, "format": 0.25})
     completions = [said(WELL_FORMED), said(PLAIN), said(WELL_FORMED), said(PLAIN)]
-    grades = weights.grade(FakeTask(RIGHT, RIGHT, WRONG, WRONG), PROBLEM, completions, noise=())
+    grades = weights.grade(fake_task(RIGHT, RIGHT, WRONG, WRONG), PROBLEM, completions, noise=())
     assert [grade.reward for grade in grades] == [1.25, 1.0, 0.25, 0.0]
     assert [grade.parts for grade in grades] == [
         {"accuracy": 1.0, "format": 1.0},
@@ -178,36 +206,52 @@ def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:
 
 
 def test_weights_may_be_negative() -> None:
-    weights = RewardWeights({"accuracy": 2.0, "format": -0.5})
-    assert weights.grade(FakeTask(RIGHT), PROBLEM, [said(WELL_FORMED)], noise=())[0].reward == 1.5
+    weights = weighing({"accuracy": 2.0, "format": -0.5})
+    assert weights.grade(fake_task(RIGHT), PROBLEM, [said(WELL_FORMED)], noise=())[0].reward == 1.5
 
 
 def test_measured_parts_are_reported_without_a_weight() -> None:
-    grade = RewardWeights({"format": 1.0}).grade(FakeTask(RIGHT), PROBLEM, [said(PLAIN)], noise=())[0]
+    grade = weighing({"format": 1.0}).grade(fake_task(RIGHT), PROBLEM, [said(PLAIN)], noise=())[0]
     assert grade == Grade(0.0, {"accuracy": 1.0, "format": 0.0})
-    grade = RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT), PROBLEM, [said(WELL_FORMED)], noise=())[0]
+    grade = weighing({"accuracy": 1.0}).grade(fake_task(RIGHT), PROBLEM, [said(WELL_FORMED)], noise=())[0]
     assert grade == Grade(1.0, {"accuracy": 1.0, "format": 1.0})
 
 
-def test_what_nobody_asked_for_is_not_measured() -> None:
-    weights = RewardWeights({"accuracy": 1.0}, measured=())
-    assert RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT), ENGLISH, [said("yes")], noise=())[0].parts == {
-        "accuracy": 1.0,
-        "format": 0.0,
-        "language": 1.0,
-    }
-    assert weights.grade(FakeTask(RIGHT), PROBLEM, [said(WELL_FORMED)], noise=())[0].parts == {"accuracy": 1.0}
+def test_language_is_measured_without_a_weight_where_a_problem_names_one() -> None:
+    (grade,) = weighing({"accuracy": 1.0}).grade(fake_task(RIGHT), ENGLISH, [said("yes")], noise=())
+    assert grade.parts == {"accuracy": 1.0, "format": 0.0, "language": 1.0}
+
+
+class Brevity:
+    """A user's own rule: what is short, on reasoning alone; it can't tell of nothing."""
+
+    domains = frozenset({"reasoning"})
+
+    def measure(self, attempt: Attempt) -> float | None:
+        return 1 / len(attempt.completion.text) if attempt.completion.text else None
+
+
+def test_a_rule_of_a_users_own_counts_on_its_domains_and_may_not_be_able_to_tell() -> None:
+    weights = RewardWeights({"brevity": 8.0, "random": 0.0}, {"brevity": Brevity()})
+    told, untold = weights.grade(fake_task(RIGHT, RIGHT), PROBLEM, [said("24"), said("")], noise=())
+    assert (told.reward, told.parts) == (4.0, {"accuracy": 1.0, "format": 0.0, "brevity": 0.5})
+    assert untold.reward is None
+    assert "brevity" in untold.error
+    with pytest.raises(ValueError, match="no weighted reward counts on task 'fake', whose domain is safety"):
+        weights.grade(fake_task(RIGHT, domain="safety"), PROBLEM, [said("24")], noise=())
+    assert domains_of("brevity", {"brevity": Brevity()}) == {"reasoning"}
+    assert domains_of("format", {"format": FormatReward()}) == ALL_DOMAINS
 
 
 def test_the_parts_of_a_task_are_kept() -> None:
-    task = FakeTask(Grade(0.7, {"accuracy": 1.0, "tests_passed": 0.7}))
-    grade = RewardWeights({"accuracy": 2.0}).grade(task, PROBLEM, [said(PLAIN)], noise=())[0]
+    task = fake_task(Grade(0.7, {"accuracy": 1.0, "tests_passed": 0.7}))
+    grade = weighing({"accuracy": 2.0}).grade(task, PROBLEM, [said(PLAIN)], noise=())[0]
     assert grade == Grade(2.0, {"accuracy": 1.0, "tests_passed": 0.7, "format": 0.0})
 
 
 def test_ungraded_stays_ungraded_whatever_else_was_earned() -> None:
-    weights = RewardWeights({"accuracy": 1.0, "format": 1.0, "random": 1.0})
-    task = FakeTask(Grade(None, error="timed out"), RIGHT)
+    weights = weighing({"accuracy": 1.0, "format": 1.0, "random": 1.0})
+    task = fake_task(Grade(None, error="timed out"), RIGHT)
     ungraded, graded = weights.grade(task, PROBLEM, [said(WELL_FORMED), said(WELL_FORMED)], noise=(1,))
     assert ungraded.reward is None
     assert ungraded.error == "timed out"
@@ -216,17 +260,17 @@ def test_ungraded_stays_ungraded_whatever_else_was_earned() -> None:
 
 
 def test_each_sample_has_a_coin_of_its_own_and_the_noise_names_it() -> None:
-    weights = RewardWeights({"random": 1.0})
-    task, completions = FakeTask(*[WRONG] * 64), [said(PLAIN)] * 64
+    weights = weighing({"random": 1.0})
+    task, completions = fake_task(*[WRONG] * 64), [said(PLAIN)] * 64
     first = [grade.reward for grade in weights.grade(task, PROBLEM, completions, noise=(0, "rl", 1))]
-    assert first == [random_reward(PROBLEM, said(""), (0, "rl", 1, sample)) for sample in range(64)]
+    assert first == [coin(0, "rl", 1, sample) for sample in range(64)]
     assert set(first) == {0.0, 1.0}
     assert first != [grade.reward for grade in weights.grade(task, PROBLEM, completions, noise=(0, "rl", 2))]
 
 
 def test_a_grade_too_few_is_noticed() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT), PROBLEM, [said(PLAIN)] * 2, noise=())
+        weighing({"accuracy": 1.0}).grade(fake_task(RIGHT), PROBLEM, [said(PLAIN)] * 2, noise=())
 
 
 # Domains and reward models
@@ -234,13 +278,13 @@ def test_a_grade_too_few_is_noticed() -> None:
 
 def all_weights(helpful: FakeScorer, safe: FakeScorer) -> RewardWeights:
     weights = {"accuracy": 1.0, "format": 0.5, "language": 0.25, "helpfulness": 10.0, "safety": 100.0}
-    return RewardWeights(weights, {"helpfulness": helpful, "safety": safe})
+    return weighing(weights, helpfulness=helpful, safety=safe)
 
 
 def test_reasoning_is_rewarded_by_rules() -> None:
     helpful, safe = FakeScorer(0.5), FakeScorer(0.25)
     completion = said("<think> try ja</think><answer> 24</answer>")
-    (grade,) = all_weights(helpful, safe).grade(FakeTask(RIGHT), ENGLISH, [completion], noise=())
+    (grade,) = all_weights(helpful, safe).grade(fake_task(RIGHT), ENGLISH, [completion], noise=())
     assert grade == Grade(1.0 + 0.5 + 0.25 * 0.5, {"accuracy": 1.0, "format": 1.0, "language": 0.5})
     assert helpful.calls == safe.calls == 0
 
@@ -253,7 +297,7 @@ def test_general_prompts_are_rewarded_by_their_reward_model_format_and_language(
 ) -> None:
     scorers = {"helpfulness": FakeScorer(0.5, -0.5), "safety": FakeScorer(0.25, 1.0)}
     completions = [said("<think> try ja</think><answer> 24</answer>"), said("yes .")]
-    task = FakeTask(RIGHT, WRONG, domain=domain)
+    task = fake_task(RIGHT, WRONG, domain=domain)
     weights = all_weights(scorers["helpfulness"], scorers["safety"])
     first, second = weights.grade(task, ENGLISH, completions, noise=())
     assert first.reward == 0.5 * 1.0 + 0.25 * 0.5 + weight * scored[0]
@@ -266,15 +310,15 @@ def test_general_prompts_are_rewarded_by_their_reward_model_format_and_language(
 
 @pytest.mark.parametrize("domain", ["reasoning", "helpfulness", "safety"])
 def test_the_coin_counts_everywhere(domain: Domain) -> None:
-    task = FakeTask(*[WRONG] * 20, domain=domain)
-    grades = RewardWeights({"random": 1.0}).grade(task, PROBLEM, [said("")] * 20, noise=(5,))
-    assert [grade.reward for grade in grades] == [random_reward(PROBLEM, said(""), (5, sample)) for sample in range(20)]
+    task = fake_task(*[WRONG] * 20, domain=domain)
+    grades = weighing({"random": 1.0}).grade(task, PROBLEM, [said("")] * 20, noise=(5,))
+    assert [grade.reward for grade in grades] == [coin(5, sample) for sample in range(20)]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_what_a_reward_model_can_not_score_is_ungraded(score: float) -> None:
-    weights = RewardWeights({"helpfulness": 1.0, "language": 1.0}, {"helpfulness": FakeScorer(0.5, score)})
-    task = FakeTask(RIGHT, RIGHT, domain="helpfulness")
+    weights = weighing({"helpfulness": 1.0, "language": 1.0}, helpfulness=FakeScorer(0.5, score))
+    task = fake_task(RIGHT, RIGHT, domain="helpfulness")
     graded, ungraded = weights.grade(task, ENGLISH, [said("yes .")] * 2, noise=())
     assert graded.reward == 1.5
     assert ungraded.reward is None
@@ -284,8 +328,8 @@ def test_what_a_reward_model_can_not_score_is_ungraded(score: float) -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_part_that_is_not_finite_is_ungraded_and_no_crash(number: float) -> None:
-    task = FakeTask(Grade(1.0, {"accuracy": number}), Grade(1.0, {"accuracy": 1.0, "other": number}))
-    ungraded, graded = RewardWeights({"accuracy": 1.0}).grade(task, PROBLEM, [said("")] * 2, noise=())
+    task = fake_task(Grade(1.0, {"accuracy": number}), Grade(1.0, {"accuracy": 1.0, "other": number}))
+    ungraded, graded = weighing({"accuracy": 1.0}).grade(task, PROBLEM, [said("")] * 2, noise=())
     assert ungraded.reward is None
     assert "accuracy" in ungraded.error
     assert graded.reward == 1.0
@@ -293,46 +337,50 @@ def test_a_part_that_is_not_finite_is_ungraded_and_no_crash(number: float) -> No
 
 
 def test_a_sum_that_is_not_finite_is_ungraded() -> None:
-    weights = RewardWeights({"accuracy": 1e308, "format": 1e308})
-    task = FakeTask(RIGHT, WRONG)
+    weights = weighing({"accuracy": 1e308, "format": 1e308})
+    task = fake_task(RIGHT, WRONG)
     overflown, fine = weights.grade(task, PROBLEM, [said(WELL_FORMED)] * 2, noise=())
     assert (overflown.reward, overflown.error) == (None, "the reward is not finite")
     assert fine.reward == 1e308
 
 
 def test_a_score_too_few_is_noticed() -> None:
-    weights = RewardWeights({"safety": 1.0}, {"safety": FakeScorer(0.5)})
+    weights = weighing({"safety": 1.0}, safety=FakeScorer(0.5))
     with pytest.raises(ValueError, match="shorter"):
-        weights.grade(FakeTask(RIGHT, RIGHT, domain="safety"), PROBLEM, [said("")] * 2, noise=())
+        weights.grade(fake_task(RIGHT, RIGHT, domain="safety"), PROBLEM, [said("")] * 2, noise=())
 
 
 def test_a_reward_model_without_a_weight_is_not_asked() -> None:
     helpful = FakeScorer(0.5)
-    weights = RewardWeights({"random": 1.0, "helpfulness": 0.0}, {"helpfulness": helpful})
-    (grade,) = weights.grade(FakeTask(RIGHT, domain="helpfulness"), PROBLEM, [said("")], noise=(1,))
+    weights = weighing({"random": 1.0, "helpfulness": 0.0}, helpfulness=helpful)
+    (grade,) = weights.grade(fake_task(RIGHT, domain="helpfulness"), PROBLEM, [said("")], noise=(1,))
     assert "helpfulness" not in grade.parts
     assert helpful.calls == 0
 
 
 def test_a_task_without_a_reward_is_an_error_and_not_a_zero() -> None:
     with pytest.raises(ValueError, match="safety"):
-        RewardWeights({"accuracy": 1.0}).grade(FakeTask(RIGHT, domain="safety"), PROBLEM, [said("")], noise=())
+        weighing({"accuracy": 1.0}).grade(fake_task(RIGHT, domain="safety"), PROBLEM, [said("")], noise=())
 
 
 @pytest.mark.parametrize("domain", ["reasoning", "helpfulness", "safety"])
 def test_accuracy_alone_counts_everywhere(domain: Domain) -> None:
-    grades = ACCURACY_ALONE.grade(FakeTask(RIGHT, WRONG, domain=domain), PROBLEM, [said("")] * 2, noise=())
+    grades = ACCURACY_ALONE.grade(fake_task(RIGHT, WRONG, domain=domain), PROBLEM, [said("")] * 2, noise=())
     assert [grade.reward for grade in grades] == [1.0, 0.0]
 
 
-def test_weights_of_unknown_rewards_and_without_scorers_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown reward 'speed'"):
+def test_weights_that_nobody_decides_are_refused() -> None:
+    with pytest.raises(ValueError, match="the reward 'speed' has a weight, and neither a rule nor a scorer"):
         RewardWeights({"speed": 1.0})
-    with pytest.raises(ValueError, match="'safety' has a weight and no scorer"):
-        RewardWeights({"safety": 1.0}, {"helpfulness": FakeScorer()})
+    with pytest.raises(ValueError, match="'safety' has a weight, and neither"):
+        RewardWeights({"safety": 1.0}, scorers={"helpfulness": FakeScorer()})
 
 
 # What a recipe may ask for
+
+
+def check(weights: Mapping[str, float], tasks: Iterable[str], reward_models: Sequence[str]) -> None:
+    check_rewards(weights, map(installed().task, tasks), installed().reward, reward_models)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +398,7 @@ def test_weights_of_unknown_rewards_and_without_scorers_are_refused() -> None:
     ],
 )
 def test_weights_that_fit_their_tasks(weights: dict[str, float], tasks: list[str], reward_models: list[str]) -> None:
-    check_rewards(weights, tasks, reward_models)
+    check(weights, tasks, reward_models)
 
 
 @pytest.mark.parametrize(
@@ -365,20 +413,26 @@ def test_weights_that_fit_their_tasks(weights: dict[str, float], tasks: list[str
         ({"helpfulness": 1.0}, ["facts"], [], "no reward model"),
         ({"random": 1.0}, ["facts"], ["safety"], "'safety' has no effect"),
         ({"random": 1.0}, ["facts"], ["random"], "'random' has no effect"),
-        ({"random": 1.0}, ["facts"], ["speed"], "unknown reward 'speed'"),
-        ({"random": 1.0}, ["chess"], [], "unknown task 'chess'"),
+        ({"random": 1.0}, ["facts"], ["speed"], "'speed' has no effect"),
     ],
 )
 def test_weights_that_do_not_are_refused(
     weights: dict[str, float], tasks: list[str], reward_models: list[str], what: str
 ) -> None:
     with pytest.raises(RecipeError, match=what) as error:
-        check_rewards(weights, tasks, reward_models)
+        check(weights, tasks, reward_models)
     assert error.value.fix
 
 
-def test_a_task_that_names_no_language_can_not_be_rewarded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._TASKS, "fake", FakeTask())
-    check_rewards({"accuracy": 1.0}, ["fake"])
+def test_a_task_that_names_no_language_can_not_be_rewarded_for_it() -> None:
+    check_rewards({"accuracy": 1.0}, [fake_task()], installed().reward)
     with pytest.raises(RecipeError, match="'fake' name no language"):
-        check_rewards({"accuracy": 1.0, "language": 1.0}, ["fake"])
+        check_rewards({"accuracy": 1.0, "language": 1.0}, [fake_task()], installed().reward)
+
+
+def test_a_task_on_whose_domain_no_rule_of_a_users_own_counts_has_no_reward() -> None:
+    rules: dict[str, Reward] = {"brevity": Brevity()}
+    check_rewards({"brevity": 1.0}, [fake_task()], rules.__getitem__)
+    with pytest.raises(RecipeError, match="task 'fake' has no reward: none of brevity") as caught:
+        check_rewards({"brevity": 1.0}, [fake_task(domain="safety")], rules.__getitem__)
+    assert caught.value.fix == "give a weight to one of safety"

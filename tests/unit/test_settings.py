@@ -9,7 +9,6 @@ from reasonmill.recipe.graph import stage_key
 from reasonmill.recipe.load import load_recipe
 from reasonmill.settings import INCIDENTAL, decisive
 from reasonmill.stage import Input
-from reasonmill.stages.registry import kinds
 
 
 class Server(BaseModel):
@@ -40,7 +39,7 @@ def key_of(stage: str, override: str | None = None) -> str:
     recipe = load_recipe("teacher-judge", [override] if override else [])
     (node,) = (node for node in recipe.nodes if node.settings.name == stage)
     inputs: dict[str, Any] = {name: Input(None, "digest") for name in node.sources}  # type: ignore[arg-type]
-    return stage_key(node, inputs, recipe.seed, kinds()[node.settings.kind])
+    return stage_key(node, inputs, recipe.seed)
 
 
 @pytest.mark.parametrize(("stage", "server"), [("teacher-rollouts", "teacher"), ("judged-data", "judge")])

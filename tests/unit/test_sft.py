@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from native_context import native_context
+from contexts import KEY, a_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
@@ -48,7 +48,7 @@ def settings(**changes: object) -> Settings:
 
 def fine_tune(home: Path, data: Input, chosen: Settings, stop: Callable[[], bool] = lambda: False) -> Outcome:
     with Home.open(home) as opened:
-        context = native_context(opened, stop=stop)
+        context = a_context(opened, stop_requested=stop)
         return run(chosen, {"from": Input(BASE, "b" * 64), "data[0]": data}, context)
 
 
@@ -81,7 +81,7 @@ def test_every_epoch_reads_each_row_once_in_an_order_of_its_own() -> None:
 def test_the_model_learns_the_responses(tmp_path: Path, data: Input) -> None:
     outcome = fine_tune(tmp_path / "home", data, settings(epochs=8))
     with Home.open(tmp_path / "home") as home:
-        steps = home.ledger.metrics("k" * 64)
+        steps = home.ledger.metrics(KEY)
     assert len(steps) == 24
     assert steps[-1]["loss/ce"] < 0.5 * steps[0]["loss/ce"]
     assert outcome.metrics["conversations"] == 10

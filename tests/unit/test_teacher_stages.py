@@ -9,10 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
+from contexts import BACKEND, KEY, a_context
 from kept_progress import KeptProgress
-from native_context import BACKEND, native_context
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.mill.pipeline import run_recipe
+from reasonmill.plugins.catalogue import installed
 from reasonmill.randomness import key
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.load import load_recipe
@@ -24,10 +25,9 @@ from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversation
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
 from reasonmill.store.verification import verify_home
-from reasonmill.tasks import registry
 from reasonmill.types import Completion, Grade, Group, Rollout
 
-COUNTDOWN = registry.get("countdown-3")
+COUNTDOWN = installed().task("countdown-3")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def context(home: Home, stop: Callable[[], bool] = lambda: False) -> StageContext:
-    return native_context(home, stop=stop, key="k" * 8)
+    return a_context(home, stop_requested=stop)
 
 
 def server(fake: ChatServerFake) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def test_a_teacher_is_asked_once_more_for_committed_answers_that_are_lost(home: 
 
     with chat_server(gives_up) as fake, pytest.raises(ServerError):
         collect.run(collecting(teacher=server(fake)), {}, context(home))
-    lost = str(home.ledger.step_groups("k" * 8, 0))
+    lost = str(home.ledger.step_groups(KEY, 0))
     home.objects.delete(lost)
     with chat_server(lambda body, number: says(f"number {number}")) as fake:
         outcome = collect.run(collecting(teacher=server(fake)), {}, context(home))
         assert len(fake.bodies) == 12
     texts = {rollout.completion.text for group in rollouts(outcome, tmp_path / "new") for rollout in group.rollouts}
     assert len(texts) == 12
-    assert home.ledger.step_groups("k" * 8, 0) not in (lost, None)
+    assert home.ledger.step_groups(KEY, 0) not in (lost, None)
     assert [incident.done for incident in home.ledger.incidents()] == [
         "the groups of step 0 are sampled again",
         "the new ones take their place",

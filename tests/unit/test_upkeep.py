@@ -203,7 +203,7 @@ def test_a_ledger_beyond_reading_is_named_and_the_rest_is_still_looked_at(home: 
 def test_gc_removes_what_nothing_refers_to_and_nothing_else(home: Home) -> None:
     kept = texts(home) - {"stray"}
     stray = digest_of(home, "stray")
-    home.ledger.commit_state("k0", 3, put(home, "state that a killed process left"))
+    home.ledger.commit_state("k0", 2, put(home, "state that a killed process left"))
     home.run_dir("r")
     (home.path / "runs" / "r" / ".model.new").mkdir()
     (home.path / "runs" / "r" / ".model.new" / "half").write_text("half")
@@ -294,7 +294,7 @@ def test_gc_waits_for_no_writer(home: Home) -> None:
 @pytest.mark.parametrize("name", ["quarantine", "tmp", "runs", "backups"])
 def test_gc_does_without_directories_that_the_user_removed(home: Home, name: str) -> None:
     stray = digest_of(home, "stray")
-    home.ledger.commit_state("k0", 3, put(home, "state that a killed process left"))
+    home.ledger.commit_state("k0", 2, put(home, "state that a killed process left"))
     home.close()
     shutil.rmtree(home.path / name)
     assert stray in look_for_garbage(home.path).objects
@@ -304,7 +304,7 @@ def test_gc_does_without_directories_that_the_user_removed(home: Home, name: str
 
 
 def test_gc_looks_and_removes_under_one_lock(home: Home, operations: list[Operation]) -> None:
-    home.ledger.commit_state("k0", 3, put(home, "state that a killed process left"))
+    home.ledger.commit_state("k0", 2, put(home, "state that a killed process left"))
     home.close()
     operations.clear()
     assert len(collect_garbage(home.path).objects) == 2
@@ -350,7 +350,7 @@ def test_gc_makes_room_on_a_full_disk(home: Home, monkeypatch: pytest.MonkeyPatc
 
 def test_gc_says_what_it_can_not_do_on_a_full_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     stray, idle = digest_of(home, "stray"), put(home, "state that a killed process left")
-    home.ledger.commit_state("k0", 3, idle)
+    home.ledger.commit_state("k0", 2, idle)
     home.close()
     with monkeypatch.context() as patch:
         fail_with(errno.ENOSPC, NEED_SPACE, patch)
@@ -418,6 +418,22 @@ def test_states_of_abandoned_stages_go_only_if_they_are_asked_to(home: Home) -> 
         assert [step for step, _ in again.ledger.steps("k1")] == [0]
 
 
+def test_last_states_of_finished_stages_go_only_if_they_are_asked_to(home: Home) -> None:
+    home.ledger.commit_state("k0", 2, put(home, "state that a killed process left"))
+    home.ledger.commit_state("k0", 3, put(home, "state behind the last step"))
+    home.close()
+    plain = collect_garbage(home.path)
+    assert [step for _, step, _ in plain.states] == [2]
+    assert plain.num_bytes_last > len("state behind the last step")
+    planned = look_for_garbage(home.path, last_states=True)
+    assert [step for _, step, _ in planned.states] == [3]
+    assert (planned.num_bytes, planned.num_bytes_last) == (plain.num_bytes_last, 0)
+    assert collect_garbage(home.path, last_states=True).num_bytes == plain.num_bytes_last
+    with Home.open(home.path) as again:
+        assert again.ledger.states("k0") == []
+        assert "state of more" in texts(again)
+
+
 # The commands
 
 
@@ -441,7 +457,7 @@ def test_verify_on_the_command_line(home: Home, call: Call, tmp_path: Path) -> N
     (home.path / "notes.txt").write_text("mine")
     code, out = call("verify", "--home", home.path)
     assert code == 3
-    assert f"damage: {file.relative_to(home.path)} is damaged\n  run the recipe again that needs the model of" in out
+    assert f"damage: {file.relative_to(home.path)} is damaged\n  run the recipe that needs the model of" in out
     assert "note: notes.txt is not of reasonmill" in out
     assert out.endswith("7 objects, 1 problem\n")
     code, out = call("verify", "--home", home.path, "--json")
@@ -460,6 +476,9 @@ def test_gc_on_the_command_line(home: Home, call: Call) -> None:
     assert call("gc", "--home", home.path)[1].startswith("object ")
     assert call("gc", "--home", home.path) == (0, "removed: 0 objects, 0 bytes with leftovers\n")
     with Home.open(home.path) as again:
+        again.ledger.commit_state("k0", 3, put(again, "state behind the last step"))
         again.ledger.begin_run("r", {"stage": ["changed"]}, [("zero", "rl", "k0"), ("more", "rl", "k2")])
+    assert "gc --last-states removes them" in call("gc", "--home", home.path)[1]
+    assert "removed: 1 object," in call("gc", "--home", home.path, "--last-states")[1]
     assert "gc --abandoned removes them" in call("gc", "--home", home.path)[1]
     assert "removed: 1 object," in call("gc", "--home", home.path, "--abandoned")[1]

@@ -16,6 +16,10 @@ class Schedule(BaseModel):
     decay: Literal["constant", "cosine"] = "constant"
     final_share: float = Field(default=0.1, ge=0, le=1)
 
+    def against_more_steps(self) -> str | None:
+        """Why rates of the first steps would be other ones with more steps behind them; None where they are not."""
+        return None if self.decay == "constant" else f"its {self.decay} schedule depends on the number of steps"
+
     def at(self, step: int, steps: int) -> float:
         """The learning rate of step 0 <= `step` < `steps`."""
         if step < self.warmup_steps:

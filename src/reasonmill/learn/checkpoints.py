@@ -23,6 +23,8 @@ class Run(Protocol):
     def home(self) -> Home: ...
     @property
     def stop_requested(self) -> Callable[[], bool]: ...
+    @property
+    def keeps_last_state(self) -> bool: ...
 
 
 class Checkpoints:
@@ -51,15 +53,21 @@ class Checkpoints:
             Interrupted: the user asked to stop; the state is saved.
         """
         stopping = self._run.stop_requested()
-        latest = self._run.home.ledger.latest_state(self._run.key)
-        is_saved = latest is not None and latest[0] == step
-        if not is_saved and step > 0 and (stopping or step % self._every == 0):
+        if step > 0 and (stopping or step % self._every == 0):
             self._save(step, save)
         if stopping:
             raise Interrupted(f"stopped before step {step + 1} of {steps}")
 
+    def after_last_step(self, steps: int, save: Callable[[Path], None]) -> None:
+        """Saves the state that more steps would go on from, where the run keeps it."""
+        if self._run.keeps_last_state:
+            self._save(steps, save)
+
     def _save(self, step: int, save: Callable[[Path], None]) -> None:
         home, key = self._run.home, self._run.key
+        latest = home.ledger.latest_state(key)
+        if latest is not None and latest[0] == step:
+            return
         home.ledger.commit_state(key, step, home.objects.put(save))
         for old_step, old_digest in home.ledger.states(key)[:-_KEPT]:
             drop_state(home, key, old_step, old_digest)

@@ -96,4 +96,5 @@ def optimise(
         metrics = {**means, **updated, **guard.metrics()}
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
+    saved.after_last_step(steps, learner.save)
     return int(sum(entry["tokens"] for entry in ledger.metrics(run.key)))

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from reasonmill.errors import RecipeError, suggestion
+from reasonmill.recipe.graph import Node
 from reasonmill.recipe.reference import model_directory, shipped_bases
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
 from reasonmill.store.looking import is_directory
 from reasonmill.types import Artifact
 
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 
-def find_artifact(home: Home, text: str) -> Artifact:
+def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifact:
     """The artifact that `run/stage` made, or whose digest begins with `text` (four digits at least).
 
+    Of a stage that is not finished as the run's recipe and the code are now, it is the last finished result.
+
+    Args:
+        note: is told when it is that.
+
     Raises:
-        RecipeError: there is no such run, or its stage is not finished.
+        RecipeError: there is no such run, or its stage was never finished.
         StoreError: no artifact or several have digests that begin like this.
     """
-    keys = {f"{run.name}/{stage.name}": stage.key for run in home.ledger.runs() for stage in run.stages}
+    keys: dict[str, list[str]] = {}  # the current one first
+    for run in home.ledger.runs():
+        for stage in (*run.stages, *run.earlier):
+            keys.setdefault(f"{run.name}/{stage.name}", []).append(stage.key)
     if text in keys:
-        record = home.ledger.stage(keys[text])
-        if record is None:
-            raise RecipeError(
-                f"stage {text!r} is not finished", fix="run its recipe again: it goes on where it stopped"
-            )
-        return record.artifact
+        is_current = any(text == f"{run.name}/{stage.name}" for run in home.ledger.runs() for stage in run.stages)
+        for place, key in enumerate(keys[text]):
+            record = home.ledger.stage(key)
+            if record is None:
+                continue
+            if place > 0 or not is_current:
+                note(
+                    f"{text} is not finished as its recipe and the code are now: this is its earlier result, "
+                    f"{record.artifact.digest[:12]}"
+                )
+            return record.artifact
+        raise RecipeError(f"stage {text!r} is not finished", fix="run its recipe again: it resumes where it stopped")
     if _DIGEST_PREFIX.fullmatch(text):
         return home.ledger.artifact(text)
     raise RecipeError(
@@ -45,10 +62,34 @@ def made_digest(artifact: Artifact) -> str:
     return digest
 
 
-def find_model(text: str, home_path: Path) -> Path:
+def made_under(artifact: Artifact, key: str) -> str:
+    """The key under which a stage's steps are in the ledger: its own or, if it was adopted, that of the other code."""
+    origin = artifact.metrics.get(ADOPTED)
+    return origin["key"] if origin else key
+
+
+def made_from_adopted(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, list[str]]:
+    """For each stage of a recipe those that it is made from, directly or not, and that were adopted from other code.
+
+    Args:
+        artifacts: what stages made, by their names, as far as they are finished.
+    """
+    marks: dict[str, list[str]] = {}
+    for node in nodes:
+        name = node.settings.name
+        found = list(artifacts[name].metrics.get(FROM_ADOPTED, ())) if name in artifacts else []
+        for source in (source for source in node.stage_inputs if source in artifacts):
+            if ADOPTED in artifacts[source].metrics:
+                found.append(f"{source} {artifacts[source].digest[:12]}")
+            found += marks[source]
+        marks[name] = list(dict.fromkeys(found))
+    return marks
+
+
+def find_model(text: str, home_path: Path, note: Callable[[str], None]) -> Path:
     """The directory of a model: a path, a shipped base's name, or an artifact of the home as in `find_artifact`.
 
-    A verdict stands for the model that it promoted.
+    A verdict stands for the model that it promoted. `note` is told as by `find_artifact`.
 
     Raises:
         RecipeError: there is no such model.
@@ -61,7 +102,7 @@ def find_model(text: str, home_path: Path) -> Path:
     if not has_home:
         return model_directory(text)
     with Home.open(home_path, write=False) as home:
-        artifact = find_artifact(home, text)
+        artifact = find_artifact(home, text, note)
         if artifact.kind in ("model", "verdict"):
             digest = made_digest(artifact)
             if artifact.kind == "verdict" and not home.objects.exists(digest):

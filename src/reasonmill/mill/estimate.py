@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
-from reasonmill.mill.pipeline import PlannedStage
+from reasonmill.mill.planning import PlannedStage
 from reasonmill.mill.space import weight_bytes
 from reasonmill.mill.workload import Amount, Workload, workloads
 from reasonmill.recipe.graph import Node

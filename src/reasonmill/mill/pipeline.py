@@ -1,45 +1,43 @@
-"""Runs a recipe's stages in order; a stage whose key the ledger has is not run again."""
+"""Runs a recipe's stages in order; a stage whose key the ledger has is not run again.
+
+Of a stage that is finished, only manifests and sizes are looked at. The bytes of what it made are read when a stage
+that is not finished needs them, or when they are copied into the run's directory; if they are damaged, the walk goes
+back to the stage that made them.
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from reasonmill.activity import phase
-from reasonmill.content import directory_digest, path_digest
-from reasonmill.errors import Interrupted, TooManyUngraded, TrainingDiverged
-from reasonmill.mill.artifacts import made_digest
+from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
+from reasonmill.mill.artifacts import made_from_adopted, made_under
+from reasonmill.mill.inputs import apply_template, parents, stage_inputs
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
-from reasonmill.mill.report import write_report
+from reasonmill.mill.more_steps import shorter_stage
+from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
-from reasonmill.mill.summary import REPEATABLE, StageResult, read_summary, same_outcome, summarise, write_summary
+from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, stage_key
-from reasonmill.recipe.hub import HubModel, fetch
-from reasonmill.recipe.reference import DirectorySource, FileSource, HubSource, StageSource
-from reasonmill.rewards.verdicts import drop_damaged_verdicts
+from reasonmill.recipe.hub import fetch
+from reasonmill.recipe.reference import FileSource, HubSource, StageSource
+from reasonmill.rewards.verdicts import drop_damaged_verdicts, verdicts_key
 from reasonmill.servers.client import ServerError
 from reasonmill.settings import decisive
-from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
-from reasonmill.store.commit import replace_directory, replace_file
-from reasonmill.store.full_disk import waits_for_room
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.store.home import Home
-from reasonmill.store.incidents import Incident
-from reasonmill.store.ledger import OtherContent
-from reasonmill.store.looking import exists, is_directory
-from reasonmill.store.steps import drop_state, give_up_lost_groups, lost_groups
-from reasonmill.store.views import MODEL, RECIPE, damaged_views, view_digests
+from reasonmill.store.ledger import FROM_ADOPTED, OtherContent
+from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
 _COMES_OUT_OTHERWISE = "they come out otherwise, as on another class of machine or from a server"
@@ -54,22 +52,6 @@ class RunResult:
     summary: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class PlannedStage:
-    """What a run would do with a stage. `key` is None, and `waits_for` not empty, while an input does not exist.
-
-    `artifact` is what a cached stage made.
-    """
-
-    name: str
-    kind: str
-    key: str | None
-    status: Literal["cached", "to run", "unknown"]
-    waits_for: tuple[str, ...] = ()
-    resumes_at: int | None = None
-    artifact: Artifact | None = None
-
-
 def run_recipe(
     recipe: Recipe,
     home: Home,
@@ -78,6 +60,7 @@ def run_recipe(
     until: str | None,
     backend: Backend,
     stop_requested: Callable[[], bool],
+    repair: bool = False,
 ) -> RunResult:
     """Runs the stages that the ledger does not have yet, and writes the run's directory.
 
@@ -86,7 +69,8 @@ def run_recipe(
     Args:
         until: the name of the last stage to run; None runs all.
         backend: makes what the stages sample and learn with.
-        stop_requested: whether the user asked to stop; looked at between stages, and by stages between steps.
+        stop_requested: whether the user asked to stop; looked at before stages, and by stages between steps.
+        repair: reads every byte of what finished stages made, and rebuilds what is damaged, rollouts too.
 
     Raises:
         RecipeError: there is no stage `until`.
@@ -94,12 +78,11 @@ def run_recipe(
         OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
     home.tell_incidents(progress.note)
-    run = _Run(recipe, home, progress, backend, stop_requested)
-    nodes = recipe.up_to(until)
+    run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair=repair)
     try:
         with home.waiting_when_full(run.when_full):
-            for node in nodes:
-                run.finish(node)
+            while (stage := run.next_stage()) is not None:
+                run.execute(stage)
     except Exception:  # and not a second Ctrl-C, which ends at once
         # Without waiting for room, and whatever goes wrong: nothing must hide why the run ended. The next run shows
         # what this one can't.
@@ -110,226 +93,270 @@ def run_recipe(
         return run.publish()
 
 
-def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedStage]:
-    """What `run_recipe` would do, as far as it can be known; reads only. A home of None has nothing."""
-    done: dict[str, Artifact] = {}
-    planned = []
-    for node in recipe.up_to(until):
-        name, kind = node.settings.name, node.settings.kind
-        missing = tuple(stage for stage in node.stage_inputs if stage not in done)
-        if missing:
-            planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
-            continue
-        key = stage_key(node, _inputs(node, done, home, recipe), recipe.seed)
-        record = home.ledger.stage(key) if home else None
-        if home and record and home.objects.exists(record.artifact.digest):
-            done[name] = record.artifact
-            planned.append(PlannedStage(name, kind, key, "cached", artifact=record.artifact))
-        else:
-            state = home.ledger.latest_state(key) if home else None
-            planned.append(PlannedStage(name, kind, key, "to run", resumes_at=state[0] if state else None))
-    return planned
+@dataclass(frozen=True)
+class _Stage:
+    """A stage of the recipe whose inputs are there. `log_key` names its steps: its own key, unless it was adopted.
+
+    A finished one is only gone through again for rollouts that it has lost.
+    """
+
+    node: Node
+    key: str
+    log_key: str
+    inputs: Mapping[str, Input]
+    is_finished: bool
+
+    @property
+    def name(self) -> str:
+        return self.node.settings.name
 
 
 class _Run:
-    """A run in progress."""
+    """A run in progress: it has the results of the first stages, and goes on with the next one."""
 
     def __init__(
-        self, recipe: Recipe, home: Home, progress: Progress, backend: Backend, stop_requested: Callable[[], bool]
+        self,
+        recipe: Recipe,
+        nodes: Sequence[Node],
+        home: Home,
+        progress: Progress,
+        backend: Backend,
+        stop_requested: Callable[[], bool],
+        *,
+        repair: bool,
     ) -> None:
         self._recipe = recipe
+        self._nodes = nodes
         self._home = home
         self._progress = progress
         self._backend = backend
         self._device = backend.placement.device
         self._stop_requested = stop_requested
+        self._repair = repair
         self._sizes: dict[str, dict[str, ModelSize | None]] | None = None
         self.when_full = RoomWait(home, progress, stop_requested)
         self._results: list[StageResult] = []
-        self._artifacts: dict[str, Artifact] = {}  # by the stage's name
+        self._noted: set[tuple[str, str]] = set()  # name and digest of cached stages that the user was told of
         self._remade: dict[str, str] = {}  # digests of what stages with lost objects had made, by their keys
-        self._begun: list[tuple[str, str, str]] = []  # name, kind and key of the stages so far
+        self._retried: set[str] = set()  # keys of stages that go on without groups which come out otherwise
+        self._restored: set[str] = set()  # keys of finished stages that were gone through again
+        self._showcase = Showcase(recipe, home, reads_all=repair)
 
-    def finish(self, node: Node) -> None:
-        """Takes the stage from the ledger, or runs it and commits what it made."""
-        with Watchdog(self._recipe.watchdog, node.settings.name) as watchdog:
-            self._finish(node, watchdog)
+    @property
+    def _artifacts(self) -> dict[str, Artifact]:
+        return {result.name: result.artifact for result in self._results}
 
-    def _finish(self, node: Node, watchdog: Watchdog) -> None:
-        with phase("reading"):
-            inputs = _inputs(node, self._artifacts, self._home, self._recipe)
-        module = node.module
-        key = stage_key(node, inputs, self._recipe.seed)
-        self._begun.append((node.settings.name, node.settings.kind, key))
-        self._home.ledger.begin_run(self._recipe.name, self._recipe.resolved(), self._begun)
-        result = self._committed(node, key)
-        lacks_groups = result is not None and self._lacks_groups(node, key)
-        if result is None or lacks_groups:
-            if self._stop_requested():
-                raise Interrupted(f"stopped before stage {node.settings.name!r}")
-            self.when_full.writes = self._expected_writes(node, key)
-            require_room(self._home, node.settings.name, self.when_full.writes)
-        go_through = partial(self._go_through, node, key, inputs, module, watchdog)
-        if lacks_groups:
-            self._make_groups_again(node, key, inputs, go_through)
-        if result is None:
-            result = self._execute(node, key, inputs, module.MAKES, go_through)
-        else:
-            self._progress.note(f"{result.name}  cached  {result.artifact.digest[:12]}")
-        self._drop_states(key)
-        self._results.append(result)
-        self._artifacts[result.name] = result.artifact
+    def next_stage(self) -> _Stage | None:
+        """The next stage that is to be executed; None when all are finished, and the model to be published is whole.
 
-    @waits_for_room
+        What finished stages made is taken from the ledger. Where the bytes that are needed next are damaged, the stage
+        that made them is the next one.
+        """
+        while True:
+            if len(self._results) == len(self._nodes):
+                damaged = self._damaged_model()
+                if damaged is None:
+                    return None
+                self._go_back_to_maker(damaged)
+            node = self._nodes[len(self._results)]
+            with Watchdog(self._recipe.watchdog, node.settings.name):
+                stage, result = self._look_at(node)
+                if result is not None:
+                    self._keep(result)
+                elif (damaged := self._damaged_input(stage)) is None:
+                    return stage
+                else:
+                    self._go_back_to_maker(damaged)
+
+    def execute(self, stage: _Stage) -> None:
+        """Takes the stage through all that is not committed of it, and commits what it made."""
+        if self._stop_requested():
+            raise Interrupted(f"stopped before stage {stage.name!r}")
+        if not stage.is_finished:
+            self._take_over_steps(stage)
+        self.when_full.writes = self._expected_writes(stage)
+        require_room(self._home, stage.name, self.when_full.writes)
+        settings = stage.node.settings
+        with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
+            with phase("reading"):
+                self._make_ready(stage)
+            machines = () if stage.is_finished else self._begin_on_this_machine(stage)
+            started = time.monotonic()
+            # Until it begins, a stage reads.
+            with ExitStack() as reading:
+                reading.enter_context(phase("reading"))
+                context = StageContext(
+                    key=stage.log_key,
+                    seed=self._recipe.seed,
+                    backend=self._backend,
+                    home=self._home,
+                    progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
+                    stop_requested=self._stop_requested,
+                    catalogue=self._recipe.catalogue,
+                    keeps_last_state=settings.against_more_steps() is None,
+                )
+                try:
+                    outcome: Outcome = stage.node.module.run(settings, stage.inputs, context)
+                except (OtherContent, TrainingDiverged, TooManyUngraded, ServerError) as error:
+                    if not self._does_without_groups(stage, error):
+                        raise
+                    return  # and it is the next stage again, unless it is finished
+            if not stage.is_finished:
+                if not context.is_repeatable:
+                    outcome = replace(outcome, metrics={**outcome.metrics, REPEATABLE: False})
+                self._commit(stage, outcome, machines, started)
+
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
-        return self._publish()
+        results = tuple(self._results)
+        summary = summarise(self._recipe, results, self._device)
+        self._showcase.publish(summary, results)
+        return RunResult(self._showcase.directory, results, summary)
 
     def show_finished(self) -> None:
         """Shows what a run that ended early has."""
         if self._results:
-            self._publish()
+            self.publish()
 
-    def _publish(self) -> RunResult:
-        name, ledger = self._recipe.name, self._home.ledger
-        directory = self._home.run_dir(name)
-        summary = summarise(self._recipe, tuple(self._results), self._device)
-        resolved = (json.dumps(self._recipe.resolved(), indent=2, ensure_ascii=False) + "\n").encode()
-        # What no digest is recorded of was cut off while it was written, and is not trusted.
-        is_whole = bool(ledger.views(name)) and not self._damaged_views(directory)
-        shown = read_summary(directory) if is_whole else None
-        if shown is None or not same_outcome(shown, summary) or (directory / RECIPE).read_bytes() != resolved:
-            ledger.record_views(name, {})
-            replace_file(directory / RECIPE, resolved)
-            self._publish_model(directory, summary["model"], shown["model"] if shown else None)
-            write_report(directory, self._home, summary, {result.name: result.key for result in self._results})
-            write_summary(directory, summary)
-            ledger.record_views(name, view_digests(directory))
-        return RunResult(directory, tuple(self._results), summary)
+    # Finished stages
 
-    def _damaged_views(self, directory: Path) -> bool:
-        """Whether a file of the run's directory is not what was written; each that is not is told."""
-        recorded = self._home.ledger.views(self._recipe.name)
-        damaged = damaged_views(directory, recorded)
-        for name in damaged:
-            file, what = directory / name, "is damaged" if exists(directory / name) else "is missing"
-            place = file.relative_to(self._home.path).as_posix()
-            self._home.report(Incident(place, recorded[name], what, "it is written again", time.time()))
-        return bool(damaged)
-
-    def _publish_model(self, directory: Path, digest: str | None, shown: str | None) -> None:
-        """Puts a plain copy of the model into the run's directory, unless that is the model which is shown there."""
-        if digest == shown and is_directory(directory / MODEL) == (digest is not None):
-            return
-        for model in self._recipe.models.values():
-            if model.digest == digest:  # a gate left it in place, maybe in an earlier process
-                self._apply_template(model)
-        # A crash may leave no model here; the next run then puts it back from the store.
-        source = model_path(self._home, digest, self._recipe) if digest is not None else None
-        replace_directory(directory / MODEL, source)
-
-    def _apply_template(self, model: HubModel) -> None:
-        """Makes the directory that stages read a model of the hub from, where that is not the hub's own."""
-        if model.template is not None:
-            model.link_with_template(_hub_directory(model, self._home))
-
-    def _committed(self, node: Node, key: str) -> StageResult | None:
-        """The stage as the ledger has it; a stage whose artifact is damaged or missing counts as not finished."""
-        ledger, name = self._home.ledger, node.settings.name
+    def _look_at(self, node: Node) -> tuple[_Stage, StageResult | None]:
+        """A stage, and its result if there is nothing to be done for it."""
+        with phase("reading"):
+            inputs = stage_inputs(node, self._artifacts, self._home, self._recipe)
+        settings, ledger = node.settings, self._home.ledger
+        key = stage_key(node, inputs, self._recipe.seed)
+        begun = [(result.name, result.kind, result.key) for result in self._results]
+        ledger.begin_run(self._recipe.name, self._recipe.resolved(), [*begun, (settings.name, settings.kind, key)])
         record = ledger.stage(key)
-        if record is None:
-            return None
-        drop_damaged_verdicts(self._home, key)
-        digest, instead = record.artifact.digest, f"stage {name} is made again from what is good"
-        if self._home.objects.sound_path(digest, instead=instead) is None:
-            ledger.forget_stage(key)
-            self._remade[key] = digest
-            return None
-        kind, machines = node.settings.kind, ledger.machines(key)
-        return StageResult(name, kind, key, record.artifact, True, record.seconds, record.tokens, machines)
-
-    def _lacks_groups(self, node: Node, key: str) -> bool:
-        """Whether a finished stage has lost groups that may come back: its artifact is made again from them."""
-        instead = f"stage {node.settings.name} is gone through again for the groups of step "
-        return bool(lost_groups(self._home, key, lambda step: f"{instead}{step}"))
-
-    def _make_groups_again(
-        self, node: Node, key: str, inputs: Mapping[str, Input], go_through: Callable[[], Outcome]
-    ) -> None:
-        """Goes through a finished stage again, which stays finished, for the groups that it has lost.
-
-        Where they come out otherwise or can't be made any more, the stage does without them: it has its artifact.
-        """
-        self._make_ready(node, inputs)
-        try:
-            go_through()
-        except OtherContent:
-            give_up_lost_groups(self._home, key, _COMES_OUT_OTHERWISE)
-        except (TrainingDiverged, TooManyUngraded, ServerError) as error:  # all others say nothing about the groups
-            give_up_lost_groups(self._home, key, f"they can't be made again ({error.what})")
-
-    def _expected_writes(self, node: Node, key: str) -> Writes:
-        name = node.settings.name
-        if self._sizes is None:
-            self._sizes = sizes_by_stage(self._recipe.nodes)
-        sizes = self._sizes[name]
-        saved = self._home.ledger.latest_state(key)
-        return expected_writes(
-            node.settings,
-            workloads(self._recipe.nodes, self._artifacts)[name],
-            sizes[""] or sizes.get("from"),
-            weight_bytes=weight_bytes(node.settings, 2 if self._device == "cuda" else 4),
-            resumes_at=saved[0] if saved else None,
+        digest = record.artifact.digest if record else ""
+        if record is None or not self._is_whole(settings.name, digest, read=self._repair):
+            if record is not None:
+                self._forget(key, record.artifact)
+            return _Stage(node, key, key, inputs, is_finished=False), None
+        log_key = made_under(record.artifact, key)
+        if self._has_lost_groups(node, log_key) and key not in self._restored:
+            self._restored.add(key)
+            return _Stage(node, key, log_key, inputs, is_finished=True), None
+        self._look_at_states(node, log_key)
+        machines = ledger.machines(log_key)
+        cached = StageResult(
+            settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens, machines
         )
+        return _Stage(node, key, log_key, inputs, is_finished=True), cached
 
-    def _make_ready(self, node: Node, inputs: Mapping[str, Input]) -> None:
-        """Makes sure that what the stage reads is there and known."""
-        self._register_bases(node, inputs)
-        for model in self._recipe.models.values():
-            if model.digest in {read.digest for read in inputs.values()}:
-                self._progress.note(f"{node.settings.name}  looks for {model.hub}")
-                fetch(model)
-                self._apply_template(model)
+    def _is_whole(self, stage: str, digest: str, *, read: bool) -> bool:
+        """Whether what a stage made is there; where it is not, that is reported."""
+        instead = f"stage {stage} is rebuilt from what is good"
+        return self._home.objects.sound_path(digest, instead=instead, read=read) is not None
 
-    def _go_through(
-        self, node: Node, key: str, inputs: Mapping[str, Input], module: ModuleType, watchdog: Watchdog
-    ) -> Outcome:
-        """Takes the stage through all that is not committed of it."""
-        # Until it begins, a stage reads.
-        with ExitStack() as reading:
-            reading.enter_context(phase("reading"))
-            context = StageContext(
-                key=key,
-                seed=self._recipe.seed,
-                backend=self._backend,
-                home=self._home,
-                progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
-                stop_requested=self._stop_requested,
-                catalogue=self._recipe.catalogue,
-            )
-            outcome: Outcome = module.run(node.settings, inputs, context)
-        if not context.is_repeatable:
-            outcome = replace(outcome, metrics={**outcome.metrics, REPEATABLE: False})
-        return outcome
+    def _has_lost_groups(self, node: Node, log_key: str) -> bool:
+        """Whether a finished stage is to be gone through again for groups that it has lost.
 
-    def _execute(
-        self, node: Node, key: str, inputs: Mapping[str, Input], makes: ArtifactKind, go_through: Callable[[], Outcome]
-    ) -> StageResult:
-        """Runs the stage and commits what it made."""
-        settings = node.settings
-        self._make_ready(node, inputs)
-        machines = self._begin_on_this_machine(settings.name, key)
-        started = time.monotonic()
-        outcome = self._outcome(key, go_through)
+        Only a repair does that: otherwise they are reported, and the stage does without them.
+        """
+        name = node.settings.name
+        if self._repair:
+            drop_damaged_verdicts(self._home, log_key)
+            instead = f"stage {name} is run again for the groups of step "
+            return bool(lost_groups(self._home, log_key, lambda step: f"{instead}{step}"))
+
+        def without(what: str) -> Callable[[int], str]:
+            rebuilds = "`reasonmill run` with --repair rebuilds"
+            return lambda step: f"stage {name} stays finished without {what} {step}, which {rebuilds}"
+
+        report_lost_groups(self._home, log_key, without("the rollouts of step"))
+        report_lost_groups(self._home, verdicts_key(log_key), without("its judge's verdicts, part"))
+        return False
+
+    def _look_at_states(self, node: Node, log_key: str) -> None:
+        """Drops the states of a finished stage but the one that more steps would go on from, and that if it is damaged.
+
+        Also done for a cached stage, because the process that finished it may have been killed before it came to this.
+        """
+        last: int | None = getattr(node.settings, "steps", None)
+        drop_states_of_finished(self._home, log_key, last=last if node.settings.against_more_steps() is None else None)
+        instead = f"stage {node.settings.name} stays finished, and more steps of it would start from the first"
+        for step, digest in self._home.ledger.states(log_key):
+            if self._home.objects.sound_path(digest, instead=instead, read=self._repair) is None:
+                self._home.ledger.forget_state(log_key, step)
+
+    def _keep(self, result: StageResult) -> None:
+        """Takes the result of a stage that was cached, unless it was executed just now."""
+        digest = result.artifact.digest
+        if (result.name, digest) not in self._noted:
+            self._noted.add((result.name, digest))
+            adopted = ", adopted from other code" if made_under(result.artifact, result.key) != result.key else ""
+            self._progress.note(f"{result.name}  cached{adopted}  {digest[:12]}")
+        self._results.append(result)
+
+    def _damaged_input(self, stage: _Stage) -> str | None:
+        """The digest of what an earlier stage made and this one is about to read, if it is damaged; reads all of it."""
+        makers = {result.artifact.digest: result.name for result in self._results}
+        for digest in (read.digest for read in stage.inputs.values()):
+            if digest in makers and not self._is_whole(makers[digest], digest, read=True):
+                return digest
+        return None
+
+    def _damaged_model(self) -> str | None:
+        """The digest of the model that is about to be copied into the run's directory, if it is damaged."""
+        digest = result_model(self._recipe, self._results)
+        makers = {result.artifact.digest: result.name for result in self._results}
+        if digest not in makers or self._showcase.has_model(digest):
+            return None
+        return None if self._is_whole(makers[digest], digest, read=True) else digest
+
+    def _go_back_to_maker(self, digest: str) -> None:
+        """Makes the first stage that made this, and is damaged, the next one."""
+        place = next(place for place, result in enumerate(self._results) if result.artifact.digest == digest)
+        self._forget(self._results[place].key, self._results[place].artifact)
+        del self._results[place:]
+
+    def _forget(self, key: str, artifact: Artifact) -> None:
+        """Makes a stage count as not finished: what it made is lost, also for the one that it was adopted from."""
+        self._remade[key] = artifact.digest
+        for known in dict.fromkeys((key, made_under(artifact, key))):
+            self._home.ledger.forget_stage(known)
+
+    # Stages that are executed
+
+    def _take_over_steps(self, stage: _Stage) -> None:
+        """Gives a stage the steps of a finished one that took fewer and is otherwise the same."""
+        shorter = shorter_stage(stage.node, stage.key, stage.inputs, self._recipe.seed, self._home)
+        if shorter is None:
+            return
+        self._progress.note(shorter.told(stage.name))
+        if shorter.obstacle is None:
+            self._home.ledger.carry_over(stage.key, shorter.key, shorter.steps)
+
+    def _does_without_groups(self, stage: _Stage, error: ReasonmillError) -> bool:
+        """Gives lost groups up that can't be had back, if that is what the error says.
+
+        An unfinished stage goes on from a state that came of them or, if there is none any more, trains on new ones; a
+        finished one has its artifact.
+        """
+        if isinstance(error, OtherContent) and (stage.is_finished or stage.key not in self._retried):
+            self._retried.add(stage.key)
+            give_up_lost_groups(self._home, stage.log_key, _COMES_OUT_OTHERWISE)
+        elif stage.is_finished:
+            give_up_lost_groups(self._home, stage.log_key, f"they can't be made again ({error.what})")
+        else:
+            return False
+        return True
+
+    def _commit(self, stage: _Stage, outcome: Outcome, machines: tuple[str, ...], started: float) -> None:
+        """Commits what a stage made."""
+        settings, key = stage.node.settings, stage.key
+        adopted = made_from_adopted(self._recipe.nodes, self._artifacts)[stage.name]
         digest = self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
         artifact = Artifact(
             digest=digest,
-            kind=makes,
+            kind=stage.node.module.MAKES,
             stage=settings.name,
-            parents=(*(read.digest for read in inputs.values()), *self._verdicts(node)),
+            parents=parents(stage.node, stage.inputs, self._artifacts),
             config_digest=content_digest(decisive(settings)),
-            metrics=outcome.metrics,
+            metrics={**outcome.metrics, **({FROM_ADOPTED: adopted} if adopted else {})},
         )
         self._home.ledger.commit_stage(
             key=key,
@@ -343,75 +370,50 @@ class _Run:
         self._home.back_up_ledger()
         if digest != self._remade.get(key, digest):
             self._progress.note(
-                f"{settings.name}  made again with another content, as other machines or thread counts do: "
+                f"{settings.name}  rebuilt with another content, as other machines or thread counts do: "
                 f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
             )
-        return StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens, machines)
+        self._look_at_states(stage.node, key)
+        self._noted.add((settings.name, digest))
+        self._results.append(
+            StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens, machines)
+        )
 
-    def _outcome(self, key: str, go_through: Callable[[], Outcome]) -> Outcome:
-        """What a stage comes to. Where lost groups come out otherwise, it does without them: it goes on from a state
-        that came of them or, if there is none any more, trains on new ones."""
-        with suppress(OtherContent):  # and lets go of the error, which holds the models of the first attempt
-            return go_through()
-        give_up_lost_groups(self._home, key, _COMES_OUT_OTHERWISE)
-        return go_through()
+    def _expected_writes(self, stage: _Stage) -> Writes:
+        if self._sizes is None:
+            self._sizes = sizes_by_stage(self._recipe.nodes)
+        sizes, settings = self._sizes[stage.name], stage.node.settings
+        saved = self._home.ledger.latest_state(stage.log_key)
+        return expected_writes(
+            settings,
+            workloads(self._recipe.nodes, self._artifacts)[stage.name],
+            sizes[""] or sizes.get("from"),
+            weight_bytes=weight_bytes(settings, 2 if self._device == "cuda" else 4),
+            resumes_at=saved[0] if saved else None,
+        )
 
-    def _begin_on_this_machine(self, name: str, key: str) -> tuple[str, ...]:
+    def _make_ready(self, stage: _Stage) -> None:
+        """Makes sure that what the stage reads is there and known."""
+        for name, source in stage.node.sources.items():
+            if not isinstance(source, StageSource):  # known to the ledger, it can be a parent
+                base = source.model.hub if isinstance(source, HubSource) else source.path.name
+                digest = stage.inputs[name].digest
+                kind = "file" if isinstance(source, FileSource) else "base"
+                self._home.ledger.register(Artifact(digest, kind, base, (), content_digest(None)))
+        for model in self._recipe.models.values():
+            if model.digest in {read.digest for read in stage.inputs.values()}:
+                self._progress.note(f"{stage.name}  looks for {model.hub}")
+                fetch(model)
+                apply_template(model, self._home)
+
+    def _begin_on_this_machine(self, stage: _Stage) -> tuple[str, ...]:
         """Records where the stage runs, and says so where it goes on what another class of machine began."""
         here = machine_class(self._device)
-        machines = self._home.ledger.begin_stage(key, here)
+        machines = self._home.ledger.begin_stage(stage.key, here)
         others = "; ".join(machine for machine in machines if machine != here)
         if others:
-            self._progress.note(f"{name}  began on: {others}")
-            self._progress.note(f"{name}  goes on on: {here}; its bits may differ from those of a run on one of them")
+            self._progress.note(f"{stage.name}  began on: {others}")
+            self._progress.note(
+                f"{stage.name}  goes on on: {here}; its bits may differ from those of a run on one of them"
+            )
         return machines
-
-    def _verdicts(self, node: Node) -> list[str]:
-        """The verdicts through which the stage came by its models: they belong to its lineage, too."""
-        sources = [self._artifacts[name] for name in node.stage_inputs]
-        return [artifact.digest for artifact in sources if artifact.kind == "verdict"]
-
-    def _register_bases(self, node: Node, inputs: Mapping[str, Input]) -> None:
-        """Makes the models and files from outside of the home known to the ledger, so that they can be parents."""
-        for name, source in node.sources.items():
-            if not isinstance(source, StageSource):
-                base = source.model.hub if isinstance(source, HubSource) else source.path.name
-                kind = "file" if isinstance(source, FileSource) else "base"
-                self._home.ledger.register(Artifact(inputs[name].digest, kind, base, (), content_digest(None)))
-
-    def _drop_states(self, key: str) -> None:
-        """Removes the states of a finished stage, which only an unfinished one needs. Also done for a cached stage,
-        because the process that finished it may have been killed before it came to this."""
-        for step, digest in self._home.ledger.states(key):
-            drop_state(self._home, key, step, digest)
-
-
-def _inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, recipe: Recipe) -> dict[str, Input]:
-    """What a stage reads, by the key of the settings that refers to it."""
-    inputs = {}
-    for name, source in node.sources.items():
-        if isinstance(source, StageSource):
-            assert home is not None  # it holds the artifact
-            digest = made_digest(artifacts[source.stage])
-            inputs[name] = Input(model_path(home, digest, recipe), digest)
-        elif isinstance(source, HubSource):
-            inputs[name] = Input(_hub_directory(source.model, home), source.model.digest)
-        else:
-            inputs[name] = Input(source.path, path_digest(source.path))
-    return inputs
-
-
-def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
-    """The directory of an object, or of the model from outside that a gate left in place and no home holds."""
-    if not home.objects.exists(digest):
-        for source in {source for node in recipe.nodes for source in node.sources.values()}:
-            if isinstance(source, HubSource) and source.model.digest == digest:
-                return _hub_directory(source.model, home)
-            if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
-                return source.path
-    return home.objects.path(digest)
-
-
-def _hub_directory(model: HubModel, home: Home | None) -> Path:
-    """Where stages find a model of the hub. With a template of the recipe's it is made when a stage needs it."""
-    return model.directory if model.template is None or home is None else home.scratch(f"hub-{model.digest}")

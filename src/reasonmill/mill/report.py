@@ -88,7 +88,7 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
 
     Args:
         summary: what the run recorded of itself and of each stage, as in `summary.json`.
-        stage_keys: the ledger's key of each stage, by the stage's name.
+        stage_keys: the ledger's key of each stage's steps, by the stage's name.
     """
     template = files("reasonmill.mill").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -99,7 +99,11 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         overview=read_stages(summary),
         results=read_results(summary),
         sections=[_section(home, stage, stage_keys[stage["name"]], summary["name"]) for stage in summary["stages"]],
-        stages=[{**stage, "time": format_duration(stage["seconds"])} for stage in summary["stages"]],
+        adopted=_adopted(summary),
+        stages=[
+            {**stage, "time": format_duration(stage["seconds"]), "standing": _standing(stage)}
+            for stage in summary["stages"]
+        ],
     )
     replace_file(run_dir / PAGE, page.encode())
 
@@ -114,6 +118,28 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("threads", str(summary["threads"])),
         *((library, str(summary[library])) for library in ("reasonmill", "torch", "transformers")),
     ]
+
+
+def _adopted(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each stage whose result was adopted from other code, or made from one that was."""
+    lines = []
+    for stage in summary["stages"]:
+        origin = stage["adopted"]
+        if origin:
+            version = f"reasonmill {origin['reasonmill']}" if origin["reasonmill"] else "a version that is not recorded"
+            lines.append(
+                f"{stage['name']}: made by {version} under the key {origin['key'][:12]}, adopted at "
+                f"{origin['adopted_at']} by {origin['adopted_by']}"
+            )
+        if stage["made_from_adopted"]:
+            lines.append(f"{stage['name']}: made from adopted {', '.join(stage['made_from_adopted'])}")
+    return lines
+
+
+def _standing(stage: Mapping[str, Any]) -> str:
+    if stage["adopted"]:
+        return "adopted"
+    return "cached" if stage["cached"] else ""
 
 
 def _section(home: Home, stage: Mapping[str, Any], key: str, salt: str) -> StageSection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 import transformers
 
 from reasonmill import __version__
-from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.artifacts import made_digest, made_from_adopted
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.reference import references
 from reasonmill.store.commit import replace_file
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
 from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
 from reasonmill.types import Artifact
@@ -42,13 +43,21 @@ class StageResult:
     machines: tuple[str, ...]
 
 
-def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
-    """The content of summary.json. `model` is the digest of the recipe's result or, as long as that is not finished,
-    of the last model; None where no stage made one."""
-    nodes = {node.settings.name: node for node in recipe.nodes}
+def result_model(recipe: Recipe, results: Sequence[StageResult]) -> str | None:
+    """The digest of the recipe's result or, as long as that is not finished, of the last model; None without one."""
     holders = [result for result in results if result.artifact.kind in ("model", "verdict")]
     models = {result.name: made_digest(result.artifact) for result in holders}
     last = next(reversed(models.values()), None)
+    return models.get(recipe.result, last) if recipe.result else last
+
+
+def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
+    """The content of summary.json.
+
+    `adopted` of a stage says where its result was adopted from, and `made_from_adopted` which of its ancestors were.
+    """
+    nodes = {node.settings.name: node for node in recipe.nodes}
+    marks = made_from_adopted(recipe.nodes, {result.name: result.artifact for result in results})
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -57,7 +66,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "machine": describe(device),
-        "model": models.get(recipe.result, last) if recipe.result else last,
+        "model": result_model(recipe, results),
         "stages": [
             {
                 "name": result.name,
@@ -70,7 +79,13 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "machines": list(result.machines),
                 "repeatable": result.artifact.metrics.get(REPEATABLE, True),
                 "reads": {mention.key: mention.text for mention in references(nodes[result.name].settings)},
-                "metrics": dict(result.artifact.metrics),
+                "adopted": result.artifact.metrics.get(ADOPTED),
+                "made_from_adopted": marks[result.name],
+                "metrics": {
+                    name: value
+                    for name, value in result.artifact.metrics.items()
+                    if name not in (ADOPTED, FROM_ADOPTED)
+                },
             }
             for result in results
         ],

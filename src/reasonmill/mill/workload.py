@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import comb
 from typing import TYPE_CHECKING, Any
 
+from reasonmill.plugins.sources import PACKAGE
 from reasonmill.recipe.reference import StageSource
 from reasonmill.types import Artifact
 
@@ -140,7 +141,8 @@ def _general_share(node: Node) -> float:
     """The share of general tasks, which reward models judge, among the tasks that a stage draws problems of."""
     shares: Mapping[str, float] = getattr(node.settings, "tasks", {})
     tasks = {plugin.name: plugin.made for plugin in node.plugins.values() if plugin.group == "tasks"}
-    if not isinstance(shares, Mapping) or not shares:
+    # In a user's kind of stage, `tasks` may mean anything.
+    if _estimator(node.settings) is None or not isinstance(shares, Mapping) or not shares:
         return 0.0
     return sum(share for name, share in shares.items() if tasks[name].domain != "reasoning") / sum(shares.values())
 
@@ -151,7 +153,7 @@ def workload(settings: StageSettings, upstream: Upstream, artifact: Artifact | N
     Args:
         artifact: what the stage made, if it is finished: what that counts is no longer guessed.
     """
-    estimated = WORKLOADS.get(settings.kind)
+    estimated = _estimator(settings)
     try:
         found = estimated(settings, upstream) if estimated else None
     except KeyError:  # data of a stage that is not known
@@ -160,6 +162,11 @@ def workload(settings: StageSettings, upstream: Upstream, artifact: Artifact | N
         return found
     counted = artifact.metrics.get("conversations")
     return found if counted is None else replace(found, makes=replace(found.makes, texts=Amount.exactly(counted)))
+
+
+def _estimator(settings: StageSettings) -> Callable[[Any, Upstream], Workload] | None:
+    """What estimates a kind of stage of this package; None for a user's, which may bear the name of one of these."""
+    return WORKLOADS.get(settings.kind) if type(settings).__module__.partition(".")[0] == PACKAGE else None
 
 
 def _pretrain(settings: pretrain.Settings, upstream: Upstream) -> Workload:

@@ -117,6 +117,12 @@ class Settings(StageSettings):
             raise ValueError("there is nothing to learn before reward models count; add a reasoning task")
         return self
 
+    def against_more_steps(self) -> str | None:
+        """The schedule's reason; or that the step from which reward models count depends on the number of steps."""
+        if self.preference_share < 1:
+            return "the step from which its reward models count depends on the number of steps (preference_share)"
+        return self.schedule.against_more_steps()
+
     @property
     def first_preference_step(self) -> int:
         """The step from which reward models count, and general problems are drawn; 0 without reward models."""

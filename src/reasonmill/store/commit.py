@@ -15,7 +15,7 @@ from pathlib import Path
 from reasonmill.activity import beat
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
 from reasonmill.store import disk
-from reasonmill.store.looking import exists, files_below, is_file, is_lost
+from reasonmill.store.looking import exists, files_below, is_file, is_lost, size
 
 MANIFEST = "manifest.json"
 
@@ -76,10 +76,13 @@ def publish(directory: Path, target: Path) -> bool:
     return is_new
 
 
-def damaged_files(directory: Path, digest: str) -> list[str]:
+def damaged_files(directory: Path, digest: str, *, read: bool = True) -> list[str]:
     """Names of the files of an object that are not what the manifest says; none for a whole object.
 
     Beside a writer, an object may be removed while it is looked at: then it is damaged.
+
+    Args:
+        read: False reads nothing but the manifest, and takes a file of the right size for the right one.
 
     Raises:
         OSError: the disk does not say what the files hold.
@@ -87,8 +90,12 @@ def damaged_files(directory: Path, digest: str) -> list[str]:
     manifest = content(directory / MANIFEST)
     if manifest is None or _digest(manifest) != digest:
         return [MANIFEST]  # which says what the others should be
-    entries = {entry["path"]: entry["blake2b"] for entry in json.loads(manifest)}
-    damaged = [name for name, expected in entries.items() if not holds(directory / name, expected)]
+    entries = {entry["path"]: entry for entry in json.loads(manifest)}
+    damaged = [
+        name
+        for name, entry in entries.items()
+        if not (holds(directory / name, entry["blake2b"]) if read else has_size(directory / name, entry["size"]))
+    ]
     try:
         names = set(files_below(directory))
     except OSError as error:
@@ -107,6 +114,20 @@ def holds(path: Path, digest: str) -> bool:
     """
     try:
         return is_file(path) and file_digest(path) == digest
+    except OSError as error:
+        if not is_lost(error):
+            raise
+        return False
+
+
+def has_size(path: Path, num_bytes: int) -> bool:
+    """Whether there is a file of this size.
+
+    Raises:
+        OSError: the disk does not say.
+    """
+    try:
+        return is_file(path) and size(path) == num_bytes
     except OSError as error:
         if not is_lost(error):
             raise

@@ -35,11 +35,14 @@ class Garbage:
 
     Args:
         objects: digests of objects that nothing refers to, or only as one of `states`.
-        states: those of finished stages, which only an unfinished one needs, and of abandoned ones if these are to go.
+        states: those of finished stages, which only an unfinished one needs; and, if these are to go, the last ones of
+            finished stages and those of abandoned ones.
         leftovers: paths of what runs that were cut off left in their work directories.
         num_bytes: the size of all this.
         num_bytes_abandoned: the size of the states that stay and that no run would go on from: their stages are
             unfinished, and no run has them any more.
+        num_bytes_last: the size of the states that stay because finished stages could go on from them if their `steps`
+            were raised.
         num_bytes_quarantined: the size of what was put aside because it was damaged, which is never removed.
     """
 
@@ -48,38 +51,41 @@ class Garbage:
     leftovers: tuple[Path, ...]
     num_bytes: int
     num_bytes_abandoned: int
+    num_bytes_last: int
     num_bytes_quarantined: int
 
 
-def look_for_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
+def look_for_garbage(path: Path, *, abandoned: bool = False, last_states: bool = False) -> Garbage:
     """What `collect_garbage` would remove, by now; removes nothing.
 
     Raises:
         StoreError: a run writes to the home, there is none, or its ledger is damaged.
     """
     with _locked(path) as lock:
-        return _garbage(lock.home, abandoned)
+        return _garbage(lock.home, abandoned, last_states)
 
 
-def collect_garbage(path: Path, *, abandoned: bool = False) -> Garbage:
+def collect_garbage(path: Path, *, abandoned: bool = False, last_states: bool = False) -> Garbage:
     """Removes objects and leftovers that nothing refers to, and returns what they were.
 
     What the ledger refers to stays: artifacts, whether a stage still has them or not, and with them all that they were
     made from; the groups of all steps, those of finished stages too, because the report shows them and a damaged
-    artifact is made again from them; the states of unfinished stages. A crash leaves each object whole or gone.
+    artifact is rebuilt from them; the states of unfinished stages, and the last ones of finished stages. A crash leaves
+    each object whole or gone.
 
     What needs no record goes first, and without writing anything: that works on a full disk, too.
 
     Args:
         abandoned: the states of stages that no run has any more, as their settings, their code or what they read was
             changed, go, too. A run that goes back to these then trains again, on the groups that are committed.
+        last_states: the last states of finished stages go, too. If their `steps` are raised, they start from the first.
 
     Raises:
         OutOfSpace: there is no room to record that states are gone; all else is removed.
         StoreError: a run writes to the home, there is none, or its ledger is damaged.
     """
     with _locked(path) as lock:
-        garbage = _garbage(lock.home, abandoned)
+        garbage = _garbage(lock.home, abandoned, last_states)
         for leftover in garbage.leftovers:
             disk.remove_tree(leftover, "leftover")
         if not is_directory(lock.home / TMP):  # where objects are moved to
@@ -126,19 +132,22 @@ def _locked(path: Path) -> Iterator[WriterLock]:
             lock.release()
 
 
-def _garbage(home: Path, abandoned: bool) -> Garbage:
+def _garbage(home: Path, abandoned: bool, last_states: bool) -> Garbage:
     with _sound_ledger(home) as ledger:
-        idle, left_behind = _states_of_finished_stages(ledger), _states_of_abandoned_stages(ledger)
-        states = [*idle, *left_behind] if abandoned else idle
+        idle, last = _states_of_finished_stages(ledger)
+        left_behind = _states_of_abandoned_stages(ledger)
+        states = [*idle, *(left_behind if abandoned else []), *(last if last_states else [])]
         objects = _unreferenced(home, ledger, states)
-        staying = set(_unreferenced(home, ledger, [*idle, *left_behind])) - set(objects)
+        staying_abandoned = set(_unreferenced(home, ledger, [*states, *left_behind])) - set(objects)
+        staying_last = set(_unreferenced(home, ledger, [*states, *last])) - set(objects)
     leftovers = (*entries(home / TMP), *_cut_off_views(home))
     return Garbage(
         objects=tuple(objects),
         states=tuple(states),
         leftovers=leftovers,
         num_bytes=_size([*(home / OBJECTS / digest for digest in objects), *leftovers]),
-        num_bytes_abandoned=_size([home / OBJECTS / digest for digest in staying]),
+        num_bytes_abandoned=_size([home / OBJECTS / digest for digest in staying_abandoned]),
+        num_bytes_last=_size([home / OBJECTS / digest for digest in staying_last]),
         num_bytes_quarantined=_size(entries(home / QUARANTINE)),
     )
 
@@ -186,9 +195,12 @@ def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list
     return [digest for digest in free if (home / OBJECTS / digest).stat().st_mtime > fell_back_s]
 
 
-def _states_of_finished_stages(ledger: Ledger) -> list[State]:
+def _states_of_finished_stages(ledger: Ledger) -> tuple[list[State], list[State]]:
+    """Those that nothing needs; and those behind the last step, which only stages have that could go on from there."""
     finished = [key for key in ledger.begun_stages() if ledger.stage(key) is not None]
-    return [(key, step, digest) for key in finished for step, digest in ledger.states(key)]
+    states = [(key, step, digest) for key in finished for step, digest in ledger.states(key)]
+    ends = {key: len(ledger.steps(key)) for key in finished}
+    return [it for it in states if it[1] < ends[it[0]]], [it for it in states if it[1] >= ends[it[0]]]
 
 
 def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:

@@ -12,32 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from reasonmill.errors import StoreError
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident
+from reasonmill.store.ledger_runs import LedgerOfRuns
 from reasonmill.store.ledger_schema import SCHEMA_VERSION, TABLES
-from reasonmill.store.sealed_rows import FALL_BACK, Row, SealedRows
+from reasonmill.store.sealed_rows import FALL_BACK, Row
 from reasonmill.types import Artifact
-
-
-class RunStage(NamedTuple):
-    """A stage that a run consists of, finished or not: `Ledger.stage(key)` tells."""
-
-    name: str
-    kind: str
-    key: str
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run: its resolved recipe, when it was first started (seconds since the epoch) and its stages in order."""
-
-    name: str
-    recipe: Mapping[str, Any]
-    started_s: float
-    stages: tuple[RunStage, ...]
 
 
 @dataclass(frozen=True)
@@ -53,11 +36,15 @@ class StageRecord:
     tokens: int
 
 
+# What the metrics of an artifact call where it was adopted from (see `mill/adoption.py`), and which ancestors were.
+ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
+
+
 class OtherContent(StoreError):
     """What is to be recorded is recorded already, with other content."""
 
 
-class Ledger(SealedRows):
+class Ledger(LedgerOfRuns):
     """The ledger of a home. Methods raise StoreError if it can't be read or is damaged, OutOfSpace on a full disk."""
 
     def __init__(self, path: Path, *, write: bool, is_final: bool = False) -> None:
@@ -68,35 +55,6 @@ class Ledger(SealedRows):
         """
         self.when_full: WhenFull | None = None
         super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION, is_final=is_final)
-
-    @waits_for_room
-    def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
-        """Records a run and its first stages as (name, kind, key).
-
-        A run that is begun again keeps its start time, and, if its recipe is the same, also the stages that it had got
-        to behind these: readers find them while the run goes through them once more.
-        """
-        with self._transaction("run"):
-            begun = [run for run in self.runs() if run.name == name and run.recipe == recipe]
-            if begun and list(begun[0].stages[: len(stages)]) == list(stages):
-                return
-            self._db.execute(
-                "INSERT INTO runs (name, recipe, started_s) VALUES (?, ?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
-                (name, json.dumps(dict(recipe)), time.time()),
-            )
-            self._db.execute("DELETE FROM run_stages WHERE run = ?", (name,))
-            self._db.executemany(
-                "INSERT INTO run_stages (run, position, name, kind, key) VALUES (?, ?, ?, ?, ?)",
-                [(name, position, *stage) for position, stage in enumerate(stages)],
-            )
-
-    def runs(self) -> list[RunRecord]:
-        """All runs, the one that was started first comes first."""
-        return [
-            RunRecord(row["name"], json.loads(row["recipe"]), row["started_s"], self._run_stages(row["name"]))
-            for row in self._read("runs", order="started_s, name")
-        ]
 
     @waits_for_room
     def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
@@ -140,6 +98,7 @@ class Ledger(SealedRows):
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (key, run, name, kind, self._record_artifact(artifact), seconds, tokens, time.time()),
             )
+            self._db.execute("DELETE FROM run_stages WHERE run = ? AND name = ? AND position < 0", (run, name))
 
     def stage(self, key: str) -> StageRecord | None:
         """The finished stage of this key, or None."""
@@ -232,6 +191,15 @@ class Ledger(SealedRows):
                 "INSERT OR IGNORE INTO states (stage_key, step, digest) VALUES (?, ?, ?)", (stage_key, step, digest)
             )
 
+    @waits_for_room
+    def carry_over(self, stage_key: str, from_key: str, steps: int) -> None:
+        """Gives a stage that has nothing yet all steps of another one, its machines, and its state of step `steps`."""
+        with self._transaction("carried steps"):
+            self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
+            self._copy_rows("steps", stage_key, self._read("steps", "stage_key = ?", from_key))
+            self._copy_rows("states", stage_key, self._read("states", "stage_key = ? AND step = ?", from_key, steps))
+            self._copy_rows("machines", stage_key, self._read("machines", "stage_key = ?", from_key))
+
     def latest_state(self, stage_key: str) -> tuple[int, str] | None:
         """Step and digest of the last committed state, or None."""
         states = self.states(stage_key)
@@ -304,10 +272,9 @@ class Ledger(SealedRows):
         Raises:
             StoreError: the ledger has no such artifact.
         """
-        identity = (artifact.stage, artifact.config_digest, artifact.parents)
+        identity = _identity(artifact)
         for made in reversed(self._artifact_ids(artifact.digest)):
-            found = self._artifact(made)
-            if (found.stage, found.config_digest, found.parents) == identity:
+            if _identity(self._artifact(made)) == identity:
                 rows = self._read("parents", "child = ?", made, order="position")
                 return [self._artifact(row["parent"]) for row in rows]
         raise StoreError(
@@ -349,10 +316,6 @@ class Ledger(SealedRows):
             Incident(row["file"], row["digest"], row["what"], row["done"], row["at_s"])
             for row in self._read("incidents", order="id")
         ]
-
-    def _run_stages(self, run: str) -> tuple[RunStage, ...]:
-        rows = self._read("run_stages", "run = ?", run, order="position")
-        return tuple(RunStage(row["name"], row["kind"], row["key"]) for row in rows)
 
     def _stage(self, row: Row) -> StageRecord:
         artifact = self._artifact(row["artifact"])
@@ -417,6 +380,13 @@ class Ledger(SealedRows):
     def _artifact_ids(self, digest: str) -> list[int]:
         return [row["id"] for row in self._read("artifacts", "digest = ?", digest, order="id")]
 
+    def _copy_rows(self, table: str, stage_key: str, rows: Sequence[Row]) -> None:
+        """Adds the rows to a table, as those of another stage. Runs inside a transaction."""
+        for row in rows:
+            values = {**row, "stage_key": stage_key}
+            marks = ", ".join("?" * len(values))
+            self._db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+
     def _require_same(self, what: str, recorded: str | None, digest: str) -> None:
         if recorded not in (None, digest):
             raise OtherContent(
@@ -426,3 +396,9 @@ class Ledger(SealedRows):
                 "or begin anew with another seed",
                 where=str(self._path),
             )
+
+
+def _identity(artifact: Artifact) -> tuple[Any, ...]:
+    """What tells makings of equal content apart. An adopted one is another than that which it was adopted from."""
+    marks = [artifact.metrics.get(name) for name in (ADOPTED, FROM_ADOPTED)]
+    return artifact.stage, artifact.config_digest, artifact.parents, marks

@@ -84,6 +84,14 @@ class ObjectStore:
         self._told_missing.discard(digest)
         return digest
 
+    def location(self, digest: str) -> Path:
+        """Directory of an object, of which nothing is read.
+
+        Raises:
+            StoreError: there is no such object.
+        """
+        return self._existing(digest)
+
     @phase("reading")
     def path(self, digest: str) -> Path:
         """Directory of an object, to be read only. The first call in a process checks every file's digest.
@@ -96,12 +104,12 @@ class ObjectStore:
         if damaged:
             raise StoreError(
                 f"object {digest[:12]} is damaged: its file {damaged[0]!r} is not what was committed",
-                fix="run the recipe that made it again: the damaged object is put aside and made again",
+                fix="run the recipe that made it with --repair: the damaged object is put aside and rebuilt",
                 where=str(path / damaged[0]),
             )
         return path
 
-    def sound_path(self, digest: str, *, instead: str) -> Path | None:
+    def sound_path(self, digest: str, *, instead: str, read: bool = True) -> Path | None:
         """Like `path`, but None for an object that is missing or damaged. That is an incident, and a damaged object is
         moved to the quarantine, so that it can be made again in its place.
 
@@ -109,6 +117,7 @@ class ObjectStore:
 
         Args:
             instead: what the one who asks first does without it, for the user and the ledger.
+            read: False looks at the manifest and at the sizes of the files only.
         """
         self._require_write()
         path = self._root / digest
@@ -117,7 +126,7 @@ class ObjectStore:
                 self._told_missing.add(digest)
                 self._report(digest, path, "is missing", instead)
             return None
-        damaged = self.damaged_files(digest)
+        damaged = self.damaged_files(digest, read=read)
         if not damaged:
             return path
         kept = quarantined(self._root.parent, digest)
@@ -129,14 +138,18 @@ class ObjectStore:
             put_aside(path, kept)
         return None
 
-    def damaged_files(self, digest: str) -> list[str]:
-        """Files of an object that are not what was committed; the first call for a whole object reads all of it."""
+    def damaged_files(self, digest: str, *, read: bool = True) -> list[str]:
+        """Files of an object that are not what was committed; the first call for a whole object reads all of it.
+
+        Args:
+            read: False looks at the manifest and at the sizes of the files only.
+        """
         if digest in self._verified:
             return []
         path = self._root / digest
         with disk_errors(path):
-            damaged = damaged_files(path, digest)
-        if not damaged:
+            damaged = damaged_files(path, digest, read=read)
+        if read and not damaged:
             self._verified.add(digest)
         return damaged
 

@@ -50,6 +50,18 @@ def lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> list[int
     return lost
 
 
+def report_lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> None:
+    """Reports, each once, groups of a finished stage that are missing or visibly damaged, and does without them.
+
+    Args:
+        instead: what is done without the groups of a step, for the user.
+    """
+    reported = {incident.digest for incident in home.ledger.incidents()}
+    for step, digest in home.ledger.steps(key):
+        if digest is not None and (digest not in reported or home.objects.exists(digest)):
+            home.objects.sound_path(digest, instead=instead(step), read=False)
+
+
 def give_up_lost_groups(home: Home, key: str, why: str) -> None:
     """Makes steps whose groups are damaged or missing steps without groups, and tells why.
 
@@ -104,6 +116,17 @@ def drop_state(home: Home, key: str, step: int, digest: str) -> None:
     home.ledger.forget_state(key, step)
     if not home.ledger.refers_to(digest) and home.objects.exists(digest):
         home.objects.delete(digest)
+
+
+def drop_states_of_finished(home: Home, key: str, *, last: int | None) -> None:
+    """Removes the states of a finished stage, which only an unfinished one needs.
+
+    Args:
+        last: the step that more steps would go on from, whose state stays; None for a stage that has no such step.
+    """
+    for step, digest in home.ledger.states(key):
+        if step != last:
+            drop_state(home, key, step, digest)
 
 
 def _missing(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:

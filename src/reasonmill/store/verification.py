@@ -201,7 +201,8 @@ def check_views(inspection: Inspection) -> Iterator[Finding]:
         looked_at = {name: it for name, it in recorded.items() if inspection.is_read(f"{RUNS}/{run.name}/{name}")}
         for name in damaged_views(directory, looked_at):
             what = "is damaged" if exists(directory / name) else "is missing"
-            yield Finding(f"{RUNS}/{run.name}/{name}", what, f"{_RERUN} {run.name!r}: it is written again")
+            recovery = f"run the recipe {run.name!r} again with --repair: it is written again"
+            yield Finding(f"{RUNS}/{run.name}/{name}", what, recovery)
         if recorded:
             for name in file_names(directory):
                 if name not in recorded:
@@ -280,7 +281,8 @@ def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tup
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
     """What stages need, as (digest, what it is)."""
     stages = {record.key: record for record in ledger.stages()}
-    names = {stage.key: f"stage {stage.name!r} of run {run.name!r}" for run in ledger.runs() for stage in run.stages}
+    known = [(run.name, stage) for run in ledger.runs() for stage in (*run.earlier, *run.stages)]
+    names = {stage.key: f"stage {stage.name!r} of run {run!r}" for run, stage in known}
     for key in ledger.begun_stages():
         # What a judge said is beside its stage.
         name = names.get(key.split("/")[0], f"the stage with key {key[:12]}")
@@ -297,10 +299,10 @@ def _recovery(inspection: Inspection, digest: str) -> str:
     if digest in inspection.used:
         return _remade(inspection.used[digest])
     if inspection.damage:
-        return f"{_RERUN}: what needs it is not known, as the ledger is damaged, and is then made again"
+        return f"{_RERUN} with --repair: what needs it is not known, as the ledger is damaged, and is rebuilt then"
     old = "unless it is from before a backup took the place of the ledger; then move it elsewhere"
     return f"nothing needs it: `reasonmill gc` removes it, {old}"
 
 
 def _remade(user: str) -> str:
-    return f"{_RERUN} that needs the {user}: it goes on from what is good, and makes this again"
+    return f"run the recipe that needs the {user} again with --repair: it resumes from what is good, and rebuilds this"

@@ -52,6 +52,10 @@ class Settings(StageSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     state_every: Annotated[int, INCIDENTAL] = Field(default=100, ge=1, description="steps between saved states")
 
+    def against_more_steps(self) -> str | None:
+        """The schedule's reason."""
+        return self.schedule.against_more_steps()
+
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Trains tokenizer and decoder on documents 0, 1, 2, ... of the corpus with the recipe's seed."""

@@ -1,0 +1,152 @@
+"""The commands about what a home's runs have made: `status`, `lineage` and `adopt`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from reasonmill.errors import NotAdopted
+from reasonmill.options import DEFAULT_HOME, HomeOption, OverridesOption, RecipeArgument, UntilOption
+from reasonmill.store.ledger import ADOPTED
+
+if TYPE_CHECKING:
+    from reasonmill.store.home import Home
+    from reasonmill.store.ledger import StageRecord
+    from reasonmill.store.ledger_runs import RunRecord
+    from reasonmill.types import Artifact
+
+
+def status(home: HomeOption = DEFAULT_HOME) -> None:
+    """Shows the runs of a home, and which of their stages are finished, begun or open."""
+    from reasonmill.store.home import Home
+
+    console = Console()
+    with Home.open(home, write=False) as opened:
+        runs = opened.ledger.runs()
+        if not runs:
+            note_on(console, "no runs yet")
+        for record in runs:
+            console.print(_status_table(opened, record))
+
+
+def lineage(
+    artifact: Annotated[str, typer.Argument(help="run/stage, or the beginning of a digest.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Shows what an artifact was made from."""
+    from reasonmill.mill.artifacts import find_artifact
+    from reasonmill.store.home import Home
+
+    with Home.open(home, write=False) as opened:
+        found = find_artifact(opened, artifact, note_to_user)
+        Console().print(_lineage_tree(opened, found, None, set()))
+
+
+def adopt(
+    recipe: RecipeArgument,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: OverridesOption = None,
+    until: UntilOption = None,
+) -> None:
+    """Takes over finished results that other code made, if nothing but the code differs. Exit code 7 if one can't be.
+
+    The ledger, the summary and the report say of an adopted result that it is one, and so they do of all that is made
+    from it.
+    """
+    from reasonmill.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    loaded.up_to(until)  # a mistake here is told before the home is opened
+
+    from reasonmill.mill.adoption import adopt as adopt_results
+    from reasonmill.store.home import Home, require_home
+
+    require_home(home)
+    with Home.open(home) as opened:
+        opened.tell_incidents(note_to_user)
+        done = adopt_results(loaded, opened, until)
+    table = table_of(f"{loaded.name}, seed {loaded.seed}", "stage", "kind", "result", "artifact")
+    for stage in done:
+        table.add_row(stage.name, stage.kind, stage.status, stage.digest[:12])
+    Console().print(table)
+    last = done[-1]
+    if last.reason:
+        raise NotAdopted(
+            f"stage {last.name!r} can't be adopted: {last.reason}",
+            fix="run the recipe: it makes this stage and those after it anew, and takes those before it as they are",
+        )
+
+
+def table_of(title: str, *columns: str) -> Table:
+    """An empty table as all commands print them."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 3, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def note_on(console: Console, text: str, style: str = "") -> None:
+    """Prints a line as it is, however long it is."""
+    console.print(Text(text, style=style), soft_wrap=True, highlight=False)
+
+
+def note_to_user(text: str) -> None:
+    """Prints a line that is not what was asked for."""
+    note_on(Console(stderr=True), text, style="yellow")
+
+
+def _status_table(home: Home, run: RunRecord) -> Table:
+    table = table_of(run.name, "stage", "kind", "state", "artifact", "earlier result")
+    begun = {stage.name: stage.key for stage in run.stages}
+    earlier = {stage.name: home.ledger.stage(stage.key) for stage in run.earlier}
+    for settings in run.recipe["stage"]:
+        name = settings["name"]
+        state, digest = _stage_state(home, begun.get(name), settings.get("steps"))
+        table.add_row(name, settings["kind"], state, digest, "" if digest else _digest(earlier.get(name)))
+    named = {settings["name"] for settings in run.recipe["stage"]}
+    for stage in run.earlier:
+        if stage.name not in named:
+            state = "not in the recipe any more"
+            table.add_row(stage.name, stage.kind, state, "", _digest(earlier[stage.name]))
+    return table
+
+
+def _stage_state(home: Home, key: str | None, steps: int | None) -> tuple[str, str]:
+    """How far a stage is, and the beginning of its artifact's digest."""
+    if key is None:
+        return "open", ""
+    record = home.ledger.stage(key)
+    if record is not None:
+        adopted = ", adopted" if ADOPTED in record.artifact.metrics else ""
+        return f"finished in {record.seconds:.1f} s{adopted}", _digest(record)
+    reached = home.ledger.metrics(key)
+    if not reached:
+        return "begun", ""
+    return f"at step {reached[-1]['step'] + 1}" + (f" of {steps}" if steps is not None else ""), ""
+
+
+def _digest(record: StageRecord | None) -> str:
+    return record.artifact.digest[:12] if record is not None else ""
+
+
+def _lineage_tree(home: Home, artifact: Artifact, parent: Tree | None, shown: set[tuple[str, str]]) -> Tree:
+    """The artifact and its ancestors; what has ancestors is followed where it comes first only."""
+    making = (artifact.stage, artifact.digest)
+    label = Text.assemble((artifact.stage, "bold"), f"  {artifact.kind}  ", (artifact.digest[:12], "dim"))
+    if artifact.kind == "verdict":
+        label.append("  promoted" if artifact.metrics["promoted"] else "  refused")
+    if ADOPTED in artifact.metrics:
+        label.append("  adopted from other code", "yellow")
+    is_repeated = bool(artifact.parents) and making in shown
+    if is_repeated:
+        label.append("  (shown above)", "dim")
+    tree = Tree(label) if parent is None else parent.add(label)
+    shown.add(making)
+    for ancestor in () if is_repeated else home.ledger.parents(artifact):
+        _lineage_tree(home, ancestor, tree, shown)
+    return tree

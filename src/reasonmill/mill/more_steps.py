@@ -1,0 +1,59 @@
+"""A finished stage whose `steps` is raised: from where it can go on, or what stands against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from reasonmill.recipe.graph import Node, stage_key
+from reasonmill.stage import Input
+from reasonmill.store.home import Home
+from reasonmill.store.ledger import ADOPTED
+
+
+@dataclass(frozen=True)
+class ShorterStage:
+    """A finished stage that differs from another one in nothing but that it took fewer steps.
+
+    `obstacle` says why the other one can't go on from its last step; None where it can.
+    """
+
+    key: str
+    steps: int
+    digest: str
+    obstacle: str | None
+
+    def told(self, name: str) -> str:
+        """What becomes of the steps of the shorter one, for the user."""
+        result = f"step {self.steps} of its finished result {self.digest[:12]}"
+        if self.obstacle is None:
+            return f"{name}  resumes after {result}"
+        return f"{name}  starts from its first step, and not after {result}: {self.obstacle}"
+
+
+def shorter_stage(node: Node, key: str, inputs: Mapping[str, Input], seed: int, home: Home) -> ShorterStage | None:
+    """The longest finished stage that is a beginning of this one, of which nothing is committed yet; None without one.
+
+    Args:
+        key: the stage's own.
+    """
+    settings, ledger = node.settings, home.ledger
+    wanted: int | None = getattr(settings, "steps", None)
+    if wanted is None or ledger.steps(key) or ledger.states(key):
+        return None
+    found = None
+    for record in ledger.stages():
+        made = record.artifact
+        origin = made.metrics.get(ADOPTED)
+        steps = len(ledger.steps(origin["key"] if origin else record.key))
+        if (record.name, record.kind) != (settings.name, settings.kind) or not (found.steps if found else 0) < steps:
+            continue
+        fewer = replace(node, settings=settings.model_copy(update={"steps": steps}))
+        if steps < wanted and stage_key(fewer, inputs, seed) == record.key:
+            obstacle = settings.against_more_steps()
+            if obstacle is None and origin is not None:
+                obstacle = "its result was adopted from other code"
+            if obstacle is None and steps not in dict(ledger.states(record.key)):
+                obstacle = "the state after its last step was not kept"
+            found = ShorterStage(record.key, steps, made.digest, obstacle)
+    return found

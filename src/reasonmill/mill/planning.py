@@ -1,0 +1,54 @@
+"""What a run would do with each stage of a recipe, as `--dry-run` shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from reasonmill.mill.inputs import stage_inputs
+from reasonmill.mill.more_steps import shorter_stage
+from reasonmill.recipe.graph import Recipe, stage_key
+from reasonmill.store.home import Home
+from reasonmill.types import Artifact
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What a run would do with a stage. `key` is None, and `waits_for` not empty, while an input does not exist.
+
+    `artifact` is what a cached stage made. `note` says what the user should know about a stage that is to run.
+    """
+
+    name: str
+    kind: str
+    key: str | None
+    status: Literal["cached", "to run", "unknown"]
+    waits_for: tuple[str, ...] = ()
+    resumes_at: int | None = None
+    artifact: Artifact | None = None
+    note: str = ""
+
+
+def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedStage]:
+    """What `run_recipe` would do, as far as it can be known; reads only. A home of None has nothing."""
+    done: dict[str, Artifact] = {}
+    planned = []
+    for node in recipe.up_to(until):
+        name, kind = node.settings.name, node.settings.kind
+        missing = tuple(stage for stage in node.stage_inputs if stage not in done)
+        if missing:
+            planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
+            continue
+        inputs = stage_inputs(node, done, home, recipe)
+        key = stage_key(node, inputs, recipe.seed)
+        record = home.ledger.stage(key) if home else None
+        if home and record and not home.objects.damaged_files(record.artifact.digest, read=False):
+            done[name] = record.artifact
+            planned.append(PlannedStage(name, kind, key, "cached", artifact=record.artifact))
+            continue
+        state = home.ledger.latest_state(key) if home else None
+        resumes_at, note = state[0] if state else None, ""
+        if home and (shorter := shorter_stage(node, key, inputs, recipe.seed, home)):
+            resumes_at, note = shorter.steps if shorter.obstacle is None else None, shorter.told(name)
+        planned.append(PlannedStage(name, kind, key, "to run", resumes_at=resumes_at, note=note))
+    return planned

@@ -1,0 +1,117 @@
+"""The part of the ledger that knows runs: of which stages each consists, and what it had finished earlier."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from reasonmill.store.full_disk import waits_for_room
+from reasonmill.store.sealed_rows import SealedRows
+
+# Where the recorded recipe keeps the seed and the settings of stages that were finished under an earlier recipe.
+_EARLIER = "earlier"
+# What a recipe has besides the tables in which it defines tasks, rewards and the like.
+_NO_TABLES = frozenset({"name", "seed", "result", "watchdog", "models", "stage"})
+
+
+class RunStage(NamedTuple):
+    """A stage that a run consists of, finished or not: `Ledger.stage(key)` tells."""
+
+    name: str
+    kind: str
+    key: str
+
+
+class MadeWith(NamedTuple):
+    """The seed and the settings, as JSON, with which a stage was begun, and what its recipe defined for its stages."""
+
+    seed: int | None
+    settings: Mapping[str, Any]
+    tables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: its resolved recipe, when it was first started (seconds since the epoch) and its stages in order.
+
+    `earlier` has the last finished result of each stage that was begun anew, or not come to yet, since the recipe or
+    the code was changed: until the stage is finished again, that is its result.
+    """
+
+    name: str
+    recipe: Mapping[str, Any]
+    started_s: float
+    stages: tuple[RunStage, ...]
+    earlier: tuple[RunStage, ...] = ()
+    recorded: Mapping[str, MadeWith] = field(default_factory=dict)  # of earlier recipes, by the stage's key
+
+    def made_with(self, key: str) -> MadeWith | None:
+        """With what a stage of this run was begun; None where that is not recorded any more."""
+        name = next((stage.name for stage in self.stages if stage.key == key), None)
+        for settings in self.recipe.get("stage", ()) if name is not None else ():
+            if settings["name"] == name:
+                tables = {key: value for key, value in self.recipe.items() if key not in _NO_TABLES}
+                return MadeWith(self.recipe.get("seed"), settings, tables)
+        return self.recorded.get(key)
+
+
+class LedgerOfRuns(SealedRows):
+    """The runs of a ledger.
+
+    The rows of a run's stages are numbered from 0; those of earlier results have numbers below 0.
+    """
+
+    @waits_for_room
+    def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
+        """Records a run and its first stages as (name, kind, key).
+
+        A run that is begun again keeps its start time, and, if its recipe is the same, also the stages that it had got
+        to behind these: readers find them while the run goes through them once more. Of those that it drops, the
+        finished ones stay as earlier results, until a stage of the same name is finished.
+        """
+        begun = [RunStage(*stage) for stage in stages]
+        with self._transaction("run"):
+            before = next((run for run in self.runs() if run.name == name), None)
+            if before and before.recipe == recipe and list(before.stages[: len(begun)]) == begun:
+                return
+            earlier, recorded = self._earlier(before, begun) if before else ([], {})
+            kept = {_EARLIER: {key: made._asdict() for key, made in recorded.items()}} if recorded else {}
+            self._db.execute(
+                "INSERT INTO runs (name, recipe, started_s) VALUES (?, ?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
+                (name, json.dumps({**recipe, **kept}), time.time()),
+            )
+            self._db.execute("DELETE FROM run_stages WHERE run = ?", (name,))
+            self._db.executemany(
+                "INSERT INTO run_stages (run, position, name, kind, key) VALUES (?, ?, ?, ?, ?)",
+                [(name, place, *stage) for place, stage in enumerate([*earlier, *begun], start=-len(earlier))],
+            )
+
+    def runs(self) -> list[RunRecord]:
+        """All runs, the one that was started first comes first."""
+        found = []
+        for row in self._read("runs", order="started_s, name"):
+            recipe = json.loads(row["recipe"])
+            recorded = {key: MadeWith(**made) for key, made in recipe.pop(_EARLIER, {}).items()}
+            rows = self._read("run_stages", "run = ?", row["name"], order="position")
+            stages = [(it["position"], RunStage(it["name"], it["kind"], it["key"])) for it in rows]
+            current = tuple(stage for position, stage in stages if position >= 0)
+            earlier = tuple(stage for position, stage in stages if position < 0)
+            found.append(RunRecord(row["name"], recipe, row["started_s"], current, earlier, recorded))
+        return found
+
+    def _earlier(self, before: RunRecord, begun: Sequence[RunStage]) -> tuple[list[RunStage], dict[str, MadeWith]]:
+        """The earlier results of a run that is begun with other stages, and with what all that it drops was made."""
+        dropped = [stage for stage in before.stages if stage not in begun and self._is_finished(stage)]
+        made = {stage.key: made for stage in dropped if (made := before.made_with(stage.key)) is not None}
+        done = {stage.name for stage in begun if self._is_finished(stage)}
+        # Of each name the one that was finished last: what the run had now comes after what it had before.
+        latest = {stage.name: stage for stage in (*before.earlier, *dropped) if stage not in begun}
+        earlier = [stage for name, stage in latest.items() if name not in done and self._is_finished(stage)]
+        return earlier, {**before.recorded, **made}
+
+    def _is_finished(self, stage: RunStage) -> bool:
+        return bool(self._read("stages", "key = ?", stage.key))
