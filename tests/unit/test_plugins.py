@@ -398,6 +398,67 @@ def test_what_is_named_is_made_once_and_not_before(
     assert os.environ["LOADED"] == "yes"
 
 
+READING = """
+from pathlib import Path
+from .mine import Mine
+
+HERE = Path(__file__).parent
+
+class AtOnce(Mine):
+    def __init__(self) -> None:
+        (HERE / "data.txt").read_text()
+
+class Later(Mine):
+    def __init__(self) -> None: ...
+    def problem(self, split: str, seed: int, index: int):
+        (HERE / "data.txt").read_text()
+
+class Declared(AtOnce):
+    files = [HERE / "data.txt"]
+
+class Folder(AtOnce):
+    files = [HERE]
+
+class Given(AtOnce):
+    def __init__(self, data: Path) -> None:
+        data.read_text()
+
+class Sources(Mine):
+    def __init__(self) -> None:
+        (HERE / "mine.py").read_text()
+
+class Absent(AtOnce):
+    files = [HERE / "data.txt", HERE / "other.txt"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "what"),
+    [
+        ("AtOnce", {}, "task 'x' reads data.txt, and does not declare it"),
+        ("Later", {}, "task 'x' reads data.txt, and does not declare it"),
+        ("Absent", {}, "task 'x' reads a file that is not there: "),
+        ("Given", {"data": "other.txt"}, "task 'x' can't be made: FileNotFoundError"),
+        ("Declared", {}, None),
+        ("Folder", {}, None),
+        ("Given", {"data": "data.txt"}, None),
+        ("Sources", {}, None),
+    ],
+)
+def test_files_that_are_read_have_to_be_declared(
+    brought: Brought, tmp_path: Path, name: str, arguments: dict[str, str], what: str | None
+) -> None:
+    write(tmp_path, reading=READING)
+    (tmp_path / "data.txt").write_text("x")
+    own = brought(tasks={"x": {"use": f"reading.py:{name}", **arguments}})
+    if what is None:
+        assert own.task("x")
+    else:
+        error = refused(lambda: own.task("x"))
+        assert error.what.startswith(what)
+        assert "declare" not in what or (error.where, error.fix[:7]) == (str(tmp_path / "data.txt"), "list it")
+
+
 def test_every_name_that_is_offered_can_be_made() -> None:
     for group in ("tasks", "rewards", "environments", "stages", "conversations", "rewritings"):
         for name in installed().names(group):  # type: ignore[arg-type]
