@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonmill.errors import RecipeError
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.placement import SLOTS, Backend, Placement, Precision
 from reasonmill.plugins.catalogue import Catalogue
+from reasonmill.plugins.sources import ENGINES
 from reasonmill.protocols import Learner, Preference, Progress, Renderer, RewardLearner, Sampler, Scorer, View
 from reasonmill.rewards.combination import NOT_RULES, RewardWeights
 from reasonmill.rewards.judge import Judge, JudgeSettings
@@ -53,7 +55,8 @@ class StageContext:
     `key` identifies the stage's settings, inputs and code, and names its steps and states in the ledger.
     `seed` is the recipe's. `stop_requested` tells whether the user asked to stop; a stage looks at it between
     steps, saves what it needs to resume and raises Interrupted. `keeps_last_state` asks for the state after the last
-    step, from which the stage could be trained for more steps.
+    step, from which the stage could be trained for more steps. `needs` are what the stage's key covers beside its own
+    code: it gets nothing else.
     """
 
     key: str
@@ -64,6 +67,7 @@ class StageContext:
     stop_requested: Callable[[], bool]
     catalogue: Catalogue
     keeps_last_state: bool = False
+    needs: Collection[str] = frozenset(ENGINES)
     _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
 
     def task(self, name: str) -> NamedTask:
@@ -96,6 +100,7 @@ class StageContext:
         Args:
             slots: sequences that run at the same time.
         """
+        self._require("sampler")
         made = self.backend.sampler(model, slots=slots, precision=precision)
         if not made.repeatable:
             self._unrepeatable.append(made)
@@ -120,6 +125,7 @@ class StageContext:
             temperature: that of the distribution that is scored; the sampler's, for policy gradients.
             teacher: the model that "kl" batches are trained towards; it must read the same tokens.
         """
+        self._require("learner")
         return self.backend.learner(model, optimizer, precision=precision, temperature=temperature, teacher=teacher)
 
     def new_learner(
@@ -132,18 +138,21 @@ class StageContext:
         precision: Precision = "auto",
     ) -> Learner:
         """A learner of a new network with random weights; its model is saved without a tokenizer."""
+        self._require("learner")
         return self.backend.new_learner(model_type, config, optimizer, seed=seed, precision=precision)
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
         """A learner of the policy with a scalar head."""
+        self._require("reward-learner")
         return self.backend.reward_learner(policy, optimizer, view=view, precision=precision)
 
     def scorer(
         self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
     ) -> Scorer:
         """What scores completions with a reward model."""
+        self._require("scorer")
         return self.backend.scorer(model, preference, precision=precision, tokens_per_batch=tokens_per_batch)
 
     def judge(self, settings: JudgeSettings) -> Judge:
@@ -151,6 +160,13 @@ class StageContext:
         made = self.backend.judge(settings)
         self._unrepeatable.append(made)
         return made
+
+    def _require(self, need: str) -> None:
+        if need not in self.needs:
+            raise RecipeError(
+                f"the stage takes a {need} and does not say so, so that its key would not cover it",
+                fix=f"add {need!r} to NEEDS in the stage's module",
+            )
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ class _Run:
                     stop_requested=self._stop_requested,
                     catalogue=self._recipe.catalogue,
                     keeps_last_state=settings.against_more_steps() is None,
+                    needs=getattr(stage.node.module, "NEEDS", ()),
                 )
                 try:
                     outcome: Outcome = stage.node.module.run(settings, stage.inputs, context)
