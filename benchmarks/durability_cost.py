@@ -29,8 +29,10 @@ from seeds import Verdict, conclude, interval, number, print_json, say, write_re
 from transformers.utils import logging
 
 from reasonmill.algo.intervals import Estimate, clustered_mean
+from reasonmill.backends.native import NativeBackend
 from reasonmill.errors import ReasonmillError
 from reasonmill.mill.pipeline import run_recipe
+from reasonmill.placement import Placement
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.store import disk
 from reasonmill.store.disk import Operation
@@ -127,7 +129,10 @@ def _run(recipe_file: Path, settings: Sequence[str], *, durable: bool) -> Timed:
         with _measured(seconds, counts, durable=durable):
             began = time.perf_counter()
             with Home.open(home / "home") as opened:
-                result = run_recipe(recipe, opened, _Silent(), until=None, device="cpu", stop_requested=lambda: False)
+                backend = NativeBackend(Placement("cpu"))
+                result = run_recipe(
+                    recipe, opened, _Silent(), until=None, backend=backend, stop_requested=lambda: False
+                )
             wall_s = time.perf_counter() - began
     finally:
         shutil.rmtree(home)

@@ -16,7 +16,7 @@ from typing import Any
 from grpo_workload import REWARDS, TASK, Measured, Step, Workload, environment, graded, say
 
 from reasonmill.algo.losses import LossSettings
-from reasonmill.learn.adamw import OptimizerSettings
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.plugins.catalogue import installed
 from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import RewardWeights

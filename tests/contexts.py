@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 from kept_progress import KeptProgress
+from reasonmill.backends.native import NativeBackend
+from reasonmill.placement import Placement
 from reasonmill.plugins.catalogue import Catalogue, installed
 from reasonmill.stage import StageContext
 from reasonmill.store.home import Home
 
 KEY = "k" * 64
+BACKEND = NativeBackend(Placement("cpu"))
 
 
 def a_context(
@@ -24,4 +27,4 @@ def a_context(
         catalogue: what can be named; what there is without any recipe if None.
     """
     progress = KeptProgress() if progress is None else progress
-    return StageContext(key, 0, "cpu", home, progress, stop_requested, catalogue or installed())
+    return StageContext(key, 0, BACKEND, home, progress, stop_requested, catalogue or installed())

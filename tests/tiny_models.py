@@ -2,12 +2,17 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from reasonmill.learn.state_file import StateFile
 from reasonmill.model.decoder import Decoder, config_from, new_decoder
+from reasonmill.protocols import Trained
 from reasonmill.types import Message
 
 # Threads cost networks this small more than they give, fifty times more where other processes want the cores.
@@ -92,6 +97,13 @@ def plain_network(decoder: Decoder) -> PreTrainedModel:
     network = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=decoder.dtype)
     network.load_state_dict(decoder.network.state_dict())
     return network.eval()
+
+
+def learner_state(learner: Trained) -> dict[str, Tensor]:
+    """What a learner saves, by name."""
+    with TemporaryDirectory() as directory:
+        learner.save(Path(directory))
+        return {name: tensor.clone() for name, tensor in StateFile(Path(directory)).items()}
 
 
 class NumberRenderer:

@@ -29,6 +29,7 @@ from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
     from reasonmill.mill.estimate import Device, Estimate
+    from reasonmill.placement import Placement
     from reasonmill.recipe.graph import Recipe
     from reasonmill.store.home import Home
     from reasonmill.tasks.named import NamedTask
@@ -95,18 +96,25 @@ def run(
         _show_plan(loaded, home, until, device)
         return
 
+    from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.pipeline import run_recipe
     from reasonmill.mill.results import print_table, read_stages
     from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is told before a home is made
-    chosen = _device(device)
+    backend = NativeBackend(_placement(device))
     with StopSignals() as stop:
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
                 result = run_recipe(
-                    loaded, opened, progress, until=until, device=chosen, stop_requested=stop.requested, repair=repair
+                    loaded,
+                    opened,
+                    progress,
+                    until=until,
+                    backend=backend,
+                    stop_requested=stop.requested,
+                    repair=repair,
                 )
         except Interrupted as error:
             _show_stop(error)
@@ -151,13 +159,15 @@ def evaluate(
 
     directory = find_model(model, home, note_to_user)
 
+    from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.results import print_table, read_results
     from reasonmill.stages.evaluate import evaluate_model
 
+    backend = NativeBackend(_placement(device))
     with make_progress(Console(stderr=True)) as progress:
         metrics = evaluate_model(
-            directory, [(task, problems) for task in asked], samples, seed, params, split, _device(device), progress
+            directory, [(task, problems) for task in asked], samples, seed, params, split, backend, progress
         )
     if as_json:
         print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
@@ -200,7 +210,7 @@ def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOp
 
     from reasonmill.sample.session import ChatSession
 
-    session = ChatSession(directory, _device(device))
+    session = ChatSession(directory, _placement(device).device)
     console = Console()
     messages: list[Message] = []
     while True:
@@ -232,17 +242,19 @@ def _task(name: str, recipe: str | None) -> NamedTask:
     return catalogue.task(name)
 
 
-def _device(choice: str) -> str:
-    """The device to compute on: "cpu" or "cuda"."""
+def _placement(choice: str) -> Placement:
+    """Where to compute."""
     import torch
     from transformers.utils import logging
+
+    from reasonmill.placement import Placement
 
     logging.disable_progress_bar()  # reasonmill shows its own
 
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
         raise RecipeError("there is no CUDA device here", where="--device cuda", fix="use --device cpu or auto")
-    return "cuda" if available and choice != "cpu" else "cpu"
+    return Placement("cuda" if available and choice != "cpu" else "cpu")
 
 
 def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> None:

@@ -11,11 +11,13 @@ sums may differ, which matters only where two languages are equally likely to th
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -59,43 +61,9 @@ class _Script:
     letters_per_word: int = 0
 
 
-_MARKS = "\u0300-\u036f"
-_SCRIPTS: dict[str, _Script] = {
-    # Languages that a few words can't tell apart from one of these are left out: Bosnian, Malay, Galician, Nynorsk.
-    "latin": _Script(
-        f"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff{_MARKS}",
-        (
-            *("en", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "no", "fi", "is", "pl", "cs", "sk", "sl", "hr"),
-            *("hu", "ro", "sq", "et", "lv", "lt", "tr", "vi", "id", "tl", "sw", "ca", "eu", "af", "cy", "ga"),
-        ),
-    ),
-    "cyrillic": _Script(f"\u0400-\u052f{_MARKS}", ("ru", "uk", "be", "bg", "mk", "sr", "kk")),
-    "arabic": _Script(
-        "\u0610-\u061a\u0620-\u065f\u066e-\u06d3\u06d5-\u06dc\u06df-\u06e8\u06ea-\u06ef\u06fa-\u06ff\u0750-\u077f"
-        "\ufb50-\ufdff\ufe70-\ufefc",
-        ("ar", "fa", "ur"),
-    ),
-    "devanagari": _Script("\u0900-\u0963\u0970-\u097f", ("hi", "mr", "ne")),
-    "greek": _Script(f"\u0370-\u03ff\u1f00-\u1fff{_MARKS}", ("el",)),
-    "hebrew": _Script("\u0591-\u05f4", ("he",)),
-    "armenian": _Script("\u0531-\u0556\u0561-\u0587", ("hy",)),
-    "georgian": _Script("\u10a0-\u10ff", ("ka",)),
-    "bengali": _Script("\u0980-\u09e3\u09f0-\u09f1", ("bn",)),
-    "gurmukhi": _Script("\u0a01-\u0a5e\u0a70-\u0a75", ("pa",)),
-    "gujarati": _Script("\u0a81-\u0ae3", ("gu",)),
-    "tamil": _Script("\u0b82-\u0bd7", ("ta",)),
-    "telugu": _Script("\u0c00-\u0c63", ("te",)),
-    "kannada": _Script("\u0c80-\u0ce3", ("kn",)),
-    "malayalam": _Script("\u0d00-\u0d63", ("ml",)),
-    "sinhala": _Script("\u0d80-\u0df3", ("si",)),
-    "ethiopic": _Script("\u1200-\u135f", ("am",)),
-    "hangul": _Script("\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3", ("ko",)),
-    "thai": _Script("\u0e01-\u0e3a\u0e40-\u0e4e", ("th",), letters_per_word=4),
-    "lao": _Script("\u0e81-\u0ece", ("lo",), letters_per_word=4),
-    "khmer": _Script("\u1780-\u17d3", ("km",), letters_per_word=4),
-    "burmese": _Script("\u1000-\u103f", ("my",), letters_per_word=4),
-    "kana": _Script("\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d", ("ja",), letters_per_word=2),
-    "han": _Script("\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f", ("zh",), letters_per_word=2),
+_SCRIPTS = {
+    name: _Script(**row)
+    for name, row in tomllib.loads(files("reasonmill").joinpath("languages.toml").read_text("utf-8")).items()
 }
 _BREAK = "break"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reasonmill.randomness import Part
@@ -13,15 +14,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reasonmill.algo.losses import LossSettings
-    from reasonmill.algo.packing import Batch
+    from reasonmill.algo.packing import Batch, TextRow
     from reasonmill.tasks.named import NamedTask
 
 # Reasoning has answers that a rule can check. General prompts are judged by reward models: each belongs either to the
 # prompts that want help or to those that put safety to the test (R1 paper, section 3).
 Domain = Literal["reasoning", "helpfulness", "safety"]
+# What of a general response a reward model is asked about, and what of a completion it is shown for that: the final
+# answer without the thinking, or all of it.
+Preference = Literal["helpfulness", "safety"]
+View = Literal["answer", "response"]
 
-# What goes on from completions that finished in the same step, given as (index, completion) in the order of their
-# indices: for each of them a request, or None.
+# What goes on from completions of a call that finished in the same step, given as (index, completion) in the order of
+# their indices: for each of them a request, or None.
 FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]]
 
 
@@ -56,15 +61,64 @@ class Renderer(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """Runs many requests at the same time, one token of each in a step. Its memory is kept from one to the next.
+
+    A completion depends on its request and the weights alone, wherever and beside whatever it runs.
+    """
+
+    @property
+    def version(self) -> int:
+        """That of the weights, which requests carry that start with them."""
+        ...
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same request has the same completion each time, as its noise says."""
+        ...
+
+    def submit(self, request: Request) -> int:
+        """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
+        ...
+
+    def step(self) -> None:
+        """Starts requests that wait, or draws the next token of all that run."""
+        ...
+
+    def finished(self) -> list[tuple[int, Completion]]:
+        """Tickets and completions that were finished since last asked."""
+        ...
+
+    def drawn(self, ticket: int, start: int = 0) -> list[int]:
+        """The tokens that a request has drawn so far, from number `start` on; none of one that waits or is finished."""
+        ...
+
+    def cancel(self, ticket: int) -> None:
+        """Forgets a request, whether it waits, runs or is finished: nothing more is heard of it."""
+        ...
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes new weights by name, without a copy where they are the engine's own already."""
+        ...
+
+
 class Sampler(Protocol):
     """Draws completions from the policy's current weights."""
 
-    version: int
+    @property
+    def version(self) -> int:
+        """That of the weights; completions carry the one that they started with."""
+        ...
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same requests have the same completions each time. A run can promise its bits only then."""
+        ...
 
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Yields (index into `requests`, completion) as completions finish.
+        """Yields (index into `requests`, completion) as completions finish. A call that is given up is forgotten.
 
         Args:
             follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
@@ -72,17 +126,17 @@ class Sampler(Protocol):
         """
         ...
 
-    def load(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Takes new weights; completions that start afterwards carry `version`."""
+    def stream(self, request: Request) -> Iterator[int]:
+        """Yields the tokens of one completion as they are drawn."""
+        ...
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes new weights by name: how a learner publishes them."""
         ...
 
 
-class Learner(Protocol):
-    """Turns batches into weights. It knows losses and gradients, and no algorithm."""
-
-    def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
-        """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""
-        ...
+class Trained(Protocol):
+    """What every learner does with its weights, whatever it learns from."""
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """One optimizer step on the gathered gradients, which are cleared; returns e.g. the gradient's norm.
@@ -97,19 +151,67 @@ class Learner(Protocol):
         """Digest of the batches of the last update that was skipped; empty if none was."""
         ...
 
+    def save(self, directory: Path) -> None:
+        """Writes all that a resumed run needs to go on to the same bits: weights, moments, counters."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Takes back what `save` wrote."""
+        ...
+
+    def save_model(self, directory: Path) -> None:
+        """Writes the weights as a Hugging Face model, with the tokenizer that came with it."""
+        ...
+
+
+class Learner(Trained, Protocol):
+    """Turns batches into weights. It knows losses and gradients, and no algorithm."""
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
+        """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""
+        ...
+
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities [tokens of the batch] of each token under the current weights, no gradient."""
         ...
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """The current weights by name, on the learner's device, not copied."""
+    def keep_reference(self) -> None:
+        """Makes the current weights the reference, which is saved with the state from now on."""
         ...
 
-    def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs to go on to the same bits: weights, moments, counters."""
+    def reference_logprobs(self, batches: Sequence[Batch]) -> Tensor:
+        """Log-probabilities of all tokens of the batches, joined in order, under the reference's weights."""
         ...
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+    def publish(self, sampler: Sampler, version: int) -> None:
+        """Makes the sampler draw from the current weights; completions that start afterwards carry `version`."""
+        ...
+
+
+class RewardLearner(Trained, Protocol):
+    """Turns labelled texts into a reward model."""
+
+    def forward_backward(
+        self, row: TextRow, losses: Callable[[Tensor], Tensor], denominator: float
+    ) -> tuple[float, Tensor]:
+        """Adds the gradient of sum(losses) / denominator, where `losses` takes the rewards of the row's texts; returns
+        (sum of the losses, the rewards on the CPU)."""
+        ...
+
+    def rewards(self, row: TextRow) -> Tensor:
+        """The rewards of the row's texts under the current weights, no gradient."""
+        ...
+
+
+class Scorer(Protocol):
+    """A reward model."""
+
+    def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
+        """One number for each completion; one that is not finite says that it could not be scored."""
+        ...
 
 
 @dataclass(frozen=True)

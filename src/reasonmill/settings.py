@@ -6,9 +6,9 @@ wherever they are, also within lists, tables and settings of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -26,6 +26,9 @@ class ByContent:
     """Marks a setting that names something: what it names counts by its content, and not by its name or place."""
 
 
+BY_CONTENT = ByContent()
+
+
 @dataclass(frozen=True)
 class Naming:
     """Marks what names a plug-in of a group, a name or a table with `use`: the key of the stage covers the plug-in."""
@@ -34,8 +37,8 @@ class Naming:
 
 
 @dataclass(frozen=True)
-class Inline(Naming, ByContent):
-    """Marks a table that names a plug-in by its `use`, which may be the path of a file."""
+class Inline(Naming):
+    """Marks a table that names a plug-in by its `use`; keys that it does not define itself are arguments."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +58,40 @@ def marks(settings: BaseModel) -> list[Mark]:
 def decisive(settings: BaseModel) -> dict[str, Any]:
     """The settings as JSON by the names that a recipe gives them, without those that are incidental or count by the
     content of what they name, at any depth."""
-    dumped: dict[str, Any] = settings.model_dump(mode="json", by_alias=True)
-    _drop_what_does_not_decide(settings, dumped)
-    return dumped
+    dumped = settings.model_dump(mode="json", by_alias=True)
+    decided: dict[str, Any] = _decided(settings, dumped, type(settings))
+    return decided
 
 
-def _drop_what_does_not_decide(value: Any, dumped: Any) -> None:
-    """Removes from `dumped`, which is `value` as JSON, what is marked within."""
+_NOTHING = object()
+
+
+def _decided(value: Any, dumped: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Any:
+    """What counts of `dumped`, which is `value` as JSON; _NOTHING if all of it counts otherwise or not at all."""
+    annotation, metadata = _apart(value, annotation, metadata)
+    if INCIDENTAL in metadata or (value is not None and any(isinstance(mark, ByContent) for mark in metadata)):
+        return _NOTHING
     if isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            key, inner = field.alias or name, getattr(value, name)
-            found = [entry.mark for entry in _marked(key, inner, field.annotation, field.metadata)]
-            if INCIDENTAL in field.metadata or any(isinstance(mark, ByContent) for mark in found):
-                del dumped[key]
-            else:
-                _drop_what_does_not_decide(inner, dumped[key])
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            _drop_what_does_not_decide(inner, dumped[key])
-    elif isinstance(value, list | tuple):
-        for inner, inner_dumped in zip(value, dumped, strict=True):
-            _drop_what_does_not_decide(inner, inner_dumped)
+        fields = {field.alias or name: (name, field) for name, field in type(value).model_fields.items()}
+        parts = {
+            key: _decided(getattr(value, name), dumped[key], field.annotation, field.metadata)
+            for key, (name, field) in fields.items()
+        }
+        # The other keys of a table that names a plug-in are its arguments, which count with the plug-in.
+        if not any(isinstance(mark, Naming) for mark in metadata):
+            parts |= {key: other for key, other in dumped.items() if key not in fields}
+        return {key: part for key, part in parts.items() if part is not _NOTHING}
+    if isinstance(value, Mapping):
+        inner = _inner(annotation, 1)
+        parts = {
+            key: _decided(each, other, inner) for each, (key, other) in zip(value.values(), dumped.items(), strict=True)
+        }
+        return {key: part for key, part in parts.items() if part is not _NOTHING}
+    if isinstance(value, list | tuple):
+        entries = enumerate(zip(value, dumped, strict=True))
+        listed = [_decided(each, other, _inner(annotation, place)) for place, (each, other) in entries]
+        return [part for part in listed if part is not _NOTHING]
+    return dumped
 
 
 def _marks_of(settings: BaseModel, prefix: str) -> Iterator[Mark]:
@@ -84,24 +100,48 @@ def _marks_of(settings: BaseModel, prefix: str) -> Iterator[Mark]:
         yield from _marked(key, getattr(settings, name), field.annotation, field.metadata)
 
 
-def _marked(key: str, value: Any, annotation: Any, metadata: Any = ()) -> Iterator[Mark]:
+def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Mark]:
     """The marks of one value and of those within it."""
     if value is None:
         return
-    if get_origin(annotation) is Annotated:
-        annotation, *more = get_args(annotation)
-        metadata = (*metadata, *more)
+    annotation, metadata = _apart(value, annotation, metadata)
     yield from (Mark(key, value, mark) for mark in metadata if isinstance(mark, Incidental | ByContent | Naming))
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        for option in inner:
-            yield from _marked(key, value, option)
-    elif origin is dict and isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _marked(f"{key}.{name}", name, inner[0])
-            yield from _marked(f"{key}.{name}", each, inner[1])
-    elif origin in (list, tuple) and isinstance(value, list | tuple):
-        for place, each in enumerate(value):
-            yield from _marked(f"{key}[{place}]", each, inner[0])
-    elif isinstance(value, BaseModel):
+    if isinstance(value, BaseModel):
         yield from _marks_of(value, f"{key}.")
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _marked(f"{key}.{name}", name, _inner(annotation, 0))
+            yield from _marked(f"{key}.{name}", each, _inner(annotation, 1))
+    elif isinstance(value, list | tuple):
+        for place, each in enumerate(value):
+            yield from _marked(f"{key}[{place}]", each, _inner(annotation, place))
+
+
+def _apart(value: Any, annotation: Any, metadata: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    """The plain type of a value, of a union the option that it is of, and all that it is annotated with."""
+    while True:
+        origin, inner = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            annotation, metadata = inner[0], (*metadata, *inner[1:])
+        elif origin in (Union, UnionType):
+            annotation = _option(value, inner)
+        else:
+            return annotation, metadata
+
+
+def _option(value: Any, options: Sequence[Any]) -> Any:
+    """The option that a value is of; the first one where that can't be told, as for None."""
+    for option in options:
+        plain = get_args(option)[0] if get_origin(option) is Annotated else option
+        kind = get_origin(plain) or plain
+        if value is not None and isinstance(kind, type) and issubclass(type(value), kind):
+            return option
+    return next(option for option in options if option is not NoneType)
+
+
+def _inner(annotation: Any, place: int) -> Any:
+    """The annotation of an entry of a list or a tuple, or of a table's names (0) and values (1)."""
+    inner = get_args(annotation)
+    if len(inner) == 1 or Ellipsis in inner:
+        return inner[0]
+    return inner[place] if place < len(inner) else Any

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonmill.errors import RecipeError
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.placement import SLOTS, Backend, Placement, Precision
 from reasonmill.plugins.catalogue import Catalogue
-from reasonmill.protocols import Progress
-from reasonmill.rewards.combination import NOT_RULES, RewardWeights, Scorer
+from reasonmill.plugins.sources import ENGINES
+from reasonmill.protocols import Learner, Preference, Progress, Renderer, RewardLearner, Sampler, Scorer, View
+from reasonmill.rewards.combination import NOT_RULES, RewardWeights
+from reasonmill.rewards.judge import Judge, JudgeSettings
+from reasonmill.servers.client import TeacherSettings
 from reasonmill.store.home import Home
 from reasonmill.tasks.named import NamedTask
 
@@ -44,22 +50,25 @@ class Input:
 
 @dataclass(frozen=True)
 class StageContext:
-    """The surroundings of one stage of one run.
+    """The surroundings of one stage of one run, and the one place where it gets what computes.
 
     `key` identifies the stage's settings, inputs and code, and names its steps and states in the ledger.
     `seed` is the recipe's. `stop_requested` tells whether the user asked to stop; a stage looks at it between
     steps, saves what it needs to resume and raises Interrupted. `keeps_last_state` asks for the state after the last
-    step, from which the stage could be trained for more steps.
+    step, from which the stage could be trained for more steps. `needs` are what the stage's key covers beside its own
+    code: it gets nothing else.
     """
 
     key: str
     seed: int
-    device: str
+    backend: Backend
     home: Home
     progress: Progress
     stop_requested: Callable[[], bool]
     catalogue: Catalogue
     keeps_last_state: bool = False
+    needs: Collection[str] = frozenset(ENGINES)
+    _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
 
     def task(self, name: str) -> NamedTask:
         """The task that the recipe calls so."""
@@ -73,6 +82,91 @@ class StageContext:
         """
         rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
         return RewardWeights(weights, rules, scorers)
+
+    @property
+    def placement(self) -> Placement:
+        return self.backend.placement
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether all samplers and judges so far give the same again when they are asked the same."""
+        return not self._unrepeatable
+
+    def sampler(
+        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+    ) -> Sampler:
+        """A sampler of a model directory, of what a learner is learning, or of a teacher behind a server.
+
+        Args:
+            slots: sequences that run at the same time.
+        """
+        self._require("sampler")
+        made = self.backend.sampler(model, slots=slots, precision=precision)
+        if not made.repeatable:
+            self._unrepeatable.append(made)
+        return made
+
+    def renderer(self, model: Path | TeacherSettings) -> Renderer:
+        """The renderer that the model's sampler needs."""
+        return self.backend.renderer(model)
+
+    def learner(
+        self,
+        model: Path,
+        optimizer: OptimizerSettings,
+        *,
+        precision: Precision = "auto",
+        temperature: float = 1.0,
+        teacher: Path | None = None,
+    ) -> Learner:
+        """A learner of a model directory.
+
+        Args:
+            temperature: that of the distribution that is scored; the sampler's, for policy gradients.
+            teacher: the model that "kl" batches are trained towards; it must read the same tokens.
+        """
+        self._require("learner")
+        return self.backend.learner(model, optimizer, precision=precision, temperature=temperature, teacher=teacher)
+
+    def new_learner(
+        self,
+        model_type: str,
+        config: dict[str, Any],
+        optimizer: OptimizerSettings,
+        *,
+        seed: int,
+        precision: Precision = "auto",
+    ) -> Learner:
+        """A learner of a new network with random weights; its model is saved without a tokenizer."""
+        self._require("learner")
+        return self.backend.new_learner(model_type, config, optimizer, seed=seed, precision=precision)
+
+    def reward_learner(
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
+    ) -> RewardLearner:
+        """A learner of the policy with a scalar head."""
+        self._require("reward-learner")
+        return self.backend.reward_learner(policy, optimizer, view=view, precision=precision)
+
+    def scorer(
+        self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
+    ) -> Scorer:
+        """What scores completions with a reward model."""
+        self._require("scorer")
+        return self.backend.scorer(model, preference, precision=precision, tokens_per_batch=tokens_per_batch)
+
+    def judge(self, settings: JudgeSettings) -> Judge:
+        """A judge behind a server, who may say something else each time."""
+        made = self.backend.judge(settings)
+        self._unrepeatable.append(made)
+        return made
+
+    def _require(self, need: str) -> None:
+        if need not in self.needs:
+            raise RecipeError(
+                f"the stage takes a {need} and does not say so, so that its key would not cover it",
+                fix=f"add {need!r} to NEEDS in the stage's module",
+            )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.mill.pipeline import run_recipe
 from reasonmill.recipe.load import load_recipe
@@ -75,7 +76,7 @@ def run(
             opened,
             notes,
             until=None,
-            device="cpu",
+            backend=BACKEND,
             stop_requested=stop_requested,
             repair=repair,
         )

@@ -23,11 +23,12 @@ from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, tiny_decoder
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler, the tokens that it knows a prompt of numbers by, and weights to load."""
+    """A sampler, the tokens that it knows a prompt of numbers by, and weights to take."""
 
     sampler: Sampler
     prompt: Callable[[tuple[int, ...]], tuple[int, ...]]
     weights: Mapping[str, Tensor]
+    repeatable: bool = True
 
 
 @contextmanager
@@ -61,9 +62,8 @@ def http() -> Iterator[Case]:
         return ConversationRenderer().render([Message("user", " ".join(map(str, numbers)))])
 
     with chat_server(respond) as fake:
-        yield Case(
-            HttpSampler(TeacherSettings(url=fake.url, model="teacher", concurrency=4)), prompt, {"w": torch.zeros(1)}
-        )
+        settings = TeacherSettings(url=fake.url, model="teacher", concurrency=4)
+        yield Case(HttpSampler(settings), prompt, {"w": torch.zeros(1)}, repeatable=False)
 
 
 def started(request: pytest.FixtureRequest) -> Iterator[Case]:
@@ -161,7 +161,7 @@ def test_every_token_has_a_log_prob_and_was_sampled(policy: Case) -> None:
 def test_completions_carry_the_version_of_the_weights(policy: Case) -> None:
     asked = requests(policy, 9)
     assert {c.policy_version for c in completions(policy.sampler, asked)} == {policy.sampler.version} == {0}
-    policy.sampler.load(policy.weights, version=7)
+    policy.sampler.take(policy.weights.items(), version=7)
     assert {c.policy_version for c in completions(policy.sampler, asked)} == {policy.sampler.version} == {7}
 
 
@@ -185,9 +185,73 @@ def test_an_abandoned_call_leaves_nothing_behind(case: Case) -> None:
     assert [(c.tokens, c.text) for c in completions(case.sampler, asked)] == [(c.tokens, c.text) for c in expected]
 
 
+def test_a_sampler_says_whether_it_is_repeatable(case: Case) -> None:
+    assert case.sampler.repeatable == case.repeatable
+
+
+def test_a_stream_is_the_same_completion(policy: Case) -> None:
+    asked = requests(policy, 12)
+    for request, completion in zip(asked, completions(policy.sampler, asked), strict=True):
+        assert tuple(policy.sampler.stream(request)) == completion.tokens
+
+
+def test_what_a_teacher_says_is_streamed_as_its_renderer_writes_it(teacher: Case) -> None:
+    for request in requests(teacher, 3):
+        (drawn,) = completions(teacher.sampler, [request])
+        assert ConversationRenderer().text(list(teacher.sampler.stream(request))) == drawn.text
+
+
+def test_two_calls_take_turns(case: Case) -> None:
+    asked = requests(case)
+    expected = completions(case.sampler, asked)
+    first, second = case.sampler.generate(asked[::2]), case.sampler.generate(asked[1::2])
+    # Each stops between its completions while the other one goes on.
+    drawn = {}
+    for (place, one), (other_place, other) in zip(first, second, strict=True):
+        drawn |= {2 * place: one, 2 * other_place + 1: other}
+    assert [drawn[index].text for index in range(len(asked))] == [completion.text for completion in expected]
+
+
+def test_a_follow_up_goes_on_under_its_index(case: Case) -> None:
+    asked = requests(case)
+    alone = completions(case.sampler, asked)
+    turns: dict[int, list[Completion]] = {index: [] for index in range(len(asked))}
+
+    def follow_up(finished: Sequence[tuple[int, Completion]]) -> list[Request | None]:
+        indices = [index for index, _ in finished]
+        assert finished
+        assert indices == sorted(indices)
+        for index, completion in finished:
+            turns[index].append(completion)
+        # Every third request has a second turn, and some of those a third one.
+        return [
+            asked[index - len(turns[index])] if index % 3 == 2 and len(turns[index]) <= index % 4 else None
+            for index in indices
+        ]
+
+    drawn = list(case.sampler.generate(asked, follow_up))
+    assert sorted(index for index, _ in drawn) == list(range(len(asked)))
+    for index, completion in drawn:
+        assert completion is turns[index][-1]
+        assert len(turns[index]) == (1 + index % 4 if index % 3 == 2 else 1)
+        assert [turn.text for turn in turns[index]] == [alone[index - turn].text for turn in range(len(turns[index]))]
+
+
+def test_a_follow_up_that_fails_ends_the_call_and_leaves_nothing_behind(case: Case) -> None:
+    asked = requests(case)
+    expected = [completion.text for completion in completions(case.sampler, asked)]
+
+    def follow_up(finished: Sequence[tuple[int, Completion]]) -> list[Request | None]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(case.sampler.generate(asked, follow_up))
+    assert [completion.text for completion in completions(case.sampler, asked)] == expected
+
+
 def test_a_teacher_takes_no_weights_and_stays_what_it_is(teacher: Case) -> None:
     with pytest.raises(UnsupportedModel):
-        teacher.sampler.load(teacher.weights, version=7)
+        teacher.sampler.take(teacher.weights.items(), version=7)
     asked = requests(teacher, 9)
     assert {c.policy_version for c in completions(teacher.sampler, asked)} == {teacher.sampler.version} == {0}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.mill.planning import plan
@@ -63,7 +64,7 @@ OVERRIDES = [f"{stage}.{key}={value}" for stage, settings in SMALLER.items() for
 
 
 def run(recipe: Recipe, home: Home, until: str | None = None) -> RunResult:
-    return run_recipe(recipe, home, KeptProgress(), until=until, device="cpu", stop_requested=lambda: False)
+    return run_recipe(recipe, home, KeptProgress(), until=until, backend=BACKEND, stop_requested=lambda: False)
 
 
 @dataclass(frozen=True)

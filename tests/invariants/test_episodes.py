@@ -11,14 +11,14 @@ from torch import Tensor
 from reasonmill.algo.examples import denominator, pg_examples
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack, unpack
-from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import Domain
 from reasonmill.randomness import generator
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect
-from reasonmill.sample import native
+from reasonmill.sample import engine
 from reasonmill.sample.native import NativeSampler
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Example, Grade, Group, Message, Problem, SamplingParams
@@ -121,13 +121,13 @@ def test_neither_slots_nor_companions_matter_to_an_episode() -> None:
 
 def test_no_number_of_an_episodes_noise_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[int, int]] = []
-    uniform = native.uniform
+    uniform = engine.uniform
 
     def noting(keys: Tensor, positions: Tensor) -> Tensor:
         used.extend(zip(keys.tolist(), positions.tolist(), strict=True))
         return uniform(keys, positions)
 
-    monkeypatch.setattr(native, "uniform", noting)
+    monkeypatch.setattr(engine, "uniform", noting)
     groups = played(tiny_decoder())
     assert sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts) == len(used)
     assert len(set(used)) == len(used)

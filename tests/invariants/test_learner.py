@@ -4,11 +4,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils import deterministic as fill_setting
 
@@ -17,15 +19,17 @@ from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.errors import TrainingDiverged, UnsupportedModel
 from reasonmill.learn import local
-from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import DivergenceGuard, total
 from reasonmill.learn.local import LocalLearner
-from reasonmill.learn.reference import Reference
-from reasonmill.model.decoder import Decoder, config_from, new_decoder
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.state_file import STATE_FILE, StateFile
+from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder
 from reasonmill.randomness import generator
-from reasonmill.types import Example
-from tiny_models import VOCABULARY, plain_network, tiny_config, tiny_decoder
+from reasonmill.recipe.reference import shipped_bases
+from reasonmill.sample.native import NativeSampler
+from reasonmill.types import Example, Request, SamplingParams
+from tiny_models import VOCABULARY, NumberRenderer, learner_state, plain_network, tiny_config, tiny_decoder
 
 WHOLE = 10_000  # tokens of a batch that holds all examples
 LONG = (2048, 2000, 1900, 1700, 1500, 1300, 1100, 1024, 900, 800, 700, 500)  # tokens of texts for a GPU
@@ -72,6 +76,11 @@ def train(learner: LocalLearner, steps: range, learning_rate: float = 1e-2) -> N
         for batch in pack(examples, WHOLE):
             learner.forward_backward(batch, LossSettings(), denominator(examples, "sequence"))
         learner.optim_step(learning_rate)
+
+
+def weights_of(learner: LocalLearner) -> dict[str, Tensor]:
+    """The learner's weights by name, not copied."""
+    return {name: weight.detach() for name, weight in learner.decoder.network.named_parameters()}
 
 
 def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +193,7 @@ def test_what_is_not_finite_is_skipped_under_its_cause_and_leaves_no_trace(field
     )
     train(learner, range(2))
     train(spared, range(2))
-    before = learner.state()
+    before = learner_state(learner)
     good, bad = ragged_examples(2)
     bad = dataclasses.replace(bad, **{field: np.full(len(bad.tokens), number)})
     # In batches of their own, so that one is as it should be.
@@ -192,30 +201,30 @@ def test_what_is_not_finite_is_skipped_under_its_cause_and_leaves_no_trace(field
         learner.forward_backward(batch, LossSettings(kl_coefficient=0.1), 2.0)
     updated = learner.optim_step(1e-2)
     assert skips(updated) == {field: 1.0}
-    assert same_bits(learner.state(), before)
+    assert same_bits(learner_state(learner), before)
     train(learner, range(2, 4))
     train(spared, range(2, 4))
-    assert same_bits(learner.state(), spared.state())
+    assert same_bits(learner_state(learner), learner_state(spared))
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf])
 def test_a_logprob_of_a_token_that_does_not_count_is_looked_at(number: float) -> None:
     """A ratio of 0 or a clipped one would hide it from the loss, and from the gradient."""
     learner = LocalLearner(tiny_decoder(), OptimizerSettings())
-    before = learner.state()
+    before = learner_state(learner)
     good, bad = ragged_examples(2)
     bad = dataclasses.replace(bad, sampler_logprobs=[*bad.sampler_logprobs[:-1], number])  # type: ignore[index]
     (batch,) = pack([good, bad], WHOLE)
     learner.forward_backward(batch, LossSettings(clip_low=0.2, clip_high=0.2), 2.0)
     assert skips(learner.optim_step(1e-2)) == {"sampler_logprobs": 1.0}
-    assert same_bits(learner.state(), before)
+    assert same_bits(learner_state(learner), before)
 
 
 def test_a_policy_that_is_not_finite_is_told_from_a_loss_and_a_gradient() -> None:
     (batch,) = pack(ragged_examples(2, loss="ce"), WHOLE)
     learner = LocalLearner(tiny_decoder(), OptimizerSettings())
     learner.forward_backward(batch, LossSettings(), 2.0)
-    next(iter(learner.weights().values())).fill_(math.nan)
+    next(iter(weights_of(learner).values())).fill_(math.nan)
     learner.forward_backward(batch, LossSettings(), 2.0)
     assert skips(learner.optim_step(1e-2)) == {"policy_logprobs": 1.0}
 
@@ -315,26 +324,25 @@ def test_what_has_no_kernel_that_keeps_an_order_is_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_resumed_learner_goes_on_to_the_same_bits(dtype: torch.dtype) -> None:
+def test_a_resumed_learner_goes_on_to_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     uninterrupted = LocalLearner(tiny_decoder(dtype=dtype), OptimizerSettings(weight_decay=0.1))
     train(uninterrupted, range(2))
-    state = uninterrupted.state()
+    uninterrupted.save(tmp_path)
     train(uninterrupted, range(2, 5))
-    # The state is a copy: it does not move with the learner.
     resumed = LocalLearner(tiny_decoder(seed=9, dtype=dtype), OptimizerSettings(weight_decay=0.1))
-    resumed.load_state(state)
+    resumed.load(tmp_path)
     train(resumed, range(2, 5))
-    assert same_bits(resumed.state(), uninterrupted.state())
-    assert same_bits(resumed.weights(), uninterrupted.weights())
+    assert same_bits(learner_state(resumed), learner_state(uninterrupted))
+    assert same_bits(weights_of(resumed), weights_of(uninterrupted))
 
 
 def test_steps_too_small_for_bf16_add_up_in_the_masters() -> None:
     learner = LocalLearner(tiny_decoder(dtype=torch.bfloat16), OptimizerSettings())
-    start = copied(learner.weights())
+    start = copied(weights_of(learner))
     (batch,) = pack(ragged_examples(4, loss="ce"), WHOLE)
 
     def moved() -> float:
-        changed = sum(int((weight != start[name]).sum()) for name, weight in learner.weights().items())
+        changed = sum(int((weight != start[name]).sum()) for name, weight in weights_of(learner).items())
         return changed / sum(weight.numel() for weight in start.values())
 
     shares = []
@@ -346,9 +354,9 @@ def test_steps_too_small_for_bf16_add_up_in_the_masters() -> None:
     assert shares[0] < 0.4
     assert shares[-1] > 0.6
     assert shares[-1] > 2 * shares[0]
-    state = learner.state()
+    state = learner_state(learner)
     assert state["master/model.norm.weight"].dtype == torch.float32
-    for name, weight in learner.weights().items():
+    for name, weight in weights_of(learner).items():
         assert weight.dtype == torch.bfloat16
         assert torch.equal(weight, state[f"master/{name}"].bfloat16())
 
@@ -401,48 +409,116 @@ def test_a_sum_without_a_value_is_no_crash() -> None:
     assert math.isnan(total([1e308, 1e308]))
 
 
+# State
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_is_a_file_of_the_safetensors_format(dtype: torch.dtype, tmp_path: Path) -> None:
+    learner = LocalLearner(tiny_decoder(dtype=dtype), OptimizerSettings())
+    train(learner, range(1))
+    learner.keep_reference()
+    learner.save(tmp_path)
+    written = tmp_path / STATE_FILE
+    state = load_file(written)
+    assert state["updates"] == 1
+    assert {name.partition("/")[0] for name in state} == {"updates", "master", "first", "second", "reference"}
+    save_file(state, tmp_path / "theirs")
+    assert written.read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert same_bits(dict(StateFile(tmp_path)), state)
+    with pytest.raises(KeyError, match="no such"):
+        StateFile(tmp_path)["no such"]
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    LocalLearner(tiny_decoder(), OptimizerSettings()).save(tmp_path)
+    deeper = new_decoder(tiny_config("qwen2", num_hidden_layers=3), seed=0, device="cpu", dtype=torch.float32)
+    with pytest.raises(KeyError, match=r"layers\.2"):
+        LocalLearner(deeper, OptimizerSettings()).load(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_state_is_written_without_a_second_copy_on_the_gpu(tmp_path: Path) -> None:
+    config = tiny_config("qwen2", hidden_size=256, intermediate_size=1024, num_hidden_layers=8)
+    decoder = new_decoder(config, seed=0, device="cuda", dtype=torch.bfloat16)
+    learner = LocalLearner(decoder, OptimizerSettings())
+    learner.keep_reference()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    learner.save(tmp_path)
+    size = (tmp_path / STATE_FILE).stat().st_size
+    assert size > 10 * 1024**2
+    assert torch.cuda.max_memory_allocated() - before < size / 10
+
+
+def test_a_saved_model_is_one_that_transformers_loads(tmp_path: Path) -> None:
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings(), companions=shipped_bases()["tiny-base-weak"])
+    train(learner, range(1))
+    learner.save_model(tmp_path)
+    loaded = dict(load_decoder(tmp_path, device="cpu", dtype=torch.float32).network.named_parameters())
+    assert same_bits(loaded, weights_of(learner))
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_a_sampler_of_its_own_network_follows_the_learner_without_a_copy() -> None:
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings())
+    shared = NativeSampler(learner.decoder, NumberRenderer())
+    apart = NativeSampler(tiny_decoder(seed=9), NumberRenderer())
+    train(learner, range(2))
+    places = [weight.data_ptr() for weight in weights_of(learner).values()]
+    asked = [Request((2, 3), SamplingParams(max_tokens=20), key) for key in range(5)]
+    for sampler in (shared, apart):
+        learner.publish(sampler, 7)
+        assert sampler.version == 7
+    assert [weight.data_ptr() for weight in weights_of(learner).values()] == places
+    drawn = [[c.tokens for _, c in sorted(s.generate(asked), key=lambda pair: pair[0])] for s in (shared, apart)]
+    assert drawn[0] == drawn[1]
+
+
 # Reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_reference_scores_as_the_policy_once_did_and_gives_the_weights_back(dtype: torch.dtype) -> None:
     learner = LocalLearner(tiny_decoder(dtype=dtype), OptimizerSettings())
-    reference = Reference(learner, every=2)
     batches = pack(ragged_examples(6), 40)
-    of_start = torch.cat([learner.logprobs(batch) for batch in batches])
+    of_start = torch.empty(0)
     for step in range(4):
-        reference.before_step(step)
-        if step == 2:
+        if step % 2 == 0:
+            learner.keep_reference()
             of_start = torch.cat([learner.logprobs(batch) for batch in batches])
-        state = learner.state()
-        weights = copied(learner.weights())
-        assert torch.equal(reference.logprobs(batches), of_start), step
-        assert same_bits(learner.weights(), weights)
-        assert same_bits(learner.state(), state)
+        state = learner_state(learner)
+        weights = copied(weights_of(learner))
+        assert torch.equal(learner.reference_logprobs(batches), of_start), step
+        assert same_bits(weights_of(learner), weights)
+        assert same_bits(learner_state(learner), state)
         train(learner, range(step, step + 1))
         assert not torch.equal(torch.cat([learner.logprobs(batch) for batch in batches]), of_start)
 
 
 def test_a_reference_gives_the_weights_back_when_scoring_fails() -> None:
     learner = LocalLearner(tiny_decoder(), OptimizerSettings())
-    reference = Reference(learner, every=10)
-    reference.before_step(0)
+    learner.keep_reference()
     train(learner, range(1))
-    weights = copied(learner.weights())
+    weights = copied(weights_of(learner))
     unknown = Example(tokens=[2, VOCABULARY + 5, 3], weights=[0.0, 1.0, 1.0], loss="ce")
     with pytest.raises((IndexError, RuntimeError)):
-        reference.logprobs(pack([unknown], WHOLE))
-    assert same_bits(learner.weights(), weights)
+        learner.reference_logprobs(pack([unknown], WHOLE))
+    assert same_bits(weights_of(learner), weights)
 
 
-def test_a_reference_comes_back_from_its_state() -> None:
+def test_a_reference_comes_back_with_the_state(tmp_path: Path) -> None:
     learner = LocalLearner(tiny_decoder(), OptimizerSettings())
-    reference = Reference(learner, every=10)
     batches = pack(ragged_examples(3), WHOLE)
-    expected, state = reference.logprobs(batches), reference.state()
+    with pytest.raises(RuntimeError, match="no reference was kept"):
+        learner.reference_logprobs(batches)
+    without = learner_state(learner).keys()
+    learner.keep_reference()
+    expected = learner.reference_logprobs(batches)
     train(learner, range(2))
-    resumed = Reference(learner, every=10)
-    assert not torch.equal(resumed.logprobs(batches), expected)
-    resumed.load_state(state)
-    assert torch.equal(resumed.logprobs(batches), expected)
-    assert not state.keys() & learner.state().keys()
+    learner.save(tmp_path)
+    resumed = LocalLearner(tiny_decoder(seed=9), OptimizerSettings())
+    resumed.load(tmp_path)
+    assert torch.equal(resumed.reference_logprobs(batches), expected)
+    assert same_bits(learner_state(resumed), learner_state(learner))
+    assert all(name.startswith("reference/") for name in learner_state(learner).keys() - without)

@@ -14,15 +14,16 @@ from reasonmill.algo.packing import pack_texts
 from reasonmill.algo.preferences import pairwise_losses
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn import scalar
-from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.scalar import ScalarLearner
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.state_file import StateFile
 from reasonmill.model.decoder import new_decoder
 from reasonmill.model.reward import RewardModel, load_reward_model, new_reward_model, save_reward_model
 from reasonmill.model.saving import save_decoder
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import shipped_bases
-from tiny_models import ARCHITECTURES, STOP_TOKEN, tiny_config
+from tiny_models import ARCHITECTURES, STOP_TOKEN, learner_state, tiny_config
 
 PAD = 60
 WHOLE = 10_000
@@ -45,6 +46,10 @@ def a_reward_model(policy: Path, stop_token: int = STOP_TOKEN) -> RewardModel:
     assert not head.any()
     head.data.copy_(torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
     return model
+
+
+def a_learner(model: RewardModel) -> ScalarLearner:
+    return ScalarLearner(model, OptimizerSettings(), companions=TOKENIZER)
 
 
 def some_texts(count: int = 9) -> list[tuple[int, ...]]:
@@ -120,7 +125,7 @@ def test_what_a_text_is_packed_with_does_not_matter(model: RewardModel) -> None:
 
 
 def pair_step(model: RewardModel, pairs: list[list[tuple[int, ...]]], tokens_per_batch: int) -> tuple[float, Any]:
-    learner = ScalarLearner(model, OptimizerSettings())
+    learner = a_learner(model)
     losses = [
         learner.forward_backward(row, lambda rewards: pairwise_losses(rewards[0::2], rewards[1::2]), len(pairs))[0]
         for row in pack_texts(pairs, tokens_per_batch)
@@ -146,7 +151,7 @@ def test_one_batch_of_pairs_is_many_of_one(model: RewardModel) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
 
 
-def test_a_resumed_learner_goes_on_to_the_same_bits(model: RewardModel) -> None:
+def test_a_resumed_learner_goes_on_to_the_same_bits(model: RewardModel, tmp_path: Path) -> None:
     texts = some_texts(8)
     pairs = [texts[place : place + 2] for place in range(0, 8, 2)]
 
@@ -156,14 +161,15 @@ def test_a_resumed_learner_goes_on_to_the_same_bits(model: RewardModel) -> None:
                 learner.forward_backward(row, lambda rewards: pairwise_losses(rewards[0::2], rewards[1::2]), 4)
             learner.optim_step(1e-2)
 
-    whole = ScalarLearner(RewardModel(copy.deepcopy(model.network)), OptimizerSettings())
+    whole = a_learner(RewardModel(copy.deepcopy(model.network)))
     train(whole, 2)
-    state = whole.state()
+    whole.save(tmp_path)
+    state = dict(StateFile(tmp_path))
     train(whole, 2)
-    resumed = ScalarLearner(RewardModel(copy.deepcopy(model.network)), OptimizerSettings())
-    resumed.load_state(state)
+    resumed = a_learner(RewardModel(copy.deepcopy(model.network)))
+    resumed.load(tmp_path)
     train(resumed, 2)
-    end, same = whole.state(), resumed.state()
+    end, same = learner_state(whole), learner_state(resumed)
     assert end.keys() == same.keys()
     assert all(torch.equal(end[name], same[name]) for name in end)
     assert not torch.equal(end["master/score.weight"], state["master/score.weight"])
@@ -185,15 +191,15 @@ def test_gradients_are_made_by_kernels_that_add_in_one_order_on_a_gpu(
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_not_finite_are_skipped_and_leave_no_trace(model: RewardModel, number: float) -> None:
     """Also where the loss of a pair is finite: nothing is left to lose to a score of minus infinity."""
-    learner = ScalarLearner(RewardModel(copy.deepcopy(model.network)), OptimizerSettings())
+    learner = a_learner(RewardModel(copy.deepcopy(model.network)))
     (row,) = pack_texts([some_texts(2)], WHOLE)
     learner.forward_backward(row, lambda rewards: pairwise_losses(rewards[0::2], rewards[1::2]), 1)
     assert learner.optim_step(1e-2)["optim/skipped"] == 0.0
-    before = learner.state()
+    before = learner_state(learner)
     learner._model.network.score.weight.data.fill_(number)
     learner.forward_backward(row, lambda rewards: (rewards * 0).nan_to_num(), 1)
     updated = learner.optim_step(1e-2)
     assert (updated["optim/skipped"], updated["skipped/scores"]) == (1.0, 1.0)
     assert len(learner.skipped_batch) == 64
-    after = learner.state()
+    after = learner_state(learner)
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("master/score"))

@@ -1,6 +1,7 @@
 """What a completion may depend on: its prompt, its settings, its key and the weights, and nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -124,13 +125,13 @@ def test_a_stream_is_the_same_completion_token_by_token(decoder: Decoder, expect
         assert tuple(sampler.stream(requests()[index])) == expected[index].tokens
 
 
-def test_loaded_weights_are_the_ones_that_draw() -> None:
+def test_the_weights_that_were_taken_are_the_ones_that_draw() -> None:
     asked = requests(8)
     other = NativeSampler(tiny_decoder(seed=1), NumberRenderer())
     sampler = NativeSampler(tiny_decoder(seed=0), NumberRenderer())
     before = completions(sampler, asked)
     weights = dict(tiny_decoder(seed=1).network.named_parameters())
-    sampler.load(weights, version=1)
+    sampler.take(weights.items(), version=1)
     after = completions(sampler, asked)
     assert [c.tokens for c in after] == [c.tokens for c in completions(other, asked)]
     assert [c.tokens for c in after] != [c.tokens for c in before]
@@ -141,12 +142,36 @@ def test_loaded_weights_are_the_ones_that_draw() -> None:
     assert [c.tokens for c in completions(sampler, asked)] == [c.tokens for c in after]
 
 
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_sequence_that_is_continued_draws_what_it_would_have_drawn(
+    decoder: Decoder, expected: list[Completion], cut: int
+) -> None:
+    """Noise belongs to a key and a place in the sequence, wherever the prompt ends."""
+    sampler = NativeSampler(decoder, NumberRenderer(), num_slots=5)
+    begun = [(request, whole.tokens) for request, whole in zip(requests(), expected, strict=True)]
+    begun = [(request, tokens) for request, tokens in begun if len(tokens) > cut]
+    continued = [
+        Request(
+            request.prompt_tokens + tokens[:cut],
+            replace(request.params, max_tokens=request.params.max_tokens - cut),
+            request.noise_key,
+        )
+        for request, tokens in begun
+    ]
+    assert len(continued) > 10
+    rests = completions(sampler, continued)
+    assert [rest.tokens for rest in rests] == [tokens[cut:] for _, tokens in begun]
+    for rest, (request, _), whole in zip(rests, begun, [w for w in expected if len(w.tokens) > cut], strict=True):
+        assert whole.logprobs is not None
+        assert rest.logprobs == pytest.approx(whole.logprobs[cut:], abs=1e-5), request
+
+
 def test_a_completion_carries_the_version_that_it_started_with() -> None:
     sampler = NativeSampler(tiny_decoder(), NumberRenderer(), num_slots=2)
     asked = [Request((2, 3), SamplingParams(max_tokens=limit), 5) for limit in (1, 9, 9, 9)]
     running = sampler.generate(asked)
     first, _ = next(running)
-    sampler.load(dict(tiny_decoder(seed=1).network.named_parameters()), version=1)
+    sampler.take(tiny_decoder(seed=1).network.named_parameters(), version=1)
     versions = {first: 0} | {index: completion.policy_version for index, completion in running}
     # Requests 0 and 1 held the two slots.
     assert versions == {0: 0, 1: 0, 2: 1, 3: 1}

@@ -51,7 +51,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def problems_of(home: Home, chosen: Settings) -> list[Problem]:
-    return Collection(chosen, MODEL, context(home)).problems()
+    return Collection(chosen, {"from": Input(MODEL, "m")}, context(home)).problems()
 
 
 def test_every_problem_is_sampled_and_graded(home: Home, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
 from reasonmill.mill.artifacts import find_model
@@ -257,7 +258,7 @@ def run(cycle_file: Path, tmp_path: Path) -> Callable[..., RunResult]:
     def run(*overrides: str) -> RunResult:
         with Home.open(tmp_path / "home") as home:
             recipe = load_recipe(str(cycle_file), overrides)
-            return run_recipe(recipe, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
+            return run_recipe(recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False)
 
     return run
 
@@ -277,7 +278,7 @@ def test_a_model_that_a_gate_left_outside_of_the_home_has_to_be_named(
     overrides = [f'gate.parent="{base}"', "gate.parent_eval=final-eval", "gate.candidate_eval=zero-eval"]
     with Home.open(tmp_path / "home") as home:
         recipe = load_recipe(str(cycle_file), overrides)
-        run_recipe(recipe, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
+        run_recipe(recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False)
     with pytest.raises(RecipeError, match="not of this home: 'base'"):
         find_model("plain/gate", tmp_path / "home", print)
 

@@ -17,11 +17,11 @@ from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.errors import Interrupted, RecipeError, UnsupportedModel
-from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.distillation import DistillationLearner
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.stage import Input
-from reasonmill.stages.distill import Settings, kl_examples, require_same_tokenizer, run, update
+from reasonmill.stages.distill import Settings, kl_examples, kl_update, require_same_tokenizer, run
 from reasonmill.store.commit import MANIFEST
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Example, Grade, Group, Message, Problem, Reply, Rollout
@@ -113,9 +113,16 @@ def an_example(tokens: tuple[int, ...], context: int) -> Example:
 EXAMPLES = [an_example((3, 14, 15, 9, 26, 5), 2), an_example((35, 8, 9), 1), an_example((7, 9, 3, 2, 38), 3)]
 
 
+def update(learner: DistillationLearner, learning_rate: float) -> dict[str, float]:
+    """One step on the examples; its metrics."""
+    taken = kl_update(EXAMPLES, 64, learning_rate)
+    sums = [learner.forward_backward(batch, taken.loss, taken.divisor)["loss/kl"] for batch in taken.batches]
+    return {"loss/kl": sum(sums) / taken.divisor, **learner.optim_step(taken.learning_rate)}
+
+
 def test_a_policy_does_not_diverge_from_itself() -> None:
     learner = DistillationLearner(tiny_decoder(), tiny_decoder(), OptimizerSettings())
-    updated = update(learner, EXAMPLES, 64, 1e-3)
+    updated = update(learner, 1e-3)
     assert updated["loss/kl"] == pytest.approx(0, abs=1e-6)
     assert updated["optim/grad_norm"] == pytest.approx(0, abs=1e-5)
 
@@ -124,7 +131,7 @@ def test_updates_bring_the_student_to_a_teacher_of_another_architecture() -> Non
     teacher = tiny_decoder("gemma2", seed=5)
     before = {name: weight.clone() for name, weight in teacher.network.named_parameters()}
     learner = DistillationLearner(tiny_decoder(seed=1), teacher, OptimizerSettings())
-    course = [update(learner, EXAMPLES, 64, 3e-3)["loss/kl"] for _ in range(40)]
+    course = [update(learner, 3e-3)["loss/kl"] for _ in range(40)]
     assert course[-1] < 0.2 * course[0]
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.network.named_parameters())
     assert all(weight.grad is None for weight in teacher.network.parameters())

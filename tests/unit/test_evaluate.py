@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from contexts import KEY, a_context
+from contexts import BACKEND, KEY, a_context
 from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.plugins.catalogue import installed
@@ -263,7 +263,7 @@ def test_an_evaluation_outside_of_a_recipe_has_the_same_figures(home: Home) -> N
     params = SamplingParams(max_tokens=6)
     base = shipped_bases()["tiny-base-weak"]
     asked = [(installed().task(name), count) for name, count in TASKS.items()]
-    metrics = evaluate.evaluate_model(base, asked, 2, 0, params, "test", "cpu", KeptProgress())
+    metrics = evaluate.evaluate_model(base, asked, 2, 0, params, "test", BACKEND, KeptProgress())
     assert metrics["tasks"] == outcome.metrics["tasks"]
 
 
@@ -315,7 +315,9 @@ class Measuring:
 def test_one_name_can_not_mean_two_measures() -> None:
     def evaluation(*measures: Measure) -> evaluate.Evaluation:
         asked = [(NamedTask(f"task-{place}", Measuring(measure)), 1) for place, measure in enumerate(measures)]
-        return evaluate.Evaluation(shipped_bases()["tiny-base-weak"], asked, 1, 0, SamplingParams(), "test")
+        base = shipped_bases()["tiny-base-weak"]
+        sampler, renderer = BACKEND.sampler(base, slots=1, precision="auto"), BACKEND.renderer(base)
+        return evaluate.Evaluation(sampler, renderer, asked, 1, 0, SamplingParams(), "test")
 
     brief, verbose = Measure("brief", "brief"), Measure("brief", "verbose", complement=True, better="lower")
     assert evaluation(brief, brief).measures() == [TaskMeasure("brief", brief, ("task-0", "task-1"))]

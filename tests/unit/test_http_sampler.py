@@ -120,7 +120,7 @@ def test_top_k_is_refused_and_weights_are_too() -> None:
         with pytest.raises(RecipeError, match="top_k"):
             list(sampler.generate(asked(top_k=5)))
         with pytest.raises(UnsupportedModel, match="can't be trained"):
-            sampler.load({}, version=1)
+            sampler.take([], version=1)
     assert fake.bodies == []
 
 

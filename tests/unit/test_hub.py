@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from contexts import BACKEND
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.mill.display import LineDisplay
 from reasonmill.mill.inputs import model_path
@@ -60,7 +61,7 @@ def run(path: Path, home_path: Path) -> RunResult:
             home,
             LineDisplay(Console(file=StringIO())),
             until=None,
-            device="cpu",
+            backend=BACKEND,
             stop_requested=lambda: False,
         )
 

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from kept_progress import FakeRun
+from reasonmill.algo.losses import LossSettings
+from reasonmill.algo.packing import Batch
 from reasonmill.errors import Interrupted, TrainingDiverged
-from reasonmill.learn.on_policy import train_on_policy
+from reasonmill.learn.on_policy import Update, train_on_policy
+from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
@@ -20,28 +23,34 @@ BATCH = "b" * 64
 
 
 class FakeLearner:
-    """A learner whose one weight counts the updates that were taken."""
+    """A learner whose one weight counts the updates that were taken; each comes to what stands in `updated`."""
 
     skipped_batch = BATCH
 
     def __init__(self) -> None:
         self.weight = torch.zeros(1)
+        self.updated: Mapping[str, float] = {}
 
-    def weights(self) -> Mapping[str, Tensor]:
-        return {"weight": self.weight}
+    def forward_backward(self, batch: object, loss: object, divisor: float) -> dict[str, float]:
+        return {"loss/pg": self.updated["loss/pg"]}
 
-    def state(self) -> dict[str, Tensor]:
-        return {"weight": self.weight.clone()}
+    def optim_step(self, learning_rate: float) -> dict[str, float]:
+        self.weight += 1 - self.updated["optim/skipped"]
+        return {name: value for name, value in self.updated.items() if name != "loss/pg"}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.weight.copy_(state["weight"])
+    def save(self, directory: Path) -> None:
+        write_state(directory, {"weight": self.weight})
+
+    def load(self, directory: Path) -> None:
+        self.weight.copy_(StateFile(directory)["weight"])
+
+    def publish(self, sampler: object, version: int) -> None:
+        assert isinstance(sampler, FakeSampler)
+        sampler.version = version
 
 
 class FakeSampler:
     version = 0
-
-    def load(self, weights: Mapping[str, Tensor], version: int) -> None:
-        self.version = version
 
 
 @pytest.fixture
@@ -79,13 +88,13 @@ def train(
     """Trains for as many steps as the course has; each step has the updates that stand there."""
     learner = FakeLearner()
 
-    def fit(step: int, groups: Sequence[Group]) -> Iterator[Mapping[str, float]]:
+    def updates(step: int, groups: Sequence[Group]) -> Iterator[Update]:
         if seen is not None:
             seen.append(groups)
         trained = sum(r.grade.reward is not None for g in groups if not g.is_flat for r in g.rollouts)
-        for place, updated in enumerate(course[step]):
-            learner.weight += 1 - updated["optim/skipped"]
-            yield {**updated, "rollouts/trained": 0 if place else trained}
+        batch = cast(Batch, None)  # the learner does not look at it
+        for place, learner.updated in enumerate(course[step]):
+            yield Update([batch], LossSettings(), 1.0, learning_rate=0.1, num_rollouts=0 if place else trained)
 
     metrics, _ = train_on_policy(
         run,
@@ -97,10 +106,8 @@ def train(
         rollouts_per_step=6,
         compared=True,
         sample=sample,
-        fit=fit,
+        updates=updates,
         measure=lambda groups: {"tokens/sampled": 1.0},
-        state=learner.state,
-        load_state=learner.load_state,
     )
     return metrics
 

@@ -12,6 +12,7 @@ import torch
 
 import reasonmill.mill.showcase
 import reasonmill.mill.space
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.content import directory_digest
 from reasonmill.errors import Interrupted, OutOfSpace, RecipeError, StoreError
@@ -44,7 +45,7 @@ def run(recipe_file: Path, home_path: Path) -> Run:
     def run(*overrides: str, until: str | None = None, stop_requested: Callable[[], bool] = lambda: False) -> RunResult:
         recipe = load_recipe(str(recipe_file), overrides)
         with Home.open(home_path) as home:
-            return run_recipe(recipe, home, KeptProgress(), until=until, device="cpu", stop_requested=stop_requested)
+            return run_recipe(recipe, home, KeptProgress(), until=until, backend=BACKEND, stop_requested=stop_requested)
 
     return run
 
@@ -78,6 +79,7 @@ def test_a_run_makes_all_stages_and_its_directory(run: Run, stages: Any, home_pa
     assert summary["model"] == summary["stages"][1]["digest"]
     assert {"reasonmill", "torch", "transformers", "threads", "machine"} <= summary.keys()
     assert [stage["machines"] for stage in summary["stages"]] == [[machine_class("cpu")]] * 3
+    assert all(stage["repeatable"] for stage in summary["stages"])
     assert json.loads((result.directory / "recipe.json").read_text())["stage"][0]["text"] == "a"
     assert "<html" in (result.directory / "report.html").read_text()
 
@@ -364,7 +366,7 @@ def test_a_stage_that_goes_on_with_other_threads_says_so_and_keeps_both(
     recorder = KeptProgress()
     with Home.open(home_path) as home:
         recipe = load_recipe(str(recipe_file), [])
-        result = run_recipe(recipe, home, recorder, until=None, device="cpu", stop_requested=lambda: False)
+        result = run_recipe(recipe, home, recorder, until=None, backend=BACKEND, stop_requested=lambda: False)
     now = machine_class("cpu")
     assert f"{threads} threads" in now
     assert [stage.machines for stage in result.stages] == [(before, now), (now,), (now,)]

@@ -106,7 +106,7 @@ def test_a_changed_file_is_taken_anew_by_the_next_importer(tmp_path: Path) -> No
             os.utime(path, (1_000_000_000, 1_000_000_000))
         importer = Importer()
         module = importer.load(read_target("mine.py", tmp_path))
-        assert (value, value) == (module.X, module.Y)
+        assert [value] * 2 == [module.X, module.Y]
         assert importer.load(read_target("mine.py", tmp_path)) is module
 
 

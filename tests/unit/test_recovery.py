@@ -5,18 +5,20 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import reasonmill.store.commit
+from contexts import BACKEND
 from failing_disk import fail_reading
 from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
+from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.commit import file_digest
@@ -61,7 +63,7 @@ def save_states(path: Path, steps: range) -> list[Path]:
     with Home.open(path) as home:
         checkpoints = Checkpoints(Run(home), 1)
         for step in steps:
-            checkpoints.before_step(step, 100, lambda step=step: {"weight": torch.tensor([float(step)])})
+            checkpoints.before_step(step, 100, partial(write_state, tensors={"weight": torch.tensor([float(step)])}))
         return [home.objects.path(digest) / "state.safetensors" for _, digest in home.ledger.states("k")]
 
 
@@ -70,9 +72,8 @@ def resumed(path: Path) -> tuple[int, list[float], list[str]]:
     told: list[str] = []
     loaded: list[float] = []
 
-    def load(state: Any) -> None:
-        weight: Tensor = state["weight"]
-        loaded.extend(weight.tolist())
+    def load(directory: Path) -> None:
+        loaded.extend(StateFile(directory)["weight"].tolist())
 
     with Home.open(path) as home:
         home.tell_incidents(told.append)
@@ -169,7 +170,7 @@ def test_a_state_that_came_of_lost_groups_is_gone_on_from_without_them(path: Pat
 def resumed_without_a_word(path: Path) -> int:
     with Home.open(path) as home:
         before = home.ledger.incidents()
-        step = Checkpoints(Run(home), 1).resume(lambda state: None)
+        step = Checkpoints(Run(home), 1).resume(lambda directory: None)
         assert home.ledger.incidents() == before
     return step
 
@@ -199,7 +200,7 @@ def run(recipe_file: Path, path: Path) -> Runs:
         with Home.open(path) as home:
             recipe = load_recipe(str(recipe_file), overrides)
             made = run_recipe(
-                recipe, home, progress, until=until, device="cpu", stop_requested=stop_requested, repair=repair
+                recipe, home, progress, until=until, backend=BACKEND, stop_requested=stop_requested, repair=repair
             )
         return made, [note for note in progress.notes if "cached" not in note]
 

@@ -81,9 +81,9 @@ def commit_step(home: Home, key: str, step: int, groups: Sequence[Group], metric
 
 
 def stage(name: str, kind: str, **more: Any) -> dict[str, Any]:
-    defaults = {"digest": "0123456789abcdef" * 4, "cached": False, "seconds": 30.0, "tokens": 1500, "metrics": {}}
-    defaults |= {"adopted": None, "made_from_adopted": []}
-    return {"name": name, "kind": kind, "key": f"key-{name}", **defaults, **more}
+    made = {"digest": "0123456789abcdef" * 4, "cached": False, "seconds": 30.0, "tokens": 1500, "repeatable": True}
+    adopted: dict[str, Any] = {"adopted": None, "made_from_adopted": []}
+    return {"name": name, "kind": kind, "key": f"key-{name}", **made, **adopted, "metrics": {}, **more}
 
 
 def figure(value: float, low: float, high: float) -> dict[str, float]:
@@ -111,6 +111,13 @@ def report(home: Home, directory: Path, data: dict[str, Any]) -> str:
     directory.mkdir(exist_ok=True)
     write_report(directory, home, data, {stage["name"]: stage["key"] for stage in data["stages"]})
     return (directory / "report.html").read_text(encoding="utf-8")
+
+
+def test_stages_whose_bits_can_not_be_promised_are_named(home: Home, tmp_path: Path) -> None:
+    asked = [stage("samples", "collect", repeatable=False), stage("data", "curate", repeatable=False)]
+    page = Page(report(home, tmp_path / "run", summary(stage("zero", "rl"), *asked)))
+    assert "can’t promise the same bits when it is made again: samples, data asked a model behind a server" in page.text
+    assert "same bits" not in Page(report(home, tmp_path / "run", summary(stage("zero", "rl")))).text
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """Which settings decide what a stage makes, and which only how it is got."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.recipe.graph import stage_key
 from reasonmill.recipe.load import load_recipe
-from reasonmill.settings import INCIDENTAL, decisive
+from reasonmill.settings import BY_CONTENT, INCIDENTAL, ByContent, Inline, Naming, decisive, marks
 from reasonmill.stage import Input
 
 
@@ -33,6 +34,87 @@ def test_incidental_settings_are_left_out_wherever_they_stand() -> None:
         "named": {"x": {"url": "http://host"}},
     }
     assert decisive(Tables()) == {"from": "base", "one": None, "listed": [], "named": {}}
+
+
+@dataclass(frozen=True)
+class Kind(ByContent):
+    """A mark of the test's."""
+
+    name: str
+
+
+class Inner(BaseModel):
+    model: Annotated[str, Kind("model")] = "m"
+    strength: int = 1
+
+
+class Used(BaseModel):
+    """A table that names a plug-in."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: Annotated[str, BY_CONTENT] = "code"
+    count: int = 3
+
+
+class Marked(BaseModel):
+    plain: str = "p"
+    from_: Annotated[str, Kind("model")] = Field(default="base", alias="from")
+    data: list[Annotated[str, Kind("data")]] = ["one", "two"]
+    pair: tuple[Annotated[str, Kind("left")], int] | None = None
+    judges: dict[str, Annotated[str, Kind("judge")]] = {"safety": "j"}
+    tasks: dict[Annotated[str, Naming("tasks")], float] = {"sums": 0.5}
+    talk: Annotated[Used, Inline("conversations")] | None = Used.model_validate({"argument": 1})
+    inner: Inner | None = Inner()
+    either: Server | Inner = Inner()
+    several: list[Inner] = [Inner(), Inner()]
+    shares: dict[Annotated[str, Kind("model")], float] = {"one": 0.5}
+    haste: Annotated[int, INCIDENTAL] = 1
+    unset: Annotated[str, Kind("model")] | None = None
+
+
+def test_marks_are_found_wherever_they_stand() -> None:
+    found = [(mark.key, mark.value, mark.mark) for mark in marks(Marked(pair=("x", 3)))]
+    assert found == [
+        ("from", "base", Kind("model")),
+        ("data[0]", "one", Kind("data")),
+        ("data[1]", "two", Kind("data")),
+        ("pair[0]", "x", Kind("left")),
+        ("judges.safety", "j", Kind("judge")),
+        ("tasks.sums", "sums", Naming("tasks")),
+        ("talk", Marked().talk, Inline("conversations")),
+        ("talk.use", "code", BY_CONTENT),
+        ("inner.model", "m", Kind("model")),
+        ("either.model", "m", Kind("model")),
+        ("several[0].model", "m", Kind("model")),
+        ("several[1].model", "m", Kind("model")),
+        ("shares.one", "one", Kind("model")),
+        ("haste", 1, INCIDENTAL),
+    ]
+
+
+def test_what_counts_by_its_content_does_not_count_by_its_name() -> None:
+    """The names of plug-ins do: problems bear them, and draws may depend on them."""
+    assert decisive(Marked(pair=("x", 3))) == {
+        "plain": "p",
+        "data": [],
+        "pair": [3],
+        "judges": {},
+        "tasks": {"sums": 0.5},
+        "talk": {"count": 3},
+        "inner": {"strength": 1},
+        "either": {"strength": 1},
+        "several": [{"strength": 1}, {"strength": 1}],
+        "shares": {"one": 0.5},
+        "unset": None,
+    }
+
+
+def test_what_is_incidental_is_so_where_it_may_be_unset() -> None:
+    class Patient(BaseModel):
+        patience_s: Annotated[float, INCIDENTAL] | None = None
+
+    assert decisive(Patient()) == decisive(Patient(patience_s=3.0)) == {}
 
 
 def key_of(stage: str, override: str | None = None) -> str:

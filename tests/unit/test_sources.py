@@ -1,14 +1,18 @@
 """What identifies code: the modules that are reached, and those that only carry results around."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from contexts import a_context
 from reasonmill.errors import RecipeError
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.plugins.catalogue import Catalogue, installed
 from reasonmill.plugins.sources import (
     ENGINES,
+    PACKAGE,
     PACKAGE_ROOT,
     code_digest,
     engine_sources,
@@ -16,6 +20,8 @@ from reasonmill.plugins.sources import (
     room_versions,
     source_files,
 )
+from reasonmill.recipe.reference import shipped_bases
+from reasonmill.store.home import Home
 
 TOY = {
     "__init__.py": "",
@@ -182,3 +188,25 @@ def test_a_stage_has_the_engines_that_it_needs_in_its_code(monkeypatch: pytest.M
     before = Catalogue().plugin("stages", "evaluate").code
     monkeypatch.setattr(installed().stage("evaluate"), "NEEDS", ())
     assert Catalogue().plugin("stages", "evaluate").code != before
+
+
+def test_all_that_a_context_makes_is_covered_by_what_a_stage_says_it_needs() -> None:
+    """What the native backend imports of the rooms that compute is covered by one need or another."""
+    backend = source_files(
+        {"reasonmill.backends.native": PACKAGE_ROOT / "backends" / "native.py"},
+        {PACKAGE: PACKAGE_ROOT},
+        room_versions().keys() - {"backends"},
+    )
+    needed = dict(pair for need in ENGINES for pair in engine_sources(need))
+    covered = source_files(needed, {PACKAGE: PACKAGE_ROOT}, room_versions())
+    computing = {name for name in backend if name.split(".")[1] in ("sample", "learn", "model", "algo")}
+    assert computing > {"reasonmill.sample.engine", "reasonmill.learn.adamw", "reasonmill.model.attention"}
+    assert computing <= covered.keys()
+
+
+def test_a_stage_gets_what_it_says_it_needs_and_nothing_else(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        context = replace(a_context(home), needs=("sampler",))
+        context.sampler(shipped_bases()["tiny-base-weak"])
+        with pytest.raises(RecipeError, match="takes a learner and does not say so"):
+            context.learner(shipped_bases()["tiny-base-weak"], OptimizerSettings())

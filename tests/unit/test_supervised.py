@@ -11,7 +11,9 @@ from torch import Tensor
 from kept_progress import FakeRun
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import Interrupted, TrainingDiverged
-from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.adamw import AdamW
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.learn.supervised import optimise
 from reasonmill.store.home import Home
 
@@ -27,8 +29,17 @@ class OneWeight:
         self.weight = torch.zeros(1, requires_grad=True)
         self._optimizer = AdamW({"weight": self.weight}, OptimizerSettings())
         self.optim_step = self._optimizer.step
-        self.state = self._optimizer.state
-        self.load_state = self._optimizer.load_state
+
+    def state(self) -> dict[str, Tensor]:
+        return self._optimizer.state()
+
+    def save(self, directory: Path) -> None:
+        write_state(directory, self.state())
+
+    def load(self, directory: Path) -> None:
+        self._optimizer.load_state(StateFile(directory))
+
+    def save_model(self, directory: Path) -> None: ...
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
-from contexts import KEY, a_context
+from contexts import BACKEND, KEY, a_context
 from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.mill.pipeline import run_recipe
@@ -265,7 +265,9 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
 
         def digests() -> dict[str, str]:
             with Home.open(tmp_path / "home") as home:
-                made = run_recipe(recipe, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
+                made = run_recipe(
+                    recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False
+                )
             return {stage.name: stage.artifact.digest for stage in made.stages}
 
         first = digests()
@@ -274,6 +276,32 @@ def test_a_deleted_artifact_is_made_again_exactly_without_asking_anybody(
             home.objects.delete(first[lost])
         assert digests() == first
         assert len(fake.bodies) == 24
+
+
+def test_a_run_says_which_of_its_stages_asked_a_server(
+    tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe]
+) -> None:
+    """Also where all that it asked was kept, and nobody is asked again."""
+
+    def run() -> dict[str, Any]:
+        with Home.open(tmp_path / "home") as home:
+            progress = KeptProgress()
+            made = run_recipe(recipe, home, progress, until=None, backend=BACKEND, stop_requested=lambda: False)
+            assert "teacher-rollouts, judged-data asked" in (made.directory / "report.html").read_text()
+            return {stage["name"]: stage for stage in made.summary["stages"]}
+
+    with chat_server(says_its_number) as fake:
+        recipe = recipe_of_two(fake)
+        first = run()
+        assert {name: stage["repeatable"] for name, stage in first.items()} == {
+            "teacher-rollouts": False,
+            "judged-data": False,
+        }
+        with Home.open(tmp_path / "home") as home:
+            home.objects.delete(first["judged-data"]["digest"])
+        asked = len(fake.bodies)
+        assert not run()["judged-data"]["repeatable"]
+        assert len(fake.bodies) == asked
 
 
 Answers = Callable[[dict[str, Any], int], Answer]
@@ -359,7 +387,7 @@ def runner(home_path: Path, recipe: Recipe) -> Callable[..., tuple[dict[str, tup
         progress = KeptProgress()
         with Home.open(home_path) as home:
             made = run_recipe(
-                recipe, home, progress, until=None, device="cpu", stop_requested=lambda: False, repair=repair
+                recipe, home, progress, until=None, backend=BACKEND, stop_requested=lambda: False, repair=repair
             )
         notes = [note for note in progress.notes if "cached" not in note]
         return {stage.name: (stage.key, stage.artifact.digest) for stage in made.stages}, notes

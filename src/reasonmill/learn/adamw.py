@@ -6,20 +6,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-
-class OptimizerSettings(BaseModel):
-    """AdamW (arXiv 1711.05101) and gradient clipping."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient; longer ones are scaled down")
+from reasonmill.learn.settings import OptimizerSettings
 
 
 class AdamW:
@@ -83,10 +72,10 @@ class AdamW:
                 self._parameters[name].copy_(master)
 
     def state(self) -> dict[str, Tensor]:
-        """Master weights, both moments and the number of updates: all that later updates depend on."""
+        """Master weights, both moments and the number of updates: all that later updates depend on, not copied."""
         state = {"updates": torch.tensor(self._num_updates)}
         for part, tensors in (("master", self._masters), ("first", self._first), ("second", self._second)):
-            state.update({f"{part}/{name}": tensor.detach().clone() for name, tensor in tensors.items()})
+            state.update({f"{part}/{name}": tensor.detach() for name, tensor in tensors.items()})
         return state
 
     @torch.no_grad()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from reasonmill.errors import Interrupted
 from reasonmill.store.home import Home
 from reasonmill.store.steps import drop_state, sound_state
 
-_FILE = "state.safetensors"
 # The one before the last stays until the last is committed, so that there is always one to go back to.
 _KEPT = 2
 
@@ -41,16 +37,16 @@ class Checkpoints:
         self._run = run
         self._every = every
 
-    def resume(self, load: Callable[[Mapping[str, Tensor]], None]) -> int:
+    def resume(self, load: Callable[[Path], None]) -> int:
         """Loads the latest state that is whole, if there is one; returns the step to go on with."""
         latest = sound_state(self._run.home, self._run.key)
         if latest is None:
             return 0
         step, directory = latest
-        load(load_file(directory / _FILE))
+        load(directory)
         return step
 
-    def before_step(self, step: int, steps: int, state: Callable[[], Mapping[str, Tensor]]) -> None:
+    def before_step(self, step: int, steps: int, save: Callable[[Path], None]) -> None:
         """Saves the state that step `step` goes on from, if it is due or if the user asked to stop.
 
         Raises:
@@ -58,25 +54,20 @@ class Checkpoints:
         """
         stopping = self._run.stop_requested()
         if step > 0 and (stopping or step % self._every == 0):
-            self._save(step, state)
+            self._save(step, save)
         if stopping:
             raise Interrupted(f"stopped before step {step + 1} of {steps}")
 
-    def after_last_step(self, steps: int, state: Callable[[], Mapping[str, Tensor]]) -> None:
+    def after_last_step(self, steps: int, save: Callable[[Path], None]) -> None:
         """Saves the state that more steps would go on from, where the run keeps it."""
         if self._run.keeps_last_state:
-            self._save(steps, state)
+            self._save(steps, save)
 
-    def _save(self, step: int, state: Callable[[], Mapping[str, Tensor]]) -> None:
+    def _save(self, step: int, save: Callable[[Path], None]) -> None:
         home, key = self._run.home, self._run.key
         latest = home.ledger.latest_state(key)
         if latest is not None and latest[0] == step:
             return
-        tensors = dict(state())
-
-        def write(target: Path) -> None:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, target / _FILE)
-
-        home.ledger.commit_state(key, step, home.objects.put(write))
+        home.ledger.commit_state(key, step, home.objects.put(save))
         for old_step, old_digest in home.ledger.states(key)[:-_KEPT]:
             drop_state(home, key, old_step, old_digest)

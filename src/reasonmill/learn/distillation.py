@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
-from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.decoder import Decoder
 
 
@@ -22,17 +24,23 @@ class DistillationLearner(LocalLearner):
     """
 
     def __init__(
-        self, decoder: Decoder, teacher: Decoder, optimizer: OptimizerSettings, *, temperature: float = 1.0
+        self,
+        decoder: Decoder,
+        teacher: Decoder,
+        optimizer: OptimizerSettings,
+        *,
+        companions: Path | None = None,
+        temperature: float = 1.0,
     ) -> None:
-        super().__init__(decoder, optimizer, temperature=temperature)
+        super().__init__(decoder, optimizer, companions=companions, temperature=temperature)
         self._teacher = teacher
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         if batch.loss != "kl":
             return super()._token_losses(batch, loss)
         divergence = reverse_kl(
-            _hidden(self._decoder, batch),
-            _head(self._decoder),
+            _hidden(self.decoder, batch),
+            _head(self.decoder),
             self._teacher_hidden(batch),
             _head(self._teacher),
             temperature=self._temperature,

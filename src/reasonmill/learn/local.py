@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,25 +12,44 @@ from reasonmill.activity import beat
 from reasonmill.algo.logprobs import token_logprobs
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
-from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import Gathered
+from reasonmill.learn.reference import Reference
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.model.decoder import Decoder
+from reasonmill.model.saving import save_decoder
+from reasonmill.protocols import Sampler
 
 
 class LocalLearner:
     """Trains the decoder's own weights, so that a sampler in the same process sees each step without a copy.
 
     Args:
+        companions: the model directory whose tokenizer a saved model keeps; None for a model without one.
         temperature: that of the distribution that is scored; the sampler's, for policy gradients.
     """
 
-    def __init__(self, decoder: Decoder, optimizer: OptimizerSettings, *, temperature: float = 1.0) -> None:
-        self._decoder = decoder
+    def __init__(
+        self,
+        decoder: Decoder,
+        optimizer: OptimizerSettings,
+        *,
+        companions: Path | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.decoder = decoder
+        self.companions = companions
         self._temperature = temperature
         self._parameters = dict(decoder.network.named_parameters())
         self._optimizer = AdamW(self._parameters, optimizer)
+        self._reference = Reference(self._parameters)
         self._gathered = Gathered()
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._parameters.values())
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(weights * token losses) / denominator to the gathered gradients.
@@ -39,8 +59,8 @@ class LocalLearner:
             not finite, `optim_step` refuses the update that this is a part of.
         """
         beat()
-        moved = batch.to(self._decoder.device)
-        with deterministic(self._decoder.device):
+        moved = batch.to(self.decoder.device)
+        with deterministic(self.decoder.device):
             losses, statistics, policy_logprobs = self._token_losses(moved, loss)
             total = (losses * moved.weights).sum() / denominator
             total.backward()
@@ -71,8 +91,8 @@ class LocalLearner:
         """Log-probabilities [N] of the batch's targets under the current weights."""
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ.
-        with deterministic(self._decoder.device):
-            return self._policy_logprobs(batch.to(self._decoder.device)).detach()
+        with deterministic(self.decoder.device):
+            return self._policy_logprobs(batch.to(self.decoder.device)).detach()
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""
@@ -80,27 +100,42 @@ class LocalLearner:
         return *token_losses(policy_logprobs, batch, loss), policy_logprobs.detach()
 
     def _policy_logprobs(self, batch: Batch) -> Tensor:
-        hidden = self._decoder.hidden(batch.inputs, batch.positions, self._decoder.packed_layout(batch.lengths))
+        hidden = self.decoder.hidden(batch.inputs, batch.positions, self.decoder.packed_layout(batch.lengths))
         return token_logprobs(
             hidden,
-            self._decoder.head_weight,
+            self.decoder.head_weight,
             batch.targets,
             temperature=self._temperature,
-            softcap=self._decoder.softcap,
+            softcap=self.decoder.softcap,
         )
 
-    def weights(self) -> dict[str, Tensor]:
-        """The decoder's weights by name, not copied."""
-        return {name: p.detach() for name, p in self._parameters.items()}
+    def keep_reference(self) -> None:
+        """Makes the current weights the reference."""
+        self._reference.keep()
 
-    def state(self) -> dict[str, Tensor]:
-        """All that later updates depend on."""
-        return self._optimizer.state()
+    def reference_logprobs(self, batches: Sequence[Batch]) -> Tensor:
+        """Log-probabilities of all positions of the batches under the reference, joined in order, on the CPU."""
+        with self._reference.lent():
+            return torch.cat([self.logprobs(batch).cpu() for batch in batches])
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes a state back; the decoder's weights follow.
+    def publish(self, sampler: Sampler, version: int) -> None:
+        """Makes the sampler draw from the current weights; one that shares the decoder has them already."""
+        sampler.take(((name, p.detach()) for name, p in self._parameters.items()), version)
+
+    def save(self, directory: Path) -> None:
+        """Writes all that later updates depend on, tensor by tensor."""
+        write_state(directory, {**self._optimizer.state(), **self._reference.state()})
+
+    def load(self, directory: Path) -> None:
+        """Takes back what `save` wrote; the decoder's weights follow.
 
         Raises:
             KeyError: the state is of another network.
         """
+        state = StateFile(directory)
         self._optimizer.load_state(state)
+        self._reference.load_state(state)
+
+    def save_model(self, directory: Path) -> None:
+        """Writes config, weights and what goes with them."""
+        save_decoder(self.decoder, directory, companions=self.companions)

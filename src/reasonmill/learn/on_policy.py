@@ -5,20 +5,30 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from torch import Tensor
-
-from reasonmill.activity import each
+from reasonmill.activity import each, phase
+from reasonmill.algo.losses import LossSettings
+from reasonmill.algo.packing import Batch
 from reasonmill.learn import checkpoints
 from reasonmill.learn.divergence import SKIPPED, DivergenceGuard, total
 from reasonmill.protocols import Learner, Progress, Sampler
-from reasonmill.store.accounts import AREA, account, require_balance, usable
+from reasonmill.store.accounts import account, require_balance, usable
 from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights
 from reasonmill.types import Group
 
-State = Mapping[str, Tensor]
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step learns from: `num_rollouts` of them, the sum of whose losses is divided by `divisor`."""
+
+    batches: Sequence[Batch]
+    loss: LossSettings
+    divisor: float
+    learning_rate: float
+    num_rollouts: int
 
 
 class Run(checkpoints.Run, Protocol):
@@ -39,10 +49,8 @@ def train_on_policy(
     rollouts_per_step: int,
     compared: bool,
     sample: Callable[[int], Sequence[Group]],
-    fit: Callable[[int, Sequence[Group]], Iterable[Mapping[str, float]]],
+    updates: Callable[[int, Sequence[Group]], Iterable[Update]],
     measure: Callable[[Sequence[Group]], Mapping[str, float]],
-    state: Callable[[], State],
-    load_state: Callable[[State], None],
 ) -> tuple[dict[str, float], int]:
     """Trains for `steps` steps, from where an interrupted run left off.
 
@@ -53,10 +61,8 @@ def train_on_policy(
         rollouts_per_step: how many are dispatched in each step.
         compared: whether rollouts are learned from by comparing their rewards.
         sample: draws the groups of a step from the sampler's weights.
-        fit: takes a step's optimizer steps, and gives the metrics of each; "rollouts/trained", how many rollouts went
-            into it, is one of them.
+        updates: makes a step's updates from its groups, each after the one before it was taken.
         measure: what a step's groups were like; "tokens/sampled" is one of its metrics.
-        state, load_state: all that a step leaves to the next; the learner's, and what the stage adds to it.
 
     Returns:
         (the last step's metrics without its times, the tokens that all steps sampled).
@@ -66,9 +72,9 @@ def train_on_policy(
         TrainingDiverged: updates were not finite several times in a row.
     """
     saved = checkpoints.Checkpoints(run, state_every)
-    start = saved.resume(load_state)
+    start = saved.resume(learner.load)
     forget_groups_of_other_weights(run.home, run.key, start)
-    sampler.load(learner.weights(), version=start)
+    learner.publish(sampler, start)
     ledger = run.home.ledger
     earlier = ledger.metrics(run.key)[:start]
     guard = DivergenceGuard.resumed(run.progress.note, earlier, start)
@@ -76,24 +82,30 @@ def train_on_policy(
     for entry in earlier:
         run.progress.advance(entry["step"] + 1, entry)
     for step in range(start, steps):
-        saved.before_step(step, steps, state)
+        saved.before_step(step, steps, learner.save)
         began = time.monotonic()
         groups = committed_groups(run.home, run.key, step, partial(sample, step))
         sampled = time.monotonic()
-        updates = []
-        for updated in each("update", fit(step, usable(groups, step))):
+        taken, trained = [], 0
+        for update in each("update", updates(step, usable(groups, step))):
+            with phase("update"):
+                sums = []
+                for batch in update.batches:
+                    sums.append(learner.forward_backward(batch, update.loss, update.divisor))
+                means = {metric: total(entry[metric] for entry in sums) / update.divisor for metric in sums[0]}
+                updated = {**means, **learner.optim_step(update.learning_rate)}
             guard.check(step, updated, learner.skipped_batch, ledger.step_groups(run.key, step))
-            updates.append(updated)
-        sampler.load(learner.weights(), version=step + 1)
+            taken.append(updated)
+            trained += update.num_rollouts
+        learner.publish(sampler, step + 1)
         counts = account(groups, step, compared=compared)
-        trained = sum(int(updated[f"{AREA}trained"]) for updated in updates)
         require_balance(step, counts, dispatched=rollouts_per_step, trained=trained)
-        metrics = {**measure(groups), **_combined(updates), **counts, **guard.metrics()}
+        metrics = {**measure(groups), **_combined(taken), **counts, **guard.metrics()}
         metrics["speed/sampling_s"], metrics["speed/step_s"] = sampled - began, time.monotonic() - began
         metrics["speed/tokens_per_s"] = metrics["tokens/sampled"] / metrics["speed/step_s"]
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
-    saved.after_last_step(steps, state)
+    saved.after_last_step(steps, learner.save)
     entries = ledger.metrics(run.key)
     last = {name: value for name, value in entries[-1].items() if name != "step" and not name.startswith("speed/")}
     return last, int(sum(entry["tokens/sampled"] for entry in entries))

@@ -2,52 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from reasonmill.algo.packing import Batch
-from reasonmill.learn.local import LocalLearner
+_PREFIX = "reference/"
 
 
 class Reference:
-    """A frozen copy of the policy, replaced by the policy every `every` steps (R1-Zero: every 400 updates).
+    """A frozen copy of a network's weights.
 
-    It lends its weights to the learner's network for as long as it scores, so that only the weights exist twice.
+    It lends its weights to the network for as long as it scores, so that only the weights exist twice.
+
+    Args:
+        weights: the network's own by name, which change in place.
     """
 
-    def __init__(self, learner: LocalLearner, every: int) -> None:
-        self._learner = learner
-        self._every = every
-        self._weights = {name: weight.clone() for name, weight in learner.weights().items()}
-
-    def before_step(self, step: int) -> None:
-        """Takes the policy's weights if the reference is due to be replaced."""
-        if step % self._every == 0:
-            for name, weight in self._learner.weights().items():
-                self._weights[name].copy_(weight)
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._network = weights
+        self._kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def logprobs(self, batches: Sequence[Batch]) -> Tensor:
-        """Log-probs of all positions of the batches, joined in order."""
-        policy = self._learner.weights()
-        self._exchange(policy)
-        try:
-            return torch.cat([self._learner.logprobs(batch).cpu() for batch in batches])
-        finally:
-            self._exchange(policy)
+    def keep(self) -> None:
+        """Takes the network's weights as they are now."""
+        for name, weight in self._network.items():
+            if name in self._kept:
+                self._kept[name].copy_(weight)
+            else:
+                self._kept[name] = weight.detach().clone()
 
-    def _exchange(self, policy: Mapping[str, Tensor]) -> None:
-        for name, weight in policy.items():
-            kept = weight.clone()
-            weight.copy_(self._weights[name])
-            self._weights[name].copy_(kept)
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """In the block, the network has the weights that were kept.
+
+        Raises:
+            RuntimeError: none were kept.
+        """
+        if not self._kept:
+            raise RuntimeError("no reference was kept")
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, weight in self._network.items():
+            own = weight.clone()
+            weight.copy_(self._kept[name])
+            self._kept[name].copy_(own)
 
     def state(self) -> dict[str, Tensor]:
-        """The reference's weights, named apart from the learner's state."""
-        return {f"reference/{name}": weight.clone() for name, weight in self._weights.items()}
+        """The kept weights, not copied, named apart from the learner's state; empty if none were kept."""
+        return {f"{_PREFIX}{name}": weight for name, weight in self._kept.items()}
 
+    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, weight in self._weights.items():
-            weight.copy_(state[f"reference/{name}"])
+        """Takes back the weights of a learner's state; none if that has none."""
+        names = [name for name in self._network if f"{_PREFIX}{name}" in state]
+        self._kept = {name: state[f"{_PREFIX}{name}"].to(self._network[name].device, copy=True) for name in names}

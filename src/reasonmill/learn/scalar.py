@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
 from reasonmill.algo.packing import TextRow
-from reasonmill.learn.adamw import AdamW, OptimizerSettings
+from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.divergence import Gathered
-from reasonmill.model.reward import RewardModel
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.state_file import StateFile, write_state
+from reasonmill.model.reward import RewardModel, save_reward_model
 
 
 class ScalarLearner:
-    """Trains a reward model's own weights. All but `forward_backward` is as in a Learner."""
+    """Trains a reward model's own weights.
 
-    def __init__(self, model: RewardModel, optimizer: OptimizerSettings) -> None:
+    Args:
+        companions: the model directory whose tokenizer a saved model keeps.
+    """
+
+    def __init__(self, model: RewardModel, optimizer: OptimizerSettings, *, companions: Path) -> None:
         self._model = model
+        self._companions = companions
         self._parameters = dict(model.network.named_parameters())
         self._optimizer = AdamW(self._parameters, optimizer)
         self._gathered = Gathered()
@@ -53,14 +62,23 @@ class ScalarLearner:
         """Digest of what the last skipped update was made of; empty if none was skipped."""
         return self._gathered.skipped_batch
 
-    def state(self) -> dict[str, Tensor]:
-        """All that later updates depend on."""
-        return self._optimizer.state()
+    @torch.no_grad()
+    def rewards(self, row: TextRow) -> Tensor:
+        """Rewards [texts of the row] under the current weights."""
+        return self._model.rewards(row)
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes a state back; the model's weights follow.
+    def save(self, directory: Path) -> None:
+        """Writes all that later updates depend on, tensor by tensor."""
+        write_state(directory, self._optimizer.state())
+
+    def load(self, directory: Path) -> None:
+        """Takes back what `save` wrote; the model's weights follow.
 
         Raises:
             KeyError: the state is of another network.
         """
-        self._optimizer.load_state(state)
+        self._optimizer.load_state(StateFile(directory))
+
+    def save_model(self, directory: Path) -> None:
+        """Writes a directory that AutoModelForSequenceClassification loads, the tokenizer alongside."""
+        save_reward_model(self._model, directory, companions=self._companions)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
-
 from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.schedules import Schedule
 from reasonmill.learn import checkpoints
 from reasonmill.learn.divergence import DivergenceGuard, total
-from reasonmill.protocols import Learner, Progress
+from reasonmill.protocols import Learner, Progress, Trained
 from reasonmill.types import Example
 
 Feed = Callable[[int, int], Iterator[Sequence[Example]]]
@@ -25,16 +23,6 @@ class Run(checkpoints.Run, Protocol):
 
     @property
     def progress(self) -> Progress: ...
-
-
-class Optimised(Protocol):
-    """What the loop needs of a learner."""
-
-    @property
-    def skipped_batch(self) -> str: ...
-    def optim_step(self, learning_rate: float) -> dict[str, float]: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 def supervise(
@@ -78,7 +66,7 @@ def supervise(
 
 def optimise(
     run: Run,
-    learner: Optimised,
+    learner: Trained,
     passes: Passes,
     *,
     name: str,
@@ -95,18 +83,18 @@ def optimise(
     Returns and raises as `supervise`.
     """
     saved = checkpoints.Checkpoints(run, state_every)
-    start = saved.resume(learner.load_state)
+    start = saved.resume(learner.load)
     ledger = run.home.ledger
     guard = DivergenceGuard.resumed(run.progress.note, ledger.metrics(run.key), start)
     run.progress.begin(name, steps, "steps")
     for step, means in enumerate(each("update", passes(start, steps)), start=start):
         # Gathered gradients are no part of the state: what is saved here is what the step goes on from.
-        saved.before_step(step, steps, learner.state)
+        saved.before_step(step, steps, learner.save)
         with phase("update"):
             updated = learner.optim_step(schedule.at(step, steps))
         guard.check(step, updated, learner.skipped_batch)
         metrics = {**means, **updated, **guard.metrics()}
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
-    saved.after_last_step(steps, learner.state)
+    saved.after_last_step(steps, learner.save)
     return int(sum(entry["tokens"] for entry in ledger.metrics(run.key)))

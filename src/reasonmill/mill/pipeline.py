@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.more_steps import shorter_stage
 from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
-from reasonmill.mill.summary import StageResult, result_model, summarise
+from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
+from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.hub import fetch
@@ -57,7 +58,7 @@ def run_recipe(
     progress: Progress,
     *,
     until: str | None,
-    device: str,
+    backend: Backend,
     stop_requested: Callable[[], bool],
     repair: bool = False,
 ) -> RunResult:
@@ -67,7 +68,7 @@ def run_recipe(
 
     Args:
         until: the name of the last stage to run; None runs all.
-        device: "cpu" or "cuda".
+        backend: makes what the stages sample and learn with.
         stop_requested: whether the user asked to stop; looked at before stages, and by stages between steps.
         repair: reads every byte of what finished stages made, and rebuilds what is damaged, rollouts too.
 
@@ -77,7 +78,7 @@ def run_recipe(
         OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
     home.tell_incidents(progress.note)
-    run = _Run(recipe, recipe.up_to(until), home, progress, device, stop_requested, repair=repair)
+    run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair=repair)
     try:
         with home.waiting_when_full(run.when_full):
             while (stage := run.next_stage()) is not None:
@@ -119,7 +120,7 @@ class _Run:
         nodes: Sequence[Node],
         home: Home,
         progress: Progress,
-        device: str,
+        backend: Backend,
         stop_requested: Callable[[], bool],
         *,
         repair: bool,
@@ -128,7 +129,8 @@ class _Run:
         self._nodes = nodes
         self._home = home
         self._progress = progress
-        self._device = device
+        self._backend = backend
+        self._device = backend.placement.device
         self._stop_requested = stop_requested
         self._repair = repair
         self._sizes: dict[str, dict[str, ModelSize | None]] | None = None
@@ -176,8 +178,7 @@ class _Run:
         require_room(self._home, stage.name, self.when_full.writes)
         settings = stage.node.settings
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
-            with phase("reading"):
-                self._make_ready(stage)
+            self._make_ready(stage)  # in no phase: a download may take long
             machines = () if stage.is_finished else self._begin_on_this_machine(stage)
             started = time.monotonic()
             # Until it begins, a stage reads.
@@ -186,12 +187,13 @@ class _Run:
                 context = StageContext(
                     key=stage.log_key,
                     seed=self._recipe.seed,
-                    device=self._device,
+                    backend=self._backend,
                     home=self._home,
                     progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
                     stop_requested=self._stop_requested,
                     catalogue=self._recipe.catalogue,
                     keeps_last_state=settings.against_more_steps() is None,
+                    needs=getattr(stage.node.module, "NEEDS", ()),
                 )
                 try:
                     outcome: Outcome = stage.node.module.run(settings, stage.inputs, context)
@@ -200,6 +202,8 @@ class _Run:
                         raise
                     return  # and it is the next stage again, unless it is finished
             if not stage.is_finished:
+                if not context.is_repeatable:
+                    outcome = replace(outcome, metrics={**outcome.metrics, REPEATABLE: False})
                 self._commit(stage, outcome, machines, started)
 
     def publish(self) -> RunResult:

@@ -95,6 +95,7 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
     page = environment.from_string(template).render(
         name=summary["name"],
         facts=_facts(summary),
+        unrepeatable=[stage["name"] for stage in summary["stages"] if not stage["repeatable"]],
         overview=read_stages(summary),
         results=read_results(summary),
         sections=[_section(home, stage, stage_keys[stage["name"]], summary["name"]) for stage in summary["stages"]],

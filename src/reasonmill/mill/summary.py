@@ -22,6 +22,9 @@ from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
 from reasonmill.types import Artifact
 
+# The metric of stages that sampled, or were judged, by something that may say something else each time: False.
+REPEATABLE = "repeatable"
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -74,6 +77,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "seconds": round(result.seconds, 3),
                 "tokens": result.tokens,
                 "machines": list(result.machines),
+                "repeatable": result.artifact.metrics.get(REPEATABLE, True),
                 "reads": {mention.key: mention.text for mention in references(nodes[result.name].settings)},
                 "adopted": result.artifact.metrics.get(ADOPTED),
                 "made_from_adopted": marks[result.name],

@@ -50,6 +50,11 @@ class Decoder:
         return self._head.weight.dtype
 
     @property
+    def context(self) -> int | None:
+        """How many tokens a sequence may have; None where the model does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
     def head_weight(self) -> Tensor:
         """[V, H]"""
         return self._head.weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +16,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME, PackedLayout
 from reasonmill.model.decoder import first_line, load_decoder, refuse_unsupported
 from reasonmill.model.saving import copy_companions
-
-# What of a completion a reward model is shown: the final answer without the thinking, or all of it.
-View = Literal["answer", "response"]
+from reasonmill.protocols import View
 
 
 class RewardModel:

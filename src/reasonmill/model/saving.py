@@ -21,17 +21,19 @@ COMPANIONS = (
 )
 
 
-def save_decoder(decoder: Decoder, target: Path, *, companions: Path) -> None:
+def save_decoder(decoder: Decoder, target: Path, *, companions: Path | None) -> None:
     """Writes config and weights as safetensors, and copies the files that go with them.
 
     Args:
         target: an existing directory.
-        companions: the model directory whose tokenizer and generation settings the model keeps.
+        companions: the model directory whose tokenizer and generation settings the model keeps; None for a model
+            without them.
 
     Raises:
         UnsupportedModel: `companions` holds no tokenizer to go with the model.
     """
-    copy_companions(companions, target)
+    if companions is not None:
+        copy_companions(companions, target)
     decoder.network.save_pretrained(target)
 
 

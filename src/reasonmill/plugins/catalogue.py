@@ -24,7 +24,7 @@ from reasonmill.plugins.target import Importer, read_target
 from reasonmill.protocols import Conversations, Environment, Reward, Rewriting
 from reasonmill.rewards.combination import NOT_RULES
 from reasonmill.rewards.offers import OFFERS as REWARDS
-from reasonmill.settings import Inline, Naming
+from reasonmill.settings import BY_CONTENT, Inline, Naming
 from reasonmill.stages.offers import OFFERS as STAGES
 from reasonmill.tasks.named import NamedTask
 from reasonmill.world.offers import OFFERS as WORLD
@@ -37,7 +37,9 @@ class Use(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    use: str = Field(min_length=1, description="a name that is offered, package.module:Name, or ./file.py:Name")
+    use: Annotated[str, BY_CONTENT] = Field(
+        min_length=1, description="a name that is offered, package.module:Name, or ./file.py:Name"
+    )
 
     @property
     def arguments(self) -> dict[str, Any]:

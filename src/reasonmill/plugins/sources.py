@@ -32,11 +32,12 @@ def room_versions() -> Mapping[str, int]:
     return versions
 
 
-# Where that which a stage's context makes is implemented. No stage imports it; a stage says that it needs it.
+# What a stage's context makes for it, and where that is implemented. No stage imports it; each says in `NEEDS` what it
+# takes.
 ENGINES: Mapping[str, tuple[str, ...]] = {
-    "sampler": ("sample/native.py", "sample/http.py", "render.py"),
+    "sampler": ("sample/native.py", "sample/http.py"),
     "learner": ("learn/local.py", "learn/distillation.py"),
-    "reward-learner": ("learn/scalar.py", "model/reward.py"),
+    "reward-learner": ("learn/scalar.py",),
     "scorer": ("rewards/model.py",),
 }
 

@@ -239,14 +239,24 @@ def _own_plugins(catalogue: Catalogue, origins: Origins) -> list[_Mistake]:
                         continue
                 elif use.arguments:
                     fix = "give the stages of this kind what they need under [[stage]]"
-                    mistakes.append(
-                        _Mistake(f"a kind of stage takes no {', '.join(use.arguments)}", origins.place(path), fix)
-                    )
+                    place = origins.place((*path, next(iter(use.arguments))))
+                    mistakes.append(_Mistake(f"a kind of stage takes no {', '.join(use.arguments)}", place, fix))
                 plugin.made  # noqa: B018  # made once, and then kept
             except RecipeError as error:
-                place = ", ".join(part for part in (origins.place((*path, "use")), error.where) if part)
+                written = origins.place((*path, _key_at_fault(use, catalogue)))
+                place = ", ".join(part for part in (written, error.where) if part)
                 mistakes.append(_Mistake(f"{group}.{name}: {error.what}", place, error.fix))
     return mistakes
+
+
+def _key_at_fault(use: Use, catalogue: Catalogue) -> str:
+    """The key of a table that names what there is not, or can't be made; the code of an environment has its own."""
+    if isinstance(use, TaskUse) and use.environment is not None:
+        try:
+            catalogue.plugin("environments", use.environment)
+        except RecipeError:
+            return "environment"
+    return "use"
 
 
 def _kind(

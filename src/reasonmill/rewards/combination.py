@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, get_args
+from typing import get_args
 
 from reasonmill.errors import RecipeError
-from reasonmill.protocols import Attempt, Domain, Reward
+from reasonmill.protocols import Attempt, Domain, Reward, Scorer
 from reasonmill.randomness import Part
 from reasonmill.rewards.rules.format import FormatReward
 from reasonmill.rewards.rules.language import LanguageReward
@@ -30,14 +30,6 @@ BY_MODEL: Mapping[str, frozenset[Domain]] = {
 NOT_RULES = frozenset({ACCURACY, *BY_MODEL})
 # Parts that are reported of every rollout, with a weight or without, wherever they can be told.
 MEASURED: Mapping[str, Reward] = {"format": FormatReward(), "language": LanguageReward()}
-
-
-class Scorer(Protocol):
-    """A reward model."""
-
-    def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
-        """One number for each completion; one that is not finite says that it could not be scored."""
-        ...
 
 
 def domains_of(name: str, rules: Mapping[str, Reward]) -> frozenset[Domain]:

@@ -77,12 +77,12 @@ class Comparison:
 class Judge:
     """Asks a model for verdicts, greedily, so that the same question has the same verdict wherever that can be had.
 
-    Raises:
-        RecipeError: the variable that should hold the API key is not set.
+    Verdicts that are kept need neither server nor key: these are looked for when there is something to ask, and a
+    variable that should hold the key and does not is a RecipeError then.
     """
 
     def __init__(self, settings: JudgeSettings) -> None:
-        self._server = ChatServer(settings)
+        self._settings = settings
         self._params = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens)
 
     def correct(self, claims: Sequence[Claim], on_verdict: Callable[[int], None] | None = None) -> list[bool | None]:
@@ -128,7 +128,7 @@ class Judge:
     def _replies(self, prompts: Sequence[str], on_verdict: Callable[[int], None] | None) -> list[ChatReply]:
         requests = [ChatRequest((Message("user", prompt),), self._params, seed=0) for prompt in prompts]
         replies: dict[int, ChatReply] = {}
-        for index, reply in each("judging", self._server.complete(requests)):
+        for index, reply in each("judging", ChatServer(self._settings).complete(requests)):
             replies[index] = reply
             if on_verdict is not None:
                 on_verdict(len(replies))

@@ -1,31 +1,20 @@
-"""Rewards that a model gives: what it is shown of a response, and how its scores become rewards."""
+"""Rewards that a model gives: how its numbers become scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from reasonmill.algo.preferences import sigmoid
 from reasonmill.errors import RecipeError
-from reasonmill.model.reward import View, load_reward_model
+from reasonmill.model.reward import load_reward_model
+from reasonmill.protocols import Preference
 from reasonmill.render import renderer_for
-from reasonmill.transcript import final_answer
+from reasonmill.rewards.views import VIEWS, shown
 from reasonmill.types import Completion, Problem
-
-Preference = Literal["helpfulness", "safety"]
-
-# Helpfulness looks at the final answer alone, so that it leaves the reasoning be; safety looks at all that is said
-# (R1 paper, section on the rewards of the second RL stage).
-VIEWS: Mapping[Preference, View] = {"helpfulness": "answer", "safety": "response"}
-
-
-def shown(text: str, view: View) -> str | None:
-    """What a reward model is shown of a completion's text; None where it has no final answer to show."""
-    return text if view == "response" else final_answer(text)
 
 
 class ModelScorer:

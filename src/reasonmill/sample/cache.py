@@ -13,6 +13,12 @@ from reasonmill.model.attention import AttentionRule, PackedLayout, attend_where
 class SlotCache:
     """Keys and values [slots, K, length, D] of every layer; a layer's tensors are made when it first attends.
 
+    Behind the last token of a running sequence stand zeros. Attention gives no weight to what stands there, but it
+    multiplies by it all the same, and 0 times what an earlier sequence may have left there is not always 0.
+
+    Attributes:
+        used: for each slot that is free, how many of its tokens are not zeros.
+
     Args:
         num_slots: sequences that can run at the same time.
         length: tokens that a slot can hold, prompt and completion.
@@ -22,6 +28,7 @@ class SlotCache:
         self.num_slots = num_slots
         self.length = length
         self.device = device
+        self.used = [0] * num_slots
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
@@ -34,24 +41,35 @@ class SlotCache:
         return self._keys[layer], self._values[layer]
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
-        """Copies the first `length` tokens of each source slot to its target slot."""
+        """Copies the sequences of at most `length` tokens in the source slots to the target slots, which are free."""
+        reach = max(length, *(self.used[target] for target in targets))
         source, target = torch.tensor(sources, device=self.device), torch.tensor(targets, device=self.device)
         for tensors in (self._keys, self._values):
             for tensor in tensors.values():
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[target, :, :reach] = tensor[source, :, :reach]
 
 
 class PrefillLayout:
-    """Prompts end to end. Each prompt attends once, and its keys and values go to all slots of its group."""
+    """Prompts end to end. Each prompt attends once, and its keys and values go to all slots of its group.
+
+    Args:
+        slots: those of each prompt; together they are consecutive ones that were free.
+    """
 
     def __init__(self, lengths: Sequence[int], slots: Sequence[Sequence[int]], cache: SlotCache) -> None:
         self._packed = PackedLayout(lengths, cache.device)
         self._lengths = list(lengths)
         self._slots = [torch.tensor(group, device=cache.device) for group in slots]
         self._cache = cache
+        every = [slot for group in slots for slot in group]
+        self._rows = slice(min(every), max(every) + 1)
+        self._used = max(cache.used[self._rows])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         keys, values = self._cache.of(layer, key, value)
+        if self._used:
+            keys[self._rows, :, : self._used] = 0
+            values[self._rows, :, : self._used] = 0
         for prompt_keys, prompt_values, slots in zip(
             key.split(self._lengths, 1), value.split(self._lengths, 1), self._slots, strict=True
         ):

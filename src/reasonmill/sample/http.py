@@ -8,7 +8,7 @@ as with any other sampler. What comes back is text alone; its completions have n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from reasonmill.errors import RecipeError, UnsupportedModel
@@ -62,10 +62,15 @@ class ConversationRenderer:
 
 
 class HttpSampler:
-    """Draws completions from a teacher behind a server. Its version is always 0: its weights are not ours to change."""
+    """Draws completions from a teacher behind a server, which may say something else each time.
+
+    Its version is always 0: its weights are not ours to change.
+    """
+
+    version = 0
+    repeatable = False
 
     def __init__(self, settings: TeacherSettings) -> None:
-        self.version = 0
         self._server = ChatServer(settings)
         self._renderer = ConversationRenderer()
         self._instructions = settings.instructions
@@ -75,15 +80,31 @@ class HttpSampler:
     ) -> Iterator[tuple[int, Completion]]:
         """Yields (index, completion) as the server answers. Prompts must be rendered by `ConversationRenderer`.
 
+        What follows up is asked when all that came before it is answered.
+
         Raises:
             RecipeError: a request has a top-k, which is no part of OpenAI's interface.
             ServerError: the server can't be reached, or refuses a request.
         """
-        asked = [self._asked(request) for request in requests]
-        for index, reply in self._server.complete(asked):
-            yield index, Completion((), None, (), transcript_of(reply), reply.finish, self.version)
+        waiting = dict(enumerate(requests))
+        while waiting:
+            indices, asked = list(waiting), [self._asked(request) for request in waiting.values()]
+            waiting = {}
+            for place, reply in self._server.complete(asked):
+                completion = Completion((), None, (), transcript_of(reply), reply.finish, self.version)
+                finished = (indices[place], completion)
+                (request,) = (None,) if follow_up is None else follow_up([finished])
+                if request is None:
+                    yield finished
+                else:
+                    waiting[indices[place]] = request
 
-    def load(self, weights: Mapping[str, Tensor], version: int) -> None:
+    def stream(self, request: Request) -> Iterator[int]:
+        """Yields the tokens of `ConversationRenderer`, all of them when the server has answered."""
+        ((_, completion),) = self.generate([request])
+        yield from self._renderer.response(completion.text)
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """A served model takes no weights.
 
         Raises:

@@ -22,7 +22,7 @@ class ChatSession:
     def __init__(self, model_dir: Path, device: str, *, seed: int = 0) -> None:
         self._decoder = load_decoder(model_dir, device=device, dtype=working_dtype("auto", device))
         self._renderer = renderer_for(model_dir)
-        self._sampler = NativeSampler(self._decoder, self._renderer)
+        self._sampler = NativeSampler(self._decoder, self._renderer, num_slots=1)
         self._seed = seed
 
     def reply(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -32,7 +32,7 @@ class ChatSession:
             UnsupportedModel: the conversation fills the model's context.
         """
         prompt = self._renderer.render(messages)
-        context = getattr(self._decoder.config, "max_position_embeddings", None)
+        context = self._decoder.context
         room = _LONGEST_REPLY if context is None else min(_LONGEST_REPLY, context - len(prompt))
         params = SamplingParams(temperature=_TEMPERATURE, top_p=_TOP_P, max_tokens=max(1, room))
         request = Request(prompt, params, key("chat", self._seed, len(messages), *prompt))

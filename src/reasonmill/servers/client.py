@@ -149,6 +149,7 @@ class ChatServer:
                     arrived.put((index, self._reply(request, abandoned)))
                 except Exception as error:
                     arrived.put((index, error))
+                    abandoned.set()  # here, because whoever looks at the error may take a while to come to it
 
         # Daemons, unlike the threads of an executor: a server that hangs must not keep the process from ending.
         for _ in range(min(self._settings.concurrency, len(requests))):

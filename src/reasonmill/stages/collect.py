@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from reasonmill.algo.intervals import clustered_share
 from reasonmill.errors import Interrupted
-from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
-from reasonmill.protocols import Renderer, Sampler
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded, stage_seed
-from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.sample.native import NativeSampler
 from reasonmill.servers.client import TeacherSettings
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
@@ -89,7 +83,7 @@ class Settings(StageSettings):
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Samples the model `from` refers to, or the teacher; the outcome is every graded rollout."""
-    groups = Collection(settings, inputs["from"].path if "from" in inputs else None, context).run()
+    groups = Collection(settings, inputs, context).run()
     tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
     figures = {task: task_metrics(groups, task) for task in sorted(settings.tasks)}
     context.progress.end({task: each["pass@1"] for task, each in figures.items() if "pass@1" in each})
@@ -98,16 +92,14 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
 
 class Collection:
-    """The problems of a stage, sampled commit by commit: what is committed is never sampled again.
+    """The problems of a stage, sampled commit by commit: what is committed is never sampled again."""
 
-    Args:
-        model_dir: the model; None for the teacher that the settings name.
-    """
-
-    def __init__(self, settings: Settings, model_dir: Path | None, context: StageContext) -> None:
+    def __init__(self, settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> None:
         self._settings = settings
         self._context = context
-        self._sampler, self._renderer = _sampled_model(settings, model_dir, context.device)
+        model = settings.teacher or inputs["from"].path
+        self._sampler = context.sampler(model, slots=settings.sampling.slots, precision=settings.precision)
+        self._renderer = context.renderer(model)
         # Sorted: the order in which a recipe lists its tasks is no part of the stage's key.
         self._tasks = {name: context.task(name) for name in sorted(settings.tasks)}
 
@@ -155,16 +147,6 @@ class Collection:
         )
         refuse_ungraded(groups, self._settings.max_ungraded)
         return groups
-
-
-def _sampled_model(settings: Settings, model_dir: Path | None, device: str) -> tuple[Sampler, Renderer]:
-    """The sampler, and the renderer that its requests need."""
-    if model_dir is None:
-        assert settings.teacher is not None  # the settings name one of both
-        return HttpSampler(settings.teacher), ConversationRenderer()
-    decoder = load_decoder(model_dir, device=device, dtype=working_dtype(settings.precision, device))
-    renderer = renderer_for(model_dir)
-    return NativeSampler(decoder, renderer, num_slots=settings.sampling.slots), renderer
 
 
 def task_metrics(groups: Sequence[Group], task: str) -> dict[str, Any]:

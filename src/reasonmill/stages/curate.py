@@ -17,7 +17,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.plugins.catalogue import ConversationsTable, ProblemCounts, RewritingTable
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import GradedRef
-from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
+from reasonmill.rewards.judge import Claim, JudgeSettings
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversations
@@ -123,9 +123,7 @@ def _judged(
         return list(samples), {}
     asked = [place for place, sample in enumerate(samples) if sample_fault(sample, settings.keep) is None]
     claims = [Claim(samples[place].problem, final_answer(samples[place].completion.text) or "") for place in asked]
-    judge = settings.judge
-    # Made only where there is something to ask: verdicts that are kept need neither server nor key.
-    given = verdicts_on(claims, lambda some, told: Judge(judge).correct(some, told), run=context, stage=settings.name)
+    given = verdicts_on(claims, context.judge(settings.judge).correct, run=context, stage=settings.name)
     verdicts = dict(zip(asked, given, strict=True))
     counted = Counter(verdicts.values())
     kept = [sample for place, sample in enumerate(samples) if verdicts.get(place, True)]

@@ -17,18 +17,13 @@ from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError, UnsupportedModel
-from reasonmill.learn.adamw import OptimizerSettings
-from reasonmill.learn.distillation import DistillationLearner
 from reasonmill.learn.divergence import total
-from reasonmill.learn.on_policy import train_on_policy
-from reasonmill.model.decoder import load_decoder, working_dtype
-from reasonmill.model.saving import save_decoder
+from reasonmill.learn.on_policy import Update, train_on_policy
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.plugins.catalogue import TaskShares
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import TaskMix, collect, stage_seed
-from reasonmill.sample.native import NativeSampler
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.rl import SamplingSettings, rollout_metrics
@@ -65,12 +60,15 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     """Trains the student `from` refers to towards `teacher`; the outcome is the trained student."""
     student_dir, teacher_dir = inputs["from"].path, inputs["teacher"].path
     require_same_tokenizer(student_dir, teacher_dir, f"teacher of stage {settings.name!r}")
-    dtype = working_dtype(settings.precision, context.device)
-    student = load_decoder(student_dir, device=context.device, dtype=dtype)
-    teacher = load_decoder(teacher_dir, device=context.device, dtype=dtype)
-    renderer = renderer_for(student_dir)
-    sampler = NativeSampler(student, renderer, num_slots=settings.sampling.slots)
-    learner = DistillationLearner(student, teacher, settings.optimizer, temperature=settings.sampling.temperature)
+    renderer = context.renderer(student_dir)
+    learner = context.learner(
+        student_dir,
+        settings.optimizer,
+        precision=settings.precision,
+        temperature=settings.sampling.temperature,
+        teacher=teacher_dir,
+    )
+    sampler = context.sampler(learner, slots=settings.sampling.slots)
     tasks = {name: context.task(name) for name in settings.tasks}
     mix = TaskMix(tasks, settings.tasks)
     params = SamplingParams(temperature=settings.sampling.temperature, max_tokens=settings.sampling.max_tokens)
@@ -90,11 +88,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
             noise=(context.seed, settings.name, step),
         )
 
-    def fit(step: int, groups: Sequence[Group]) -> Iterator[dict[str, float]]:
+    def updates(step: int, groups: Sequence[Group]) -> Iterator[Update]:
         learning_rate = settings.schedule.at(step, settings.steps)
         for share in range(settings.updates_per_step):
             if examples := kl_examples(groups[share :: settings.updates_per_step]):
-                yield update(learner, examples, settings.tokens_per_batch, learning_rate)
+                yield kl_update(examples, settings.tokens_per_batch, learning_rate)
 
     metrics, tokens = train_on_policy(
         context,
@@ -106,13 +104,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         rollouts_per_step=settings.problems_per_step * settings.group_size,
         compared=False,
         sample=sample,
-        fit=fit,
+        updates=updates,
         measure=lambda groups: rollout_metrics(groups, renderer),
-        state=learner.state,
-        load_state=learner.load_state,
     )
     context.progress.end(metrics)
-    return Outcome(lambda target: save_decoder(student, target, companions=student_dir), metrics, tokens)
+    return Outcome(learner.save_model, metrics, tokens)
 
 
 def kl_examples(groups: Sequence[Group]) -> list[Example]:
@@ -129,15 +125,11 @@ def kl_examples(groups: Sequence[Group]) -> list[Example]:
     ]
 
 
-def update(
-    learner: DistillationLearner, examples: Sequence[Example], tokens_per_batch: int, learning_rate: float
-) -> dict[str, float]:
-    """One optimizer step on the mean over all sampled tokens; its metrics."""
+def kl_update(examples: Sequence[Example], tokens_per_batch: int, learning_rate: float) -> Update:
+    """The update on the mean over all sampled tokens."""
     batches = pack(examples, tokens_per_batch)
     divisor = total(float(batch.weights.double().sum()) for batch in batches)
-    sums = [learner.forward_backward(batch, LossSettings(), divisor) for batch in batches]
-    divergence = total(entry["loss/kl"] for entry in sums) / divisor
-    return {"loss/kl": divergence, **learner.optim_step(learning_rate), "rollouts/trained": len(examples)}
+    return Update(batches, LossSettings(), divisor, learning_rate, num_rollouts=len(examples))
 
 
 def require_same_tokenizer(student_dir: Path, teacher_dir: Path, where: str) -> None:

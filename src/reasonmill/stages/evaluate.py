@@ -12,14 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 from reasonmill.algo.comparison import win_rate
 from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
 from reasonmill.errors import Interrupted, RecipeError
-from reasonmill.model.decoder import load_decoder, working_dtype
+from reasonmill.placement import SLOTS, Backend
 from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
-from reasonmill.protocols import Measure, Progress, Renderer
+from reasonmill.protocols import Measure, Progress, Renderer, Sampler
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
-from reasonmill.render import renderer_for
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, thinking_tokens
-from reasonmill.sample.native import NativeSampler
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, write_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
@@ -73,8 +71,10 @@ class Settings(StageSettings):
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Evaluates the model `from` refers to; the outcome holds every transcript and the figures."""
+    model = inputs["from"].path
     evaluation = Evaluation(
-        inputs["from"].path,
+        context.sampler(model),
+        context.renderer(model),
         [(context.task(name), count) for name, count in settings.tasks.items()],
         settings.samples,
         context.seed,
@@ -83,7 +83,6 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         sampling_seed=settings.sampling_seed,
     )
     metrics, groups, tokens = evaluation.run(
-        context.device,
         context.progress,
         settings.name,
         stop_requested=context.stop_requested,
@@ -108,13 +107,14 @@ def evaluate_model(
     seed: int,
     params: SamplingParams,
     split: str,
-    device: str,
+    backend: Backend,
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluates a model directory outside of a recipe, where nothing is kept; {"tasks": {task: figures}}."""
-    evaluation = Evaluation(model_dir, asked, samples, seed, params, split)
+    sampler = backend.sampler(model_dir, slots=SLOTS, precision="auto")
+    evaluation = Evaluation(sampler, backend.renderer(model_dir), asked, samples, seed, params, split)
     metrics, _, _ = evaluation.run(
-        device, progress, model_dir.name, stop_requested=lambda: False, keep=lambda chunk, sample: sample()
+        progress, model_dir.name, stop_requested=lambda: False, keep=lambda chunk, sample: sample()
     )
     return metrics
 
@@ -130,7 +130,8 @@ class Evaluation:
 
     def __init__(
         self,
-        model_dir: Path,
+        sampler: Sampler,
+        renderer: Renderer,
         asked: Sequence[tuple[NamedTask, int]],
         samples: int,
         seed: int,
@@ -140,7 +141,8 @@ class Evaluation:
         sampling_seed: int | None = None,
     ) -> None:
         self._sampling_seed = seed if sampling_seed is None else sampling_seed
-        self._model_dir = model_dir
+        self._sampler = sampler
+        self._renderer = renderer
         self._tasks = {task.name: task for task, _ in asked}
         self._counts = {task.name: count for task, count in asked}
         self._samples = samples
@@ -149,16 +151,13 @@ class Evaluation:
         self._split = split
 
     def run(
-        self, device: str, progress: Progress, name: str, *, stop_requested: Callable[[], bool], keep: Keep
+        self, progress: Progress, name: str, *, stop_requested: Callable[[], bool], keep: Keep
     ) -> tuple[dict[str, Any], list[Group], int]:
         """(figures by task, all groups, tokens sampled).
 
         Raises:
             Interrupted: the user asked to stop; `keep` has the chunks that are finished.
         """
-        decoder = load_decoder(self._model_dir, device=device, dtype=working_dtype("auto", device))
-        renderer = renderer_for(self._model_dir)
-        sampler = NativeSampler(decoder, renderer)
         problems = sum(self._counts.values())
         progress.begin(name, problems * self._samples, "completions")
         groups: list[Group] = []
@@ -166,12 +165,12 @@ class Evaluation:
             if stop_requested():
                 raise Interrupted(f"stopped evaluation {name} after {len(groups)} of {problems} problems")
             before = len(groups) * self._samples
-            groups += keep(number, partial(self._ask, task, first, sampler, renderer, _report_from(before, progress)))
+            groups += keep(number, partial(self._ask, task, first, _report_from(before, progress)))
             progress.advance(len(groups) * self._samples, {})
-        figures = {name: self._figures([g for g in groups if g.problem.task == name], renderer) for name in self._tasks}
+        figures = {name: self._figures([g for g in groups if g.problem.task == name]) for name in self._tasks}
         tokens = sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
         progress.end({task: figure["pass@1"] for task, figure in figures.items() if "pass@1" in figure})
-        metrics = {"tasks": figures, "pooled": self._pooled(groups, renderer), "measures": self._measured(groups)}
+        metrics = {"tasks": figures, "pooled": self._pooled(groups), "measures": self._measured(groups)}
         return metrics, groups, tokens
 
     def measures(self) -> list[TaskMeasure]:
@@ -189,11 +188,11 @@ class Evaluation:
                 found[name] = TaskMeasure(name, measure, (*(earlier.tasks if earlier else ()), task.name))
         return list(found.values())
 
-    def _pooled(self, groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
+    def _pooled(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Figures over all tasks of a domain, by the domain."""
         domains = {name: task.domain for name, task in self._tasks.items()}
         return {
-            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], self._tasks, renderer)
+            domain: task_figures([g for g in groups if domains[g.problem.task] == domain], self._tasks, self._renderer)
             for domain in sorted(set(domains.values()))
         }
 
@@ -214,19 +213,12 @@ class Evaluation:
         """
         return [(task, first) for task in sorted(self._counts) for first in range(0, self._counts[task], CHUNK)]
 
-    def _ask(
-        self,
-        name: str,
-        first: int,
-        sampler: NativeSampler,
-        renderer: Renderer,
-        on_completion: Callable[[int], None],
-    ) -> list[Group]:
+    def _ask(self, name: str, first: int, on_completion: Callable[[int], None]) -> list[Group]:
         task = self._tasks[name]
         last = min(first + CHUNK, self._counts[name])
         return collect(
-            sampler,
-            renderer,
+            self._sampler,
+            self._renderer,
             {name: task},
             [task.problem(self._split, self._seed, index) for index in range(first, last)],
             rewards=ACCURACY_ALONE,
@@ -236,13 +228,13 @@ class Evaluation:
             on_completion=on_completion,
         )
 
-    def _figures(self, groups: Sequence[Group], renderer: Renderer) -> dict[str, Any]:
+    def _figures(self, groups: Sequence[Group]) -> dict[str, Any]:
         task = self._tasks[groups[0].problem.task]
         # The accuracy is pass@1 already.
         own = {name: measure for name, measure in task.measures.items() if measure.part != "accuracy"}
         measured = {name: measure_figure(groups, measure) for name, measure in own.items()}
         return {
-            **task_figures(groups, self._tasks, renderer),
+            **task_figures(groups, self._tasks, self._renderer),
             "measures": {name: figure for name, figure in measured.items() if figure is not None},
             "domain": task.domain,
             "problems": len(groups),

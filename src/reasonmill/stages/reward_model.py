@@ -33,18 +33,14 @@ from reasonmill.algo.preferences import (
 from reasonmill.algo.preferences import Judge as PairJudge
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
-from reasonmill.learn.adamw import OptimizerSettings
-from reasonmill.learn.scalar import ScalarLearner
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import optimise
-from reasonmill.model.decoder import working_dtype
-from reasonmill.model.reward import RewardModel, View, new_reward_model, save_reward_model
 from reasonmill.plugins.catalogue import TaskName
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import Renderer, RewardLearner, View
 from reasonmill.recipe.reference import ModelRef, RolloutsRef
-from reasonmill.render import renderer_for
-from reasonmill.rewards.judge import Comparison, Judge, JudgeSettings
-from reasonmill.rewards.model import VIEWS, shown
+from reasonmill.rewards.judge import Comparison, JudgeSettings
 from reasonmill.rewards.verdicts import verdicts_on
+from reasonmill.rewards.views import VIEWS, shown
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.sft import Epochs
@@ -131,7 +127,7 @@ class Selection:
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Trains the model `from` refers to, with a scalar head, on the labels of the rollouts in `data`."""
     policy_dir = inputs["from"].path
-    renderer = renderer_for(policy_dir)
+    renderer = context.renderer(policy_dir)
     groups = [
         group
         for name, read in inputs.items()
@@ -140,17 +136,13 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     ]
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
-    model = new_reward_model(
-        policy_dir,
-        view=_VIEWS[settings.objective],
-        stop_tokens=renderer.stop_tokens,
-        device=context.device,
-        dtype=working_dtype(settings.precision, context.device),
+    learner = context.reward_learner(
+        policy_dir, settings.optimizer, view=_VIEWS[settings.objective], precision=settings.precision
     )
-    tokens = _train(settings, context, model, selection.train)
-    metrics = {**held_out_metrics(model, selection.held_out, settings.tokens_per_batch), **selection.counts()}
+    tokens = _train(settings, context, learner, selection.train)
+    metrics = {**held_out_metrics(learner, selection.held_out, settings.tokens_per_batch), **selection.counts()}
     context.progress.end(metrics)
-    return Outcome(lambda target: save_reward_model(model, target, companions=policy_dir), metrics, tokens)
+    return Outcome(learner.save_model, metrics, tokens)
 
 
 # Selection
@@ -183,14 +175,12 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
     """The judge behind a server, whose verdicts are kept; None where the settings name none."""
     if settings.judge is None:
         return None
-    asked = settings.judge
+    judge = context.judge(settings.judge)
 
     def preferences(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
         comparisons = [Comparison(first.problem, first.shown, second.shown) for first, second in pairs]
         context.progress.begin(f"{settings.name}, judging", len(comparisons), "verdicts")
-        verdicts = verdicts_on(
-            comparisons, lambda some, told: Judge(asked).preferences(some, told), run=context, stage=settings.name
-        )
+        verdicts = verdicts_on(comparisons, judge.preferences, run=context, stage=settings.name)
         context.progress.end({})
         return verdicts
 
@@ -292,9 +282,8 @@ def _require_enough(settings: Settings, selection: Selection) -> None:
 # Training
 
 
-def _train(settings: Settings, context: StageContext, model: RewardModel, examples: Sequence[Labelled]) -> int:
+def _train(settings: Settings, context: StageContext, learner: RewardLearner, examples: Sequence[Labelled]) -> int:
     """All steps that the ledger has no state for; returns the tokens that were trained on, resumed ones too."""
-    learner = ScalarLearner(model, settings.optimizer)
     order = Epochs(len(examples), settings.examples_per_step, (context.seed, settings.name))
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
@@ -338,14 +327,12 @@ def _chances(row: TextRow, rewards: Tensor) -> list[float]:
     return [sigmoid(number) for number in numbers.tolist()]
 
 
-def held_out_metrics(model: RewardModel, examples: Sequence[Labelled], tokens_per_batch: int) -> dict[str, Any]:
+def held_out_metrics(learner: RewardLearner, examples: Sequence[Labelled], tokens_per_batch: int) -> dict[str, Any]:
     """How often the model is right about examples that it never saw, with an interval clustered by problem, and how
     well its probabilities are calibrated."""
     chances, outcomes, problems = [], [], []
     for row in pack_texts([example.texts for example in examples], tokens_per_batch):
-        with torch.no_grad():
-            rewards = model.rewards(row)
-        for unit, chance in zip(row.units, _chances(row, rewards), strict=True):
+        for unit, chance in zip(row.units, _chances(row, learner.rewards(row)), strict=True):
             chances.append(chance)
             outcomes.append(examples[unit].label > 0.5)
             problems.append(examples[unit].problem_id)

@@ -5,33 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
-from torch import Tensor
 
 from reasonmill.algo.advantages import advantages
 from reasonmill.algo.examples import denominator, pg_examples
 from reasonmill.algo.losses import LossSettings
-from reasonmill.algo.packing import Batch, pack, unpack
+from reasonmill.algo.packing import pack, unpack
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
-from reasonmill.learn.adamw import OptimizerSettings
 from reasonmill.learn.divergence import total
-from reasonmill.learn.local import LocalLearner
-from reasonmill.learn.on_policy import train_on_policy
-from reasonmill.learn.reference import Reference
-from reasonmill.model.decoder import load_decoder, working_dtype
-from reasonmill.model.saving import save_decoder
+from reasonmill.learn.on_policy import Update, train_on_policy
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.plugins.catalogue import RewardShares, TaskShares, known
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import Preference, Renderer, Scorer
 from reasonmill.recipe.reference import ModelRef, RewardModelRef
-from reasonmill.render import renderer_for
-from reasonmill.rewards.combination import Scorer, check_rewards
-from reasonmill.rewards.model import ModelScorer, Preference
+from reasonmill.rewards.combination import check_rewards
 from reasonmill.rollouts import TaskMix, collect, refuse_ungraded, stage_seed, thinking_tokens
-from reasonmill.sample.native import NativeSampler
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.types import Example, Group, SamplingParams
@@ -140,34 +131,44 @@ class Settings(StageSettings):
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Trains the model `from` refers to; the outcome is the trained model."""
-    reward_models = {name: inputs[f"reward_models.{name}"] for name in settings.reward_models}
-    return Trainer(settings, inputs["from"].path, reward_models, context).run()
+    trainer = Trainer(settings, inputs, context)
+    metrics, tokens = train_on_policy(
+        context,
+        trainer.sampler,
+        trainer.learner,
+        name=settings.name,
+        steps=settings.steps,
+        state_every=settings.state_every,
+        rollouts_per_step=settings.problems_per_step * settings.group_size,
+        compared=True,
+        sample=trainer.sample,
+        updates=trainer.updates,
+        measure=lambda groups: rollout_metrics(groups, trainer.renderer),
+    )
+    context.progress.end(metrics)
+    return Outcome(trainer.learner.save_model, metrics, tokens)
 
 
 class Trainer:
     """What a step samples and what it learns, and what that needs at hand."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        model_dir: Path,
-        reward_models: Mapping[Preference, Input],
-        context: StageContext,
-    ) -> None:
+    def __init__(self, settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> None:
         self.settings = settings
         self.context = context
-        self.model_dir = model_dir
-        dtype = working_dtype(settings.precision, context.device)
-        self.decoder = load_decoder(model_dir, device=context.device, dtype=dtype)
-        self.renderer = renderer_for(model_dir)
-        self.learner = LocalLearner(self.decoder, settings.optimizer, temperature=settings.sampling.temperature)
-        self.reference = Reference(self.learner, settings.reference_every) if settings.loss.kl_coefficient else None
-        self.sampler = NativeSampler(self.decoder, self.renderer, num_slots=settings.sampling.slots)
+        model = inputs["from"].path
+        self.renderer = context.renderer(model)
+        self.learner = context.learner(
+            model, settings.optimizer, precision=settings.precision, temperature=settings.sampling.temperature
+        )
+        self.sampler = context.sampler(self.learner, slots=settings.sampling.slots)
         scorers: dict[str, Scorer] = {
-            name: ModelScorer(
-                read.path, name, device=context.device, dtype=dtype, tokens_per_batch=settings.tokens_per_batch
+            name: context.scorer(
+                inputs[f"reward_models.{name}"].path,
+                name,
+                precision=settings.precision,
+                tokens_per_batch=settings.tokens_per_batch,
             )
-            for name, read in reward_models.items()
+            for name in settings.reward_models
         }
         self.rewards = context.rewards(settings.rewards, scorers)
         self.tasks = {name: context.task(name) for name in settings.tasks}
@@ -175,27 +176,7 @@ class Trainer:
         rule_shares = {name: share for name, share in settings.tasks.items() if self.tasks[name].domain == "reasoning"}
         self.rule_mix = TaskMix(self.tasks, rule_shares)
 
-    def run(self) -> Outcome:
-        settings, context = self.settings, self.context
-        metrics, tokens = train_on_policy(
-            context,
-            self.sampler,
-            self.learner,
-            name=settings.name,
-            steps=settings.steps,
-            state_every=settings.state_every,
-            rollouts_per_step=settings.problems_per_step * settings.group_size,
-            compared=True,
-            sample=self._sample,
-            fit=self._fit,
-            measure=lambda groups: rollout_metrics(groups, self.renderer),
-            state=self._state,
-            load_state=self._load_state,
-        )
-        context.progress.end(metrics)
-        return Outcome(lambda target: save_decoder(self.decoder, target, companions=self.model_dir), metrics, tokens)
-
-    def _sample(self, step: int) -> list[Group]:
+    def sample(self, step: int) -> list[Group]:
         """The step's graded groups.
 
         Raises:
@@ -218,21 +199,22 @@ class Trainer:
         refuse_ungraded(groups, settings.max_ungraded)
         return groups
 
-    def _fit(self, step: int, groups: Sequence[Group]) -> Iterator[dict[str, float]]:
-        """One optimizer step for each share of the groups; yields its metrics."""
+    def updates(self, step: int, groups: Sequence[Group]) -> Iterator[Update]:
+        """One update for each share of the groups."""
         settings, loss = self.settings, self.settings.loss
-        if self.reference is not None:
-            self.reference.before_step(step)
+        if loss.kl_coefficient and step % settings.reference_every == 0:
+            self.learner.keep_reference()
         for share in _shares(self._examples(groups), settings.updates_per_step):
             examples = [example for group in share for example in group]
-            if self.reference is not None:
+            if loss.kl_coefficient:
                 examples = self._with_reference(examples)
-            divisor = denominator(examples, loss.normalisation)
-            batches = pack(examples, settings.tokens_per_batch)
-            sums = [self.learner.forward_backward(batch, loss, divisor) for batch in batches]
-            means = {name: total(entry[name] for entry in sums) / divisor for name in sums[0]}
-            updated = self.learner.optim_step(settings.schedule.at(step, settings.steps))
-            yield {**means, **updated, "rollouts/trained": len(examples)}
+            yield Update(
+                pack(examples, settings.tokens_per_batch),
+                loss,
+                denominator(examples, loss.normalisation),
+                settings.schedule.at(step, settings.steps),
+                num_rollouts=len(examples),
+            )
 
     def _examples(self, groups: Sequence[Group]) -> list[list[Example]]:
         """The examples of each group that has something to learn from; a flat group has none."""
@@ -244,18 +226,9 @@ class Trainer:
         ]
 
     def _with_reference(self, examples: Sequence[Example]) -> list[Example]:
-        assert self.reference is not None
-        batches: list[Batch] = pack(examples, self.settings.tokens_per_batch)
-        rows = unpack(self.reference.logprobs(batches), batches, examples)
+        batches = pack(examples, self.settings.tokens_per_batch)
+        rows = unpack(self.learner.reference_logprobs(batches), batches, examples)
         return [dataclasses.replace(e, ref_logprobs=row) for e, row in zip(examples, rows, strict=True)]
-
-    def _state(self) -> dict[str, Tensor]:
-        return {**self.learner.state(), **(self.reference.state() if self.reference else {})}
-
-    def _load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.learner.load_state(state)
-        if self.reference is not None:
-            self.reference.load_state(state)
 
 
 def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, float]:

@@ -11,15 +11,11 @@ from pydantic import Field
 
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
-from reasonmill.learn.adamw import OptimizerSettings
-from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import supervise
-from reasonmill.model.decoder import load_decoder, working_dtype
-from reasonmill.model.saving import save_decoder
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import DatasetRef, ModelRef
-from reasonmill.render import renderer_for
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
@@ -48,11 +44,10 @@ class Settings(StageSettings):
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Fine-tunes the model `from` refers to on all conversations of `data`."""
     model_dir = inputs["from"].path
-    decoder = load_decoder(model_dir, device=context.device, dtype=working_dtype(settings.precision, context.device))
-    learner = LocalLearner(decoder, settings.optimizer)
+    learner = context.learner(model_dir, settings.optimizer, precision=settings.precision)
     paths = [read.path for key, read in inputs.items() if key.startswith("data[")]
     conversations = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
-    renderer = renderer_for(model_dir)
+    renderer = context.renderer(model_dir)
     all_examples = [ce_example(conversation, renderer) for conversation in conversations]
     examples = [example for example in all_examples if len(example.tokens) <= settings.max_tokens]
     if not examples:
@@ -83,7 +78,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"],
     }
     context.progress.end(metrics)
-    return Outcome(lambda target: save_decoder(decoder, target, companions=model_dir), metrics, tokens)
+    return Outcome(learner.save_model, metrics, tokens)
 
 
 def ce_example(conversation: Conversation, renderer: Renderer) -> Example:

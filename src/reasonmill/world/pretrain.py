@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,11 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerFast
 
 from reasonmill.algo.schedules import Schedule
-from reasonmill.learn.adamw import OptimizerSettings
-from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import Feed, supervise
-from reasonmill.model.decoder import config_from, new_decoder, working_dtype
-from reasonmill.model.saving import save_decoder
 from reasonmill.randomness import key
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
@@ -64,7 +60,7 @@ class Settings(StageSettings):
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Trains tokenizer and decoder on documents 0, 1, 2, ... of the corpus with the recipe's seed."""
     tokenizer = _tokenizer(settings, context.seed)
-    config = config_from(
+    learner = context.new_learner(
         settings.model_type,
         {
             **settings.model,
@@ -73,14 +69,10 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-    )
-    decoder = new_decoder(
-        config,
+        settings.optimizer,
         seed=key("weights", context.seed),
-        device=context.device,
-        dtype=working_dtype(settings.precision, context.device),
+        precision=settings.precision,
     )
-    learner = LocalLearner(decoder, settings.optimizer)
     tokens = supervise(
         context,
         learner,
@@ -93,12 +85,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     )
 
     def write(target: Path) -> None:
-        with TemporaryDirectory() as companions:
-            tokenizer.save_pretrained(companions)
-            save_decoder(decoder, target, companions=Path(companions))
+        tokenizer.save_pretrained(target)
+        learner.save_model(target)
 
-    parameters = sum(p.numel() for p in decoder.network.parameters())
-    metrics = {"parameters": parameters, "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"]}
+    ledger = context.home.ledger
+    metrics = {"parameters": learner.num_parameters, "loss/ce": ledger.metrics(context.key)[-1]["loss/ce"]}
     context.progress.end(metrics)
     return Outcome(write, metrics, tokens)
 

@@ -1,0 +1,1 @@
+"""Backends: each makes samplers, learners and reward models out of what it has."""

@@ -1,0 +1,115 @@
+"""The native backend: samplers and learners of transformers' decoders, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reasonmill.errors import UnsupportedModel
+from reasonmill.learn.distillation import DistillationLearner
+from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.scalar import ScalarLearner
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder, working_dtype
+from reasonmill.model.reward import new_reward_model
+from reasonmill.placement import Placement, Precision
+from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
+from reasonmill.render import renderer_for
+from reasonmill.rewards.judge import Judge, JudgeSettings
+from reasonmill.rewards.model import ModelScorer
+from reasonmill.sample.http import ConversationRenderer, HttpSampler
+from reasonmill.sample.native import NativeSampler
+from reasonmill.servers.client import TeacherSettings
+
+
+class NativeBackend:
+    """Makes what computes on one device. A learner and its sampler share the weights.
+
+    Raises:
+        UnsupportedModel: the placement has several devices.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        if placement.count != 1:
+            raise UnsupportedModel(
+                f"the native backend computes on one device, and not on {placement.count}", fix="use a count of 1"
+            )
+        self.placement = placement
+
+    def sampler(self, model: Path | Learner | TeacherSettings, *, slots: int, precision: Precision) -> Sampler:
+        """See `Backend`; the precision of a learner's sampler is the learner's.
+
+        Raises:
+            UnsupportedModel: the learner is not one of this backend, or its model has no tokenizer.
+        """
+        if isinstance(model, TeacherSettings):
+            return HttpSampler(model)
+        if isinstance(model, Path):
+            return NativeSampler(self._decoder(model, precision), renderer_for(model), num_slots=slots)
+        if not isinstance(model, LocalLearner) or model.companions is None:
+            raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
+        return NativeSampler(model.decoder, renderer_for(model.companions), num_slots=slots)
+
+    def renderer(self, model: Path | TeacherSettings) -> Renderer:
+        return ConversationRenderer() if isinstance(model, TeacherSettings) else renderer_for(model)
+
+    def learner(
+        self,
+        model: Path,
+        optimizer: OptimizerSettings,
+        *,
+        precision: Precision,
+        temperature: float = 1.0,
+        teacher: Path | None = None,
+    ) -> Learner:
+        decoder = self._decoder(model, precision)
+        if teacher is None:
+            return LocalLearner(decoder, optimizer, companions=model, temperature=temperature)
+        scoring = self._decoder(teacher, precision)
+        return DistillationLearner(decoder, scoring, optimizer, companions=model, temperature=temperature)
+
+    def new_learner(
+        self,
+        model_type: str,
+        config: dict[str, Any],
+        optimizer: OptimizerSettings,
+        *,
+        seed: int,
+        precision: Precision,
+    ) -> Learner:
+        device, dtype = self.placement.device, self._dtype(precision)
+        return LocalLearner(
+            new_decoder(config_from(model_type, config), seed=seed, device=device, dtype=dtype), optimizer
+        )
+
+    def reward_learner(
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision
+    ) -> RewardLearner:
+        model = new_reward_model(
+            policy,
+            view=view,
+            stop_tokens=renderer_for(policy).stop_tokens,
+            device=self.placement.device,
+            dtype=self._dtype(precision),
+        )
+        return ScalarLearner(model, optimizer, companions=policy)
+
+    def scorer(self, model: Path, preference: Preference, *, precision: Precision, tokens_per_batch: int) -> Scorer:
+        return ModelScorer(
+            model,
+            preference,
+            device=self.placement.device,
+            dtype=self._dtype(precision),
+            tokens_per_batch=tokens_per_batch,
+        )
+
+    def judge(self, settings: JudgeSettings) -> Judge:
+        return Judge(settings)
+
+    def _decoder(self, model: Path, precision: Precision) -> Decoder:
+        return load_decoder(model, device=self.placement.device, dtype=self._dtype(precision))
+
+    def _dtype(self, precision: Precision) -> torch.dtype:
+        return working_dtype(precision, self.placement.device)

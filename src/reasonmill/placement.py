@@ -1,0 +1,98 @@
+"""Where a run computes, and what does it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
+
+if TYPE_CHECKING:
+    from reasonmill.learn.settings import OptimizerSettings
+    from reasonmill.rewards.judge import Judge, JudgeSettings
+    from reasonmill.servers.client import TeacherSettings
+
+Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on CUDA, fp32 elsewhere
+# Sequences that a sampler runs at the same time, unless it is told otherwise.
+SLOTS = 512
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which devices a run computes on, and what runs there.
+
+    Attributes:
+        count: how many devices of the kind.
+        backend: what samples and learns on them.
+    """
+
+    device: Literal["cpu", "cuda"]
+    count: int = 1
+    backend: Literal["native"] = "native"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a run needs at least one device, got {self.count}")
+
+
+class Backend(Protocol):
+    """Makes what computes, where the placement says: the only one that knows how it does."""
+
+    @property
+    def placement(self) -> Placement: ...
+
+    def sampler(self, model: Path | Learner | TeacherSettings, *, slots: int, precision: Precision) -> Sampler:
+        """A sampler of a model directory, of what a learner is learning, or of a teacher behind a server.
+
+        Args:
+            slots: sequences that run at the same time.
+        """
+        ...
+
+    def renderer(self, model: Path | TeacherSettings) -> Renderer:
+        """The renderer that the model's sampler needs."""
+        ...
+
+    def learner(
+        self,
+        model: Path,
+        optimizer: OptimizerSettings,
+        *,
+        precision: Precision,
+        temperature: float = 1.0,
+        teacher: Path | None = None,
+    ) -> Learner:
+        """A learner of a model directory.
+
+        Args:
+            temperature: that of the distribution that is scored; the sampler's, for policy gradients.
+            teacher: the model that "kl" batches are trained towards; it must read the same tokens.
+        """
+        ...
+
+    def new_learner(
+        self,
+        model_type: str,
+        config: dict[str, Any],
+        optimizer: OptimizerSettings,
+        *,
+        seed: int,
+        precision: Precision,
+    ) -> Learner:
+        """A learner of a new network with random weights; its model is saved without a tokenizer."""
+        ...
+
+    def reward_learner(
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision
+    ) -> RewardLearner:
+        """A learner of the policy with a scalar head."""
+        ...
+
+    def scorer(self, model: Path, preference: Preference, *, precision: Precision, tokens_per_batch: int) -> Scorer:
+        """What scores completions with a reward model."""
+        ...
+
+    def judge(self, settings: JudgeSettings) -> Judge:
+        """A judge behind a server, which is looked for when it is first asked."""
+        ...

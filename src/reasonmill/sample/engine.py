@@ -1,0 +1,224 @@
+"""The native engine: continuous batching on the policy's own network, in this process."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from reasonmill.activity import beat
+from reasonmill.errors import UnsupportedModel
+from reasonmill.model.decoder import Decoder
+from reasonmill.protocols import Renderer
+from reasonmill.sample.cache import DecodeLayout, PrefillLayout
+from reasonmill.sample.drawing import Filters, draw, uniform
+from reasonmill.sample.slots import Running, Slots
+from reasonmill.types import Completion, Finish, Request
+
+# A slot holds a multiple of so many tokens, so that a somewhat longer request needs no new memory.
+_LENGTH_UNIT = 128
+
+
+class NativeEngine:
+    """Runs requests on a decoder, as many at a time as there are slots; a freed slot is filled at once.
+
+    The slots' memory is made for the first request and kept. It is made anew only for a request that is longer than a
+    slot, which waits until nothing runs.
+
+    Args:
+        num_slots: sequences that run at the same time.
+        prefill_tokens: prompt tokens that are read in one forward pass.
+    """
+
+    repeatable = True
+
+    def __init__(
+        self, decoder: Decoder, renderer: Renderer, *, num_slots: int = 512, prefill_tokens: int = 8192
+    ) -> None:
+        self.version = 0
+        self._decoder = decoder
+        self._renderer = renderer
+        self._num_slots = num_slots
+        self._prefill_tokens = prefill_tokens
+        self._stop_tokens = torch.tensor(sorted(renderer.stop_tokens), device=decoder.device)
+        self._tickets = itertools.count()
+        self._waiting: OrderedDict[int, Request] = OrderedDict()  # by ticket
+        self._slots = Slots(0, 0, decoder.device)
+        self._finished: list[tuple[int, Completion]] = []
+
+    @torch.no_grad()
+    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
+        own = dict(self._decoder.network.named_parameters())
+        for name, weight in weights:
+            if weight.data_ptr() != own[name].data_ptr():
+                own[name].copy_(weight)
+        self.version = version
+
+    def submit(self, request: Request) -> int:
+        """Puts a request behind those that wait.
+
+        Raises:
+            UnsupportedModel: it does not fit into the model's context.
+        """
+        limit = self._decoder.context
+        if limit is not None and _longest(request) > limit:
+            raise UnsupportedModel(
+                f"a prompt of {len(request.prompt_tokens)} and a completion of {request.params.max_tokens} tokens "
+                f"do not fit into the model's {limit} positions",
+                fix="lower max_tokens, or shorten the prompts",
+            )
+        ticket = next(self._tickets)
+        self._waiting[ticket] = request
+        return ticket
+
+    # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Draws one token: the first of requests that are admitted, else the next of all that run."""
+        beat()
+        self._slots.drop([slot for slot, running in enumerate(self._slots.running) if running.is_cancelled])
+        if self._may_admit():
+            logits = self._admit()
+            self._draw(logits, first=len(self._slots.running) - logits.shape[0])
+        elif self._slots.running:
+            self._draw(self._decode(), first=0)
+        self._collect_finished()
+
+    def finished(self) -> list[tuple[int, Completion]]:
+        """Tickets and completions that were finished since last asked."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def drawn(self, ticket: int, start: int = 0) -> list[int]:
+        """The tokens that a running request has drawn so far, from number `start` on; none of one that waits."""
+        for slot, running in enumerate(self._slots.running):
+            if running.ticket == ticket:
+                tokens: list[int] = self._slots.rows.tokens[slot, start : running.generated].tolist()
+                return tokens
+        return []
+
+    def cancel(self, ticket: int) -> None:
+        """Forgets a request, however far it is."""
+        self._waiting.pop(ticket, None)
+        self._finished = [entry for entry in self._finished if entry[0] != ticket]
+        for running in self._slots.running:
+            if running.ticket == ticket:
+                running.is_cancelled = True  # its slot is free from the next step on
+
+    def _may_admit(self) -> bool:
+        """Whether a slot is free for the request that waits longest, which may take new memory."""
+        if not self._waiting:
+            return False
+        if _longest(next(iter(self._waiting.values()))) <= self._slots.cache.length:
+            return self._slots.free > 0
+        if self._slots.running:
+            return False
+        needed = max(map(_longest, self._waiting.values()))
+        rounded = -(-needed // _LENGTH_UNIT) * _LENGTH_UNIT
+        self._slots = Slots(0, 0, self._decoder.device)  # lets go of the old memory first
+        self._slots = Slots(self._num_slots, min(rounded, self._decoder.context or rounded), self._decoder.device)
+        return True
+
+    def _admit(self) -> Tensor:
+        """Starts waiting requests in free slots, reading each distinct prompt once; logits [new, V] of what follows."""
+        slots, started = self._slots, len(self._slots.running)
+        prompts: dict[tuple[int, ...], list[int]] = {}
+        new: list[Running] = []
+        budget = self._prefill_tokens
+        while self._waiting and len(new) < slots.free:
+            ticket, request = next(iter(self._waiting.items()))
+            if _longest(request) > slots.cache.length:
+                break
+            if request.prompt_tokens not in prompts:
+                if prompts and len(request.prompt_tokens) > budget:
+                    break
+                budget -= len(request.prompt_tokens)
+            del self._waiting[ticket]
+            prompts.setdefault(request.prompt_tokens, []).append(started + len(new))
+            new.append(Running(ticket, request, self.version))
+        layout = PrefillLayout([len(prompt) for prompt in prompts], list(prompts.values()), slots.cache)
+        slots.start(new)
+        device = self._decoder.device
+        row = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+        positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(device)
+        hidden = self._decoder.hidden(row, positions, layout)
+        ends = torch.cumsum(torch.tensor([len(prompt) for prompt in prompts]), 0) - 1
+        # Every slot of a group draws its first token from its prompt's last hidden state.
+        source = torch.zeros(len(new), dtype=torch.int64)
+        for end, group in zip(ends, prompts.values(), strict=True):
+            source[torch.tensor(group) - started] = end
+        return self._logits(hidden[source.to(device)])
+
+    def _decode(self) -> Tensor:
+        """Reads each running slot's last token; logits [n, V] of the next."""
+        running, rows = self._slots.running, self._slots.rows
+        positions = rows.position[: len(running)]
+        layout = DecodeLayout(self._slots.cache, positions, max(one.length for one in running))
+        return self._logits(self._decoder.hidden(rows.last_token[: len(running)], positions, layout))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = (hidden @ self._decoder.head_weight.T).float()
+        softcap = self._decoder.softcap
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    def _draw(self, logits: Tensor, first: int) -> None:
+        """Draws a token for slots `first` and after, and notes it."""
+        state, drawing = self._slots.rows, self._slots.running[first:]
+        rows = slice(first, first + len(drawing))
+        sorts = any(r.request.params.top_k > 0 or r.request.params.top_p < 1 for r in drawing)
+        filters = Filters(state.temperature[rows], state.top_k[rows], state.top_p[rows], sorts)
+        state.position[rows] += 1
+        noise = uniform(state.noise_key[rows], state.position[rows])
+        tokens, logprobs = draw(logits, filters, noise)
+        state.last_token[rows] = tokens
+        row_index = torch.arange(rows.start, rows.stop, device=tokens.device)
+        column = torch.tensor([r.generated for r in drawing], device=tokens.device)
+        state.tokens[row_index, column] = tokens
+        state.logprobs[row_index, column] = logprobs
+        for running in drawing:
+            running.generated += 1
+
+    def _collect_finished(self) -> None:
+        """Takes finished requests out of their slots."""
+        slots = self._slots
+        stopped = torch.isin(slots.rows.last_token[: len(slots.running)], self._stop_tokens).tolist()
+        gone: list[int] = []
+        for slot, running in enumerate(slots.running):
+            finish = self._finish(slot, running, stopped[slot])
+            if finish is not None:
+                self._finished.append((running.ticket, self._completion(slot, running, finish)))
+                gone.append(slot)
+        slots.drop(gone)
+
+    def _finish(self, slot: int, running: Running, stopped: bool) -> Finish | None:
+        params = running.request.params
+        if stopped:
+            return "stop"
+        if params.stop:
+            text = self._renderer.text(self._slots.rows.tokens[slot, : running.generated].tolist())
+            if any(stop in text for stop in params.stop):
+                return "stop"
+        return "length" if running.generated >= params.max_tokens else None
+
+    def _completion(self, slot: int, running: Running, finish: Finish) -> Completion:
+        tokens = self._slots.rows.tokens[slot, : running.generated].tolist()
+        text = self._renderer.text(tokens)
+        # A stop string ends the text, though the tokens that spell it were drawn and stay.
+        ends = [text.index(stop) for stop in running.request.params.stop if stop in text]
+        return Completion(
+            tokens=tuple(tokens),
+            logprobs=tuple(self._slots.rows.logprobs[slot, : running.generated].tolist()),
+            sampled=(True,) * len(tokens),
+            text=text[: min(ends)] if ends else text,
+            finish=finish,
+            policy_version=running.version,
+        )
+
+
+def _longest(request: Request) -> int:
+    """Tokens that the request's sequence may come to."""
+    return len(request.prompt_tokens) + request.params.max_tokens
