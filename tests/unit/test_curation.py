@@ -121,8 +121,8 @@ def test_repetition_is_the_share_of_ngrams_that_came_before() -> None:
     assert repetition("a b", 3) == 0.0
 
 
-def test_thinking_is_not_kept_where_nobody_can_tell_which_language_it_should_have() -> None:
-    nameless = sample(of=problem(language=None))
+def test_thinking_is_not_judged_where_the_problems_language_can_not_be_told() -> None:
+    nameless = sample(of=problem("24", language=None))
     assert thinking_fault(response("try"), nameless, Keep(min_language=0.5)) == "unknown_language"
     assert thinking_fault(response("try"), nameless, Keep()) is None
 
@@ -303,6 +303,7 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         sample(response("then 3 + 8 = 11 ; 11 - 1 = 10 good")),
         sample(of=problem("make 12 from 3 4 5")),
         sample(of=problem("make 13 from 3 4 6")),
+        sample(of=problem("24", language=None)),
     ]
     keep = Keep(
         min_thinking_words=3,
