@@ -293,7 +293,6 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         sample(response("try 3")),
         sample(response("try " + " ".join(map(str, range(13))))),
         sample(response("try 1 2 1 2 1 2")),
-        sample(of=problem("make 11 from 3 8", language=None)),
         sample(response("try 1 nein 2")),
         sample(of=problem("make 24 from 3 8 1")),
         sample(),
