@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -16,14 +17,14 @@ class Incident:
         digest: what the file or object should have been; empty where nothing says that.
         what: what is wrong with it, to follow the file's name.
         done: what was done about it, to follow a semicolon.
-        at_s: when, in seconds since the epoch.
+        at_s: when it was met, in seconds since the epoch.
     """
 
     file: str
     digest: str
     what: str
     done: str
-    at_s: float
+    at_s: float = field(default_factory=time.time)
 
     def __str__(self) -> str:
         return f"{self.file} {self.what}; {self.done}"

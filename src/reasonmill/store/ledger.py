@@ -8,9 +8,11 @@ read is checked against its seal.
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,15 @@ from reasonmill.errors import StoreError
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger_runs import LedgerOfRuns
-from reasonmill.store.ledger_schema import SCHEMA_VERSION, TABLES
-from reasonmill.store.sealed_rows import FALL_BACK, Row
+from reasonmill.store.sealed_rows import Row, damaged_ledger
 from reasonmill.types import Artifact
+
+
+def _tables() -> list[str]:
+    """The statements that make the tables, as SQLite keeps them in a file."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+        return [row[0] for row in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,9 @@ class OtherContent(StoreError):
 class Ledger(LedgerOfRuns):
     """The ledger of a home. Methods raise StoreError if it can't be read or is damaged, OutOfSpace on a full disk."""
 
-    def __init__(self, path: Path, *, write: bool, is_final: bool = False) -> None:
-        """Opens the ledger; for writing, a missing file is made. A backup is final: nothing is written beside it.
-
-        Raises:
-            StoreError: the file is no ledger, or one of another version of reasonmill.
-        """
-        self.when_full: WhenFull | None = None
-        super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION, is_final=is_final)
+    tables = _tables()
+    version = 2
+    when_full: WhenFull | None = None
 
     @waits_for_room
     def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
@@ -72,10 +75,7 @@ class Ledger(LedgerOfRuns):
                 self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
             known = self.machines(stage_key)
             if machine not in known:
-                self._db.execute(
-                    "INSERT INTO machines (stage_key, position, machine) VALUES (?, ?, ?)",
-                    (stage_key, len(known), machine),
-                )
+                self._insert("machines", stage_key=stage_key, position=len(known), machine=machine)
             return self.machines(stage_key)
 
     def machines(self, stage_key: str) -> tuple[str, ...]:
@@ -92,12 +92,10 @@ class Ledger(LedgerOfRuns):
         Raises:
             StoreError: the key is recorded already, the run was never begun or a parent is not in the ledger.
         """
+        took = {"seconds": seconds, "tokens": tokens, "finished_s": time.time()}
         with self._transaction("stage"):
-            self._db.execute(
-                "INSERT INTO stages (key, run, name, kind, artifact, seconds, tokens, finished_s) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, run, name, kind, self._record_artifact(artifact), seconds, tokens, time.time()),
-            )
+            made = self._record_artifact(artifact)
+            self._insert("stages", key=key, run=run, name=name, kind=kind, artifact=made, **took)
             self._db.execute("DELETE FROM run_stages WHERE run = ? AND name = ? AND position < 0", (run, name))
 
     def stage(self, key: str) -> StageRecord | None:
@@ -124,11 +122,8 @@ class Ledger(LedgerOfRuns):
         """
         with self._transaction("groups"):
             self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
-            self._db.execute(
-                "INSERT INTO steps (stage_key, step, groups_digest) VALUES (?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest",
-                (stage_key, step, groups_digest),
-            )
+            otherwise = "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest"
+            self._insert("steps", otherwise, stage_key=stage_key, step=step, groups_digest=groups_digest)
 
     def step_groups(self, stage_key: str, step: int) -> str | None:
         """Digest of the groups of a step, or None if none were committed."""
@@ -167,11 +162,8 @@ class Ledger(LedgerOfRuns):
         with self._transaction("metrics", synced=False):
             if self._read("stages", "key = ?", stage_key):
                 return
-            self._db.execute(
-                "INSERT INTO steps (stage_key, step, metrics) VALUES (?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET metrics = excluded.metrics",
-                (stage_key, step, json.dumps(dict(metrics))),
-            )
+            otherwise = "ON CONFLICT DO UPDATE SET metrics = excluded.metrics"
+            self._insert("steps", otherwise, stage_key=stage_key, step=step, metrics=json.dumps(dict(metrics)))
 
     def metrics(self, stage_key: str) -> list[dict[str, Any]]:
         """Metrics of the steps that have any, in the order of steps, each with its "step"."""
@@ -187,9 +179,7 @@ class Ledger(LedgerOfRuns):
         """
         with self._transaction("state"):
             self._require_same(f"state of step {step}", dict(self.states(stage_key)).get(step), digest)
-            self._db.execute(
-                "INSERT OR IGNORE INTO states (stage_key, step, digest) VALUES (?, ?, ?)", (stage_key, step, digest)
-            )
+            self._insert("states", "ON CONFLICT DO NOTHING", stage_key=stage_key, step=step, digest=digest)
 
     @waits_for_room
     def carry_over(self, stage_key: str, from_key: str, steps: int) -> None:
@@ -292,10 +282,8 @@ class Ledger(LedgerOfRuns):
         """Records what the files of a run's directory hold, by their paths below it, in place of what was recorded."""
         with self._transaction("views"):
             self._db.execute("DELETE FROM views WHERE run = ?", (run,))
-            self._db.executemany(
-                "INSERT INTO views (run, path, digest) VALUES (?, ?, ?)",
-                [(run, path, digest) for path, digest in digests.items()],
-            )
+            for path, digest in digests.items():
+                self._insert("views", run=run, path=path, digest=digest)
 
     def views(self, run: str) -> dict[str, str]:
         """What `record_views` recorded; nothing while the run's directory is being written, or if that was cut off."""
@@ -305,10 +293,7 @@ class Ledger(LedgerOfRuns):
     def record_incident(self, incident: Incident) -> None:
         """Records damage and what was done about it."""
         with self._transaction("incident"):
-            self._db.execute(
-                "INSERT INTO incidents (file, digest, what, done, at_s) VALUES (?, ?, ?, ?, ?)",
-                (incident.file, incident.digest, incident.what, incident.done, incident.at_s),
-            )
+            self._insert("incidents", **asdict(incident))
 
     def incidents(self) -> list[Incident]:
         """All incidents, in the order in which they were recorded."""
@@ -327,11 +312,8 @@ class Ledger(LedgerOfRuns):
     def _artifact_row(self, artifact_id: int) -> Row:
         rows = self._read("artifacts", "id = ?", artifact_id)
         if not rows:
-            raise StoreError(
-                f"the ledger is damaged: it refers to artifact number {artifact_id}, which it does not have",
-                fix=FALL_BACK,
-                where=str(self._path),
-            )
+            what = f"is damaged: it refers to artifact number {artifact_id}, which it does not have"
+            raise damaged_ledger(self._path, what)
         return rows[0]
 
     def _made(self, row: Row) -> Artifact:
@@ -358,23 +340,18 @@ class Ledger(LedgerOfRuns):
                     where=parent,
                 )
             parent_ids.append(known[-1])
-        cursor = self._db.execute(
-            "INSERT INTO artifacts (digest, kind, stage, config_digest, metrics, created_s) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                artifact.digest,
-                artifact.kind,
-                artifact.stage,
-                artifact.config_digest,
-                json.dumps(dict(artifact.metrics)),
-                time.time(),
-            ),
+        artifact_id = self._insert(
+            "artifacts",
+            digest=artifact.digest,
+            kind=artifact.kind,
+            stage=artifact.stage,
+            config_digest=artifact.config_digest,
+            metrics=json.dumps(dict(artifact.metrics)),
+            created_s=time.time(),
         )
-        artifact_id = cursor.lastrowid
         assert artifact_id is not None  # an INSERT always sets it
-        self._db.executemany(
-            "INSERT INTO parents (child, position, parent) VALUES (?, ?, ?)",
-            [(artifact_id, position, parent_id) for position, parent_id in enumerate(parent_ids)],
-        )
+        for position, parent_id in enumerate(parent_ids):
+            self._insert("parents", child=artifact_id, position=position, parent=parent_id)
         return artifact_id
 
     def _artifact_ids(self, digest: str) -> list[int]:
@@ -383,9 +360,7 @@ class Ledger(LedgerOfRuns):
     def _copy_rows(self, table: str, stage_key: str, rows: Sequence[Row]) -> None:
         """Adds the rows to a table, as those of another stage. Runs inside a transaction."""
         for row in rows:
-            values = {**row, "stage_key": stage_key}
-            marks = ", ".join("?" * len(values))
-            self._db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+            self._insert(table, **{**row, "stage_key": stage_key})
 
     def _require_same(self, what: str, recorded: str | None, digest: str) -> None:
         if recorded not in (None, digest):

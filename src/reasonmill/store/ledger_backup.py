@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from reasonmill.store.ledger import Ledger
 from reasonmill.store.looking import exists, is_directory, is_file, is_lost, size
 from reasonmill.store.lost_views import forget_lost_views
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore, put_aside, quarantined
-from reasonmill.store.sealed_rows import FALL_BACK, OtherVersion, Unreachable
+from reasonmill.store.sealed_rows import OtherVersion, Unreachable, damaged_ledger
 
 LEDGER = "ledger.sqlite"
 SEAL = "ledger.seal"
@@ -189,7 +188,7 @@ def open_for_reading(home: Path) -> Ledger:
     with disk_errors(home):
         absence = "" if is_file(home / LEDGER) else _absence(home / LEDGER)
     if absence:
-        raise StoreError(f"the ledger {absence}", fix=FALL_BACK, where=str(home / LEDGER))
+        raise damaged_ledger(home / LEDGER, absence)
     try:
         return Ledger(home / LEDGER, write=False)
     except (Unreachable, OutOfSpace):
@@ -301,7 +300,7 @@ class LedgerKeeper:
         ledger.copy_to(path)
         damage = _rows_damage(path)
         if damage:
-            raise StoreError(f"the ledger {damage[0]}", fix=FALL_BACK, where=str(self._home / LEDGER))
+            raise damaged_ledger(self._home / LEDGER, damage[0])
 
     def _read_seal(self) -> Seal | None:
         try:
@@ -309,7 +308,7 @@ class LedgerKeeper:
         except DamagedSeal:
             what = f"is no file and goes to {QUARANTINE}/" if is_directory(self._home / SEAL) else "is damaged"
             done = "the ledger is checked row by row and sealed again"
-            self._incidents.add(Incident(SEAL, "", what, done, time.time()))
+            self._incidents.add(Incident(SEAL, "", what, done))
             return None
 
     def _write_seal(self, seal: Seal) -> None:
@@ -342,7 +341,6 @@ class LedgerKeeper:
             was_closed_as or "",
             f"{damage}; it is now in {QUARANTINE}/{kept.name}" if is_there else damage,
             "its last backup takes its place: what was recorded since is made again",
-            time.time(),
         )
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         try:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -187,7 +186,7 @@ class ObjectStore:
 
     def _report(self, digest: str, path: Path, what: str, done: str) -> None:
         file = path.relative_to(self._root.parent).as_posix()
-        self._incidents.add(Incident(file, digest, what, done, time.time()))
+        self._incidents.add(Incident(file, digest, what, done))
 
     def _existing(self, digest: str) -> Path:
         if not self.exists(digest):
