@@ -56,7 +56,7 @@ class Home:
 
     def __init__(self, path: Path, ledger: Ledger, *, writer: Writer | None, incidents: Incidents) -> None:
         self.path = path
-        self.objects = ObjectStore(path / OBJECTS, path / TMP, write=writer is not None, incidents=incidents)
+        self.objects = ObjectStore(path / OBJECTS, write=writer is not None, incidents=incidents)
         self.ledger = ledger
         self._writer = writer
         self._incidents = incidents
@@ -85,8 +85,8 @@ class Home:
             if not exists(path / LEDGER):
                 _make_durably(path)
             lock = lock or WriterLock(path)
-        ledger = None
         incidents = Incidents()
+        keeper = LedgerKeeper(path, incidents)
         try:
             with disk_errors(path):
                 require_this_version(path)
@@ -98,14 +98,10 @@ class Home:
                         disk.make_directory(path / name, name)
                 # Also when they existed, see above: damaged files go into one of them even before the seal is written.
                 disk.fsync_directory(path, "home")
-                keeper = LedgerKeeper(path, incidents)
-                ledger = keeper.open()
+                return cls(path, keeper.open(), writer=Writer(lock, keeper), incidents=incidents)
         except BaseException:
-            if ledger is not None:
-                ledger.close()
             lock.release()
             raise
-        return cls(path, ledger, writer=Writer(lock, keeper), incidents=incidents)
 
     def tell_incidents(self, tell: Callable[[str], None]) -> None:
         """Tells incidents to the user in this way, those since the home was opened first."""
@@ -328,19 +324,16 @@ def _make_durably(path: Path) -> None:
 def _require_own_entries(path: Path) -> None:
     """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
     for name in (*_DIRECTORIES, _LOCK):
-        entry, kind = path / name, "file" if name == _LOCK else "directory"
-        is_own = is_file(entry) if kind == "file" else is_directory(entry)
-        if entry.is_symlink():
-            found = "a link"
-        elif exists(entry) and not is_own:
-            found = f"no {kind}"
-        else:
-            continue
-        raise StoreError(
-            f"{name!r} of this home is {found}, and what a run does to it would be done to something else",
-            fix=f"put a plain {kind} in its place; to have a home on another disk, name a directory there as the home",
-            where=str(entry),
-        )
+        entry = path / name
+        kind, is_own = ("file", is_file) if name == _LOCK else ("directory", is_directory)
+        if entry.is_symlink() or (exists(entry) and not is_own(entry)):
+            raise StoreError(
+                f"{name!r} of this home is {'a link' if entry.is_symlink() else f'no {kind}'}, and what a run does to "
+                "it would be done to something else",
+                fix=f"put a plain {kind} in its place; to have a home on another disk, name a directory there as the "
+                "home",
+                where=str(entry),
+            )
 
 
 def _require_no_content(path: Path) -> None:

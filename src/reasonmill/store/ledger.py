@@ -263,10 +263,9 @@ class Ledger(LedgerOfRuns):
             StoreError: the ledger has no such artifact.
         """
         identity = _identity(artifact)
-        for made in reversed(self._artifact_ids(artifact.digest)):
-            if _identity(self._artifact(made)) == identity:
-                rows = self._read("parents", "child = ?", made, order="position")
-                return [self._artifact(row["parent"]) for row in rows]
+        for row in reversed(self._makings(artifact.digest)):
+            if _identity(self._made(row)) == identity:
+                return [self._made(parent) for parent in self._parents(row["id"])]
         raise StoreError(
             f"the ledger has no artifact {artifact.digest[:12]} of stage {artifact.stage!r}",
             fix="check that this is the home it was made in",
@@ -303,11 +302,8 @@ class Ledger(LedgerOfRuns):
         ]
 
     def _stage(self, row: Row) -> StageRecord:
-        artifact = self._artifact(row["artifact"])
+        artifact = self._made(self._artifact_row(row["artifact"]))
         return StageRecord(row["key"], row["run"], row["name"], row["kind"], artifact, row["seconds"], row["tokens"])
-
-    def _artifact(self, artifact_id: int) -> Artifact:
-        return self._made(self._artifact_row(artifact_id))
 
     def _artifact_row(self, artifact_id: int) -> Row:
         rows = self._read("artifacts", "id = ?", artifact_id)
@@ -317,29 +313,30 @@ class Ledger(LedgerOfRuns):
         return rows[0]
 
     def _made(self, row: Row) -> Artifact:
-        parents = [
-            self._artifact_row(link["parent"])["digest"]
-            for link in self._read("parents", "child = ?", row["id"], order="position")
-        ]
-        return Artifact(
-            row["digest"], row["kind"], row["stage"], tuple(parents), row["config_digest"], json.loads(row["metrics"])
-        )
+        parents = tuple(parent["digest"] for parent in self._parents(row["id"]))
+        metrics = json.loads(row["metrics"])
+        return Artifact(row["digest"], row["kind"], row["stage"], parents, row["config_digest"], metrics)
+
+    def _parents(self, artifact_id: int) -> list[Row]:
+        """The rows of the artifacts that one was made from, in order."""
+        links = self._read("parents", "child = ?", artifact_id, order="position")
+        return [self._artifact_row(link["parent"]) for link in links]
 
     def _record_artifact(self, artifact: Artifact) -> int:
         """Id of the artifact's row, which is added unless an equal one is there. Runs inside a transaction."""
-        for made in self._artifact_ids(artifact.digest):
-            if self._artifact(made) == artifact:
-                return made
+        for row in self._makings(artifact.digest):
+            if self._made(row) == artifact:
+                return int(row["id"])
         parent_ids = []
         for parent in artifact.parents:
-            known = self._artifact_ids(parent)
+            known = self._makings(parent)
             if not known:
                 raise StoreError(
                     f"the {artifact.kind} of stage {artifact.stage!r} has a parent that the ledger does not know",
                     fix="register the parent before the stage is committed",
                     where=parent,
                 )
-            parent_ids.append(known[-1])
+            parent_ids.append(known[-1]["id"])
         artifact_id = self._insert(
             "artifacts",
             digest=artifact.digest,
@@ -354,8 +351,9 @@ class Ledger(LedgerOfRuns):
             self._insert("parents", child=artifact_id, position=position, parent=parent_id)
         return artifact_id
 
-    def _artifact_ids(self, digest: str) -> list[int]:
-        return [row["id"] for row in self._read("artifacts", "digest = ?", digest, order="id")]
+    def _makings(self, digest: str) -> list[Row]:
+        """The rows of equal artifacts, in the order in which they were recorded."""
+        return self._read("artifacts", "digest = ?", digest, order="id")
 
     def _copy_rows(self, table: str, stage_key: str, rows: Sequence[Row]) -> None:
         """Adds the rows to a table, as those of another stage. Runs inside a transaction."""

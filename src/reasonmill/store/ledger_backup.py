@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from reasonmill.store import disk
 from reasonmill.store.commit import content, disk_errors, file_digest, holds, is_unreadable, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.looking import exists, is_directory, is_file, is_lost, size
+from reasonmill.store.looking import changed_ns, exists, is_directory, is_file, is_lost, size
 from reasonmill.store.lost_views import forget_lost_views
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore, put_aside, quarantined
 from reasonmill.store.sealed_rows import OtherVersion, Unreachable, damaged_ledger
@@ -69,14 +69,16 @@ def read_seal(home: Path) -> Seal | None:
         if not exists(path):
             return None
         data = content(path)
-    try:
+    with suppress(ValueError, LookupError, TypeError):
         fields = json.loads((data or b"").splitlines()[0])
         seal = Seal(fields["ledger"], tuple(fields["backups"]))
-    except (ValueError, LookupError, TypeError) as error:
-        raise _damaged_seal(path) from error
-    if encode_seal(seal) != data:
-        raise _damaged_seal(path)
-    return seal
+        if encode_seal(seal) == data:
+            return seal
+    raise DamagedSeal(
+        "the seal of the ledger is damaged",
+        fix="run the recipe again: the ledger is checked row by row and sealed anew",
+        where=str(path),
+    )
 
 
 def is_home(path: Path) -> bool:
@@ -87,7 +89,7 @@ def is_home(path: Path) -> bool:
     Raises:
         StoreError: the disk does not say.
     """
-    backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
+    backups = ObjectStore(path / BACKUPS, write=False)
     with disk_errors(path):
         return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
 
@@ -136,15 +138,12 @@ def _absence(path: Path) -> str:
 def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
     """What a look at every row of a ledger's file finds; see `ledger_damage`."""
     try:
-        ledger = Ledger(path, write=False, is_final=is_final)
+        with closing(Ledger(path, write=False, is_final=is_final)) as ledger:
+            return [f"is damaged: {what}" for what in ledger.damage()]
     except (OtherVersion, Unreachable, OutOfSpace):
         raise
     except StoreError as error:
         return [f"is damaged: {error.what}"]
-    try:
-        return [f"is damaged: {what}" for what in ledger.damage()]
-    finally:
-        ledger.close()
 
 
 def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
@@ -154,7 +153,7 @@ def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> lis
     """
     known = seal.backups if seal is not None else ()
     others = [digest for digest in backups.digests() if digest not in known]
-    return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
+    return [*known, *sorted(others, key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)]
 
 
 def sound_backup(home: Path, backups: ObjectStore, seal: Seal | None) -> str | None:
@@ -162,18 +161,8 @@ def sound_backup(home: Path, backups: ObjectStore, seal: Seal | None) -> str | N
 
     Changes nothing.
     """
-    for digest in backups_in_order(home, backups, seal):
-        if backups.exists(digest) and not backups.damaged_files(digest):
-            return digest
-    return None
-
-
-def _made_ns(path: Path) -> int:
-    """When something was written; 0 for what a writer removes meanwhile."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+    there = (digest for digest in backups_in_order(home, backups, seal) if backups.exists(digest))
+    return next((digest for digest in there if not backups.damaged_files(digest)), None)
 
 
 def open_for_reading(home: Path) -> Ledger:
@@ -186,9 +175,8 @@ def open_for_reading(home: Path) -> Ledger:
         StoreError: it is missing or damaged, or can't be read.
     """
     with disk_errors(home):
-        absence = "" if is_file(home / LEDGER) else _absence(home / LEDGER)
-    if absence:
-        raise damaged_ledger(home / LEDGER, absence)
+        if not is_file(home / LEDGER):
+            raise damaged_ledger(home / LEDGER, _absence(home / LEDGER))
     try:
         return Ledger(home / LEDGER, write=False)
     except (Unreachable, OutOfSpace):
@@ -225,7 +213,7 @@ class LedgerKeeper:
     def __init__(self, home: Path, incidents: Incidents) -> None:
         self._home = home
         self._incidents = incidents
-        self._backups = ObjectStore(home / BACKUPS, home / TMP, write=True, incidents=incidents)
+        self._backups = ObjectStore(home / BACKUPS, write=True, incidents=incidents)
         self._seal = Seal(None, ())
 
     def open(self) -> Ledger:
@@ -332,7 +320,12 @@ class LedgerKeeper:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
         known = seal.backups if seal is not None else ()
         was_closed_as = seal.ledger if seal is not None and seal.ledger != _REFUSED else None
-        digest = self._sound_backup(seal, damage)
+        tried = backups_in_order(self._home, self._backups, seal)
+        instead = "another backup of the ledger is tried"
+        digest = next((it for it in tried if self._backups.sound_path(it, instead=instead) is not None), None)
+        if digest is None:
+            what = f"the ledger {damage}, and no sound backup of it is left"
+            raise StoreError(what, fix=NO_BACKUP, where=str(self._home / LEDGER))
         path, kept = self._home / LEDGER, quarantined(self._home, "ledger")
         with disk_errors(self._home):
             is_there = exists(path)
@@ -366,17 +359,6 @@ class LedgerKeeper:
                     disk.unlink(restored, "unused restored ledger")
         self._incidents.add(incident)
 
-    def _sound_backup(self, seal: Seal | None, damage: str) -> str:
-        """The first of the backups that is whole."""
-        for digest in backups_in_order(self._home, self._backups, seal):
-            if self._backups.sound_path(digest, instead="another backup of the ledger is tried") is not None:
-                return digest
-        raise StoreError(
-            f"the ledger {damage}, and no sound backup of it is left",
-            fix=NO_BACKUP,
-            where=str(self._home / LEDGER),
-        )
-
 
 def _is_copied(path: Path, copy: Path) -> bool:
     """Copies a damaged ledger's file durably; False where that is no file, or one that the disk can't read."""
@@ -392,11 +374,3 @@ def _is_copied(path: Path, copy: Path) -> bool:
             raise
         return False
     return True
-
-
-def _damaged_seal(path: Path) -> DamagedSeal:
-    return DamagedSeal(
-        "the seal of the ledger is damaged",
-        fix="run the recipe again: the ledger is checked row by row and sealed anew",
-        where=str(path),
-    )

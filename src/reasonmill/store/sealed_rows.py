@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from reasonmill.errors import OutOfSpace, StoreError
+from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
 from reasonmill.store.looking import is_file
@@ -128,22 +128,16 @@ class SealedRows:
         """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows.
 
         Raises:
-            Unreachable, OutOfSpace: it can't be looked at.
+            StoreError: it is too damaged to be looked at, or can't be.
         """
-        try:
-            found = self._broken_pages()
-            if self._made_tables() != set(self.tables):
-                found.append("its tables are not those of its version")
-            found += [
-                f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
-                for row in self._rows("PRAGMA foreign_key_check")
-            ]
-            found += [broken for table in self._columns for _, broken in self._checked(table) if broken]
-        except (Unreachable, OutOfSpace):
-            raise
-        except StoreError as error:
-            return [error.what]
-        return found
+        found = self._broken_pages()
+        if self._made_tables() != set(self.tables):
+            found.append("its tables are not those of its version")
+        found += [
+            f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
+            for row in self._rows("PRAGMA foreign_key_check")
+        ]
+        return found + [broken for table in self._columns for _, broken in self._checked(table) if broken]
 
     def _read(self, table: str, condition: str = "TRUE", *values: str | int, order: str = "rowid") -> list[Row]:
         """The rows of a table that fulfil a condition; each is checked against its seal.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import HOME_ENTRIES, OBJECTS, entries
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS, entries, require_home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import (
     BACKUPS,
@@ -20,7 +20,6 @@ from reasonmill.store.ledger_backup import (
     SEAL,
     DamagedSeal,
     Seal,
-    is_home,
     ledger_damage,
     open_for_reading,
     read_seal,
@@ -111,10 +110,7 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
     """
-    if not is_home(path):
-        raise StoreError(
-            "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
-        )
+    require_home(path)
     before, num_objects = _look(path, None, on_object)
     found = before
     for _ in range(_LOOKS - 1):
@@ -251,20 +247,17 @@ CHECKS: tuple[Check, ...] = (
 
 def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, int], None]) -> tuple[list[Finding], int]:
     """What all checks find, reading these files or all, and how many objects there are."""
-    objects = ObjectStore(home / OBJECTS, home / TMP, write=False)
-    backups = ObjectStore(home / BACKUPS, home / TMP, write=False)
+    objects = ObjectStore(home / OBJECTS, write=False)
+    backups = ObjectStore(home / BACKUPS, write=False)
     try:
         seal, is_seal_damaged = read_seal(home), False
     except DamagedSeal:
         seal, is_seal_damaged = None, True
     with disk_errors(home):
         damage, ledger = _readable_ledger(home, backups, seal)
-        try:
+        with closing(ledger) if ledger is not None else nullcontext():
             inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
             findings = [finding for check in CHECKS for finding in check(inspection)]
-        finally:
-            if ledger is not None:
-                ledger.close()
     return findings, len(objects.digests())
 
 
