@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,19 +12,14 @@ from rich.tree import Tree
 
 from reasonmill.errors import NotAdopted
 from reasonmill.options import DEFAULT_HOME, HomeOption, OverridesOption, RecipeArgument, UntilOption
-from reasonmill.store.ledger import ADOPTED
-
-if TYPE_CHECKING:
-    from reasonmill.store.home import Home
-    from reasonmill.store.ledger import StageRecord
-    from reasonmill.store.ledger_runs import RunRecord
-    from reasonmill.types import Artifact
+from reasonmill.store.home import Home, require_home
+from reasonmill.store.ledger import ADOPTED, StageRecord
+from reasonmill.store.ledger_runs import RunRecord
+from reasonmill.types import Artifact
 
 
 def status(home: HomeOption = DEFAULT_HOME) -> None:
     """Shows the runs of a home, and which of their stages are finished, begun or open."""
-    from reasonmill.store.home import Home
-
     console = Console()
     with Home.open(home, write=False) as opened:
         runs = opened.ledger.runs()
@@ -40,7 +35,6 @@ def lineage(
 ) -> None:
     """Shows what an artifact was made from."""
     from reasonmill.mill.artifacts import find_artifact
-    from reasonmill.store.home import Home
 
     with Home.open(home, write=False) as opened:
         found = find_artifact(opened, artifact, note_to_user)
@@ -64,7 +58,6 @@ def adopt(
     loaded.up_to(until)  # a mistake here is told before the home is opened
 
     from reasonmill.mill.adoption import adopt as adopt_results
-    from reasonmill.store.home import Home, require_home
 
     require_home(home)
     with Home.open(home) as opened:

@@ -158,11 +158,8 @@ def check_references(inspection: Inspection) -> Iterator[Finding]:
             yield Finding(f"{OBJECTS}/{digest}", f"is missing, the {user}", _remade(user))
     for artifact in inspection.ledger.artifacts():
         # Bases come from elsewhere; an artifact that no finished stage has was made again as something else.
-        if (
-            artifact.kind != "base"
-            and artifact.digest not in inspection.used
-            and not inspection.objects.exists(artifact.digest)
-        ):
+        is_needed = artifact.kind == "base" or artifact.digest in inspection.used
+        if not is_needed and not inspection.objects.exists(artifact.digest):
             what = f"is missing, an earlier {artifact.kind} of stage {artifact.stage!r}"
             yield Finding(f"{OBJECTS}/{artifact.digest}", what, "no stage needs it any more", is_problem=False)
 
@@ -182,8 +179,8 @@ def check_accounts(inspection: Inspection) -> Iterator[Finding]:
     """The rollouts of each step that was trained on: each has one fate, and the committed groups say which."""
     if inspection.ledger is None or not inspection.is_read(LEDGER):
         return
-    for found in misaccounts(inspection.ledger, inspection.objects):
-        what = f"is wrong about step {found.step} of stage key {found.stage_key[:12]}: {found.what}"
+    for key, step, complaint in misaccounts(inspection.ledger, inspection.objects):
+        what = f"is wrong about step {step} of stage key {key[:12]}: {complaint}"
         yield Finding(LEDGER, what, "use a copy of the home, or run the recipe with another seed")
 
 
@@ -273,7 +270,6 @@ def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tup
 
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
     """What stages need, as (digest, what it is)."""
-    stages = {record.key: record for record in ledger.stages()}
     known = [(run.name, stage) for run in ledger.runs() for stage in (*run.earlier, *run.stages)]
     names = {stage.key: f"stage {stage.name!r} of run {run!r}" for run, stage in known}
     for key in ledger.begun_stages():
@@ -283,7 +279,7 @@ def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
         for step, digest in ledger.steps(key):
             if digest is not None:
                 yield digest, f"groups of step {step} of {name}"
-    for record in stages.values():
+    for record in ledger.stages():
         yield record.artifact.digest, f"{record.artifact.kind} of stage {record.name!r} of run {record.run!r}"
 
 
