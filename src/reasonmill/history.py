@@ -96,16 +96,14 @@ def note_to_user(text: str) -> None:
 def _status_table(home: Home, run: RunRecord) -> Table:
     table = table_of(run.name, "stage", "kind", "state", "artifact", "earlier result")
     begun = {stage.name: stage.key for stage in run.stages}
-    earlier = {stage.name: home.ledger.stage(stage.key) for stage in run.earlier}
+    earlier = {stage.name: (stage.kind, _digest(home.ledger.stage(stage.key))) for stage in run.earlier}
     for settings in run.recipe["stage"]:
         name = settings["name"]
         state, digest = _stage_state(home, begun.get(name), settings.get("steps"))
-        table.add_row(name, settings["kind"], state, digest, "" if digest else _digest(earlier.get(name)))
-    named = {settings["name"] for settings in run.recipe["stage"]}
-    for stage in run.earlier:
-        if stage.name not in named:
-            state = "not in the recipe any more"
-            table.add_row(stage.name, stage.kind, state, "", _digest(earlier[stage.name]))
+        _, result = earlier.pop(name, ("", ""))
+        table.add_row(name, settings["kind"], state, digest, "" if digest else result)
+    for name, (kind, result) in earlier.items():
+        table.add_row(name, kind, "not in the recipe any more", "", result)
     return table
 
 

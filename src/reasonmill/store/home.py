@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
@@ -73,19 +72,15 @@ class Home:
             StoreError: the home can't be written, is in use by another writer, or is missing and opened for reading.
         """
         path = Path(path).absolute()
-        if write:
-            _require_directory(path)
-            return cls._open_for_writing(path, lock)
-        require_home(path)
-        return cls(path, open_for_reading(path), writer=None, incidents=Incidents())
-
-    @classmethod
-    def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
+        incidents = Incidents()
+        if not write:
+            require_home(path)
+            return cls(path, open_for_reading(path), writer=None, incidents=incidents)
+        _require_directory(path)
         with disk_errors(path):
             if not exists(path / LEDGER):
                 _make_durably(path)
             lock = lock or WriterLock(path)
-        incidents = Incidents()
         keeper = LedgerKeeper(path, incidents)
         try:
             with disk_errors(path):
@@ -173,10 +168,8 @@ class Home:
     def __enter__(self) -> Home:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close(at_once=isinstance(error, KeyboardInterrupt))  # a second Ctrl-C
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))  # a second Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -222,11 +215,10 @@ class WriterLock:
                 disk.write_file(self._path, b"", "released lock")
             # Unlock and not just close: a process that is being forked right now has the descriptor, too.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
-            self._descriptor = None
+            self.drop()
 
-    def drop_in_child(self) -> None:
-        """Closes a forked child's copy, which would keep the lock alive after its parent was killed."""
+    def drop(self) -> None:
+        """Closes this process's copy of the lock, and no other: a forked child's would outlive its parent's."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -237,7 +229,7 @@ _held_locks: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
 def _drop_inherited_locks() -> None:
     for lock in list(_held_locks):
-        lock.drop_in_child()
+        lock.drop()
 
 
 os.register_at_fork(after_in_child=_drop_inherited_locks)

@@ -245,12 +245,10 @@ class Ledger(LedgerOfRuns):
                 where=str(self._path),
             )
         if len(latest) > 1 and digest not in latest:
-            candidates = ", ".join(
-                f"{row['digest'][: len(digest) + 8]} ({row['stage']})" for row in list(latest.values())[:8]
-            )
+            candidates = [f"{row['digest'][: len(digest) + 8]} ({row['stage']})" for row in latest.values()]
             more = f" and {len(latest) - 8} more" if len(latest) > 8 else ""
             raise StoreError(
-                f"{len(latest)} artifacts have digests that begin with {digest!r}: {candidates}{more}",
+                f"{len(latest)} artifacts have digests that begin with {digest!r}: {', '.join(candidates[:8])}{more}",
                 fix="give more digits",
                 where=str(self._path),
             )

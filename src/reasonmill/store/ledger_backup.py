@@ -233,7 +233,7 @@ class LedgerKeeper:
         ledger = Ledger(self._home / LEDGER, write=True)
         try:
             # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
-            self._incidents.record_in(ledger)
+            self._incidents.record(ledger.record_incident)
             if damage:
                 what = "is damaged, or newer than the backup of the ledger"
                 for run in ledger.runs():
