@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.text import Text
 from reasonmill.errors import StoreError
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
-from reasonmill.store.verification import Finding, verify_home
+from reasonmill.store.verification import verify_home
 
 
 def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
@@ -27,7 +26,10 @@ def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         findings = [asdict(finding) for finding in found.findings]
         print(json.dumps({"objects": found.num_objects, "findings": findings}, indent=2, ensure_ascii=False))
     else:
-        _print_findings(found.findings)
+        for finding in sorted(found.findings, key=lambda finding: finding.is_problem):
+            label = ("damage: ", "bold red") if finding.is_problem else ("note: ", "dim")
+            _print(Text.assemble(label, f"{finding.file} {finding.what}"))
+            _print(Text(f"  {finding.recovery}", style="dim"))
         _print(f"{_count(found.num_objects, 'object')}, {_count(len(found.problems), 'problem')}")
     if found.problems:
         raise typer.Exit(StoreError.exit_code)
@@ -62,13 +64,6 @@ def gc(
     for what, num_bytes in staying.items():
         if num_bytes:
             _print(f"{num_bytes:,} bytes are {what}")
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    for finding in sorted(findings, key=lambda finding: finding.is_problem):
-        label = ("damage: ", "bold red") if finding.is_problem else ("note: ", "dim")
-        _print(Text.assemble(label, f"{finding.file} {finding.what}"))
-        _print(Text(f"  {finding.recovery}", style="dim"))
 
 
 def _count(number: int, noun: str) -> str:

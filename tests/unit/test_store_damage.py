@@ -57,8 +57,8 @@ def change_a_number(ledger: Path) -> None:
 def kill(home: Home) -> None:
     """Leaves the home as a killed writer does: its ledger is not sealed."""
     home.ledger.close()
-    assert home._writer is not None
-    home._writer.lock.release()
+    assert home._lock is not None
+    home._lock.close()
 
 
 def fell_back(home: Home) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -88,10 +89,9 @@ def _wrong(entry: Mapping[str, Any], step: int, groups: Sequence[Group] | None) 
 
 
 def _read(objects: ObjectStore, digest: str) -> list[Group] | None:
-    try:
+    with suppress(StoreError):
         return read_groups(objects.path(digest) / GROUPS_FILE)
-    except StoreError:
-        return None
+    return None
 
 
 def _listed(counts: Mapping[str, float]) -> str:

@@ -12,16 +12,7 @@ from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import OBJECTS, Home, WriterLock, entries, require_home
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import (
-    BACKUPS,
-    LEDGER,
-    NO_BACKUP,
-    DamagedSeal,
-    ledger_damage,
-    open_for_reading,
-    read_seal,
-    sound_backup,
-)
+from reasonmill.store.ledger_backup import LEDGER, NO_BACKUP, look_at_ledger, open_for_reading
 from reasonmill.store.looking import is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, half_written_views
@@ -124,12 +115,8 @@ def _locked(path: Path) -> Iterator[WriterLock]:
     """The right to write to a home that is there; what the disk does wrong meanwhile is an error of the store."""
     path = path.absolute()
     require_home(path)
-    with disk_errors(path):
-        lock = WriterLock(path)
-        try:
-            yield lock
-        finally:
-            lock.release()
+    with disk_errors(path), closing(WriterLock(path)) as lock:
+        yield lock
 
 
 def _garbage(home: Path, abandoned: bool, last_states: bool) -> Garbage:
@@ -158,17 +145,12 @@ def _sound_ledger(home: Path) -> Ledger:
     Raises:
         StoreError: it is damaged.
     """
-    try:
-        seal = read_seal(home)
-    except DamagedSeal:
-        seal = None  # then the ledger is checked row by row
-    damage = ledger_damage(home, seal)
-    if damage:
-        backup = sound_backup(home, ObjectStore(home / BACKUPS, write=False), seal)
+    found = look_at_ledger(home)
+    if found.damage:
         fall_back = "run a recipe of this home first: it puts the last backup of the ledger in its place"
         raise StoreError(
-            f"the ledger {damage[0]}, so that it can't be told what is needed: nothing was removed",
-            fix=fall_back if backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
+            f"the ledger {found.damage[0]}, so that it can't be told what is needed: nothing was removed",
+            fix=fall_back if found.backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
             where=str(home / LEDGER),
         )
     return open_for_reading(home)

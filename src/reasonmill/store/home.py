@@ -11,7 +11,6 @@ import socket
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -21,16 +20,7 @@ from reasonmill.store.commit import disk_errors
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import (
-    BACKUPS,
-    LEDGER,
-    SEAL,
-    SIDE_FILES,
-    LedgerKeeper,
-    is_home,
-    open_for_reading,
-    require_this_version,
-)
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
 from reasonmill.store.looking import exists, is_directory, is_file
 from reasonmill.store.lost_views import forget_lost_views, in_the_way
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
@@ -43,7 +33,7 @@ _PID = "pid"  # what the lock's file says first
 # What the system says where it can't lock a directory: network file systems lock only what can be written.
 _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
-HOME_ENTRIES = frozenset({*_DIRECTORIES, _LOCK, LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
+HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 
 
 class Home:
@@ -53,12 +43,15 @@ class Home:
     that `tell_incidents` was given.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, *, writer: Writer | None, incidents: Incidents) -> None:
+    def __init__(
+        self, path: Path, ledger: Ledger, incidents: Incidents, keeper: LedgerKeeper | None, lock: WriterLock | None
+    ) -> None:
         self.path = path
-        self.objects = ObjectStore(path / OBJECTS, write=writer is not None, incidents=incidents)
+        self.objects = ObjectStore(path / OBJECTS, write=keeper is not None, incidents=incidents)
         self.ledger = ledger
-        self._writer = writer
         self._incidents = incidents
+        self._keeper = keeper
+        self._lock = lock
         self.when_full: WhenFull | None = None
 
     @classmethod
@@ -75,7 +68,7 @@ class Home:
         incidents = Incidents()
         if not write:
             require_home(path)
-            return cls(path, open_for_reading(path), writer=None, incidents=incidents)
+            return cls(path, open_for_reading(path), incidents, None, None)
         _require_directory(path)
         with disk_errors(path):
             if not exists(path / LEDGER):
@@ -84,7 +77,7 @@ class Home:
         keeper = LedgerKeeper(path, incidents)
         try:
             with disk_errors(path):
-                require_this_version(path)
+                keeper.require_this_version()
                 # Before anything is written: they may be what fills the disk.
                 for leftover in entries(path / TMP):
                     disk.remove_tree(leftover, "leftover")
@@ -93,9 +86,9 @@ class Home:
                         disk.make_directory(path / name, name)
                 # Also when they existed, see above: damaged files go into one of them even before the seal is written.
                 disk.fsync_directory(path, "home")
-                return cls(path, keeper.open(), writer=Writer(lock, keeper), incidents=incidents)
+                return cls(path, keeper.open(), incidents, keeper, lock)
         except BaseException:
-            lock.release()
+            lock.close()
             raise
 
     def tell_incidents(self, tell: Callable[[str], None]) -> None:
@@ -109,8 +102,8 @@ class Home:
     @waits_for_room
     def back_up_ledger(self) -> None:
         """Keeps a copy of the ledger as it is now, to fall back to if its file is damaged."""
-        if self._writer is not None:
-            self._writer.keeper.back_up(self.ledger)
+        if self._keeper is not None:
+            self._keeper.back_up(self.ledger)
 
     def run_dir(self, name: str) -> Path:
         """Directory of a run's views and logs; it exists after this call if the home is open for writing."""
@@ -119,7 +112,7 @@ class Home:
                 f"{name!r} can't name a run's directory", fix="use letters, digits, '-' and '_'", where="run"
             )
         path = self.path / RUNS / name
-        if self._writer is not None:
+        if self._keeper is not None:
             if in_the_way(path):
                 forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
             with disk_errors(path):
@@ -153,31 +146,21 @@ class Home:
         Args:
             at_once: without a backup of the ledger and its seal, which the next writer catches up on, as after a kill.
         """
-        writer, self._writer = self._writer, None
-        if writer is None:
-            self.ledger.close()
-            return
+        keeper, self._keeper = self._keeper, None
         try:
-            if at_once:
+            if keeper is None or at_once:
                 self.ledger.close()
             else:
-                writer.keeper.close(self.ledger)
+                keeper.close(self.ledger)
         finally:
-            writer.lock.release()
+            if self._lock is not None:
+                self._lock.close()
 
     def __enter__(self) -> Home:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))  # a second Ctrl-C
-
-
-@dataclass(frozen=True)
-class Writer:
-    """What only the writer of a home has."""
-
-    lock: WriterLock
-    keeper: LedgerKeeper
 
 
 class WriterLock:
@@ -208,7 +191,7 @@ class WriterLock:
         self._descriptor: int | None = descriptor
         _held_locks.add(self)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Lets the lock go; a second call does nothing."""
         if self._descriptor is not None:
             with suppress(OSError):  # what the file says counts only while the home is locked

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -186,9 +186,11 @@ class Ledger(LedgerOfRuns):
         """Gives a stage that has nothing yet all steps of another one, its machines, and its state of step `steps`."""
         with self._transaction("carried steps"):
             self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
-            self._copy_rows("steps", stage_key, self._read("steps", "stage_key = ?", from_key))
-            self._copy_rows("states", stage_key, self._read("states", "stage_key = ? AND step = ?", from_key, steps))
-            self._copy_rows("machines", stage_key, self._read("machines", "stage_key = ?", from_key))
+            found = {table: self._read(table, "stage_key = ?", from_key) for table in ("steps", "machines")}
+            found["states"] = self._read("states", "stage_key = ? AND step = ?", from_key, steps)
+            for table, rows in found.items():
+                for row in rows:
+                    self._insert(table, **{**row, "stage_key": stage_key})
 
     def latest_state(self, stage_key: str) -> tuple[int, str] | None:
         """Step and digest of the last committed state, or None."""
@@ -352,11 +354,6 @@ class Ledger(LedgerOfRuns):
     def _makings(self, digest: str) -> list[Row]:
         """The rows of equal artifacts, in the order in which they were recorded."""
         return self._read("artifacts", "digest = ?", digest, order="id")
-
-    def _copy_rows(self, table: str, stage_key: str, rows: Sequence[Row]) -> None:
-        """Adds the rows to a table, as those of another stage. Runs inside a transaction."""
-        for row in rows:
-            self._insert(table, **{**row, "stage_key": stage_key})
 
     def _require_same(self, what: str, recorded: str | None, digest: str) -> None:
         if recorded not in (None, digest):

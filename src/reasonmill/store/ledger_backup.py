@@ -30,6 +30,8 @@ SEAL = "ledger.seal"
 BACKUPS = "backups"
 # What SQLite keeps next to an open file: its log, and an index of that.
 SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
+# The last is the seal that is on its way to its name.
+LEDGER_FILES = frozenset({LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 # What to do about a damaged ledger where no sound backup is left.
 NO_BACKUP = "restore the home from a copy, or use another home: the recipe then makes everything again"
 # The one before the last is for the case that ledger and last backup are damaged together.
@@ -94,20 +96,6 @@ def is_home(path: Path) -> bool:
         return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
 
 
-def require_this_version(home: Path) -> None:
-    """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
-
-    Raises:
-        OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
-    """
-    try:
-        Ledger(home / LEDGER, write=False, is_final=True).close()
-    except OtherVersion:
-        raise
-    except StoreError:
-        return  # the keeper looks closer
-
-
 def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
     """What is wrong with the ledger's file, each to follow its name; nothing for a sound one.
 
@@ -156,13 +144,40 @@ def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> lis
     return [*known, *sorted(others, key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)]
 
 
-def sound_backup(home: Path, backups: ObjectStore, seal: Seal | None) -> str | None:
-    """The digest of the backup that a run would put in the place of a damaged ledger; None where no sound one is left.
+@dataclass(frozen=True)
+class LedgerState:
+    """What a look at a home's ledger finds.
 
-    Changes nothing.
+    Args:
+        seal: None where there is none or it is damaged.
+        damage: what is wrong with the ledger, each to follow its name.
+        backup: the directory of the backup that a run would put in the place of a damaged ledger; None where the ledger
+            is sound, or no sound backup is left.
     """
-    there = (digest for digest in backups_in_order(home, backups, seal) if backups.exists(digest))
-    return next((digest for digest in there if not backups.damaged_files(digest)), None)
+
+    seal: Seal | None
+    is_seal_damaged: bool
+    damage: tuple[str, ...]
+    backup: Path | None
+
+
+def look_at_ledger(home: Path) -> LedgerState:
+    """Looks at a home's ledger and its seal, and changes nothing.
+
+    Raises:
+        OtherVersion: the ledger is of another version of reasonmill.
+        StoreError: it can't be looked at.
+    """
+    seal, is_seal_damaged = None, False
+    try:
+        seal = read_seal(home)
+    except DamagedSeal:
+        is_seal_damaged = True  # then the ledger is checked row by row
+    damage = ledger_damage(home, seal)
+    backups = ObjectStore(home / BACKUPS, write=False)
+    tried = [digest for digest in backups_in_order(home, backups, seal) if backups.exists(digest)] if damage else []
+    sound = next((home / BACKUPS / digest for digest in tried if not backups.damaged_files(digest)), None)
+    return LedgerState(seal, is_seal_damaged, tuple(damage), sound)
 
 
 def open_for_reading(home: Path) -> Ledger:
@@ -215,6 +230,19 @@ class LedgerKeeper:
         self._incidents = incidents
         self._backups = ObjectStore(home / BACKUPS, write=True, incidents=incidents)
         self._seal = Seal(None, ())
+
+    def require_this_version(self) -> None:
+        """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
+
+        Raises:
+            OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
+        """
+        try:
+            Ledger(self._home / LEDGER, write=False, is_final=True).close()
+        except OtherVersion:
+            raise
+        except StoreError:
+            return  # `open` looks closer
 
     def open(self) -> Ledger:
         """The ledger; a damaged one is put into quarantine, and its last sound backup takes its place.
@@ -318,8 +346,7 @@ class LedgerKeeper:
 
     def _fall_back(self, seal: Seal | None, damage: str) -> None:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
-        known = seal.backups if seal is not None else ()
-        was_closed_as = seal.ledger if seal is not None and seal.ledger != _REFUSED else None
+        sealed = seal or Seal(None, ())
         tried = backups_in_order(self._home, self._backups, seal)
         instead = "another backup of the ledger is tried"
         digest = next((it for it in tried if self._backups.sound_path(it, instead=instead) is not None), None)
@@ -331,7 +358,7 @@ class LedgerKeeper:
             is_there = exists(path)
         incident = Incident(
             LEDGER,
-            was_closed_as or "",
+            "" if sealed.ledger in (None, _REFUSED) else sealed.ledger,
             f"{damage}; it is now in {QUARANTINE}/{kept.name}" if is_there else damage,
             "its last backup takes its place: what was recorded since is made again",
         )
@@ -342,7 +369,7 @@ class LedgerKeeper:
                 disk.fsync_file(restored, "restored ledger")
                 # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the
                 # log is gone and what is left looks sound.
-                self._write_seal(Seal(_REFUSED, known or (digest,)))
+                self._write_seal(Seal(_REFUSED, sealed.backups or (digest,)))
                 # For readers, the ledger stays in its place, too, until another one takes it.
                 if is_there and not _is_copied(path, kept):
                     disk.rename(path, kept, "unreadable ledger")

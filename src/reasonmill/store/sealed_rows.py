@@ -23,18 +23,6 @@ SEAL = "seal"
 # What to do about a damaged ledger.
 FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
-_UNREACHABLE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_READONLY,
-    }
-)
 
 Row = dict[str, Any]
 
@@ -271,9 +259,11 @@ class SealedRows:
                 ) from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise damaged_ledger(self._path, f"is damaged: {error}") from error
-            # A file that ends too early is a matter of the file.
-            is_reached = code not in _UNREACHABLE or exact_code == sqlite3.SQLITE_IOERR_SHORT_READ
-            raise (StoreError if is_reached else Unreachable)(
+            # Operational errors are of what is around the file, but for two that are a matter of the file: it ends too
+            # early, or lacks what a statement speaks of.
+            is_reached = code == sqlite3.SQLITE_ERROR or exact_code == sqlite3.SQLITE_IOERR_SHORT_READ
+            is_away = isinstance(error, sqlite3.OperationalError) and not is_reached
+            raise (Unreachable if is_away else StoreError)(
                 f"the ledger can't be read or written: {error}",
                 fix="check the disk and the permissions of the home, and that no other program has the file open",
                 where=str(self._path),
