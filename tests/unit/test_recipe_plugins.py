@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.errors import RecipeError
 from reasonmill.mill.pipeline import run_recipe
@@ -255,7 +256,7 @@ def test_a_recipe_s_own_stage_runs_and_counts_by_the_content_of_its_files(file: 
         with Home.open(tmp_path / "home") as home:
             recipe = load_recipe(str(file), overrides)
             (made,) = run_recipe(
-                recipe, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False
+                recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False
             ).stages
         return made
 
