@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from reasonmill.algo.intervals import Estimate, clustered_mean
-from reasonmill.mill.pipeline import MODEL
 from reasonmill.mill.summary import read_summary
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Renderer
@@ -30,6 +29,7 @@ from reasonmill.rollouts import thinking_tokens
 from reasonmill.stages.evaluate import thinking_language
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
+from reasonmill.store.views import MODEL
 from reasonmill.types import Group, Problem, Rollout
 
 # What is told of a rollout; None where it has no such property.

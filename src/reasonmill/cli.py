@@ -60,17 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with lasting("stderr"):
         try:
             app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
-        except ReasonmillError as error:
-            _show_error(error)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            where = Path(str(error.filename)) if error.filename else Path.cwd()
-            told = error_of_disk(error, where, foreign_code=True, what="a file")
+        except (ReasonmillError, OSError) as error:
+            told = error if isinstance(error, ReasonmillError) else _error_of_file(error)
             if told is None:
                 raise
-            _show_error(told)
+            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {told}"))
             sys.exit(told.exit_code)
     sys.exit(0)
+
+
+def _error_of_file(error: OSError) -> ReasonmillError | None:
+    where = Path(str(error.filename)) if error.filename else Path.cwd()
+    return error_of_disk(error, where, foreign_code=True, what="a file")
 
 
 @app.command()
@@ -359,10 +360,6 @@ def _print_reply(console: Console, pieces: Iterable[str]) -> str:
             said.append(text)
     console.print()
     return "".join(said).strip()
-
-
-def _show_error(error: ReasonmillError) -> None:
-    _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {error}"))
 
 
 def _show_stop(stop: Interrupted) -> None:

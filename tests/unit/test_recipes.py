@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from reasonmill.cli import main
 from reasonmill.mill.estimate import Estimate, estimate, gpu, total
-from reasonmill.mill.pipeline import plan
+from reasonmill.mill.planning import plan
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 
 DAY_S = 86_400.0

@@ -150,7 +150,8 @@ class Display:
         self._current().advance(done, metrics)
 
     def note(self, text: str) -> None:
-        self._print(text)
+        """Prints a line as it is."""
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def end(self, metrics: Mapping[str, object]) -> None:
         meter = self._current()
@@ -179,22 +180,17 @@ class Display:
             raise RuntimeError("no stage has begun")
         return self._meter
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
 
 class LineDisplay(Display):
     """One line for an advance, at most one each LINE_INTERVAL_S, and always one for the last."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(console, clock)
-        self._printed_at = -math.inf
-        self._pending = False  # whether an advance has not been printed yet
+    _printed_at: float
+    _pending: bool  # whether an advance has not been printed yet
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         super().begin(stage, total, unit)
-        self._printed_at = -math.inf
-        self._print(f"{stage}  {total:,} {unit}")
+        self._printed_at, self._pending = -math.inf, False
+        self.note(f"{stage}  {total:,} {unit}")
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         super().advance(done, metrics)
@@ -203,14 +199,14 @@ class LineDisplay(Display):
             self._flush(self._current())
 
     def _flush(self, meter: Meter) -> None:
-        self._print(meter.line(meter.left()))
+        self.note(meter.line(meter.left()))
         self._printed_at = self._clock()
         self._pending = False
 
     def _finish(self, meter: Meter, outcome: str) -> None:
         if self._pending:
             self._flush(meter)
-        self._print(f"{meter.stage}  {outcome}")
+        self.note(f"{meter.stage}  {outcome}")
 
 
 class LiveDisplay(Display):
@@ -225,7 +221,7 @@ class LiveDisplay(Display):
 
     def _finish(self, meter: Meter, outcome: str) -> None:
         self._live.stop()
-        self._print(meter.line(outcome))
+        self.note(meter.line(outcome))
 
     def panel(self) -> Panel:
         """The panel as it is now."""

@@ -177,7 +177,8 @@ class _Run:
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
             with phase("reading"):
                 self._make_ready(stage.keyed)
-            machines = () if stage.is_finished else self._begin_on_this_machine(stage.keyed)
+            if not stage.is_finished:
+                self._begin_on_this_machine(stage.keyed)
             started = time.monotonic()
             # Until it begins, a stage reads.
             with ExitStack() as reading:
@@ -201,7 +202,7 @@ class _Run:
                     return  # and it is the next stage again, unless it is finished
             if not stage.is_finished:
                 metrics = outcome.metrics if context.is_repeatable else {**outcome.metrics, REPEATABLE: False}
-                self._commit(stage.keyed, outcome, metrics, machines, started)
+                self._commit(stage.keyed, outcome, metrics, started)
 
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
@@ -339,14 +340,7 @@ class _Run:
             return False
         return True
 
-    def _commit(
-        self,
-        stage: KeyedStage,
-        outcome: Outcome,
-        metrics: Mapping[str, Any],
-        machines: tuple[str, ...],
-        started: float,
-    ) -> None:
+    def _commit(self, stage: KeyedStage, outcome: Outcome, metrics: Mapping[str, Any], started: float) -> None:
         """Commits what a stage made."""
         key, digest = stage.key, self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
@@ -358,9 +352,9 @@ class _Run:
             )
         self._look_at_states(stage.node, key)
         self._noted.add((stage.name, digest))
-        self._results.append(
-            StageResult(stage.name, stage.kind, key, artifact, False, seconds, outcome.tokens, machines)
-        )
+        machines = self._home.ledger.machines(key)
+        result = StageResult(stage.name, stage.kind, key, artifact, False, seconds, outcome.tokens, machines)
+        self._results.append(result)
 
     def _expected_writes(self, stage: _Stage) -> Writes:
         sizes, settings = self._sizes[stage.name], stage.keyed.node.settings
@@ -387,14 +381,13 @@ class _Run:
                 fetch(model)
                 apply_template(model, self._home)
 
-    def _begin_on_this_machine(self, stage: KeyedStage) -> tuple[str, ...]:
+    def _begin_on_this_machine(self, stage: KeyedStage) -> None:
         """Records where the stage runs, and says so where it goes on what another class of machine began."""
         here = machine_class(self._device)
-        machines = self._home.ledger.begin_stage(stage.key, here)
-        others = "; ".join(machine for machine in machines if machine != here)
+        begun_on = self._home.ledger.begin_stage(stage.key, here)
+        others = "; ".join(machine for machine in begun_on if machine != here)
         if others:
             self._progress.note(f"{stage.name}  began on: {others}")
             self._progress.note(
                 f"{stage.name}  goes on on: {here}; its bits may differ from those of a run on one of them"
             )
-        return machines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -163,7 +163,7 @@ def print_table(console: Console, results: Results) -> None:
     """
     if not results.tasks:
         return
-    in_one_line = _terminal_table(results, separator=" ")
+    in_one_line = _terminal_table(results, slice(None), separator=" ")
     parts = [in_one_line] if _fits(console, in_one_line) else _stacked_tables(console, results)
     for number, part in enumerate(parts):
         if number:
@@ -179,8 +179,7 @@ def _stacked_tables(console: Console, results: Results) -> list[Table]:
     while first < len(results.columns):
         stops = range(len(results.columns), first, -1)
         for stop, wraps in itertools.product(stops, (False, True)):
-            part = _columns_of(results, first, stop)
-            table = _terminal_table(part, separator="\n", wraps_labels=wraps)
+            table = _terminal_table(results, slice(first, stop), separator="\n", wraps_labels=wraps)
             if _fits(console, table):
                 break  # and a single column that does not fit is left to the console
         tables.append(table)
@@ -193,39 +192,30 @@ def _fits(console: Console, table: Table) -> bool:
     return console.measure(table, options=unbounded).maximum <= console.width
 
 
-def _columns_of(results: Results, first: int, stop: int) -> Results:
-    """Some of the columns, and the rows that have a figure in them."""
-    tasks = []
-    for task in results.tasks:
-        rows = [Row(row.label, row.cells[first:stop]) for row in task.rows if any(row.cells[first:stop])]
-        if rows:
-            tasks.append(replace(task, rows=tuple(rows)))
-    return Results(results.columns[first:stop], tuple(tasks))
-
-
-def _terminal_table(results: Results, separator: str, *, wraps_labels: bool = False) -> Table:
-    """The table for a terminal.
+def _terminal_table(results: Results, columns: slice, separator: str, *, wraps_labels: bool = False) -> Table:
+    """Some columns of the table for a terminal, and the rows that have a figure in them.
 
     Args:
         separator: between a figure and its interval.
         wraps_labels: whether a label may take a line for each of its words.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    words = [word for task in results.tasks for row in task.rows for word in (*row.label.split(), task.task)]
-    indent = 2 if any(task.task for task in results.tasks) else 0
-    table.add_column("", no_wrap=not wraps_labels, max_width=max(map(len, words)) + indent if wraps_labels else None)
-    for model, _ in results.columns:
+    shown = [(task.task, [row for row in task.rows if any(row.cells[columns])]) for task in results.tasks]
+    shown = [(task, rows) for task, rows in shown if rows]
+    words = [word for task, rows in shown for row in rows for word in (*row.label.split(), task)]
+    indent = "  " if any(task for task, _ in shown) else ""
+    longest = max(map(len, words)) + len(indent)
+    table.add_column("", no_wrap=not wraps_labels, max_width=longest if wraps_labels else None)
+    for model, _ in results.columns[columns]:
         table.add_column(Text(model))
-    for number, task in enumerate(results.tasks):
+    for number, (task, rows) in enumerate(shown):
         if number:
             table.add_row()
-        if task.task:
-            table.add_row(Text(task.task, style="bold"))
-        for row in task.rows:
-            table.add_row(
-                Text(f"  {row.label}" if task.task else row.label),
-                *(_terminal_cell(cell, separator) for cell in row.cells),
-            )
+        if task:
+            table.add_row(Text(task, style="bold"))
+        for row in rows:
+            cells = (_terminal_cell(cell, separator) for cell in row.cells[columns])
+            table.add_row(Text(f"{indent}{row.label}"), *cells)
     return table
 
 
