@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from reasonmill.curation.decontamination import HeldOut
 from reasonmill.curation.filters import Keep, Sample, repetition, sample_fault, thinking_fault
 from reasonmill.curation.selection import REASONS, Counts, Selection
-from reasonmill.errors import RecipeError
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Domain
 from reasonmill.tasks.named import NamedTask
@@ -122,10 +121,9 @@ def test_repetition_is_the_share_of_ngrams_that_came_before() -> None:
     assert repetition("a b", 3) == 0.0
 
 
-def test_a_language_that_the_problem_does_not_name_is_an_error() -> None:
-    nameless = sample(of=problem(language=None))
-    with pytest.raises(RecipeError, match="task 'sums'"):
-        thinking_fault(response("try"), nameless, Keep(min_language=0.5))
+def test_thinking_is_not_judged_where_the_problems_language_can_not_be_told() -> None:
+    nameless = sample(of=problem("24", language=None))
+    assert thinking_fault(response("try"), nameless, Keep(min_language=0.5)) == "unknown_language"
     assert thinking_fault(response("try"), nameless, Keep()) is None
 
 
@@ -304,6 +302,7 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         sample(response("then 3 + 8 = 11 ; 11 - 1 = 10 good")),
         sample(of=problem("make 12 from 3 4 5")),
         sample(of=problem("make 13 from 3 4 6")),
+        sample(of=problem("24", language=None)),
     ]
     keep = Keep(
         min_thinking_words=3,
@@ -320,7 +319,7 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         problem().messages, response("try 3 + 8 = 11 ; 11 - 1 = 10 yes"), "reasoning", problem().id
     )
     assert counts.dropped == {**dict.fromkeys(REASONS, 1), "duplicate": 2}
-    assert (counts.sampled, counts.kept) == (15, 3)
+    assert (counts.sampled, counts.kept) == (16, 3)
 
 
 def test_rules_about_the_text_judge_what_the_rewrite_made_of_it() -> None:

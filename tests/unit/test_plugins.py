@@ -333,6 +333,7 @@ def test_a_name_that_is_offered_may_take_arguments(brought: Brought) -> None:
 
 
 def test_paths_are_relative_to_the_recipe(brought: Brought, tmp_path: Path) -> None:
+    (tmp_path / "data.txt").touch()
     own = brought(tasks={"mine": {"use": "mine.py:Mine", "file": "data.txt"}})
     assert own.task("mine").task.file == tmp_path / "data.txt"  # type: ignore[attr-defined]
 
@@ -432,7 +433,7 @@ def test_installed_packages_offer_theirs_as_entry_points(offer: Callable[..., Ca
     assert found.task("mine").problem("train", 1, 2).messages[0].content == "train 1 2"
     assert found.names("tasks")[-1] == "mine"
     assert found.names("rewards") == ("format", "language", "random", "always")
-    assert found.names("environments") == ()
+    assert found.names("environments") == installed().names("environments")
     assert "lab_of_tests" in sys.modules
 
 

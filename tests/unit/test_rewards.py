@@ -426,7 +426,7 @@ def test_weights_that_do_not_are_refused(
 
 def test_a_task_that_names_no_language_can_not_be_rewarded_for_it() -> None:
     check_rewards({"accuracy": 1.0}, [fake_task()], installed().reward)
-    with pytest.raises(RecipeError, match="'fake' name no language"):
+    with pytest.raises(RecipeError, match="problem 0 of task 'fake' can't be told"):
         check_rewards({"accuracy": 1.0, "language": 1.0}, [fake_task()], installed().reward)
 
 

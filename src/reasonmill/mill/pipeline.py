@@ -32,7 +32,7 @@ from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import FileSource, HubSource, StageSource
-from reasonmill.rewards.verdicts import drop_damaged_verdicts, verdicts_key
+from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.home import Home
@@ -175,8 +175,7 @@ class _Run:
         require_room(self._home, stage.name, self.when_full.writes)
         node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
-            with phase("reading"):
-                self._make_ready(stage.keyed)
+            self._make_ready(stage.keyed)  # in no phase: a download may take long
             if not stage.is_finished:
                 self._begin_on_this_machine(stage.keyed)
             started = time.monotonic()
@@ -251,17 +250,16 @@ class _Run:
 
         Only a repair does that: otherwise they are reported, and the stage does without them.
         """
+        drop_damaged_verdicts(self._home, log_key, read=self._repair)
         if self._repair:
-            drop_damaged_verdicts(self._home, log_key)
             instead = f"stage {name} is run again for the groups of step "
             return bool(lost_groups(self._home, log_key, lambda step: f"{instead}{step}"))
-
-        def without(what: str) -> Callable[[int], str]:
-            rebuilds = "`reasonmill run` with --repair rebuilds"
-            return lambda step: f"stage {name} stays finished without {what} {step}, which {rebuilds}"
-
-        report_lost_groups(self._home, log_key, without("the rollouts of step"))
-        report_lost_groups(self._home, verdicts_key(log_key), without("its judge's verdicts, part"))
+        rebuilds = "`reasonmill run` with --repair rebuilds"
+        report_lost_groups(
+            self._home,
+            log_key,
+            lambda step: f"stage {name} stays finished without the rollouts of step {step}, which {rebuilds}",
+        )
         return False
 
     def _look_at_states(self, node: Node, log_key: str) -> None:

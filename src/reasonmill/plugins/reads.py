@@ -16,7 +16,7 @@ _is_hooked = False
 
 @contextmanager
 def files_read() -> Iterator[list[str]]:
-    """Collects the paths of the files that are opened in the block."""
+    """Collects the paths of the files that are opened for reading in the block."""
     global _opened, _is_hooked
     if not _is_hooked:
         sys.addaudithook(_note)
@@ -50,5 +50,7 @@ def undeclared(opened: list[str], own: Path, recipe: Path, declared: list[Path])
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if _opened is not None and event == "open" and isinstance(arguments[0], str | os.PathLike):
-        _opened.append(os.fspath(arguments[0]))
+    if _opened is not None and event == "open":
+        path, _, flags = arguments
+        if isinstance(path, str | os.PathLike) and flags & os.O_ACCMODE != os.O_WRONLY:
+            _opened.append(os.fspath(path))
