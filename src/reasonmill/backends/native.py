@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.learn.distillation import DistillationLearner
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.learn.settings import OptimizerSettings
@@ -64,11 +63,13 @@ class NativeBackend:
         temperature: float = 1.0,
         teacher: Path | None = None,
     ) -> Learner:
-        decoder = self._decoder(model, precision)
-        if teacher is None:
-            return LocalLearner(decoder, optimizer, companions=model, temperature=temperature)
-        scoring = self._decoder(teacher, precision)
-        return DistillationLearner(decoder, scoring, optimizer, companions=model, temperature=temperature)
+        return LocalLearner(
+            self._decoder(model, precision),
+            optimizer,
+            companions=model,
+            temperature=temperature,
+            teacher=None if teacher is None else self._decoder(teacher, precision),
+        )
 
     def new_learner(
         self,

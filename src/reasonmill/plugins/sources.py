@@ -36,7 +36,7 @@ def room_versions() -> Mapping[str, int]:
 # takes.
 ENGINES: Mapping[str, tuple[str, ...]] = {
     "sampler": ("sample/native.py", "sample/http.py"),
-    "learner": ("learn/local.py", "learn/distillation.py"),
+    "learner": ("learn/local.py",),
     "reward-learner": ("learn/scalar.py",),
     "scorer": ("rewards/model.py",),
 }
