@@ -18,8 +18,9 @@ from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, S
 from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Judge, JudgeSettings
 from reasonmill.rewards.model import ModelScorer
+from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.sample.native import NativeSampler
+from reasonmill.sample.sampler import EngineSampler
 from reasonmill.servers.client import TeacherSettings
 
 
@@ -46,10 +47,12 @@ class NativeBackend:
         if isinstance(model, TeacherSettings):
             return HttpSampler(model)
         if isinstance(model, Path):
-            return NativeSampler(self._decoder(model, precision), renderer_for(model), num_slots=slots)
-        if not isinstance(model, LocalLearner) or model.companions is None:
+            decoder, renderer = self._decoder(model, precision), renderer_for(model)
+        elif isinstance(model, LocalLearner) and model.companions is not None:
+            decoder, renderer = model.decoder, renderer_for(model.companions)
+        else:
             raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
-        return NativeSampler(model.decoder, renderer_for(model.companions), num_slots=slots)
+        return EngineSampler(NativeEngine(decoder, renderer, num_slots=slots))
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         return ConversationRenderer() if isinstance(model, TeacherSettings) else renderer_for(model)

@@ -16,6 +16,7 @@ from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
+from reasonmill.model.attention import PackedLayout
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import Sampler
 
@@ -60,7 +61,7 @@ class LocalLearner(TrainedNetwork):
         sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
         summed = float(total.detach()) * denominator
         # The batch on the CPU, which needs no copy to be looked at.
-        self._gathered.add(
+        self._gather(
             batch,
             advantages=batch.advantages,
             sampler_logprobs=batch.sampler_logprobs,
@@ -118,7 +119,7 @@ class LocalLearner(TrainedNetwork):
 
 
 def _hidden(decoder: Decoder, batch: Batch) -> Tensor:
-    return decoder.hidden(batch.inputs, batch.positions, decoder.packed_layout(batch.lengths))
+    return decoder.hidden(batch.inputs, batch.positions, PackedLayout(batch.lengths, decoder.device))
 
 
 def _head(decoder: Decoder) -> Head:

@@ -45,7 +45,7 @@ class ScalarLearner(TrainedNetwork):
             total = losses(rewards).sum() / denominator
             total.backward()
         summed, scores = float(total.detach()) * denominator, rewards.detach().cpu()
-        self._gathered.add(row, scores=scores, loss=summed)
+        self._gather(row, scores=scores, loss=summed)
         return summed, scores
 
     @torch.no_grad()

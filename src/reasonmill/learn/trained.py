@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from reasonmill.algo.packing import Batch, TextRow
 from reasonmill.learn.adamw import AdamW
-from reasonmill.learn.divergence import Gathered
+from reasonmill.learn.divergence import cause_of, digest_of, is_finite
 from reasonmill.learn.reference import Reference
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.state_file import StateFile, write_state
@@ -16,6 +18,9 @@ from reasonmill.model.saving import save_network
 
 class TrainedNetwork:
     """Trains the weights of a network in place.
+
+    Attributes:
+        skipped_batch: digest of what the last skipped update was made of; empty if none was skipped.
 
     Args:
         companions: the model directory whose tokenizer a saved model keeps; None for a model without one.
@@ -27,7 +32,9 @@ class TrainedNetwork:
         self._parameters = dict(network.named_parameters())
         self._optimizer = AdamW(self._parameters, optimizer)
         self._reference = Reference(self._parameters)
-        self._gathered = Gathered()
+        self._rows: list[Batch | TextRow] = []  # what the update that is being gathered is made of
+        self._faults: set[str] = set()  # what of it was not finite
+        self.skipped_batch = ""
 
     @property
     def num_parameters(self) -> int:
@@ -35,12 +42,16 @@ class TrainedNetwork:
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
         """One AdamW step, or none where something of the update was not finite: see `AdamW.step`."""
-        return self._gathered.step(self._optimizer, learning_rate)
+        updated = self._optimizer.step(learning_rate, cause_of(self._faults))
+        if updated["optim/skipped"]:
+            self.skipped_batch = digest_of(self._rows)
+        self._rows, self._faults = [], set()
+        return updated
 
-    @property
-    def skipped_batch(self) -> str:
-        """Digest of what the last skipped update was made of; empty if none was skipped."""
-        return self._gathered.skipped_batch
+    def _gather(self, row: Batch | TextRow, **values: Tensor | float | None) -> None:
+        """Notes a batch of the update and what was made from it, by the name of the cause that each would be."""
+        self._rows.append(row)
+        self._faults.update(name for name, value in values.items() if value is not None and not is_finite(value))
 
     def save(self, directory: Path) -> None:
         """Writes all that later updates depend on, tensor by tensor."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from reasonmill.errors import Interrupted
-from reasonmill.protocols import Progress
 from reasonmill.store.home import Home
+
+if TYPE_CHECKING:
+    from reasonmill.stage import StageContext
 
 Q = TypeVar("Q")
 V = TypeVar("V", bound=float | None)  # true and false are numbers, too
@@ -20,21 +22,12 @@ VERDICTS_FILE = "verdicts.json"
 AT_ONCE = 256
 
 
-class Run(Protocol):
-    """What a stage's context tells about the run."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def home(self) -> Home: ...
-    @property
-    def progress(self) -> Progress: ...
-    @property
-    def stop_requested(self) -> Callable[[], bool]: ...
-
-
 def verdicts_on(
-    questions: Sequence[Q], ask: Callable[[Sequence[Q], Callable[[int], None]], Sequence[V]], *, run: Run, stage: str
+    questions: Sequence[Q],
+    ask: Callable[[Sequence[Q], Callable[[int], None]], Sequence[V]],
+    *,
+    run: StageContext,
+    stage: str,
 ) -> list[V]:
     """A verdict on each question, in their order.
 
