@@ -210,8 +210,7 @@ def _helpful(groups: Sequence[Group]) -> dict[str, list[float]]:
     """How helpful the samples of each prompt are, by the problem's id; prompts without such a sample are left out."""
     found: dict[str, list[float]] = {}
     for group in groups:
-        values = [graded_part("helpful")(group.problem, rollout) for rollout in group.rollouts]
-        told = [value for value in values if value is not None]
+        told, _ = values_of([group], graded_part("helpful"))
         if told:
             found.setdefault(group.problem.id, []).extend(told)
     return found
