@@ -232,7 +232,7 @@ def test_committed_groups_are_what_is_trained_on(home: Home, monkeypatch: pytest
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to sample")
 
-    monkeypatch.setattr("reasonmill.stages.distill.collect", refuse)
+    monkeypatch.setattr("reasonmill.stages.on_policy.collect", refuse)
     assert distilled(home, "key", KeptProgress()) == whole
 
 

@@ -51,7 +51,7 @@ class Policy:
     ) -> None:
         self._settings = settings
         self._context = context
-        self.renderer = context.renderer(model)
+        self._renderer = context.renderer(model)
         self.learner = context.learner(
             model,
             settings.optimizer,
@@ -59,7 +59,7 @@ class Policy:
             temperature=settings.sampling.temperature,
             teacher=teacher,
         )
-        self.sampler = context.sampler(self.learner, slots=settings.sampling.slots)
+        self._sampler = context.sampler(self.learner, slots=settings.sampling.slots)
         self.tasks = {name: context.task(name) for name in settings.tasks}
         self.mix = TaskMix(self.tasks, settings.tasks)
 
@@ -69,8 +69,8 @@ class Policy:
         first = step * settings.problems_per_step
         own_seed = stage_seed(seed, settings.name)
         return collect(
-            self.sampler,
-            self.renderer,
+            self._sampler,
+            self._renderer,
             self.tasks,
             [mix.problem("train", own_seed, first + i) for i in range(settings.problems_per_step)],
             rewards=rewards,
@@ -90,7 +90,7 @@ class Policy:
         settings = self._settings
         metrics, tokens = train_on_policy(
             self._context,
-            self.sampler,
+            self._sampler,
             self.learner,
             name=settings.name,
             steps=settings.steps,
@@ -99,7 +99,7 @@ class Policy:
             compared=compared,
             sample=sample,
             updates=updates,
-            measure=lambda groups: rollout_metrics(groups, self.renderer),
+            measure=lambda groups: rollout_metrics(groups, self._renderer),
         )
         self._context.progress.end(metrics)
         return Outcome(self.learner.save_model, metrics, tokens)

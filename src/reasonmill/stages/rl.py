@@ -18,7 +18,7 @@ from reasonmill.algo.packing import pack, unpack
 from reasonmill.errors import RecipeError
 from reasonmill.learn.on_policy import Update
 from reasonmill.plugins.catalogue import RewardShares, known
-from reasonmill.protocols import Preference, Scorer
+from reasonmill.protocols import Learner, Preference, Scorer
 from reasonmill.recipe.reference import RewardModelRef
 from reasonmill.rewards.combination import check_rewards
 from reasonmill.rollouts import TaskMix, refuse_ungraded
@@ -100,49 +100,33 @@ class Settings(OnPolicySettings):
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Trains the model `from` refers to; the outcome is the trained model."""
-    trainer = Trainer(settings, inputs, context)
-    return trainer.train(trainer.sample, trainer.updates, compared=True)
+    policy = Policy(settings, context, inputs["from"].path)
+    scorers: dict[str, Scorer] = {
+        name: context.scorer(
+            inputs[f"reward_models.{name}"].path,
+            name,
+            precision=settings.precision,
+            tokens_per_batch=settings.tokens_per_batch,
+        )
+        for name in settings.reward_models
+    }
+    rewards = context.rewards(settings.rewards, scorers)
+    rule_shares = {name: share for name, share in settings.tasks.items() if policy.tasks[name].domain == "reasoning"}
+    rule_mix = TaskMix(policy.tasks, rule_shares)
+    loss = settings.loss
 
-
-class Trainer(Policy):
-    """What a step samples and what it learns, and what that needs at hand."""
-
-    def __init__(self, settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> None:
-        super().__init__(settings, context, inputs["from"].path)
-        self.settings = settings
-        scorers: dict[str, Scorer] = {
-            name: context.scorer(
-                inputs[f"reward_models.{name}"].path,
-                name,
-                precision=settings.precision,
-                tokens_per_batch=settings.tokens_per_batch,
-            )
-            for name in settings.reward_models
-        }
-        self.rewards = context.rewards(settings.rewards, scorers)
-        rule_shares = {name: share for name, share in settings.tasks.items() if self.tasks[name].domain == "reasoning"}
-        self.rule_mix = TaskMix(self.tasks, rule_shares)
-
-    def sample(self, step: int) -> list[Group]:
-        """The step's graded groups.
-
-        Raises:
-            TooManyUngraded: more rollouts than the settings allow could not be graded.
-        """
-        mix = self.mix if step >= self.settings.first_preference_step else self.rule_mix
-        groups = self.draw(step, mix, self.rewards)
-        refuse_ungraded(groups, self.settings.max_ungraded)
+    def sample(step: int) -> list[Group]:
+        groups = policy.draw(step, policy.mix if step >= settings.first_preference_step else rule_mix, rewards)
+        refuse_ungraded(groups, settings.max_ungraded)
         return groups
 
-    def updates(self, step: int, groups: Sequence[Group]) -> Iterator[Update]:
-        """One update for each share of the groups."""
-        settings, loss = self.settings, self.settings.loss
+    def updates(step: int, groups: Sequence[Group]) -> Iterator[Update]:
         if loss.kl_coefficient and step % settings.reference_every == 0:
-            self.learner.keep_reference()
-        for share in _shares(self._examples(groups), settings.updates_per_step):
+            policy.learner.keep_reference()
+        for share in _shares(_examples(settings, groups), settings.updates_per_step):
             examples = [example for group in share for example in group]
             if loss.kl_coefficient:
-                examples = self._with_reference(examples)
+                examples = _with_reference(policy.learner, examples, settings.tokens_per_batch)
             yield Update(
                 pack(examples, settings.tokens_per_batch),
                 loss,
@@ -151,19 +135,24 @@ class Trainer(Policy):
                 num_rollouts=len(examples),
             )
 
-    def _examples(self, groups: Sequence[Group]) -> list[list[Example]]:
-        """The examples of each group that has something to learn from; a flat group has none."""
-        loss, max_tokens = self.settings.loss, self.settings.sampling.max_tokens
-        return [
-            pg_examples(group, advantages(group.rewards, loss.advantage), loss.normalisation, max_tokens)
-            for group in groups
-            if not group.is_flat
-        ]
+    return policy.train(sample, updates, compared=True)
 
-    def _with_reference(self, examples: Sequence[Example]) -> list[Example]:
-        batches = pack(examples, self.settings.tokens_per_batch)
-        rows = unpack(self.learner.reference_logprobs(batches), batches, examples)
-        return [dataclasses.replace(e, ref_logprobs=row) for e, row in zip(examples, rows, strict=True)]
+
+def _examples(settings: Settings, groups: Sequence[Group]) -> list[list[Example]]:
+    """The examples of each group that has something to learn from; a flat group has none."""
+    loss, max_tokens = settings.loss, settings.sampling.max_tokens
+    return [
+        pg_examples(group, advantages(group.rewards, loss.advantage), loss.normalisation, max_tokens)
+        for group in groups
+        if not group.is_flat
+    ]
+
+
+def _with_reference(learner: Learner, examples: Sequence[Example], tokens_per_batch: int) -> list[Example]:
+    """The examples with the log-probs of the reference."""
+    batches = pack(examples, tokens_per_batch)
+    rows = unpack(learner.reference_logprobs(batches), batches, examples)
+    return [dataclasses.replace(e, ref_logprobs=row) for e, row in zip(examples, rows, strict=True)]
 
 
 def _shares(groups: Sequence[Sequence[Example]], count: int) -> list[Sequence[Sequence[Example]]]:
