@@ -121,12 +121,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     """Trains the model `from` refers to, with a scalar head, on the labels of the rollouts in `data`."""
     policy_dir = inputs["from"].path
     renderer = context.renderer(policy_dir)
-    groups = [
-        group
-        for name, read in inputs.items()
-        if name.startswith("data[")
-        for group in read_groups(read.path / GROUPS_FILE)
-    ]
+    directories = [read.path for name, read in inputs.items() if name.startswith("data[")]
+    groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
     learner = context.reward_learner(
