@@ -17,8 +17,8 @@ class TrainingSettings(StageSettings):
     """The network that is trained, and how its optimizer's steps are made."""
 
     from_: ModelRef = Field(alias="from")
-    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
     schedule: Schedule
     optimizer: OptimizerSettings = OptimizerSettings()
+    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")
