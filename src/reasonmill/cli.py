@@ -162,13 +162,19 @@ def evaluate(
     from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.results import print_table, read_results
-    from reasonmill.stages.evaluate import evaluate_model
+    from reasonmill.stages.evaluate import Settings, evaluate_model
+    from reasonmill.stages.sampling import EvaluationSampling
 
     backend = NativeBackend(_placement(device))
+    settings = Settings.model_construct(
+        name=directory.name,
+        tasks=dict.fromkeys([task.name for task in asked], problems),
+        samples=samples,
+        split=split,
+        sampling=EvaluationSampling(temperature=params.temperature, max_tokens=params.max_tokens),
+    )
     with make_progress(Console(stderr=True)) as progress:
-        metrics = evaluate_model(
-            directory, [(task, problems) for task in asked], samples, seed, params, split, backend, progress
-        )
+        metrics = evaluate_model(directory, settings, asked, seed, backend, progress)
     if as_json:
         print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
     else:

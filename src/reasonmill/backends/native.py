@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.learn.distillation import DistillationLearner
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.learn.settings import OptimizerSettings
@@ -19,8 +18,9 @@ from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, S
 from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Judge, JudgeSettings
 from reasonmill.rewards.model import ModelScorer
+from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.sample.native import NativeSampler
+from reasonmill.sample.sampler import EngineSampler
 from reasonmill.servers.client import TeacherSettings
 
 
@@ -47,10 +47,12 @@ class NativeBackend:
         if isinstance(model, TeacherSettings):
             return HttpSampler(model)
         if isinstance(model, Path):
-            return NativeSampler(self._decoder(model, precision), renderer_for(model), num_slots=slots)
-        if not isinstance(model, LocalLearner) or model.companions is None:
+            decoder, renderer = self._decoder(model, precision), renderer_for(model)
+        elif isinstance(model, LocalLearner) and model.companions is not None:
+            decoder, renderer = model.decoder, renderer_for(model.companions)
+        else:
             raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
-        return NativeSampler(model.decoder, renderer_for(model.companions), num_slots=slots)
+        return EngineSampler(NativeEngine(decoder, renderer, num_slots=slots))
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         return ConversationRenderer() if isinstance(model, TeacherSettings) else renderer_for(model)
@@ -64,11 +66,13 @@ class NativeBackend:
         temperature: float = 1.0,
         teacher: Path | None = None,
     ) -> Learner:
-        decoder = self._decoder(model, precision)
-        if teacher is None:
-            return LocalLearner(decoder, optimizer, companions=model, temperature=temperature)
-        scoring = self._decoder(teacher, precision)
-        return DistillationLearner(decoder, scoring, optimizer, companions=model, temperature=temperature)
+        return LocalLearner(
+            self._decoder(model, precision),
+            optimizer,
+            companions=model,
+            temperature=temperature,
+            teacher=None if teacher is None else self._decoder(teacher, precision),
+        )
 
     def new_learner(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,9 +31,7 @@ from reasonmill.algo.preferences import (
     with_balanced_lengths,
 )
 from reasonmill.algo.preferences import Judge as PairJudge
-from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
-from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import optimise
 from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
@@ -41,9 +39,9 @@ from reasonmill.recipe.reference import ModelRef, RolloutsRef
 from reasonmill.rewards.judge import Comparison, JudgeSettings
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
-from reasonmill.settings import INCIDENTAL
-from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
+from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group, Problem, Rollout
 
@@ -57,7 +55,7 @@ _PAIRWISE_ONLY = ("judge", "pairs_per_problem", "min_margin", "centring")
 _ROUNDING = 1e-9
 
 
-class Settings(StageSettings):
+class Settings(TrainingSettings):
     """Settings of a `reward-model` stage. Pairwise is for helpfulness, pointwise for safety."""
 
     kind: Literal["reward-model"]
@@ -80,11 +78,6 @@ class Settings(StageSettings):
     epochs: int = Field(default=1, ge=1, description="times that each example is read")
     examples_per_step: int = Field(default=64, ge=1, description="pairs or responses of an optimizer step")
     max_tokens: int = Field(default=8192, ge=2, description="longer texts are dropped")
-    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
-    schedule: Schedule
-    optimizer: OptimizerSettings = OptimizerSettings()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")
 
     @model_validator(mode="after")
     def _pairwise_settings_have_effect(self) -> Settings:
@@ -128,12 +121,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     """Trains the model `from` refers to, with a scalar head, on the labels of the rollouts in `data`."""
     policy_dir = inputs["from"].path
     renderer = context.renderer(policy_dir)
-    groups = [
-        group
-        for name, read in inputs.items()
-        if name.startswith("data[")
-        for group in read_groups(read.path / GROUPS_FILE)
-    ]
+    directories = [read.path for name, read in inputs.items() if name.startswith("data[")]
+    groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
     learner = context.reward_learner(
@@ -210,10 +199,9 @@ def _select_pairs(
             dropped["small_margin"] += 1
         else:
             pairs.append(pair)
-    kept_back = [is_held_out(pair.chosen.problem.id, settings.held_out) for pair in pairs]
     parts = {}
     for side in (False, True):
-        part = [pair for pair, is_kept_back in zip(pairs, kept_back, strict=True) if is_kept_back == side]
+        part = [pair for pair in pairs if is_held_out(pair.chosen.problem.id, settings.held_out) == side]
         # Each side by itself: lengths must neither teach the model anything nor make it look right.
         balanced = with_balanced_lengths(part, seed, settings.name, int(side))
         dropped["length_balance"] += len(part) - len(balanced)
@@ -249,12 +237,9 @@ def _unusable(settings: Settings) -> tuple[str, ...]:
 
 def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
     """The group's responses as judge and model see them; in place of one that can't be used, the reason."""
-    shared = renderer.render(group.problem.messages)
-    candidates = []
-    for rollout in group.rollouts:
-        prompt = renderer.render(group.problem.messages + rollout.dialogue) if rollout.replies else shared
-        candidates.append(_candidate(settings, group.problem, prompt, rollout, renderer))
-    return candidates
+    asked = group.problem.messages
+    prompts = {dialogue: renderer.render(asked + dialogue) for dialogue in {r.dialogue for r in group.rollouts}}
+    return [_candidate(settings, group.problem, prompts[r.dialogue], r, renderer) for r in group.rollouts]
 
 
 def _candidate(
