@@ -1,16 +1,13 @@
 """Chained arithmetic: a start number and several operations, applied from left to right."""
 
-import itertools
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from reasonmill.protocols import Domain
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.types import Message, Problem
 from reasonmill.world.countdown import LARGEST, LARGEST_GIVEN, Step
-from reasonmill.world.lexicon import language_share
+from reasonmill.world.task import WorldTask
 
 PROMPTS = {
     "en": "start at {start} then {operations} . result ?",
@@ -43,28 +40,20 @@ def draw_chain(rng: random.Random) -> Chain:
 
 def _operations_on(value: int, rng: random.Random) -> list[Step]:
     """One random candidate for each operator that keeps the value in the tiny world; never empty."""
-    candidates = []
+    operands: dict[str, int] = {}
     if value < LARGEST:
-        operand = rng.randint(1, min(LARGEST_GIVEN, LARGEST - value))
-        candidates.append(Step(value, "+", operand, value + operand))
+        operands["+"] = rng.randint(1, min(LARGEST_GIVEN, LARGEST - value))
     if value > 1:
-        operand = rng.randint(1, min(LARGEST_GIVEN, value - 1))
-        candidates.append(Step(value, "-", operand, value - operand))
+        operands["-"] = rng.randint(1, min(LARGEST_GIVEN, value - 1))
     if value * 2 <= LARGEST:
-        operand = rng.randint(2, min(9, LARGEST // value))
-        candidates.append(Step(value, "*", operand, value * operand))
-    divisors = [d for d in range(2, 10) if value % d == 0]
-    if divisors:
-        operand = rng.choice(divisors)
-        candidates.append(Step(value, "/", operand, value // operand))
-    return candidates
+        operands["*"] = rng.randint(2, min(9, LARGEST // value))
+    if divisors := [d for d in range(2, 10) if value % d == 0]:
+        operands["/"] = rng.choice(divisors)
+    return [Step.of(value, sign, operand) for sign, operand in operands.items()]
 
 
-class Arithmetic:
+class Arithmetic(WorldTask):
     """Chained arithmetic problems in two languages."""
-
-    domain: Domain = "reasoning"
-    language_share = staticmethod(language_share)
 
     def __init__(self, name: str = "arithmetic") -> None:
         self.name = name
@@ -85,12 +74,5 @@ class Arithmetic:
             },
         )
 
-    def problems(self, split: str, seed: int) -> Iterator[Problem]:
-        return (self.problem(split, seed, index) for index in itertools.count())
-
-    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [self._grade(problem, completion.text) for completion in completions]
-
-    def _grade(self, problem: Problem, text: str) -> Grade:
-        accuracy = float(read_transcript(text).answer == problem.answer)
-        return Grade(accuracy, {"accuracy": accuracy})
+    def judge(self, problem: Problem, text: str) -> dict[str, float]:
+        return {"accuracy": float(read_transcript(text).answer == problem.answer)}
