@@ -31,14 +31,12 @@ BY_CONTENT = ByContent()
 
 @dataclass(frozen=True)
 class Naming:
-    """Marks what names a plug-in of a group, a name or a table with `use`: the key of the stage covers the plug-in."""
+    """Marks what names a plug-in of a group, a name or a table with `use`: the key of the stage covers the plug-in.
+
+    Keys that the table does not define itself are arguments.
+    """
 
     group: str
-
-
-@dataclass(frozen=True)
-class Inline(Naming):
-    """Marks a table that names a plug-in by its `use`; keys that it does not define itself are arguments."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ class Plugin:
         Raises:
             RecipeError: it can't be imported, or nothing can be constructed of it.
         """
+        if self.group == "stages":  # a module, of which nothing is made
+            return arguments_of(lambda: None, self.title)
         made_by = self.importer.load(self.target)
         if not callable(made_by):
             raise RecipeError(
@@ -132,8 +134,6 @@ class Plugin:
     @property
     def _files(self) -> dict[str, Path]:
         """The arguments that are paths: what they name counts by its content."""
-        if self.group == "stages":
-            return {}
         return {name: value for name, value in self._keywords.items() if isinstance(value, Path)}
 
     @property
@@ -142,19 +142,14 @@ class Plugin:
 
         Paths don't count, neither of the code nor of files: the same bytes elsewhere are the same.
         """
-        content: dict[str, Any] = {"code": self.code, "attribute": self.target.attribute}
-        if self.group != "stages":
-            files = self._files
-            plain = self._arguments.model_dump(mode="json", exclude=set(files))
-            declared = [Path(path) for path in getattr(self.made, "files", ())]
-            content |= {
-                "arguments": plain,
-                "files": {name: path_digest(path) for name, path in files.items()},
-                "declared": [path_digest(path) for path in declared],
-            }
-        if self.environment is not None:
-            content["environment"] = self.environment.identity
-        return content
+        content = {
+            "code": self.code,
+            "attribute": self.target.attribute,
+            "arguments": self._arguments.model_dump(mode="json", exclude=set(self._files)),
+            "files": {name: path_digest(path) for name, path in self._files.items()},
+            "declared": [path_digest(Path(path)) for path in getattr(self.made, "files", ())],
+        }
+        return content if self.environment is None else {**content, "environment": self.environment.identity}
 
     @cached_property
     def _arguments(self) -> BaseModel:

@@ -25,7 +25,7 @@ from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, StageSource, find_source, references
 from reasonmill.rewards.combination import NOT_RULES
-from reasonmill.settings import Inline, Naming, marks
+from reasonmill.settings import Naming, marks
 from reasonmill.stage import ArtifactKind, StageSettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -279,9 +279,7 @@ def _plugins(settings: StageSettings, catalogue: Catalogue) -> dict[str, Plugin]
     """The plug-ins that a stage names, by the keys that name them."""
     found = {}
     for named in marks(settings):
-        if isinstance(named.mark, Inline):
-            found[named.key] = catalogue.inline(cast(Group, named.mark.group), named.value)
-        elif isinstance(named.mark, Naming) and named.value not in NOT_RULES:
+        if isinstance(named.mark, Naming) and not (named.mark.group == "rewards" and named.value in NOT_RULES):
             found[named.key] = catalogue.plugin(cast(Group, named.mark.group), named.value)
     return found
 
