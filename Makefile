@@ -42,9 +42,10 @@ clean:
 	rm -rf $(VENV)
 
 # One pinned torch first: an open range could bring gigabytes of another build along with the other packages.
+# TORCH_INDEX is the address of another index for torch alone, such as PyTorch's own of the builds for CPUs.
 $(READY): pyproject.toml
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet torch==2.13.0
+	$(PYTHON) -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PYTHON) -m pip install --quiet --editable '.[dev]'
 	touch $(READY)
 

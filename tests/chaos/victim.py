@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from transformers.utils import logging
 from reasonmill import cli, rollouts
 from reasonmill.learn import checkpoints, on_policy
 from reasonmill.learn.adamw import AdamW
+from reasonmill.learn.state_file import STATE_FILE
 from reasonmill.model.decoder import load_decoder
 from reasonmill.plugins.catalogue import installed
 from reasonmill.plugins.plugin import GROUPS
@@ -77,24 +79,24 @@ def watch_states(directory: Path) -> None:
 
     The product drops most states of finished stages. What is written here is what a next step would go on from.
     """
-    last: dict[str, Callable[[], Mapping[str, torch.Tensor]]] = {}  # by the stage's key
+    last: dict[str, Callable[[Path], None]] = {}  # how to save the state, by the stage's key
     before_step, commit_stage = checkpoints.Checkpoints.before_step, Ledger.commit_stage
     after_last_step = checkpoints.Checkpoints.after_last_step
 
-    def remember(self: Any, step: int, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+    def remember(self: Any, step: int, steps: int, save: Callable[[Path], None]) -> None:
         last.clear()
-        last[self._run.key] = state
-        before_step(self, step, steps, state)
+        last[self._run.key] = save
+        before_step(self, step, steps, save)
 
-    def remember_at_end(self: Any, steps: int, state: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+    def remember_at_end(self: Any, steps: int, save: Callable[[Path], None]) -> None:
         last.clear()  # a stage that was killed behind its last step takes none any more
-        last[self._run.key] = state
-        after_last_step(self, steps, state)
+        last[self._run.key] = save
+        after_last_step(self, steps, save)
 
     def write(self: Ledger, *, key: str, name: str, **recorded: Any) -> None:
         # Before the stage is committed: a stage that is has its digest, wherever the process is killed.
         if key in last:
-            (directory / name).write_text(state_digest(last.pop(key)()))
+            (directory / name).write_text(state_digest(last.pop(key)))
         commit_stage(self, key=key, name=name, **recorded)
 
     checkpoints.Checkpoints.before_step = remember  # type: ignore[method-assign]
@@ -102,13 +104,11 @@ def watch_states(directory: Path) -> None:
     Ledger.commit_stage = write  # type: ignore[method-assign]
 
 
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """A digest of names, types, shapes and every bit of the values."""
-    hasher = hashlib.blake2b(digest_size=32)
-    for name, tensor in sorted(state.items()):
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
+def state_digest(save: Callable[[Path], None]) -> str:
+    """A digest of all that is saved: names, types, shapes and every bit of the values."""
+    with tempfile.TemporaryDirectory() as saved:
+        save(Path(saved))
+        return hashlib.blake2b((Path(saved) / STATE_FILE).read_bytes(), digest_size=32).hexdigest()
 
 
 def fork_workers() -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.cli import main
 from reasonmill.errors import Interrupted
@@ -43,7 +44,7 @@ def run(recipe_file: Path, home_path: Path) -> Run:
                 home,
                 KeptProgress(),
                 until=None,
-                device="cpu",
+                backend=BACKEND,
                 stop_requested=lambda: next(left, None) is None,
                 repair=repair,
             )
@@ -259,7 +260,7 @@ def test_results_of_an_earlier_commit_are_adopted_and_shown(old_home: Path, tmp_
         assert [(stage.name, stage.status) for stage in done] == [
             ("base", "adopted"), ("zero", "adopted"), ("rollouts", "adopted"), ("base-eval", "adopted"),
         ]  # fmt: skip
-        result = run_recipe(loaded, home, KeptProgress(), until=None, device="cpu", stop_requested=lambda: False)
+        result = run_recipe(loaded, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False)
     assert [stage.cached for stage in result.stages] == [True] * 4
     page = (result.directory / "report.html").read_text()
     assert page.count("made by reasonmill 0.1.0") == 4

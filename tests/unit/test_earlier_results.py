@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.cli import main
 from reasonmill.errors import Interrupted, RecipeError
@@ -36,7 +37,7 @@ def run(recipe_file: Path, home_path: Path) -> Run:
                 home,
                 KeptProgress(),
                 until=None,
-                device="cpu",
+                backend=BACKEND,
                 stop_requested=lambda: next(left, None) is None,
             )
 

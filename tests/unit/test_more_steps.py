@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import reasonmill
+from contexts import BACKEND
 from kept_progress import KeptProgress
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import Interrupted
@@ -87,7 +88,7 @@ def run(tmp_path: Path, recipe: Path) -> Run:
                 opened,
                 progress,
                 until=None,
-                device="cpu",
+                backend=BACKEND,
                 stop_requested=lambda: next(left, None) is None,
             )
         return made, [note for note in progress.notes if "step" in note]

@@ -326,13 +326,17 @@ def test_a_finished_collection_does_without_answers_that_the_teacher_does_not_gi
         made, _ = run()
         lost = lose_groups(tmp_path / "home", made["teacher-rollouts"][0], 1)
         now = later
-        again, (missing, given_up) = run()
+        asked = len(fake.bodies)
+        assert run()[1][0].startswith(f"objects/{lost} is missing; stage teacher-rollouts stays finished without")
+        assert run() == (made, [])
+        assert len(fake.bodies) == asked
+        again, (missing, given_up) = run(repair=True)
         assert again == made
-        assert missing.startswith(f"objects/{lost} is missing; stage teacher-rollouts is gone through again")
+        assert missing.startswith(f"objects/{lost} is missing; stage teacher-rollouts is run again")
         assert given_up.startswith(f"objects/{lost} is lost for good, the groups of step 1: {why}")
         assert verify_home(tmp_path / "home").problems == ()
         asked = len(fake.bodies)
-        assert run() == (made, [])
+        assert run(repair=True) == (made, [])
         assert len(fake.bodies) == asked
 
 
@@ -349,8 +353,8 @@ def test_a_missing_key_makes_no_answers_lost_for_good(
         with monkeypatch.context() as patch:
             patch.setitem(settings.__dict__, "teacher", keyed)
             with pytest.raises(RecipeError, match="NO_SUCH_KEY holds no API key"):
-                run()
-        again, told = run()
+                run(repair=True)
+        again, told = run(repair=True)
         assert again == made
         assert not any("lost for good" in line for line in told)
         assert verify_home(tmp_path / "home").problems == ()
@@ -371,18 +375,20 @@ def test_a_collection_that_lost_its_artifact_and_answers_is_made_anew(
         assert len([body for body in fake.bodies[asked:] if body["model"] == "teacher"]) == 6
         assert again["teacher-rollouts"] != made["teacher-rollouts"]
         assert any(note.endswith("the new ones take their place") for note in told)
-        assert any("made again with another content" in note for note in told)
+        assert any("rebuilt with another content" in note for note in told)
         assert run() == (again, [])
         assert verify_home(tmp_path / "home").problems == ()
 
 
-def runner(home_path: Path, recipe: Recipe) -> Callable[[], tuple[dict[str, tuple[str, str]], list[str]]]:
+def runner(home_path: Path, recipe: Recipe) -> Callable[..., tuple[dict[str, tuple[str, str]], list[str]]]:
     """Runs the recipe in a newly opened home; returns key and digest of each stage, and what was told."""
 
-    def run() -> tuple[dict[str, tuple[str, str]], list[str]]:
+    def run(*, repair: bool = False) -> tuple[dict[str, tuple[str, str]], list[str]]:
         progress = KeptProgress()
         with Home.open(home_path) as home:
-            made = run_recipe(recipe, home, progress, until=None, backend=BACKEND, stop_requested=lambda: False)
+            made = run_recipe(
+                recipe, home, progress, until=None, backend=BACKEND, stop_requested=lambda: False, repair=repair
+            )
         notes = [note for note in progress.notes if "cached" not in note]
         return {stage.name: (stage.key, stage.artifact.digest) for stage in made.stages}, notes
 

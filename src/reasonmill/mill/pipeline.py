@@ -31,7 +31,7 @@ from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import FileSource, HubSource, StageSource
-from reasonmill.rewards.verdicts import drop_damaged_verdicts, verdicts_key
+from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
 from reasonmill.settings import decisive
 from reasonmill.stage import Input, Outcome, StageContext
@@ -178,8 +178,7 @@ class _Run:
         require_room(self._home, stage.name, self.when_full.writes)
         settings = stage.node.settings
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
-            with phase("reading"):
-                self._make_ready(stage)
+            self._make_ready(stage)  # in no phase: a download may take long
             machines = () if stage.is_finished else self._begin_on_this_machine(stage)
             started = time.monotonic()
             # Until it begins, a stage reads.
@@ -257,17 +256,16 @@ class _Run:
         Only a repair does that: otherwise they are reported, and the stage does without them.
         """
         name = node.settings.name
+        drop_damaged_verdicts(self._home, log_key, read=self._repair)
         if self._repair:
-            drop_damaged_verdicts(self._home, log_key)
             instead = f"stage {name} is run again for the groups of step "
             return bool(lost_groups(self._home, log_key, lambda step: f"{instead}{step}"))
-
-        def without(what: str) -> Callable[[int], str]:
-            rebuilds = "`reasonmill run` with --repair rebuilds"
-            return lambda step: f"stage {name} stays finished without {what} {step}, which {rebuilds}"
-
-        report_lost_groups(self._home, log_key, without("the rollouts of step"))
-        report_lost_groups(self._home, verdicts_key(log_key), without("its judge's verdicts, part"))
+        rebuilds = "`reasonmill run` with --repair rebuilds"
+        report_lost_groups(
+            self._home,
+            log_key,
+            lambda step: f"stage {name} stays finished without the rollouts of step {step}, which {rebuilds}",
+        )
         return False
 
     def _look_at_states(self, node: Node, log_key: str) -> None:

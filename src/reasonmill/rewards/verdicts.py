@@ -85,9 +85,13 @@ def verdicts_key(key: str) -> str:
     return f"{key}/verdicts"
 
 
-def drop_damaged_verdicts(home: Home, key: str) -> None:
-    """Tells and forgets verdicts that are damaged or missing: a judge can't be held to what it said before."""
+def drop_damaged_verdicts(home: Home, key: str, *, read: bool = True) -> None:
+    """Reports and forgets verdicts that are damaged or missing: a judge can't be held to what it said before.
+
+    Args:
+        read: False does without those only that are seen to be damaged, and reads none.
+    """
     for part, digest in home.ledger.steps(verdicts_key(key)):
         instead = "the judge is asked again where they are needed"
-        if digest is not None and home.objects.sound_path(digest, instead=instead) is None:
+        if digest is not None and home.objects.sound_path(digest, instead=instead, read=read) is None:
             home.ledger.forget_groups(verdicts_key(key), part)
