@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -39,18 +39,21 @@ class Naming:
     group: str
 
 
+Kind = TypeVar("Kind")
+
+
 @dataclass(frozen=True)
-class Mark:
+class Mark(Generic[Kind]):
     """A marked value: its key as a recipe writes it (`data[0]`, `tasks.sums`), the value, and the mark."""
 
     key: str
     value: Any
-    mark: Any
+    mark: Kind
 
 
-def marks(settings: BaseModel) -> list[Mark]:
-    """All marked values of the settings, in their order. Values of None and empty tables have none."""
-    return list(_marked("", settings, type(settings)))
+def marks(settings: BaseModel, kind: type[Kind]) -> list[Mark[Kind]]:
+    """All values of the settings with a mark of this kind, in their order. None and empty tables have none."""
+    return [Mark(*found) for found in _marked("", settings, type(settings)) if isinstance(found[2], kind)]
 
 
 def decisive(settings: BaseModel) -> dict[str, Any]:
@@ -79,12 +82,12 @@ def _decided(value: Any, dumped: Any, annotation: Any, metadata: Sequence[Any] =
     return list(decided.values()) if isinstance(value, list | tuple) else decided
 
 
-def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Mark]:
-    """The marks of one value and of those within it."""
+def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, mark) of one value and of those within it."""
     if value is None:
         return
     annotation, metadata = _apart(value, annotation, metadata)
-    yield from (Mark(key, value, mark) for mark in metadata if isinstance(mark, Incidental | ByContent | Naming))
+    yield from ((key, value, mark) for mark in metadata)
     for name, each, *how in _parts(value, annotation):
         inner = f"{key}[{name}]" if isinstance(value, list | tuple) else f"{key}.{name}".removeprefix(".")
         if isinstance(value, Mapping):

@@ -74,7 +74,7 @@ class Marked(BaseModel):
 
 
 def test_marks_are_found_wherever_they_stand() -> None:
-    found = [(mark.key, mark.value, mark.mark) for mark in marks(Marked(pair=("x", 3)))]
+    found = [(mark.key, mark.value, mark.mark) for mark in marks(Marked(pair=("x", 3)), object)]
     assert found == [
         ("from", "base", Kind("model")),
         ("data[0]", "one", Kind("data")),

@@ -23,22 +23,15 @@ Group = Literal["tasks", "rewards", "environments", "stages", "conversations", "
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 # What one of a group is called in messages, and what it must have.
-ONE: Mapping[Group, str] = {
-    "tasks": "task",
-    "rewards": "reward",
-    "environments": "environment",
-    "stages": "kind of stage",
-    "conversations": "source of conversations",
-    "rewritings": "rewriting",
+_KINDS: Mapping[Group, tuple[str, tuple[str, ...]]] = {
+    "tasks": ("task", ("domain", "problem", "problems", "grade")),
+    "rewards": ("reward", ("measure",)),
+    "environments": ("environment", ("max_turns", "start", "reply")),
+    "stages": ("kind of stage", ("MAKES", "Settings", "run")),
+    "conversations": ("source of conversations", ("conversation",)),
+    "rewritings": ("rewriting", ("rewrite",)),
 }
-_MEMBERS: Mapping[Group, tuple[str, ...]] = {
-    "tasks": ("domain", "problem", "problems", "grade"),
-    "rewards": ("measure",),
-    "environments": ("max_turns", "start", "reply"),
-    "stages": ("MAKES", "Settings", "run"),
-    "conversations": ("conversation",),
-    "rewritings": ("rewrite",),
-}
+ONE: Mapping[Group, str] = {group: one for group, (one, _) in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -89,11 +82,11 @@ class Plugin:
         """
         with files_read() as opened:
             made = self._make()
-        missing = [member for member in _MEMBERS[self.group] if not hasattr(made, member)]
+        one, members = _KINDS[self.group]
+        missing = [member for member in members if not hasattr(made, member)]
         if missing:
             raise RecipeError(
-                f"{self.target.attribute or self.target.module!r} is no {ONE[self.group]}: it has no "
-                f"{' and no '.join(missing)}",
+                f"{self.target.attribute or self.target.module!r} is no {one}: it has no {' and no '.join(missing)}",
                 fix="docs/extending.md shows one",
             )
         if self.group == "tasks":

@@ -311,8 +311,8 @@ def _key_at_fault(use: Use, catalogue: Catalogue) -> str:
 def _plugins(settings: StageSettings, catalogue: Catalogue) -> dict[str, Plugin]:
     """The plug-ins that a stage names, by the keys that name them."""
     found = {}
-    for named in marks(settings):
-        if isinstance(named.mark, Naming) and not (named.mark.group == "rewards" and named.value in NOT_RULES):
+    for named in marks(settings, Naming):
+        if not (named.mark.group == "rewards" and named.value in NOT_RULES):
             found[named.key] = catalogue.plugin(cast(Group, named.mark.group), named.value)
     return found
 
@@ -326,7 +326,7 @@ def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier:
     nodes = {node.settings.name: node for node in earlier}  # without those whose settings are wrong
     for mention in references(settings):
         source = sources.get(mention.key)
-        if mention.reference.with_tasks and isinstance(source, StageSource) and source.stage in nodes:
+        if mention.mark.with_tasks and isinstance(source, StageSource) and source.stage in nodes:
             plugins = nodes[source.stage].plugins.values()
             tasks = {plugin.name: plugin for plugin in plugins if plugin.group == "tasks"}
             found |= {f"{mention.key}: {name}": plugin for name, plugin in sorted(tasks.items())}

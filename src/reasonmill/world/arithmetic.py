@@ -1,7 +1,6 @@
 """Chained arithmetic: a start number and several operations, applied from left to right."""
 
 import random
-from dataclasses import dataclass
 
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
@@ -16,26 +15,15 @@ PROMPTS = {
 MIN_STEPS, MAX_STEPS = 3, 6
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The steps of a chain; each step's left operand is the result before it."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def result(self) -> int:
-        return self.steps[-1].result
-
-
-def draw_chain(rng: random.Random) -> Chain:
-    """A chain of 3 to 6 operations whose results stay between 1 and 99."""
+def draw_chain(rng: random.Random) -> tuple[Step, ...]:
+    """3 to 6 operations whose results stay between 1 and 99; the left operand of each is the result before it."""
     value = rng.randint(1, LARGEST_GIVEN)
     steps: list[Step] = []
     for _ in range(rng.randint(MIN_STEPS, MAX_STEPS)):
         step = rng.choice(_operations_on(value, rng))
         steps.append(step)
         value = step.result
-    return Chain(tuple(steps))
+    return tuple(steps)
 
 
 def _operations_on(value: int, rng: random.Random) -> list[Step]:
@@ -59,17 +47,17 @@ class Arithmetic(WorldTask):
         self.name = name
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
-        chain = draw_from_split(self.name, split, seed, index, draw_chain, lambda chain: tuple(map(str, chain.steps)))
+        steps = draw_from_split(self.name, split, seed, index, draw_chain, lambda steps: tuple(map(str, steps)))
         language = "en" if index % 2 == 0 else "de"
-        operations = " ".join(f"{step.operator} {step.right}" for step in chain.steps)
-        prompt = PROMPTS[language].format(start=chain.steps[0].left, operations=operations)
+        operations = " ".join(f"{step.operator} {step.right}" for step in steps)
+        prompt = PROMPTS[language].format(start=steps[0].left, operations=operations)
         return Problem(
             task=self.name,
             messages=(Message("user", prompt),),
-            answer=str(chain.result),
+            answer=str(steps[-1].result),
             meta={
-                "start": chain.steps[0].left,
-                "operations": [[step.operator, step.right] for step in chain.steps],
+                "start": steps[0].left,
+                "operations": [[step.operator, step.right] for step in steps],
                 "language": language,
             },
         )
