@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.errors import RecipeError
-from reasonmill.placement import Backend, Placement
+from reasonmill.placement import Backend
 from reasonmill.plugins.catalogue import Catalogue
 from reasonmill.plugins.sources import ENGINES
 from reasonmill.protocols import Progress, Scorer
@@ -104,10 +104,6 @@ class StageContext:
         """
         rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
         return RewardWeights(weights, rules, scorers)
-
-    @property
-    def placement(self) -> Placement:
-        return self.backend.placement
 
     @property
     def is_repeatable(self) -> bool:

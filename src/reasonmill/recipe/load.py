@@ -74,8 +74,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = _find(name_or_path)
     table, origins = _parse(file)
-    stages = table.get("stage")
-    written = _names(stages) if isinstance(stages, list) else []
+    written = _names(table)
     late = [text for text in overrides if _REPEATED.match(text) and text.split(".")[0].strip() not in written]
     folder = file.absolute().parent
     recipe = _recipe(table, origins, folder, [text for text in overrides if text not in late])
@@ -111,7 +110,7 @@ def _find(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    known = f"shipped recipes: {', '.join(shipped)}" if shipped else "name a TOML file"
+    known = f"shipped recipes: {', '.join(shipped)}"
     raise RecipeError(
         f"missing recipe: {name_or_path!r} is neither a shipped recipe nor a file",
         fix=" ".join(part for part in (suggestion(name_or_path, shipped), known) if part),
@@ -134,8 +133,7 @@ def _override(table: dict[str, Any], origins: Origins, text: str) -> None:
     """Changes the table as `--set` asks."""
     keys, value = _parse_override(text)
     path: KeyPath = tuple(keys)
-    stages = table.get("stage")
-    names = _names(stages) if isinstance(stages, list) else []
+    names = _names(table)
     if len(keys) > 1 and keys[0] in names:
         path = ("stage", names.index(keys[0]), *keys[1:])
     elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog", *TABLES):
@@ -143,7 +141,7 @@ def _override(table: dict[str, Any], origins: Origins, text: str) -> None:
     inner: Any = table
     for key in path[:-1]:
         inner = inner[key] if isinstance(key, int) else inner.setdefault(key, {})
-        if not isinstance(inner, dict) and inner is not stages:
+        if not isinstance(inner, dict) and inner is not table.get("stage"):
             raise RecipeError(f"{key!r} is no table, so it has no key {path[-1]!r}")
     inner[path[-1]] = value
     origins.override(path, value, f"--set {text}")
@@ -197,7 +195,7 @@ class _Check:
         catalogue = Catalogue({group: getattr(head, group) for group in TABLES if head is not None}, self._folder)
         # Where plug-ins are wrong, what names them would be wrong for the same reason.
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) and self._has_own(catalogue):
-            names = _names(entries)
+            names = _names(self._table)
             nodes = self._nodes(entries, names, head, catalogue)
             for name in head.models if head is not None else ():
                 if name in names:
@@ -333,9 +331,11 @@ def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier:
     return found
 
 
-def _names(entries: Sequence[Any]) -> list[str]:
+def _names(table: Mapping[str, Any]) -> list[str]:
     """The names of the stages as they are written; empty where one is missing or no text."""
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    entries = table.get("stage")
+    listed = entries if isinstance(entries, list) else []
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in listed]
     return [name if isinstance(name, str) else "" for name in names]
 
 

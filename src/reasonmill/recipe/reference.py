@@ -153,13 +153,10 @@ def find_source(
         raise RecipeError(f"{text!r} is no earlier stage", fix=suggestion(text, fitting))
     if text in models:
         return HubSource(text, models[text])
-    try:
-        return DirectorySource(model_directory(text))
-    except RecipeError as error:
-        if Path(text).is_dir():
-            raise
+    if text not in shipped_bases() and not Path(text).expanduser().is_dir():
         what = f"missing model: {text!r} is no earlier stage, no shipped base and no directory"
-        raise RecipeError(what, fix=_fix(text, known)) from error
+        raise RecipeError(what, fix=_fix(text, known))
+    return DirectorySource(model_directory(text))
 
 
 def _fix(text: str, known: Collection[str]) -> str:
