@@ -42,7 +42,9 @@ class Backend(Protocol):
     @property
     def placement(self) -> Placement: ...
 
-    def sampler(self, model: Path | Learner | TeacherSettings, *, slots: int, precision: Precision) -> Sampler:
+    def sampler(
+        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+    ) -> Sampler:
         """A sampler of a model directory, of what a learner is learning, or of a teacher behind a server.
 
         Args:
@@ -59,7 +61,7 @@ class Backend(Protocol):
         model: Path,
         optimizer: OptimizerSettings,
         *,
-        precision: Precision,
+        precision: Precision = "auto",
         temperature: float = 1.0,
         teacher: Path | None = None,
     ) -> Learner:
@@ -78,18 +80,20 @@ class Backend(Protocol):
         optimizer: OptimizerSettings,
         *,
         seed: int,
-        precision: Precision,
+        precision: Precision = "auto",
     ) -> Learner:
         """A learner of a new network with random weights; its model is saved without a tokenizer."""
         ...
 
     def reward_learner(
-        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
         """A learner of the policy with a scalar head."""
         ...
 
-    def scorer(self, model: Path, preference: Preference, *, precision: Precision, tokens_per_batch: int) -> Scorer:
+    def scorer(
+        self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
+    ) -> Scorer:
         """What scores completions with a reward model."""
         ...
 

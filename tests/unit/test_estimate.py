@@ -28,7 +28,7 @@ PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e
 
 def node(kind: str, sources: dict[str, Any] | None = None, **settings: Any) -> Node:
     """A stage named like its kind that starts from the model of BILLION."""
-    found = installed().stage(kind).Settings(**{"name": kind, "kind": kind, **settings})
+    found = installed().plugin("stages", kind).made.Settings(**{"name": kind, "kind": kind, **settings})
     sources = {"from": HubSource("billion", BILLION), **(sources or {})}
     tasks = {name: installed().plugin("tasks", name) for name in getattr(found, "tasks", ())}
     return Node(found, sources, installed().plugin("stages", kind), tasks)

@@ -13,7 +13,7 @@ from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder, working_dtype
 from reasonmill.model.reward import new_reward_model
-from reasonmill.placement import Placement, Precision
+from reasonmill.placement import SLOTS, Placement, Precision
 from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
 from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Judge, JudgeSettings
@@ -38,7 +38,9 @@ class NativeBackend:
             )
         self.placement = placement
 
-    def sampler(self, model: Path | Learner | TeacherSettings, *, slots: int, precision: Precision) -> Sampler:
+    def sampler(
+        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+    ) -> Sampler:
         """See `Backend`; the precision of a learner's sampler is the learner's.
 
         Raises:
@@ -62,7 +64,7 @@ class NativeBackend:
         model: Path,
         optimizer: OptimizerSettings,
         *,
-        precision: Precision,
+        precision: Precision = "auto",
         temperature: float = 1.0,
         teacher: Path | None = None,
     ) -> Learner:
@@ -81,7 +83,7 @@ class NativeBackend:
         optimizer: OptimizerSettings,
         *,
         seed: int,
-        precision: Precision,
+        precision: Precision = "auto",
     ) -> Learner:
         device, dtype = self.placement.device, self._dtype(precision)
         return LocalLearner(
@@ -89,7 +91,7 @@ class NativeBackend:
         )
 
     def reward_learner(
-        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
         model = new_reward_model(
             policy,
@@ -100,7 +102,9 @@ class NativeBackend:
         )
         return ScalarLearner(model, optimizer, companions=policy)
 
-    def scorer(self, model: Path, preference: Preference, *, precision: Precision, tokens_per_batch: int) -> Scorer:
+    def scorer(
+        self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
+    ) -> Scorer:
         return ModelScorer(
             model,
             preference,

@@ -58,6 +58,8 @@ class Judge:
     variable that should hold the key and does not is a RecipeError then.
     """
 
+    repeatable = False  # it may say something else each time
+
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
         self._params = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens)
