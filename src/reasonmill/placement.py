@@ -50,11 +50,9 @@ class Backend(Protocol):
         Args:
             slots: sequences that run at the same time.
         """
-        ...
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         """The renderer that the model's sampler needs."""
-        ...
 
     def learner(
         self,
@@ -71,7 +69,6 @@ class Backend(Protocol):
             temperature: that of the distribution that is scored; the sampler's, for policy gradients.
             teacher: the model that "kl" batches are trained towards; it must read the same tokens.
         """
-        ...
 
     def new_learner(
         self,
@@ -83,20 +80,16 @@ class Backend(Protocol):
         precision: Precision = "auto",
     ) -> Learner:
         """A learner of a new network with random weights; its model is saved without a tokenizer."""
-        ...
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
         """A learner of the policy with a scalar head."""
-        ...
 
     def scorer(
         self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
     ) -> Scorer:
         """What scores completions with a reward model."""
-        ...
 
     def judge(self, settings: JudgeSettings) -> Judge:
         """A judge behind a server, which is looked for when it is first asked."""
-        ...
