@@ -28,7 +28,7 @@ from reasonmill.store.commit import error_of_disk
 from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
-    from reasonmill.mill.estimate import Device, Estimate
+    from reasonmill.mill.estimate import Cost, Device
     from reasonmill.placement import Placement
     from reasonmill.recipe.graph import Recipe
     from reasonmill.tasks.named import NamedTask
@@ -319,7 +319,7 @@ def _assumed_device(choice: str) -> Device:
     return gpu() if choice == "cuda" else cpu(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _estimate_cells(estimate: Estimate) -> tuple[str, str, str]:
+def _estimate_cells(estimate: Cost) -> tuple[str, str, str]:
     """Tokens, time and memory of a row; a question mark for what is not known."""
     tokens, seconds, memory = estimate.tokens, estimate.seconds, estimate.memory_bytes
     return (

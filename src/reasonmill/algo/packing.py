@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasonmill.types import Example, LossKind, Row
+from reasonmill.types import Example, LossKind, Numbers
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _pack_chunk(examples: Sequence[Example]) -> Batch:
     )
 
 
-def _join(rows: Sequence[Row], dtype: type) -> Tensor:
+def _join(rows: Sequence[Numbers], dtype: type) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(row, dtype) for row in rows]))
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from reasonmill.algo.packing import Batch, TextRow
 from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.divergence import cause_of, digest_of, is_finite
-from reasonmill.learn.reference import Reference
+from reasonmill.learn.reference import FrozenPolicy
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.model.saving import save_network
@@ -31,7 +31,7 @@ class TrainedNetwork:
         self._network = network
         self._parameters = dict(network.named_parameters())
         self._optimizer = AdamW(self._parameters, optimizer)
-        self._reference = Reference(self._parameters)
+        self._reference = FrozenPolicy(self._parameters)
         self._rows: list[Batch | TextRow] = []  # what the update that is being gathered is made of
         self._faults: set[str] = set()  # what of it was not finite
         self.skipped_batch = ""

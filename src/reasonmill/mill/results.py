@@ -43,7 +43,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     label: str
     cells: tuple[Cell | None, ...]
 
@@ -54,7 +54,7 @@ class TaskResults:
 
     task: str
     setting: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskRe
     return TaskResults(task, "; ".join(settings), _rows(places, evaluations))
 
 
-def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
+def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[TableRow, ...]:
     """A row for each of the places at which some evaluation has a figure."""
     rows = [
-        Row(label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
+        TableRow(label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
         for label, place, is_share in places
     ]
     return tuple(row for row in rows if any(row.cells))

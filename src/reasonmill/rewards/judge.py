@@ -43,7 +43,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Pair:
     """Two answers to a problem, in the order in which the judge reads them."""
 
     problem: Problem
@@ -88,7 +88,7 @@ class Judge:
         return verdicts
 
     def preferences(
-        self, comparisons: Sequence[Comparison], on_verdict: Callable[[int], None] | None = None
+        self, comparisons: Sequence[Pair], on_verdict: Callable[[int], None] | None = None
     ) -> list[float | None]:
         """How much better the first answer of each is, from -1 to 1; None where the judge gave no verdict.
 

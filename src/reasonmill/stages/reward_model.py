@@ -36,7 +36,7 @@ from reasonmill.learn.supervised import optimise
 from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
 from reasonmill.recipe.reference import ModelRef, RolloutsRef
-from reasonmill.rewards.judge import Comparison, JudgeSettings
+from reasonmill.rewards.judge import JudgeSettings, Pair
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
@@ -103,7 +103,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ExampleSets:
     """Examples to train on and held-out ones, and how many of those drawn were dropped for which reason."""
 
     train: list[Labelled]
@@ -139,7 +139,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
 def select(
     settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge | None = None
-) -> Selection:
+) -> ExampleSets:
     """The examples of the rollouts of `settings.tasks`; everything that is drawn is kept or counted as dropped.
 
     Args:
@@ -167,7 +167,7 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
     judge = context.judge(settings.judge)
 
     def preferences(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
-        comparisons = [Comparison(first.problem, first.shown, second.shown) for first, second in pairs]
+        comparisons = [Pair(first.problem, first.shown, second.shown) for first, second in pairs]
         context.progress.begin(f"{settings.name}, judging", len(comparisons), "verdicts")
         verdicts = verdicts_on(comparisons, judge.preferences, run=context, stage=settings.name)
         context.progress.end({})
@@ -178,7 +178,7 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
 
 def _select_pairs(
     settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge
-) -> Selection:
+) -> ExampleSets:
     not_judged = ("not_judged",) if settings.judge is not None else ()
     dropped = dict.fromkeys((*_unusable(settings), *not_judged, "small_margin", "length_balance"), 0)
     drawn: list[tuple[Candidate, Candidate]] = []
@@ -206,10 +206,10 @@ def _select_pairs(
         balanced = with_balanced_lengths(part, seed, settings.name, int(side))
         dropped["length_balance"] += len(part) - len(balanced)
         parts[side] = [Labelled(pair.chosen.problem.id, (pair.chosen.text, pair.rejected.text)) for pair in balanced]
-    return Selection(parts[False], parts[True], dropped)
+    return ExampleSets(parts[False], parts[True], dropped)
 
 
-def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer) -> Selection:
+def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer) -> ExampleSets:
     assert settings.label is not None  # a judge compares, and here is nothing to compare
     dropped = dict.fromkeys(_unusable(settings), 0)
     parts: dict[bool, list[Labelled]] = {False: [], True: []}
@@ -227,7 +227,7 @@ def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Ren
                 )
             part = parts[is_held_out(group.problem.id, settings.held_out)]
             part.append(Labelled(group.problem.id, (candidate.text,), label))
-    return Selection(parts[False], parts[True], dropped)
+    return ExampleSets(parts[False], parts[True], dropped)
 
 
 def _unusable(settings: Settings) -> tuple[str, ...]:
@@ -254,7 +254,7 @@ def _candidate(
     return "too_long" if len(candidate.text) > settings.max_tokens else candidate
 
 
-def _require_enough(settings: Settings, selection: Selection) -> None:
+def _require_enough(settings: Settings, selection: ExampleSets) -> None:
     if not selection.train or len({example.problem_id for example in selection.held_out}) < 2:
         counts = ", ".join(f"{name} {count}" for name, count in selection.counts().items())
         raise RecipeError(
