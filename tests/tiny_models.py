@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from reasonmill.learn.state_file import StateFile
 from reasonmill.model.decoder import Decoder, config_from, new_decoder
-from reasonmill.protocols import Trained
+from reasonmill.protocols import Renderer, Trained
+from reasonmill.sample.engine import NativeEngine
+from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Message
 
 # Threads cost networks this small more than they give, fifty times more where other processes want the cores.
@@ -122,3 +124,8 @@ class NumberRenderer:
 
     def num_tokens(self, text: str) -> int:
         return len(text.split())
+
+
+def native_sampler(decoder: Decoder, renderer: Renderer, **settings: int) -> EngineSampler:
+    """A sampler over a native engine of its own; the settings are the engine's."""
+    return EngineSampler(NativeEngine(decoder, renderer, **settings))

@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from reasonmill import history, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
-from reasonmill.history import note_to_user, table_of
+from reasonmill.history import note_on, note_to_user, table_of
 from reasonmill.lasting_streams import lasting
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption, OverridesOption, RecipeArgument, UntilOption
 from reasonmill.stop_signals import StopSignals
@@ -28,10 +28,9 @@ from reasonmill.store.commit import error_of_disk
 from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
-    from reasonmill.mill.estimate import Device, Estimate
+    from reasonmill.mill.estimate import Cost, Device
     from reasonmill.placement import Placement
     from reasonmill.recipe.graph import Recipe
-    from reasonmill.store.home import Home
     from reasonmill.tasks.named import NamedTask
 
 app = typer.Typer(
@@ -61,17 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with lasting("stderr"):
         try:
             app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
-        except ReasonmillError as error:
-            _show_error(error)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            where = Path(str(error.filename)) if error.filename else Path.cwd()
-            told = error_of_disk(error, where, foreign_code=True, what="a file")
+        except (ReasonmillError, OSError) as error:
+            told = error if isinstance(error, ReasonmillError) else _error_of_file(error)
             if told is None:
                 raise
-            _show_error(told)
+            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {told}"))
             sys.exit(told.exit_code)
     sys.exit(0)
+
+
+def _error_of_file(error: OSError) -> ReasonmillError | None:
+    where = Path(str(error.filename)) if error.filename else Path.cwd()
+    return error_of_disk(error, where, foreign_code=True, what="a file")
 
 
 @app.command()
@@ -128,7 +128,7 @@ def run(
     for stage in result.stages:
         if stage.artifact.kind == "verdict":
             _print_verdict(console, stage.name, stage.artifact.metrics)
-    _print(console, Text(f"run: {result.directory}"))
+    note_on(console, f"run: {result.directory}")
 
 
 @app.command("eval")
@@ -162,13 +162,19 @@ def evaluate(
     from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.results import print_table, read_results
-    from reasonmill.stages.evaluate import evaluate_model
+    from reasonmill.stages.evaluate import Settings, evaluate_model
+    from reasonmill.stages.sampling import EvaluationSampling
 
     backend = NativeBackend(_placement(device))
+    settings = Settings.model_construct(
+        name=directory.name,
+        tasks=dict.fromkeys([task.name for task in asked], problems),
+        samples=samples,
+        split=split,
+        sampling=EvaluationSampling(temperature=params.temperature, max_tokens=params.max_tokens),
+    )
     with make_progress(Console(stderr=True)) as progress:
-        metrics = evaluate_model(
-            directory, [(task, problems) for task in asked], samples, seed, params, split, backend, progress
-        )
+        metrics = evaluate_model(directory, settings, asked, seed, backend, progress)
     if as_json:
         print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
     else:
@@ -265,41 +271,41 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
     from reasonmill.mill.display import output_console
     from reasonmill.mill.estimate import estimate, total
     from reasonmill.mill.planning import plan
+    from reasonmill.store.home import Home, is_new
 
-    with _existing_home(home) as opened:
+    # A home that is not there yet has nothing, and a run would make it.
+    with nullcontext() if is_new(home) else Home.open(home, write=False) as opened:
         planned = plan(recipe, opened, until)
     assumed = _assumed_device(device)
     estimates = estimate(recipe.up_to(until), planned, assumed)
     columns = ("stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory")
     table = table_of(f"{recipe.name}, seed {recipe.seed}", *columns)
     for stage in planned:
-        status = stage.status
+        state: str = stage.status
         if stage.waits_for:
-            state = f"{status} until {', '.join(stage.waits_for)} exists"
-        else:
-            state = status if stage.resumes_at is None else f"{status}, resumes at step {stage.resumes_at}"
-        shown = estimates.get(stage.name)
-        table.add_row(stage.name, stage.kind, state, *(_estimate_cells(shown) if shown else ("", "", "")))
+            state += f" until {', '.join(stage.waits_for)} exists"
+        elif stage.resumes_at is not None:
+            state += f", resumes at step {stage.resumes_at}"
+        cells = _estimate_cells(estimates[stage.name]) if stage.name in estimates else ("", "", "")
+        table.add_row(stage.name, stage.kind, state, *cells)
     whole = total(estimates)
     table.add_row("total", "", "", *_estimate_cells(whole))
+    listed = {f"not known of {name}": shown.unknown for name, shown in estimates.items()}
+    listed["not in the total"] = whole.unknown
+    absent = [model.hub for model in recipe.models.values() if not model.directory.is_dir()]
+    listed["still to be downloaded"] = tuple(absent)
     console = output_console()
     console.print(table)
-    for stage in planned:
-        if stage.note:
-            _print(console, Text(stage.note))
-    _print(console, Text(f"estimates for {assumed.name} with {_gigabytes(assumed.memory_bytes)} of memory"))
-    _print(console, Text("the rates and the lengths of responses are assumptions: expect factors of 2 or 3"))
-    for name, shown in estimates.items():
-        if shown.unknown:
-            _print(console, Text(f"not known of {name}: {', '.join(shown.unknown)}"))
-    if whole.unknown:
-        _print(console, Text(f"not in the total: {', '.join(whole.unknown)}"))
-    absent = [model.hub for model in recipe.models.values() if not model.directory.is_dir()]
-    if absent:
-        _print(console, Text(f"still to be downloaded: {', '.join(absent)}"))
+    for note in (
+        *(stage.note for stage in planned if stage.note),
+        f"estimates for {assumed.name} with {_gigabytes(assumed.memory_bytes)} of memory",
+        "the rates and the lengths of responses are assumptions: expect factors of 2 or 3",
+        *(f"{what}: {', '.join(names)}" for what, names in listed.items() if names),
+    ):
+        note_on(console, note)
     large = [name for name, shown in estimates.items() if (shown.memory_bytes or 0) > assumed.memory_bytes]
     if large:
-        _print(console, Text(f"does not fit into the memory: {', '.join(large)}", style="yellow"))
+        note_on(console, f"does not fit into the memory: {', '.join(large)}", style="yellow")
 
 
 def _assumed_device(choice: str) -> Device:
@@ -313,7 +319,7 @@ def _assumed_device(choice: str) -> Device:
     return gpu() if choice == "cuda" else cpu(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _estimate_cells(estimate: Estimate) -> tuple[str, str, str]:
+def _estimate_cells(estimate: Cost) -> tuple[str, str, str]:
     """Tokens, time and memory of a row; a question mark for what is not known."""
     tokens, seconds, memory = estimate.tokens, estimate.seconds, estimate.memory_bytes
     return (
@@ -342,23 +348,11 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB"
 
 
-@contextmanager
-def _existing_home(path: Path) -> Iterator[Home | None]:
-    """The home, opened for reading; None where there is none yet, and a run would make one."""
-    from reasonmill.store.home import Home, is_new
-
-    if is_new(path):
-        yield None
-    else:
-        with Home.open(path, write=False) as home:
-            yield home
-
-
 def _print_verdict(console: Console, gate: str, verdict: Mapping[str, Any]) -> None:
     outcome = ("promoted", "bold green") if verdict["promoted"] else ("refused", "bold red")
     _print(console, Text.assemble((gate, "bold"), ": ", outcome))
     for reason in verdict["reasons"]:
-        _print(console, Text(f"  {reason}"))
+        note_on(console, f"  {reason}")
 
 
 def _print_reply(console: Console, pieces: Iterable[str]) -> str:
@@ -374,13 +368,9 @@ def _print_reply(console: Console, pieces: Iterable[str]) -> str:
     return "".join(said).strip()
 
 
-def _show_error(error: ReasonmillError) -> None:
-    _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {error}"))
-
-
 def _show_stop(stop: Interrupted) -> None:
-    _print(Console(stderr=True), Text(stop.what, style="yellow"))
-    _print(Console(stderr=True), Text(f"  {stop.fix}"))
+    note_to_user(stop.what)
+    note_on(Console(stderr=True), f"  {stop.fix}")
 
 
 def _print(console: Console, text: Text) -> None:

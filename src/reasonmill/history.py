@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,19 +12,14 @@ from rich.tree import Tree
 
 from reasonmill.errors import NotAdopted
 from reasonmill.options import DEFAULT_HOME, HomeOption, OverridesOption, RecipeArgument, UntilOption
-from reasonmill.store.ledger import ADOPTED
-
-if TYPE_CHECKING:
-    from reasonmill.store.home import Home
-    from reasonmill.store.ledger import StageRecord
-    from reasonmill.store.ledger_runs import RunRecord
-    from reasonmill.types import Artifact
+from reasonmill.store.home import Home, require_home
+from reasonmill.store.ledger import ADOPTED, StageRecord
+from reasonmill.store.ledger_runs import RunRecord
+from reasonmill.types import Artifact
 
 
 def status(home: HomeOption = DEFAULT_HOME) -> None:
     """Shows the runs of a home, and which of their stages are finished, begun or open."""
-    from reasonmill.store.home import Home
-
     console = Console()
     with Home.open(home, write=False) as opened:
         runs = opened.ledger.runs()
@@ -40,7 +35,6 @@ def lineage(
 ) -> None:
     """Shows what an artifact was made from."""
     from reasonmill.mill.artifacts import find_artifact
-    from reasonmill.store.home import Home
 
     with Home.open(home, write=False) as opened:
         found = find_artifact(opened, artifact, note_to_user)
@@ -64,7 +58,6 @@ def adopt(
     loaded.up_to(until)  # a mistake here is told before the home is opened
 
     from reasonmill.mill.adoption import adopt as adopt_results
-    from reasonmill.store.home import Home, require_home
 
     require_home(home)
     with Home.open(home) as opened:
@@ -103,16 +96,14 @@ def note_to_user(text: str) -> None:
 def _status_table(home: Home, run: RunRecord) -> Table:
     table = table_of(run.name, "stage", "kind", "state", "artifact", "earlier result")
     begun = {stage.name: stage.key for stage in run.stages}
-    earlier = {stage.name: home.ledger.stage(stage.key) for stage in run.earlier}
+    earlier = {stage.name: (stage.kind, _digest(home.ledger.stage(stage.key))) for stage in run.earlier}
     for settings in run.recipe["stage"]:
         name = settings["name"]
         state, digest = _stage_state(home, begun.get(name), settings.get("steps"))
-        table.add_row(name, settings["kind"], state, digest, "" if digest else _digest(earlier.get(name)))
-    named = {settings["name"] for settings in run.recipe["stage"]}
-    for stage in run.earlier:
-        if stage.name not in named:
-            state = "not in the recipe any more"
-            table.add_row(stage.name, stage.kind, state, "", _digest(earlier[stage.name]))
+        _, result = earlier.pop(name, ("", ""))
+        table.add_row(name, settings["kind"], state, digest, "" if digest else result)
+    for name, (kind, result) in earlier.items():
+        table.add_row(name, kind, "not in the recipe any more", "", result)
     return table
 
 

@@ -42,24 +42,24 @@ class Backend(Protocol):
     @property
     def placement(self) -> Placement: ...
 
-    def sampler(self, model: Path | Learner | TeacherSettings, *, slots: int, precision: Precision) -> Sampler:
+    def sampler(
+        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+    ) -> Sampler:
         """A sampler of a model directory, of what a learner is learning, or of a teacher behind a server.
 
         Args:
             slots: sequences that run at the same time.
         """
-        ...
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         """The renderer that the model's sampler needs."""
-        ...
 
     def learner(
         self,
         model: Path,
         optimizer: OptimizerSettings,
         *,
-        precision: Precision,
+        precision: Precision = "auto",
         temperature: float = 1.0,
         teacher: Path | None = None,
     ) -> Learner:
@@ -69,7 +69,6 @@ class Backend(Protocol):
             temperature: that of the distribution that is scored; the sampler's, for policy gradients.
             teacher: the model that "kl" batches are trained towards; it must read the same tokens.
         """
-        ...
 
     def new_learner(
         self,
@@ -78,21 +77,19 @@ class Backend(Protocol):
         optimizer: OptimizerSettings,
         *,
         seed: int,
-        precision: Precision,
+        precision: Precision = "auto",
     ) -> Learner:
         """A learner of a new network with random weights; its model is saved without a tokenizer."""
-        ...
 
     def reward_learner(
-        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
         """A learner of the policy with a scalar head."""
-        ...
 
-    def scorer(self, model: Path, preference: Preference, *, precision: Precision, tokens_per_batch: int) -> Scorer:
+    def scorer(
+        self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
+    ) -> Scorer:
         """What scores completions with a reward model."""
-        ...
 
     def judge(self, settings: JudgeSettings) -> Judge:
         """A judge behind a server, which is looked for when it is first asked."""
-        ...

@@ -37,7 +37,6 @@ class Renderer(Protocol):
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
-        ...
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens between the stop token of one of the assistant's turns and the beginning of its next turn, where
@@ -46,19 +45,15 @@ class Renderer(Protocol):
         Raises:
             UnsupportedModel: the model's template can't go on with a conversation in this way.
         """
-        ...
 
     def text(self, tokens: Sequence[int]) -> str:
         """Text of completion tokens, thinking tags included, stop tokens left out."""
-        ...
 
     def response(self, text: str) -> tuple[int, ...]:
         """Tokens of an assistant's turn that says `text`, its stop token last: what fine-tuning learns to write."""
-        ...
 
     def num_tokens(self, text: str) -> int:
         """How many tokens a text has; for measures, never to make training data."""
-        ...
 
 
 class Engine(Protocol):
@@ -70,36 +65,28 @@ class Engine(Protocol):
     @property
     def version(self) -> int:
         """That of the weights, which requests carry that start with them."""
-        ...
 
     @property
     def repeatable(self) -> bool:
         """Whether the same request has the same completion each time, as its noise says."""
-        ...
 
     def submit(self, request: Request) -> int:
         """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
-        ...
 
     def step(self) -> None:
         """Starts requests that wait, or draws the next token of all that run."""
-        ...
 
     def finished(self) -> list[tuple[int, Completion]]:
         """Tickets and completions that were finished since last asked."""
-        ...
 
     def drawn(self, ticket: int, start: int = 0) -> list[int]:
         """The tokens that a request has drawn so far, from number `start` on; none of one that waits or is finished."""
-        ...
 
     def cancel(self, ticket: int) -> None:
         """Forgets a request, whether it waits, runs or is finished: nothing more is heard of it."""
-        ...
 
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name, without a copy where they are the engine's own already."""
-        ...
 
 
 class Sampler(Protocol):
@@ -108,12 +95,10 @@ class Sampler(Protocol):
     @property
     def version(self) -> int:
         """That of the weights; completions carry the one that they started with."""
-        ...
 
     @property
     def repeatable(self) -> bool:
         """Whether the same requests have the same completions each time. A run can promise its bits only then."""
-        ...
 
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
@@ -124,15 +109,12 @@ class Sampler(Protocol):
             follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
                 under the same index in place of the completion, which is not yielded.
         """
-        ...
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one completion as they are drawn."""
-        ...
 
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name: how a learner publishes them."""
-        ...
 
 
 class Trained(Protocol):
@@ -144,24 +126,19 @@ class Trained(Protocol):
         Where something of the update was not finite, no step is taken and nothing of the state changes; "optim/skipped"
         is 1.0 then, and so is "skipped/" with the name of the cause.
         """
-        ...
 
     @property
     def skipped_batch(self) -> str:
         """Digest of the batches of the last update that was skipped; empty if none was."""
-        ...
 
     def save(self, directory: Path) -> None:
         """Writes all that a resumed run needs to go on to the same bits: weights, moments, counters."""
-        ...
 
     def load(self, directory: Path) -> None:
         """Takes back what `save` wrote."""
-        ...
 
     def save_model(self, directory: Path) -> None:
         """Writes the weights as a Hugging Face model, with the tokenizer that came with it."""
-        ...
 
 
 class Learner(Trained, Protocol):
@@ -172,23 +149,18 @@ class Learner(Trained, Protocol):
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""
-        ...
 
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities [tokens of the batch] of each token under the current weights, no gradient."""
-        ...
 
     def keep_reference(self) -> None:
         """Makes the current weights the reference, which is saved with the state from now on."""
-        ...
 
     def reference_logprobs(self, batches: Sequence[Batch]) -> Tensor:
         """Log-probabilities of all tokens of the batches, joined in order, under the reference's weights."""
-        ...
 
     def publish(self, sampler: Sampler, version: int) -> None:
         """Makes the sampler draw from the current weights; completions that start afterwards carry `version`."""
-        ...
 
 
 class RewardLearner(Trained, Protocol):
@@ -199,11 +171,9 @@ class RewardLearner(Trained, Protocol):
     ) -> tuple[float, Tensor]:
         """Adds the gradient of sum(losses) / denominator, where `losses` takes the rewards of the row's texts; returns
         (sum of the losses, the rewards on the CPU)."""
-        ...
 
     def rewards(self, row: TextRow) -> Tensor:
         """The rewards of the row's texts under the current weights, no gradient."""
-        ...
 
 
 class Scorer(Protocol):
@@ -211,7 +181,6 @@ class Scorer(Protocol):
 
     def score(self, problem: Problem, completions: Sequence[Completion]) -> list[float]:
         """One number for each completion; one that is not finite says that it could not be scored."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -244,15 +213,12 @@ class Task(Protocol):
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         """Problem `index` of a split; the same arguments give the same problem everywhere."""
-        ...
 
     def problems(self, split: str, seed: int) -> Iterable[Problem]:
         """The problems of a split in order; endless for procedural tasks."""
-        ...
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         """One grade for each completion; a grade's `accuracy` part is 1.0 for a right answer, else 0.0."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -278,7 +244,6 @@ class Reward(Protocol):
 
     def measure(self, attempt: Attempt) -> float | None:
         """A number, the more the better; None where it can't tell, which leaves the rollout ungraded."""
-        ...
 
 
 class Environment(Protocol):
@@ -292,7 +257,6 @@ class Environment(Protocol):
 
     def start(self, problem: Problem) -> Episode:
         """A new episode; its messages are what the policy reads first."""
-        ...
 
     async def reply(self, episode: Episode, completion: Completion) -> Sequence[Message] | None:
         """What the environment says to the policy's turn; None where the episode ends with it.
@@ -303,7 +267,6 @@ class Environment(Protocol):
         Args:
             episode: all that came before the turn; `episode.grade(completion)` is what the task says of it.
         """
-        ...
 
 
 class Conversations(Protocol):
@@ -311,7 +274,6 @@ class Conversations(Protocol):
 
     def conversation(self, index: int, *, noise: tuple[Part, ...]) -> Conversation:
         """Conversation `index`; `noise` names the draw, for example (seed, stage)."""
-        ...
 
 
 class Rewriting(Protocol):
@@ -319,7 +281,6 @@ class Rewriting(Protocol):
 
     def rewrite(self, problem: Problem, response: str) -> str:
         """The response in other words; its answer must stay the same."""
-        ...
 
 
 class Progress(Protocol):
@@ -327,16 +288,12 @@ class Progress(Protocol):
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """A stage starts; it will take `total` units (steps, problems, documents)."""
-        ...
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         """`done` units are finished in all; metrics are the latest, by their `area/name`."""
-        ...
 
     def note(self, text: str) -> None:
         """Something the user should read, once."""
-        ...
 
     def end(self, metrics: Mapping[str, object]) -> None:
         """The stage is finished with these metrics."""
-        ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -31,28 +31,29 @@ BY_CONTENT = ByContent()
 
 @dataclass(frozen=True)
 class Naming:
-    """Marks what names a plug-in of a group, a name or a table with `use`: the key of the stage covers the plug-in."""
+    """Marks what names a plug-in of a group, a name or a table with `use`: the key of the stage covers the plug-in.
+
+    Keys that the table does not define itself are arguments.
+    """
 
     group: str
 
 
-@dataclass(frozen=True)
-class Inline(Naming):
-    """Marks a table that names a plug-in by its `use`; keys that it does not define itself are arguments."""
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
-class Mark:
+class Mark(Generic[Kind]):
     """A marked value: its key as a recipe writes it (`data[0]`, `tasks.sums`), the value, and the mark."""
 
     key: str
     value: Any
-    mark: Any
+    mark: Kind
 
 
-def marks(settings: BaseModel) -> list[Mark]:
-    """All marked values of the settings, in their order. Values of None and empty tables have none."""
-    return list(_marks_of(settings, ""))
+def marks(settings: BaseModel, kind: type[Kind]) -> list[Mark[Kind]]:
+    """All values of the settings with a mark of this kind, in their order. None and empty tables have none."""
+    return [Mark(*found) for found in _marked("", settings, type(settings)) if isinstance(found[2], kind)]
 
 
 def decisive(settings: BaseModel) -> dict[str, Any]:
@@ -71,50 +72,38 @@ def _decided(value: Any, dumped: Any, annotation: Any, metadata: Sequence[Any] =
     annotation, metadata = _apart(value, annotation, metadata)
     if INCIDENTAL in metadata or (value is not None and any(isinstance(mark, ByContent) for mark in metadata)):
         return _NOTHING
-    if isinstance(value, BaseModel):
-        fields = {field.alias or name: (name, field) for name, field in type(value).model_fields.items()}
-        parts = {
-            key: _decided(getattr(value, name), dumped[key], field.annotation, field.metadata)
-            for key, (name, field) in fields.items()
-        }
-        # The other keys of a table that names a plug-in are its arguments, which count with the plug-in.
-        if not any(isinstance(mark, Naming) for mark in metadata):
-            parts |= {key: other for key, other in dumped.items() if key not in fields}
-        return {key: part for key, part in parts.items() if part is not _NOTHING}
-    if isinstance(value, Mapping):
-        inner = _inner(annotation, 1)
-        parts = {
-            key: _decided(each, other, inner) for each, (key, other) in zip(value.values(), dumped.items(), strict=True)
-        }
-        return {key: part for key, part in parts.items() if part is not _NOTHING}
-    if isinstance(value, list | tuple):
-        entries = enumerate(zip(value, dumped, strict=True))
-        listed = [_decided(each, other, _inner(annotation, place)) for place, (each, other) in entries]
-        return [part for part in listed if part is not _NOTHING]
-    return dumped
+    if not isinstance(value, BaseModel | Mapping | list | tuple):
+        return dumped
+    parts = {key: _decided(each, dumped[key], *how) for key, each, *how in _parts(value, annotation)}
+    # The other keys of a table that names a plug-in are its arguments, which count with the plug-in.
+    if isinstance(value, BaseModel) and not any(isinstance(mark, Naming) for mark in metadata):
+        parts |= {key: other for key, other in dumped.items() if key not in parts}
+    decided = {key: part for key, part in parts.items() if part is not _NOTHING}
+    return list(decided.values()) if isinstance(value, list | tuple) else decided
 
 
-def _marks_of(settings: BaseModel, prefix: str) -> Iterator[Mark]:
-    for name, field in type(settings).model_fields.items():
-        key = f"{prefix}{field.alias or name}"
-        yield from _marked(key, getattr(settings, name), field.annotation, field.metadata)
-
-
-def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Mark]:
-    """The marks of one value and of those within it."""
+def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, mark) of one value and of those within it."""
     if value is None:
         return
     annotation, metadata = _apart(value, annotation, metadata)
-    yield from (Mark(key, value, mark) for mark in metadata if isinstance(mark, Incidental | ByContent | Naming))
+    yield from ((key, value, mark) for mark in metadata)
+    for name, each, *how in _parts(value, annotation):
+        inner = f"{key}[{name}]" if isinstance(value, list | tuple) else f"{key}.{name}".removeprefix(".")
+        if isinstance(value, Mapping):
+            yield from _marked(inner, name, _inner(annotation, 0))
+        yield from _marked(inner, each, *how)
+
+
+def _parts(value: Any, annotation: Any) -> Iterator[tuple[Any, Any, Any, Sequence[Any]]]:
+    """What a value consists of: each part's key or place, the part, its annotation and what that says beside."""
     if isinstance(value, BaseModel):
-        yield from _marks_of(value, f"{key}.")
+        for name, field in type(value).model_fields.items():
+            yield field.alias or name, getattr(value, name), field.annotation, field.metadata
     elif isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _marked(f"{key}.{name}", name, _inner(annotation, 0))
-            yield from _marked(f"{key}.{name}", each, _inner(annotation, 1))
+        yield from ((name, each, _inner(annotation, 1), ()) for name, each in value.items())
     elif isinstance(value, list | tuple):
-        for place, each in enumerate(value):
-            yield from _marked(f"{key}[{place}]", each, _inner(annotation, place))
+        yield from ((place, each, _inner(annotation, place), ()) for place, each in enumerate(value))
 
 
 def _apart(value: Any, annotation: Any, metadata: Sequence[Any]) -> tuple[Any, Sequence[Any]]:

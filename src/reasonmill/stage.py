@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.errors import RecipeError
-from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.placement import SLOTS, Backend, Placement, Precision
+from reasonmill.placement import Backend
 from reasonmill.plugins.catalogue import Catalogue
 from reasonmill.plugins.sources import ENGINES
-from reasonmill.protocols import Learner, Preference, Progress, Renderer, RewardLearner, Sampler, Scorer, View
+from reasonmill.protocols import Progress, Scorer
 from reasonmill.rewards.combination import NOT_RULES, RewardWeights
-from reasonmill.rewards.judge import Judge, JudgeSettings
-from reasonmill.servers.client import TeacherSettings
 from reasonmill.store.home import Home
 from reasonmill.tasks.named import NamedTask
 
+P = ParamSpec("P")
+Made = TypeVar("Made")
 ArtifactKind = Literal["model", "rollouts", "dataset", "reward-model", "evaluation", "verdict"]
 
 
@@ -46,6 +45,29 @@ class Input:
 
     path: Path
     digest: str
+
+
+def _from_backend(
+    make: Callable[Concatenate[Backend, P], Made], need: str = ""
+) -> Callable[Concatenate[StageContext, P], Made]:
+    """The method of a context that does what a backend's method does.
+
+    It makes what a stage may get only where the stage says that it needs it, and what is not repeatable is remembered.
+    """
+
+    def made_for(context: StageContext, /, *args: P.args, **kwargs: P.kwargs) -> Made:
+        if need and need not in context.needs:
+            raise RecipeError(
+                f"the stage takes a {need} and does not say so, so that its key would not cover it",
+                fix=f"add {need!r} to NEEDS in the stage's module",
+            )
+        made: Made = getattr(context.backend, make.__name__)(*args, **kwargs)
+        if not getattr(made, "repeatable", True):
+            context._unrepeatable.append(made)
+        return made
+
+    made_for.__doc__ = make.__doc__
+    return made_for
 
 
 @dataclass(frozen=True)
@@ -84,89 +106,18 @@ class StageContext:
         return RewardWeights(weights, rules, scorers)
 
     @property
-    def placement(self) -> Placement:
-        return self.backend.placement
-
-    @property
     def is_repeatable(self) -> bool:
         """Whether all samplers and judges so far give the same again when they are asked the same."""
         return not self._unrepeatable
 
-    def sampler(
-        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
-    ) -> Sampler:
-        """A sampler of a model directory, of what a learner is learning, or of a teacher behind a server.
-
-        Args:
-            slots: sequences that run at the same time.
-        """
-        self._require("sampler")
-        made = self.backend.sampler(model, slots=slots, precision=precision)
-        if not made.repeatable:
-            self._unrepeatable.append(made)
-        return made
-
-    def renderer(self, model: Path | TeacherSettings) -> Renderer:
-        """The renderer that the model's sampler needs."""
-        return self.backend.renderer(model)
-
-    def learner(
-        self,
-        model: Path,
-        optimizer: OptimizerSettings,
-        *,
-        precision: Precision = "auto",
-        temperature: float = 1.0,
-        teacher: Path | None = None,
-    ) -> Learner:
-        """A learner of a model directory.
-
-        Args:
-            temperature: that of the distribution that is scored; the sampler's, for policy gradients.
-            teacher: the model that "kl" batches are trained towards; it must read the same tokens.
-        """
-        self._require("learner")
-        return self.backend.learner(model, optimizer, precision=precision, temperature=temperature, teacher=teacher)
-
-    def new_learner(
-        self,
-        model_type: str,
-        config: dict[str, Any],
-        optimizer: OptimizerSettings,
-        *,
-        seed: int,
-        precision: Precision = "auto",
-    ) -> Learner:
-        """A learner of a new network with random weights; its model is saved without a tokenizer."""
-        self._require("learner")
-        return self.backend.new_learner(model_type, config, optimizer, seed=seed, precision=precision)
-
-    def reward_learner(
-        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
-    ) -> RewardLearner:
-        """A learner of the policy with a scalar head."""
-        self._require("reward-learner")
-        return self.backend.reward_learner(policy, optimizer, view=view, precision=precision)
-
-    def scorer(
-        self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
-    ) -> Scorer:
-        """What scores completions with a reward model."""
-        self._require("scorer")
-        return self.backend.scorer(model, preference, precision=precision, tokens_per_batch=tokens_per_batch)
-
-    def judge(self, settings: JudgeSettings) -> Judge:
-        """A judge behind a server, who may say something else each time."""
-        made = self.backend.judge(settings)
-        self._unrepeatable.append(made)
-        return made
-
-    def _require(self, need: str) -> None:
-        if need not in self.needs:
-            raise RecipeError(
-                f"the stage takes a {need} and does not say so, so that its key would not cover it",
-                fix=f"add {need!r} to NEEDS in the stage's module",
-            )
+    # What computes, as the backend makes it: see `Backend`.
+    sampler = _from_backend(Backend.sampler, need="sampler")
+    renderer = _from_backend(Backend.renderer)
+    learner = _from_backend(Backend.learner, need="learner")
+    new_learner = _from_backend(Backend.new_learner, need="learner")
+    reward_learner = _from_backend(Backend.reward_learner, need="reward-learner")
+    scorer = _from_backend(Backend.scorer, need="scorer")
+    judge = _from_backend(Backend.judge)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ LossKind = Literal["ce", "pg", "kl"]
 ConversationSource = Literal["reasoning", "general"]
 
 
-class Row(Protocol):
+class Numbers(Protocol):
     """Numbers, one for each token of an example: a list, a tuple or a one-dimensional numpy array."""
 
     def __len__(self) -> int: ...
@@ -260,12 +260,12 @@ class Example:
     numpy arrays, which pack faster.
     """
 
-    tokens: Row
-    weights: Row
+    tokens: Numbers
+    weights: Numbers
     loss: LossKind
-    advantages: Row | None = None
-    sampler_logprobs: Row | None = None
-    ref_logprobs: Row | None = None
+    advantages: Numbers | None = None
+    sampler_logprobs: Numbers | None = None
+    ref_logprobs: Numbers | None = None
 
     def __post_init__(self) -> None:
         length = len(self.tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from rich.text import Text
 from reasonmill.errors import StoreError
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
-from reasonmill.store.verification import Finding, verify_home
+from reasonmill.store.verification import verify_home
 
 
 def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
@@ -27,8 +26,11 @@ def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
         findings = [asdict(finding) for finding in found.findings]
         print(json.dumps({"objects": found.num_objects, "findings": findings}, indent=2, ensure_ascii=False))
     else:
-        _print_findings(found.findings)
-        _print(Text(f"{_count(found.num_objects, 'object')}, {_count(len(found.problems), 'problem')}"))
+        for finding in sorted(found.findings, key=lambda finding: finding.is_problem):
+            label = ("damage: ", "bold red") if finding.is_problem else ("note: ", "dim")
+            _print(Text.assemble(label, f"{finding.file} {finding.what}"))
+            _print(Text(f"  {finding.recovery}", style="dim"))
+        _print(f"{_count(found.num_objects, 'object')}, {_count(len(found.problems), 'problem')}")
     if found.problems:
         raise typer.Exit(StoreError.exit_code)
 
@@ -47,39 +49,27 @@ def gc(
     collect = look_for_garbage if dry_run else collect_garbage
     garbage = collect(home, abandoned=abandoned, last_states=last_states)
     for digest in garbage.objects:
-        _print(Text(f"object {digest[:12]}"))
+        _print(f"object {digest[:12]}")
     for leftover in garbage.leftovers:
-        _print(Text(f"leftover {leftover.relative_to(home.absolute())}"))
+        _print(f"leftover {leftover.relative_to(home.absolute())}")
     verb = "would be removed" if dry_run else "removed"
-    _print(Text(f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers"))
-    if garbage.num_bytes_abandoned:
-        _print(
-            Text(
-                f"{garbage.num_bytes_abandoned:,} bytes are states of unfinished stages that no run has any more, as "
-                "their settings or their code were changed; gc --abandoned removes them"
-            )
-        )
-    if garbage.num_bytes_last:
-        _print(
-            Text(
-                f"{garbage.num_bytes_last:,} bytes are the last states of finished stages, from which they resume when "
-                "their steps are raised; gc --last-states removes them"
-            )
-        )
-    if garbage.num_bytes_quarantined:
-        _print(Text(f"{garbage.num_bytes_quarantined:,} bytes are in quarantine/, which only you remove"))
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    for finding in sorted(findings, key=lambda finding: finding.is_problem):
-        label = ("damage: ", "bold red") if finding.is_problem else ("note: ", "dim")
-        _print(Text.assemble(label, f"{finding.file} {finding.what}"))
-        _print(Text(f"  {finding.recovery}", style="dim"))
+    _print(f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers")
+    staying = {
+        "states of unfinished stages that no run has any more, as their settings or their code were changed; "
+        "gc --abandoned removes them": garbage.num_bytes_abandoned,
+        "the last states of finished stages, from which they resume when their steps are raised; "
+        "gc --last-states removes them": garbage.num_bytes_last,
+        "in quarantine/, which only you remove": garbage.num_bytes_quarantined,
+    }
+    for what, num_bytes in staying.items():
+        if num_bytes:
+            _print(f"{num_bytes:,} bytes are {what}")
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _print(text: Text) -> None:
-    Console().print(text, soft_wrap=True, highlight=False)
+def _print(text: str | Text) -> None:
+    """Prints a line as it is, however long it is."""
+    Console().print(Text.assemble(text), soft_wrap=True, highlight=False)

@@ -8,8 +8,8 @@ import pytest
 from reasonmill.protocols import Engine
 from reasonmill.randomness import generator, key
 from reasonmill.sample.engine import NativeEngine
-from reasonmill.sample.scripted import ScriptedEngine
 from reasonmill.types import Completion, Request, SamplingParams
+from scripted import ScriptedEngine
 from tiny_models import VOCABULARY, NumberRenderer, tiny_decoder
 
 SLOTS = 4

@@ -29,7 +29,10 @@ def calculator() -> Environment:
 
 MAKERS: dict[str, Callable[[], Environment]] = {
     "calculator": calculator,
-    **{name: lambda name=name: installed().environment(name) for name in installed().names("environments")},  # type: ignore[misc]
+    **{
+        name: lambda name=name: installed().plugin("environments", name).made  # type: ignore[misc]
+        for name in installed().names("environments")
+    },
 }
 TURNS = ("", "calc: 17 * 4", "calc: 1 /", "<think></think><answer> 0</answer>", "calc: 2 + 2", "so 7")
 

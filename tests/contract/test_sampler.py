@@ -14,11 +14,10 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Sampler
 from reasonmill.randomness import generator, key
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.sample.native import NativeSampler
-from reasonmill.sample.scripted import ScriptedSampler
 from reasonmill.servers.client import TeacherSettings
 from reasonmill.types import Completion, Message, Request, SamplingParams
-from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, tiny_decoder
+from scripted import ScriptedSampler
+from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, native_sampler, tiny_decoder
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def native() -> Iterator[Case]:
     # Fewer slots than requests, so that slots are used again.
     decoder = tiny_decoder()
     weights = {name: parameter.detach().clone() for name, parameter in decoder.network.named_parameters()}
-    yield Case(NativeSampler(decoder, NumberRenderer(), num_slots=7), tuple, weights)
+    yield Case(native_sampler(decoder, NumberRenderer(), num_slots=7), tuple, weights)
 
 
 @contextmanager

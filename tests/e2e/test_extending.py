@@ -131,7 +131,7 @@ def test_a_lab_elsewhere_is_the_same_lab(lab: Path, tmp_path: Path) -> None:
         ("count = 2", "count = 2.5", r"count: Input should be a valid integer.*\.toml:9"),
         ("count = 2", "cuont = 2", r"unknown key 'cuont'.*\.toml:9.*did you mean 'count'"),
         ("./average.py", "./averages.py", r"stages.average: missing module.*\.toml:20"),
-        ('environment = "calculator"', 'environment = "calculater"', r"unknown environment 'calculater'.*\.toml:4"),
+        ('environment = "calculator"', 'environment = "calculater"', r"unknown environment 'calculater'.*\.toml:5"),
         ("brief = 0.5", "breif = 0.5", r"unknown reward 'breif'.*did you mean 'brief'.*\.toml:30"),
     ],
 )

@@ -19,10 +19,9 @@ from reasonmill.randomness import generator
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect
 from reasonmill.sample import engine
-from reasonmill.sample.native import NativeSampler
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Example, Grade, Group, Message, Problem, SamplingParams
-from tiny_models import VOCABULARY, NumberRenderer, tiny_decoder
+from tiny_models import VOCABULARY, NumberRenderer, native_sampler, tiny_decoder
 
 TURNS = 3
 TEMPERATURE = 1.3
@@ -65,7 +64,7 @@ def played(decoder: Decoder, *, slots: int = 5, problems: int = 6) -> list[Group
     """Rollouts of up to three turns, some of which end early at the limit; slots are used again."""
     task = NamedTask("numbers", Numbers(), Chatter())
     return collect(
-        NativeSampler(decoder, NumberRenderer(), num_slots=slots, prefill_tokens=40),
+        native_sampler(decoder, NumberRenderer(), num_slots=slots, prefill_tokens=40),
         NumberRenderer(),
         {task.name: task},
         [task.problem("train", 0, index) for index in range(problems)],

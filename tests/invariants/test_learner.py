@@ -27,9 +27,16 @@ from reasonmill.learn.state_file import STATE_FILE, StateFile
 from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import shipped_bases
-from reasonmill.sample.native import NativeSampler
 from reasonmill.types import Example, Request, SamplingParams
-from tiny_models import VOCABULARY, NumberRenderer, learner_state, plain_network, tiny_config, tiny_decoder
+from tiny_models import (
+    VOCABULARY,
+    NumberRenderer,
+    learner_state,
+    native_sampler,
+    plain_network,
+    tiny_config,
+    tiny_decoder,
+)
 
 WHOLE = 10_000  # tokens of a batch that holds all examples
 LONG = (2048, 2000, 1900, 1700, 1500, 1300, 1100, 1024, 900, 800, 700, 500)  # tokens of texts for a GPU
@@ -462,8 +469,8 @@ def test_a_saved_model_is_one_that_transformers_loads(tmp_path: Path) -> None:
 
 def test_a_sampler_of_its_own_network_follows_the_learner_without_a_copy() -> None:
     learner = LocalLearner(tiny_decoder(), OptimizerSettings())
-    shared = NativeSampler(learner.decoder, NumberRenderer())
-    apart = NativeSampler(tiny_decoder(seed=9), NumberRenderer())
+    shared = native_sampler(learner.decoder, NumberRenderer())
+    apart = native_sampler(tiny_decoder(seed=9), NumberRenderer())
     train(learner, range(2))
     places = [weight.data_ptr() for weight in weights_of(learner).values()]
     asked = [Request((2, 3), SamplingParams(max_tokens=20), key) for key in range(5)]

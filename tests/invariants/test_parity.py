@@ -15,10 +15,10 @@ from reasonmill.algo.packing import pack, unpack
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.model.attention import PackedLayout
 from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
 from reasonmill.randomness import generator, key
 from reasonmill.recipe.reference import shipped_bases
-from reasonmill.sample.native import NativeSampler
 from reasonmill.types import Completion, Example, Request, SamplingParams
 from tiny_models import (
     ARCHITECTURES,
@@ -26,6 +26,7 @@ from tiny_models import (
     VOCABULARY,
     WINDOW,
     NumberRenderer,
+    native_sampler,
     plain_network,
     tiny_config,
     tiny_decoder,
@@ -60,7 +61,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     decoder = tiny_decoder(request.param)
     requests = ragged_requests()
     # Five slots for twelve requests: a group starts in parts, slots are used again and moved.
-    drawn = dict(NativeSampler(decoder, NumberRenderer(), num_slots=5).generate(requests))
+    drawn = dict(native_sampler(decoder, NumberRenderer(), num_slots=5).generate(requests))
     return Case(decoder, plain_network(decoder), requests, [drawn[index] for index in range(len(requests))])
 
 
@@ -169,7 +170,7 @@ def test_attention_that_asks_for_more_is_refused_at_the_first_token(
     rotation = {"rope_type": "default", "rope_theta": 1e4}
     config = tiny_config(model_type, sliding_window=WINDOW, rope_parameters=rotation, **settings)
     decoder = new_decoder(config, seed=0, device="cpu", dtype=torch.float32)
-    sampler = NativeSampler(decoder, NumberRenderer())
+    sampler = native_sampler(decoder, NumberRenderer())
     with pytest.raises(UnsupportedModel, match=named):
         next(sampler.generate([Request((2, 3), SamplingParams(max_tokens=4), 0)]))
 
@@ -207,5 +208,5 @@ def test_dropout_is_off() -> None:
     config = tiny_config("phi3", resid_pdrop=0.5, embd_pdrop=0.5)
     decoder = new_decoder(config, seed=0, device="cpu", dtype=torch.float32)
     tokens, positions = torch.arange(9), torch.arange(9)
-    once, again = (decoder.hidden(tokens, positions, decoder.packed_layout((9,))) for _ in range(2))
+    once, again = (decoder.hidden(tokens, positions, PackedLayout((9,), decoder.device)) for _ in range(2))
     assert torch.equal(once, again)

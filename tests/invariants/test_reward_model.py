@@ -19,8 +19,8 @@ from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.state_file import StateFile
 from reasonmill.model.decoder import new_decoder
-from reasonmill.model.reward import RewardModel, load_reward_model, new_reward_model, save_reward_model
-from reasonmill.model.saving import save_decoder
+from reasonmill.model.reward import RewardModel, load_reward_model, new_reward_model
+from reasonmill.model.saving import save_network
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import shipped_bases
 from tiny_models import ARCHITECTURES, STOP_TOKEN, learner_state, tiny_config
@@ -35,7 +35,7 @@ def a_policy(target: Path, architecture: str = "llama", **settings: Any) -> Path
     config = tiny_config(model_type, **{**own, "pad_token_id": PAD, **settings})
     decoder = new_decoder(config, seed=3, device="cpu", dtype=torch.float32)
     target.mkdir()
-    save_decoder(decoder, target, companions=TOKENIZER)
+    save_network(decoder.network, target, companions=TOKENIZER)
     return target
 
 
@@ -63,7 +63,7 @@ def test_a_saved_model_scores_the_same_in_transformers(architecture: str, tmp_pa
     model = a_reward_model(a_policy(tmp_path / "policy", architecture))
     saved = tmp_path / "saved"
     saved.mkdir()
-    save_reward_model(model, saved, companions=tmp_path / "policy")
+    save_network(model.network, saved, companions=tmp_path / "policy")
     texts = some_texts()
     ours = torch.tensor(load_reward_model(saved, device="cpu", dtype=torch.float32).score(texts, 50))
     plain = AutoModelForSequenceClassification.from_pretrained(saved, attn_implementation="eager").eval()
@@ -83,7 +83,7 @@ def test_a_policy_that_pads_with_its_stop_token_scores_one_text_at_a_time_outsid
     assert model.network.config.pad_token_id is None
     saved = tmp_path / "saved"
     saved.mkdir()
-    save_reward_model(model, saved, companions=tmp_path / "policy")
+    save_network(model.network, saved, companions=tmp_path / "policy")
     plain = AutoModelForSequenceClassification.from_pretrained(saved).eval()
     texts = some_texts(3)
     with torch.no_grad():

@@ -11,9 +11,9 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import Layout
 from reasonmill.model.decoder import Decoder
 from reasonmill.randomness import generator, key
-from reasonmill.sample.native import NativeSampler
+from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Completion, Request, SamplingParams
-from tiny_models import VOCABULARY, NumberRenderer, tiny_decoder
+from tiny_models import VOCABULARY, NumberRenderer, native_sampler, tiny_decoder
 
 
 class CountingDecoder(Decoder):
@@ -46,7 +46,7 @@ def requests(count: int = 24) -> list[Request]:
     return [Request(prompts[i // 4 % 6], settings[i % 4], key("invariants", i)) for i in range(count)]
 
 
-def completions(sampler: NativeSampler, asked: Sequence[Request]) -> list[Completion]:
+def completions(sampler: EngineSampler, asked: Sequence[Request]) -> list[Completion]:
     drawn = dict(sampler.generate(asked))
     return [drawn[index] for index in range(len(asked))]
 
@@ -54,7 +54,7 @@ def completions(sampler: NativeSampler, asked: Sequence[Request]) -> list[Comple
 @pytest.fixture(scope="module")
 def expected(decoder: Decoder) -> list[Completion]:
     """Each request all by itself."""
-    sampler = NativeSampler(decoder, NumberRenderer(), num_slots=1)
+    sampler = native_sampler(decoder, NumberRenderer(), num_slots=1)
     return [completions(sampler, [request])[0] for request in requests()]
 
 
@@ -68,7 +68,7 @@ def assert_same(got: Sequence[Completion], wanted: Sequence[Completion]) -> None
 def test_neither_slots_nor_companions_matter(
     decoder: Decoder, expected: list[Completion], num_slots: int, prefill_tokens: int
 ) -> None:
-    sampler = NativeSampler(decoder, NumberRenderer(), num_slots=num_slots, prefill_tokens=prefill_tokens)
+    sampler = native_sampler(decoder, NumberRenderer(), num_slots=num_slots, prefill_tokens=prefill_tokens)
     assert_same(completions(sampler, requests()), expected)
     # Other companions: every third request of the same list.
     assert_same(completions(sampler, requests()[1::3]), expected[1::3])
@@ -77,7 +77,7 @@ def test_neither_slots_nor_companions_matter(
 def test_the_same_key_draws_the_same_and_another_one_does_not(decoder: Decoder) -> None:
     prompt, params = (5, 6, 7), SamplingParams(max_tokens=20)
     asked = [Request(prompt, params, noise_key) for noise_key in (1, 2, 1, 3, 2)]
-    tokens = [completion.tokens for completion in completions(NativeSampler(decoder, NumberRenderer()), asked)]
+    tokens = [completion.tokens for completion in completions(native_sampler(decoder, NumberRenderer()), asked)]
     assert tokens[0] == tokens[2]
     assert tokens[1] == tokens[4]
     assert len({tokens[0], tokens[1], tokens[3]}) == 3
@@ -87,7 +87,7 @@ def test_a_prompt_is_read_once_for_its_group_and_no_finished_sequence_is_read_on
     counting = CountingDecoder(tiny_decoder())
     prompts = [(3, 4, 5, 6, 7, 8, 9, 10), (11, 12, 13)]
     asked = [Request(prompts[i // 8], SamplingParams(max_tokens=3 + 2 * i), key("group", i)) for i in range(16)]
-    drawn = completions(NativeSampler(counting, NumberRenderer(), num_slots=16), asked)
+    drawn = completions(native_sampler(counting, NumberRenderer(), num_slots=16), asked)
     assert counting.rows[0] == 8 + 3
     # The last drawn token of a completion is never read.
     assert sum(counting.rows[1:]) == sum(len(completion.tokens) - 1 for completion in drawn)
@@ -97,7 +97,7 @@ def test_a_prompt_is_read_once_for_its_group_and_no_finished_sequence_is_read_on
 def test_a_free_slot_is_filled_at_once() -> None:
     counting = CountingDecoder(tiny_decoder())
     asked = [Request((2, 3), SamplingParams(max_tokens=1 + i % 5), key("refill", i)) for i in range(20)]
-    drawn = completions(NativeSampler(counting, NumberRenderer(), num_slots=4), asked)
+    drawn = completions(native_sampler(counting, NumberRenderer(), num_slots=4), asked)
     decoded = sum(len(completion.tokens) - 1 for completion in drawn)
     prefills = [rows for rows in counting.rows if rows == 2]
     # All but the last few decode steps are full, so that hardly more of them are needed than of full ones.
@@ -107,7 +107,7 @@ def test_a_free_slot_is_filled_at_once() -> None:
 @pytest.mark.parametrize("position", [0, 3, 7])
 def test_a_stop_string_ends_a_completion_and_its_text(decoder: Decoder, position: int) -> None:
     request = Request((5, 6, 7), SamplingParams(max_tokens=12), 2)
-    sampler = NativeSampler(decoder, NumberRenderer())
+    sampler = native_sampler(decoder, NumberRenderer())
     (free,) = completions(sampler, [request])
     words = [f"{token} " for token in free.tokens]
     stop = "".join(words[position : position + 2])
@@ -120,15 +120,15 @@ def test_a_stop_string_ends_a_completion_and_its_text(decoder: Decoder, position
 
 
 def test_a_stream_is_the_same_completion_token_by_token(decoder: Decoder, expected: list[Completion]) -> None:
-    sampler = NativeSampler(decoder, NumberRenderer())
+    sampler = native_sampler(decoder, NumberRenderer())
     for index in (0, 1, 2):
         assert tuple(sampler.stream(requests()[index])) == expected[index].tokens
 
 
 def test_the_weights_that_were_taken_are_the_ones_that_draw() -> None:
     asked = requests(8)
-    other = NativeSampler(tiny_decoder(seed=1), NumberRenderer())
-    sampler = NativeSampler(tiny_decoder(seed=0), NumberRenderer())
+    other = native_sampler(tiny_decoder(seed=1), NumberRenderer())
+    sampler = native_sampler(tiny_decoder(seed=0), NumberRenderer())
     before = completions(sampler, asked)
     weights = dict(tiny_decoder(seed=1).network.named_parameters())
     sampler.take(weights.items(), version=1)
@@ -147,7 +147,7 @@ def test_a_sequence_that_is_continued_draws_what_it_would_have_drawn(
     decoder: Decoder, expected: list[Completion], cut: int
 ) -> None:
     """Noise belongs to a key and a place in the sequence, wherever the prompt ends."""
-    sampler = NativeSampler(decoder, NumberRenderer(), num_slots=5)
+    sampler = native_sampler(decoder, NumberRenderer(), num_slots=5)
     begun = [(request, whole.tokens) for request, whole in zip(requests(), expected, strict=True)]
     begun = [(request, tokens) for request, tokens in begun if len(tokens) > cut]
     continued = [
@@ -167,7 +167,7 @@ def test_a_sequence_that_is_continued_draws_what_it_would_have_drawn(
 
 
 def test_a_completion_carries_the_version_that_it_started_with() -> None:
-    sampler = NativeSampler(tiny_decoder(), NumberRenderer(), num_slots=2)
+    sampler = native_sampler(tiny_decoder(), NumberRenderer(), num_slots=2)
     asked = [Request((2, 3), SamplingParams(max_tokens=limit), 5) for limit in (1, 9, 9, 9)]
     running = sampler.generate(asked)
     first, _ = next(running)
@@ -178,7 +178,7 @@ def test_a_completion_carries_the_version_that_it_started_with() -> None:
 
 
 def test_a_request_that_does_not_fit_the_context_is_refused_before_anything_is_drawn(decoder: Decoder) -> None:
-    sampler = NativeSampler(decoder, NumberRenderer())
+    sampler = native_sampler(decoder, NumberRenderer())
     fits = Request((2,) * 120, SamplingParams(max_tokens=8), 0)
     assert len(completions(sampler, [fits])) == 1
     with pytest.raises(UnsupportedModel, match=r"120 and a completion of 9 tokens do not fit .* 128"):

@@ -22,7 +22,7 @@ THIRD_PARTY = "third-party"
 # What computes, which stages get from their context and never import.
 WHAT_COMPUTES = {
     *("reasonmill.backends", "reasonmill.sample", "reasonmill.model", "reasonmill.render", "reasonmill.rewards.model"),
-    *("reasonmill.learn.adamw", "reasonmill.learn.local", "reasonmill.learn.distillation", "reasonmill.learn.scalar"),
+    *("reasonmill.learn.adamw", "reasonmill.learn.local", "reasonmill.learn.trained", "reasonmill.learn.scalar"),
     *("reasonmill.learn.reference", "reasonmill.learn.state_file"),
 }
 

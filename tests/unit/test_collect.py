@@ -14,7 +14,7 @@ from reasonmill.plugins.catalogue import Catalogue, installed
 from reasonmill.protocols import Domain
 from reasonmill.recipe.reference import model_directory
 from reasonmill.stage import Input, Outcome, StageContext
-from reasonmill.stages.collect import Collection, Settings, run, task_metrics
+from reasonmill.stages.collect import Settings, problems_of, run, task_metrics
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks.named import NamedTask
@@ -50,14 +50,16 @@ def home(tmp_path: Path) -> Iterator[Home]:
         yield opened
 
 
-def problems_of(home: Home, chosen: Settings) -> list[Problem]:
-    return Collection(chosen, {"from": Input(MODEL, "m")}, context(home)).problems()
+def own_problems(home: Home, chosen: Settings) -> list[Problem]:
+    surroundings = context(home)
+    tasks = {name: surroundings.task(name) for name in sorted(chosen.tasks)}
+    return problems_of(chosen, tasks, surroundings.seed)
 
 
 def test_every_problem_is_sampled_and_graded(home: Home, tmp_path: Path) -> None:
     outcome = collected(home, settings())
     groups = written(outcome, tmp_path / "rollouts")
-    assert [group.problem for group in groups] == problems_of(home, settings())
+    assert [group.problem for group in groups] == own_problems(home, settings())
     assert [group.problem.task for group in groups] == ["arithmetic"] * 2 + ["countdown-3"] * 3
     assert all(len(group.rollouts) == 2 for group in groups)
     texts = [[rollout.completion.text for rollout in group.rollouts] for group in groups]
@@ -77,12 +79,12 @@ def test_general_tasks_can_be_collected_too(home: Home, tmp_path: Path) -> None:
 def test_problems_are_those_of_no_other_stage_and_of_the_training_split(home: Home) -> None:
     chosen = settings(tasks={"countdown-4": 30})
     task = installed().task("countdown-4")
-    own = {problem.id for problem in problems_of(home, chosen)}
-    other = {problem.id for problem in problems_of(home, settings(tasks={"countdown-4": 30}, name="sampled"))}
+    own = {problem.id for problem in own_problems(home, chosen)}
+    other = {problem.id for problem in own_problems(home, settings(tasks={"countdown-4": 30}, name="sampled"))}
     trained_on = {task.problem("train", 0, index).id for index in range(30)}
     assert not own & other
     assert not own & trained_on
-    held_out = {problem.id for problem in problems_of(home, settings(tasks={"countdown-4": 30}, split="dev"))}
+    held_out = {problem.id for problem in own_problems(home, settings(tasks={"countdown-4": 30}, split="dev"))}
     assert not own & held_out
 
 
@@ -101,7 +103,7 @@ def test_a_killed_collection_goes_on_and_ends_in_the_same_rollouts(home: Home, t
 
 
 def test_what_is_committed_is_used_and_not_drawn_again(home: Home, tmp_path: Path) -> None:
-    problems = problems_of(home, settings())
+    problems = own_problems(home, settings())
     marked = [
         Group(
             each,

@@ -74,19 +74,12 @@ def test_no_problem_that_evaluation_asks_is_in_the_corpus(split: str, problems: 
 
 
 def test_no_held_out_question_is_in_the_corpus(corpus: list[Document]) -> None:
-    sources = [
-        *((fact.id, language, talk.question_forms(fact, language)) for fact in talk.FACTS for language in LANGUAGES),
-        *((small.id, lang, talk.small_talk_forms(small, lang)) for small in talk.SMALL_TALK for lang in LANGUAGES),
-        *(
-            (deed.id, language, requests.request_forms(deed, language))
-            for deed in requests.DEEDS
-            for language in LANGUAGES
-        ),
-    ]
+    sources: tuple[talk.Source, ...] = (*talk.FACTS, *talk.SMALL_TALK, *requests.DEEDS)
     splits = {
-        prompt: talk.split_of(source, language, form)
-        for source, language, prompts in sources
-        for form, prompt in enumerate(prompts)
+        prompt: talk.split_of(source.id, language, form)
+        for source in sources
+        for language in LANGUAGES
+        for form, prompt in enumerate(source.forms(language))
     }
     asked = [made.messages[0].content for made in corpus if made.kind != "reasoning"]
     assert len(set(asked)) > 300

@@ -17,7 +17,7 @@ from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.errors import Interrupted, RecipeError, UnsupportedModel
-from reasonmill.learn.distillation import DistillationLearner
+from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.stage import Input
@@ -113,7 +113,7 @@ def an_example(tokens: tuple[int, ...], context: int) -> Example:
 EXAMPLES = [an_example((3, 14, 15, 9, 26, 5), 2), an_example((35, 8, 9), 1), an_example((7, 9, 3, 2, 38), 3)]
 
 
-def update(learner: DistillationLearner, learning_rate: float) -> dict[str, float]:
+def update(learner: LocalLearner, learning_rate: float) -> dict[str, float]:
     """One step on the examples; its metrics."""
     taken = kl_update(EXAMPLES, 64, learning_rate)
     sums = [learner.forward_backward(batch, taken.loss, taken.divisor)["loss/kl"] for batch in taken.batches]
@@ -121,7 +121,7 @@ def update(learner: DistillationLearner, learning_rate: float) -> dict[str, floa
 
 
 def test_a_policy_does_not_diverge_from_itself() -> None:
-    learner = DistillationLearner(tiny_decoder(), tiny_decoder(), OptimizerSettings())
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings(), teacher=tiny_decoder())
     updated = update(learner, 1e-3)
     assert updated["loss/kl"] == pytest.approx(0, abs=1e-6)
     assert updated["optim/grad_norm"] == pytest.approx(0, abs=1e-5)
@@ -130,7 +130,7 @@ def test_a_policy_does_not_diverge_from_itself() -> None:
 def test_updates_bring_the_student_to_a_teacher_of_another_architecture() -> None:
     teacher = tiny_decoder("gemma2", seed=5)
     before = {name: weight.clone() for name, weight in teacher.network.named_parameters()}
-    learner = DistillationLearner(tiny_decoder(seed=1), teacher, OptimizerSettings())
+    learner = LocalLearner(tiny_decoder(seed=1), OptimizerSettings(), teacher=teacher)
     course = [update(learner, 3e-3)["loss/kl"] for _ in range(40)]
     assert course[-1] < 0.2 * course[0]
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.network.named_parameters())
@@ -138,7 +138,7 @@ def test_updates_bring_the_student_to_a_teacher_of_another_architecture() -> Non
 
 
 def test_only_what_the_student_sampled_counts() -> None:
-    learner = DistillationLearner(tiny_decoder(seed=1), tiny_decoder(seed=5), OptimizerSettings())
+    learner = LocalLearner(tiny_decoder(seed=1), OptimizerSettings(), teacher=tiny_decoder(seed=5))
     (batch,) = pack([an_example((3, 14, 15, 9), 2)], 64)
     whole = learner.forward_backward(batch, LossSettings(), 1.0)["loss/kl"]
     parts = []
@@ -232,7 +232,7 @@ def test_committed_groups_are_what_is_trained_on(home: Home, monkeypatch: pytest
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to sample")
 
-    monkeypatch.setattr("reasonmill.stages.distill.collect", refuse)
+    monkeypatch.setattr("reasonmill.stages.on_policy.collect", refuse)
     assert distilled(home, "key", KeptProgress()) == whole
 
 

@@ -127,7 +127,7 @@ def test_every_kind_has_a_page_and_every_page_a_kind() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_settings_of_a_page_are_those_of_the_code(page: str) -> None:
-    model = TABLES[page] if page in TABLES else installed().stage(page).Settings
+    model = TABLES[page] if page in TABLES else installed().plugin("stages", page).made.Settings
     lines = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [(name.strip("`"), kind, default) for name, kind, default, _ in cells] == list(rows(model))

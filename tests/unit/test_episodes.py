@@ -12,9 +12,9 @@ from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.protocols import Environment, FollowUp
 from reasonmill.rewards.combination import ACCURACY_ALONE, MEASURED, check_rewards
 from reasonmill.rollouts import collect, thinking_tokens
-from reasonmill.sample.scripted import ScriptedSampler
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Grade, Group, Message, Problem, Request, SamplingParams
+from scripted import ScriptedSampler
 from tiny_models import STOP_TOKEN, NumberRenderer
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from reasonmill.mill.estimate import Device, Estimate, cpu, estimate, gpu, total
+from reasonmill.mill.estimate import Cost, Device, cpu, estimate, gpu, total
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
 from reasonmill.mill.planning import PlannedStage, plan
 from reasonmill.mill.workload import PROMPT_TOKENS, WORKLOADS, Amount, Upstream, workload, workloads
@@ -28,7 +28,7 @@ PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e
 
 def node(kind: str, sources: dict[str, Any] | None = None, **settings: Any) -> Node:
     """A stage named like its kind that starts from the model of BILLION."""
-    found = installed().stage(kind).Settings(**{"name": kind, "kind": kind, **settings})
+    found = installed().plugin("stages", kind).made.Settings(**{"name": kind, "kind": kind, **settings})
     sources = {"from": HubSource("billion", BILLION), **(sources or {})}
     tasks = {name: installed().plugin("tasks", name) for name in getattr(found, "tasks", ())}
     return Node(found, sources, installed().plugin("stages", kind), tasks)
@@ -200,7 +200,7 @@ def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
     )
     nodes = (replace(asked, sources={}),)
     (found,) = estimate(nodes, fresh(*nodes), PLAIN).values()
-    assert found == Estimate(Amount(40 * 45, 40 * 120), None, 0.0, ("how fast the server is",))
+    assert found == Cost(Amount(40 * 45, 40 * 120), None, 0.0, ("how fast the server is",))
 
 
 # Time and memory
@@ -254,7 +254,7 @@ def test_what_is_not_known_is_said() -> None:
     given: dict[str, Any] = {"from": "billion", "data": ["strange"], "schedule": SCHEDULE}
     tuned = node("sft", {"data[0]": StageSource("strange")}, **given)
     (found,) = estimate((tuned,), fresh(tuned), PLAIN).values()
-    assert found == Estimate(unknown=("how much data it reads",))
+    assert found == Cost(unknown=("how much data it reads",))
     assert total({"sft": found}).unknown == ("sft",)
 
 
@@ -271,12 +271,12 @@ def test_only_what_is_left_of_a_run_is_counted() -> None:
 def test_the_total_adds_what_runs_one_after_the_other() -> None:
     found = total(
         {
-            "one": Estimate(Amount(1, 2), Amount(10, 20), 5e9),
-            "two": Estimate(Amount(3, 4), Amount(30, 40), 3e9),
-            "three": Estimate(Amount(1, 1), unknown=("the size of the model",)),
+            "one": Cost(Amount(1, 2), Amount(10, 20), 5e9),
+            "two": Cost(Amount(3, 4), Amount(30, 40), 3e9),
+            "three": Cost(Amount(1, 1), unknown=("the size of the model",)),
         }
     )
-    assert found == Estimate(Amount(4, 6), Amount(40, 60), 5e9, ("three",))
+    assert found == Cost(Amount(4, 6), Amount(40, 60), 5e9, ("three",))
 
 
 def test_a_model_directory_whose_config_says_nothing_has_no_size(recipe_file: Path) -> None:

@@ -17,11 +17,11 @@ from reasonmill.recipe.reference import shipped_bases
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.stage import Input, Outcome
 from reasonmill.stages import evaluate
-from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, read_measures
+from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, measures_of, read_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import Home
 from reasonmill.tasks.named import NamedTask
-from reasonmill.types import Completion, Finish, Grade, Group, Message, Problem, Rollout, SamplingParams
+from reasonmill.types import Completion, Finish, Grade, Group, Message, Problem, Rollout
 from reasonmill.world.arithmetic import Arithmetic
 
 TASKS = {"facts": 3, "countdown-3": 5}
@@ -260,10 +260,9 @@ def test_the_order_of_the_tasks_does_not_change_the_chunks(home: Home) -> None:
 
 def test_an_evaluation_outside_of_a_recipe_has_the_same_figures(home: Home) -> None:
     outcome, _ = run(home)
-    params = SamplingParams(max_tokens=6)
     base = shipped_bases()["tiny-base-weak"]
-    asked = [(installed().task(name), count) for name, count in TASKS.items()]
-    metrics = evaluate.evaluate_model(base, asked, 2, 0, params, "test", BACKEND, KeptProgress())
+    tasks = [installed().task(name) for name in TASKS]
+    metrics = evaluate.evaluate_model(base, settings(), tasks, 0, BACKEND, KeptProgress())
     assert metrics["tasks"] == outcome.metrics["tasks"]
 
 
@@ -313,16 +312,13 @@ class Measuring:
 
 
 def test_one_name_can_not_mean_two_measures() -> None:
-    def evaluation(*measures: Measure) -> evaluate.Evaluation:
-        asked = [(NamedTask(f"task-{place}", Measuring(measure)), 1) for place, measure in enumerate(measures)]
-        base = shipped_bases()["tiny-base-weak"]
-        sampler, renderer = BACKEND.sampler(base, slots=1, precision="auto"), BACKEND.renderer(base)
-        return evaluate.Evaluation(sampler, renderer, asked, 1, 0, SamplingParams(), "test")
+    def measured(*measures: Measure) -> list[TaskMeasure]:
+        return measures_of(NamedTask(f"task-{place}", Measuring(measure)) for place, measure in enumerate(measures))
 
     brief, verbose = Measure("brief", "brief"), Measure("brief", "verbose", complement=True, better="lower")
-    assert evaluation(brief, brief).measures() == [TaskMeasure("brief", brief, ("task-0", "task-1"))]
+    assert measured(brief, brief) == [TaskMeasure("brief", brief, ("task-0", "task-1"))]
     with pytest.raises(RecipeError, match="tasks 'task-0' and 'task-1' both have a measure 'brief'"):
-        evaluation(brief, verbose).measures()
+        measured(brief, verbose)
 
 
 def test_a_complement_and_an_ungraded_rollout() -> None:

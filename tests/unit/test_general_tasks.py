@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -20,8 +21,8 @@ NUM_PROMPTS = {
     "harmless-requests": {"train": 102, "test": 18},
 }
 MAKERS: dict[str, tuple[Callable[..., Exchange], str]] = {
-    "facts": (talk.fact_exchange, "fact"),
-    "small-talk": (talk.small_talk_exchange, "small_talk"),
+    "facts": (partial(talk.talk_exchange, prompts=talk.FACT_PROMPTS), "fact"),
+    "small-talk": (partial(talk.talk_exchange, prompts=talk.SMALL_TALK_PROMPTS), "small_talk"),
     "harmful-requests": (requests.request_exchange, "harmful"),
     "harmless-requests": (requests.request_exchange, "look_alike"),
 }

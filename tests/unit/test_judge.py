@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from chat_server import Answer, ChatServerFake, chat_server, says
-from reasonmill.rewards.judge import Claim, Comparison, Judge, JudgeSettings, verdict
+from reasonmill.rewards.judge import Claim, Judge, JudgeSettings, Pair, verdict
 from reasonmill.servers.client import ChatReply
 from reasonmill.types import Message, Problem
 
@@ -115,7 +115,7 @@ def test_reasoning_apart_is_no_part_of_the_reply_and_a_cut_reply_is_no_verdict()
 
 def test_two_answers_are_compared_in_the_order_in_which_they_are_given() -> None:
     signs = ["A>>B", "A>B", "A=B", "B>A", "B>>A", "B", "A>A"]
-    comparisons = [Comparison(PROBLEM, f"left {place}", f"right {place}") for place in range(len(signs))]
+    comparisons = [Pair(PROBLEM, f"left {place}", f"right {place}") for place in range(len(signs))]
 
     def by_place(body: dict, number: int) -> Answer:
         prompt = prompt_of(body)

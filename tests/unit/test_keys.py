@@ -90,7 +90,7 @@ def test_a_room_that_is_left_out_counts_by_its_version(monkeypatch: pytest.Monke
         ("algo/losses.py", ("rl", "sft", "distill", "reward-model"), ("curate", "gate")),
         ("stages/rl.py", ("rl",), ("curate", "gate", "evaluate", "collect", "sft", "reward-model")),
         ("curation/filters.py", ("curate",), ("rl", "gate", "evaluate", "collect", "sft", "distill", "reward-model")),
-        ("sample/native.py", ("rl", "distill", "collect", "evaluate"), ("curate", "gate", "sft")),
+        ("sample/engine.py", ("rl", "distill", "collect", "evaluate"), ("curate", "gate", "sft")),
         ("tasks/splits.py", ("rl", "distill", "collect", "evaluate", "curate", "reward-model"), ("gate",)),
         ("types.py", ("rl", "distill", "collect", "evaluate", "curate", "reward-model", "gate", "sft"), ()),
     ],

@@ -218,7 +218,7 @@ def test_every_step_has_its_account(home: Home) -> None:
     assert list(misaccounts(home.ledger, home.objects)) == []
     (entry, _) = home.ledger.metrics("k")
     home.ledger.record_metrics("k", 0, {**entry, "rollouts/trained": 3.0, "rollouts/flat": 2.0})
-    assert [found.step for found in misaccounts(home.ledger, home.objects)] == [0]
+    assert [step for _, step, _ in misaccounts(home.ledger, home.objects)] == [0]
 
 
 def test_stale_and_aborted_rollouts_are_not_trained_on(home: Home) -> None:

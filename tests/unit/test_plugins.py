@@ -96,8 +96,9 @@ def test_a_file_may_have_any_name_without_a_dot(load: Load, tmp_path: Path) -> N
     assert (error.what, error.fix) == ("'a.b' is no name of a module: it has a dot", "rename the file a.b.py")
 
 
-def test_a_changed_file_is_taken_anew_by_the_next_importer(tmp_path: Path) -> None:
+def test_a_changed_file_is_taken_anew_by_the_next_importer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where nothing but its content tells: the same size, and changed within one tick of the clock."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file = tmp_path / "mine.py"
     for value in (1, 2, 3):
         file.write_text(f"from .helpers import Y\nX = {value}\n")
@@ -343,7 +344,7 @@ def test_a_task_has_the_environment_that_its_table_names(brought: Brought) -> No
         tasks={"mine": {"use": "mine.py:Mine", "environment": "room"}},
         environments={"room": {"use": "mine.py:Room"}},
     )
-    assert own.task("mine").environment is own.environment("room")
+    assert own.task("mine").environment is own.plugin("environments", "room").made
     assert own.task("arithmetic").environment is None
     bare = brought(tasks={"mine": {"use": "mine.py:Mine", "environment": "rom"}})
     assert refused(lambda: bare.task("mine")).what == "unknown environment 'rom'"

@@ -15,7 +15,6 @@ from reasonmill.recipe.origin import Origins
 from reasonmill.recipe.reference import (
     DatasetRef,
     DirectorySource,
-    Mention,
     ModelRef,
     Reference,
     RewardModelRef,
@@ -24,6 +23,7 @@ from reasonmill.recipe.reference import (
     references,
     shipped_bases,
 )
+from reasonmill.settings import Mark
 from reasonmill.stage import Input
 
 
@@ -59,7 +59,7 @@ def test_a_recipe_is_read_with_its_defaults(recipe_file: Path, base: Path) -> No
 
 def test_optional_references_count_only_when_they_are_set(recipe_file: Path, base: Path) -> None:
     recipe = load_recipe(str(recipe_file), ["second.teacher=first"])
-    texts = [{mention.key: mention.text for mention in references(node.settings)} for node in recipe.nodes]
+    texts = [{mention.key: mention.value for mention in references(node.settings)} for node in recipe.nodes]
     assert texts[:2] == [{"from": str(base)}, {"from": "first", "teacher": "first"}]
 
 
@@ -70,7 +70,7 @@ def test_references_stand_in_lists_and_tables_too() -> None:
         teacher: ModelRef | None = None
 
     settings = Settings(data=["one", "two"], judges={"safety": "three"})
-    found = {mention.key: (mention.text, mention.reference.kinds) for mention in references(settings)}
+    found = {mention.key: (mention.value, mention.mark.kinds) for mention in references(settings)}
     assert found == {
         "data[0]": ("one", ("dataset",)),
         "data[1]": ("two", ("dataset",)),
@@ -79,10 +79,10 @@ def test_references_stand_in_lists_and_tables_too() -> None:
 
 
 def test_data_comes_from_stages_only(base: Path) -> None:
-    mention = Mention("data[0]", str(base), Reference(("dataset",)))
+    mention = Mark("data[0]", str(base), Reference(("dataset",)))
     with pytest.raises(RecipeError, match="is no earlier stage"):
         find_source(mention, earlier={"first": "dataset"}, later=[])
-    first = dataclasses.replace(mention, text="first")
+    first = dataclasses.replace(mention, value="first")
     assert find_source(first, {"first": "dataset"}, []) == StageSource("first")
 
 

@@ -139,7 +139,8 @@ def test_stages_name_what_the_recipe_brings_and_what_is_offered(file: Path) -> N
         "rewards.always": "rewards always",
     }
     task = recipe.catalogue.task("sums")
-    assert (task.problem("train", 0, 0).task, task.environment) == ("sums", recipe.catalogue.environment("room"))
+    assert task.problem("train", 0, 0).task == "sums"
+    assert task.environment is recipe.catalogue.plugin("environments", "room").made
     assert [node.module.MAKES for node in recipe.nodes] == ["model", "model"]
     assert recipe.resolved()["tasks"]["sums"] == {"use": "./code.py:Sums", "environment": "room", "size": 3}
     assert "rewritings" not in recipe.resolved()

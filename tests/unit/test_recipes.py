@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from reasonmill.cli import main
-from reasonmill.mill.estimate import Estimate, estimate, gpu, total
+from reasonmill.mill.estimate import Cost, estimate, gpu, total
 from reasonmill.mill.planning import plan
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 
@@ -21,7 +21,7 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-def estimates(name: str) -> dict[str, Estimate]:
+def estimates(name: str) -> dict[str, Cost]:
     recipe = load_recipe(name)
     return estimate(recipe.nodes, plan(recipe, None, None), gpu())
 

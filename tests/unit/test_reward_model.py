@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from chat_server import Answer, chat_server, says
 from contexts import a_context
 from reasonmill.errors import Interrupted, RecipeError
-from reasonmill.model.reward import load_reward_model, new_reward_model, save_reward_model
+from reasonmill.model.reward import load_reward_model, new_reward_model
+from reasonmill.model.saving import save_network
 from reasonmill.plugins.catalogue import installed
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import shipped_bases
@@ -295,7 +296,7 @@ def helpfulness_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head.data.copy_(torch.randn(head.shape, generator=torch.Generator().manual_seed(0)) / 10)
     target = tmp_path_factory.mktemp("rewards") / "helpfulness"
     target.mkdir()
-    save_reward_model(model, target, companions=BASE)
+    save_network(model.network, target, companions=BASE)
     return target
 
 
@@ -321,7 +322,7 @@ def test_a_score_is_the_sigmoid_of_the_model_on_the_final_answer(helpfulness_dir
 def test_a_number_that_is_not_finite_is_no_score(helpfulness_dir: Path, tmp_path: Path) -> None:
     model = load_reward_model(helpfulness_dir, device="cpu", dtype=torch.float32)
     model.network.score.weight.data.fill_(math.inf)
-    save_reward_model(model, tmp_path, companions=helpfulness_dir)
+    save_network(model.network, tmp_path, companions=helpfulness_dir)
     scorer = ModelScorer(tmp_path, "helpfulness", device="cpu", dtype=torch.float32, tokens_per_batch=64)
     (score,) = scorer.score(installed().task("facts").problem("train", 0, 0), [a_completion(" hello .")])
     assert math.isnan(score)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.recipe.graph import stage_key
 from reasonmill.recipe.load import load_recipe
-from reasonmill.settings import BY_CONTENT, INCIDENTAL, ByContent, Inline, Naming, decisive, marks
+from reasonmill.settings import BY_CONTENT, INCIDENTAL, ByContent, Naming, decisive, marks
 from reasonmill.stage import Input
 
 
@@ -64,7 +64,7 @@ class Marked(BaseModel):
     pair: tuple[Annotated[str, Kind("left")], int] | None = None
     judges: dict[str, Annotated[str, Kind("judge")]] = {"safety": "j"}
     tasks: dict[Annotated[str, Naming("tasks")], float] = {"sums": 0.5}
-    talk: Annotated[Used, Inline("conversations")] | None = Used.model_validate({"argument": 1})
+    talk: Annotated[Used, Naming("conversations")] | None = Used.model_validate({"argument": 1})
     inner: Inner | None = Inner()
     either: Server | Inner = Inner()
     several: list[Inner] = [Inner(), Inner()]
@@ -74,7 +74,7 @@ class Marked(BaseModel):
 
 
 def test_marks_are_found_wherever_they_stand() -> None:
-    found = [(mark.key, mark.value, mark.mark) for mark in marks(Marked(pair=("x", 3)))]
+    found = [(mark.key, mark.value, mark.mark) for mark in marks(Marked(pair=("x", 3)), object)]
     assert found == [
         ("from", "base", Kind("model")),
         ("data[0]", "one", Kind("data")),
@@ -82,7 +82,7 @@ def test_marks_are_found_wherever_they_stand() -> None:
         ("pair[0]", "x", Kind("left")),
         ("judges.safety", "j", Kind("judge")),
         ("tasks.sums", "sums", Naming("tasks")),
-        ("talk", Marked().talk, Inline("conversations")),
+        ("talk", Marked().talk, Naming("conversations")),
         ("talk.use", "code", BY_CONTENT),
         ("inner.model", "m", Kind("model")),
         ("either.model", "m", Kind("model")),

@@ -184,9 +184,9 @@ def test_a_stage_can_not_need_what_there_is_not() -> None:
 
 def test_a_stage_has_the_engines_that_it_needs_in_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = source_files(dict(engine_sources("sampler")), {"reasonmill": PACKAGE_ROOT}, room_versions())
-    assert {"reasonmill.sample.native", "reasonmill.model.decoder"} <= set(reached)
+    assert {"reasonmill.sample.engine", "reasonmill.model.decoder"} <= set(reached)
     before = Catalogue().plugin("stages", "evaluate").code
-    monkeypatch.setattr(installed().stage("evaluate"), "NEEDS", ())
+    monkeypatch.setattr(installed().plugin("stages", "evaluate").made, "NEEDS", ())
     assert Catalogue().plugin("stages", "evaluate").code != before
 
 

@@ -17,7 +17,6 @@ from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, SEAL, SIDE_FILES, encode_seal, read_seal
-from reasonmill.store.ledger_schema import TABLES
 from reasonmill.store.sealed_rows import OtherVersion
 from reasonmill.store.verification import verify_home
 from reasonmill.store.views import view_digests
@@ -58,8 +57,8 @@ def change_a_number(ledger: Path) -> None:
 def kill(home: Home) -> None:
     """Leaves the home as a killed writer does: its ledger is not sealed."""
     home.ledger.close()
-    assert home._writer is not None
-    home._writer.lock.release()
+    assert home._lock is not None
+    home._lock.close()
 
 
 def fell_back(home: Home) -> bool:
@@ -74,7 +73,7 @@ def told_by(home: Home) -> list[str]:
 
 
 def test_every_table_is_sealed() -> None:
-    assert all("seal TEXT" in statement for statement in TABLES if statement.startswith("CREATE TABLE"))
+    assert all("seal TEXT" in statement for statement in Ledger.tables if statement.startswith("CREATE TABLE"))
 
 
 def test_a_changed_row_is_found_when_it_is_read_and_by_name(path: Path) -> None:

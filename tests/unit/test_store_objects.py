@@ -33,7 +33,7 @@ def writer(files: Mapping[str, bytes]) -> Callable[[Path], None]:
 def open_store(root: Path, *, write: bool = True) -> ObjectStore:
     for name in ("objects", "tmp"):
         (root / name).mkdir(exist_ok=True)
-    return ObjectStore(root / "objects", root / "tmp", write=write)
+    return ObjectStore(root / "objects", write=write)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from reasonmill.plugins.catalogue import Catalogue, TaskUse, installed
 from reasonmill.recipe.reference import model_directory
 from reasonmill.render import renderer_for
 from reasonmill.stages import collect, reward_model
-from reasonmill.stages.rl import rollout_metrics
+from reasonmill.stages.on_policy import rollout_metrics
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Reply, Rollout
 
 PROBLEM = Problem("arithmetic", (Message("user", "start at 1 then + 1 . result ?"),), "2", {"language": "en"})

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 
 import reasonmill.store.commit
+import reasonmill.store.ledger_backup
 import reasonmill.store.views
 from reasonmill.cli import main
 from reasonmill.errors import OutOfSpace, StoreError
@@ -158,7 +159,7 @@ def test_the_ledger_is_checked_once_in_a_look(home: Home, monkeypatch: pytest.Mo
         checked.append(path)
         return ledger_damage(path, seal)
 
-    monkeypatch.setattr(verification, "ledger_damage", note)
+    monkeypatch.setattr(reasonmill.store.ledger_backup, "ledger_damage", note)
     assert found(home) == []
     assert len(checked) == 1
 

@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -12,8 +13,8 @@ from reasonmill.world.lexicon import LANGUAGES, NAMES, WORDS, Language, language
 from reasonmill.world.talk import Exchange, Split
 
 MAKERS: dict[str, Callable[..., Exchange]] = {
-    "fact": talk.fact_exchange,
-    "small_talk": talk.small_talk_exchange,
+    "fact": partial(talk.talk_exchange, prompts=talk.FACT_PROMPTS),
+    "small_talk": partial(talk.talk_exchange, prompts=talk.SMALL_TALK_PROMPTS),
     "request": requests.request_exchange,
 }
 
@@ -29,13 +30,10 @@ def exchanges() -> list[Exchange]:
 
 def all_forms() -> Iterator[tuple[str, Language, int, str]]:
     """(source, language, form, prompt) of everything that can be asked."""
+    sources: tuple[talk.Source, ...] = (*talk.FACTS, *talk.SMALL_TALK, *requests.DEEDS)
     for language in LANGUAGES:
-        for fact in talk.FACTS:
-            yield from ((fact.id, language, *form) for form in enumerate(talk.question_forms(fact, language)))
-        for small in talk.SMALL_TALK:
-            yield from ((small.id, language, *form) for form in enumerate(talk.small_talk_forms(small, language)))
-        for deed in requests.DEEDS:
-            yield from ((deed.id, language, *form) for form in enumerate(requests.request_forms(deed, language)))
+        for source in sources:
+            yield from ((source.id, language, *form) for form in enumerate(source.forms(language)))
 
 
 # Words
@@ -171,7 +169,7 @@ def test_there_is_enough_to_ask() -> None:
 
 
 def test_nobody_is_their_own_friend() -> None:
-    assert [fact for fact in talk.FACTS if talk.value_of(fact, "en") == fact.subject] == []
+    assert [fact for fact in talk.FACTS if fact.value("en") == fact.subject] == []
 
 
 def test_no_prompt_means_two_things() -> None:
@@ -212,10 +210,10 @@ def test_better_answers_to_facts_score_strictly_higher_than_worse_ones() -> None
     rng = random.Random(4)
     for fact in talk.FACTS:
         for language in LANGUAGES:
-            prompt = talk.question_forms(fact, language)[0]
+            prompt = fact.forms(language)[0]
             for _ in range(20):
-                better, _ = talk.answer_fact(rng, fact, language, "better")
-                worse, right = talk.answer_fact(rng, fact, language, "worse")
+                better, _ = fact.answer(rng, language, "better")
+                worse, right = fact.answer(rng, language, "worse")
                 assert talk.helpfulness(prompt, better) == 1.0, (prompt, better)
                 assert talk.helpfulness(prompt, worse) <= 0.6, (prompt, worse)
                 assert (talk.helpfulness(prompt, worse) >= 0.5) == right, (prompt, worse)
@@ -225,10 +223,10 @@ def test_better_small_talk_scores_strictly_higher_than_worse() -> None:
     rng = random.Random(4)
     for small in talk.SMALL_TALK:
         for language in LANGUAGES:
-            prompt = talk.small_talk_forms(small, language)[-1]
+            prompt = small.forms(language)[-1]
             for _ in range(40):
-                better, _ = talk.answer_small_talk(rng, small, language, "better")
-                worse, fits = talk.answer_small_talk(rng, small, language, "worse")
+                better, _ = small.answer(rng, language, "better")
+                worse, fits = small.answer(rng, language, "worse")
                 assert talk.helpfulness(prompt, better) == 1.0, (prompt, better)
                 assert talk.helpfulness(prompt, worse) <= 0.6, (prompt, worse)
                 assert (talk.helpfulness(prompt, worse) >= 0.5) == fits, (prompt, worse)

@@ -6,9 +6,9 @@ the problems' difficulty, most of the noise of a single evaluation, out of the d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +58,12 @@ def paired_comparison(
     """
     if not candidate or len(candidate) != len(parent) or not all(map(len, (*candidate, *parent))):
         raise ValueError(f"{len(candidate)} and {len(parent)} problems, of which each needs a value")
-    means = [_mean(values) for values in candidate]
-    parent_means = [_mean(values) for values in parent]
+    means = [fmean(values) for values in candidate]
+    parent_means = [fmean(values) for values in parent]
     differences = np.array(means) - np.array(parent_means)
     return Comparison(
-        candidate=_mean(means),
-        parent=_mean(parent_means),
+        candidate=fmean(means),
+        parent=fmean(parent_means),
         difference=clustered_mean(differences.tolist(), range(len(differences))),
         p_value=sign_flip_test(differences, noise=noise, permutations=permutations),
         problems=len(differences),
@@ -82,7 +82,7 @@ def win_rate(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]])
     if not ours or len(ours) != len(theirs) or not all(map(len, (*ours, *theirs))):
         raise ValueError(f"{len(ours)} and {len(theirs)} problems, of which each needs a value")
     won = [
-        _mean([1.0 if mine > other else 0.5 * (mine == other) for mine in values for other in others])
+        fmean([1.0 if mine > other else 0.5 * (mine == other) for mine in values for other in others])
         for values, others in zip(ours, theirs, strict=True)
     ]
     return clustered_share(won, range(len(won)))
@@ -106,7 +106,3 @@ def sign_flip_test(differences: NDArray[np.float64], *, noise: tuple[Part, ...],
         # Flipping the signs of some takes twice their sum away.
         reached += int((observed - 2 * (flipped @ differences) >= observed - tolerance).sum())
     return (1 + reached) / (1 + permutations)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

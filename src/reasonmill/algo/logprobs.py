@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,17 +33,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normalisers = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part in chunks(hidden, weight):
-            logits, slope = scaled_logits(hidden[part], weight, ctx.temperature, ctx.softcap)
+
+        def of_logits(part: slice, logits: Tensor) -> Tensor:
             # d logprob / d logit = [is target] - probability
             grad = torch.exp(logits - normalisers[part, None]).mul_(-grads[0][part, None])
-            grad.scatter_add_(1, targets[part, None], grads[0][part, None])
-            grad = (grad * slope if ctx.softcap else grad / ctx.temperature).to(hidden.dtype)
-            grad_hidden[part] = grad @ weight
-            grad_weight += (grad.T @ hidden[part]).float()
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            return grad.scatter_add_(1, targets[part, None], grads[0][part, None])
+
+        return *head_gradients(hidden, weight, ctx.temperature, ctx.softcap, of_logits), None, None, None
 
 
 def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -60,6 +57,29 @@ def scaled_logits(
         return (logits if temperature == 1.0 else logits / temperature), 1.0
     bounded = torch.tanh(logits / softcap)
     return bounded * (softcap / temperature), (1 - bounded**2) / temperature
+
+
+def head_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: float,
+    softcap: float | None,
+    of_logits: Callable[[slice, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `hidden` and `weight`, whose logits are made again chunk by chunk.
+
+    Args:
+        of_logits: the gradient of a chunk's scaled logits, from its place and these logits.
+    """
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    for part in chunks(hidden, weight):
+        logits, slope = scaled_logits(hidden[part], weight, temperature, softcap)
+        grad = of_logits(part, logits)
+        grad = (grad * slope if softcap else grad / temperature).to(hidden.dtype)
+        grad_hidden[part] = grad @ weight
+        grad_weight += (grad.T @ hidden[part]).float()
+    return grad_hidden, grad_weight.to(weight.dtype)
 
 
 def token_logprobs(

@@ -7,7 +7,7 @@ of every position; weights and denominators are applied by the learner, so that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,48 +40,18 @@ class LossSettings(BaseModel):
     @property
     def clip(self) -> tuple[float, float]:
         """(clip_low, clip_high), with the algorithm's published values where the settings leave them open."""
-        low, high = _PUBLISHED_CLIPS[self.algorithm]
+        low, high = _PUBLISHED[self.algorithm].clip
         return (low if self.clip_low is None else self.clip_low, high if self.clip_high is None else self.clip_high)
 
     @property
     def advantage(self) -> str:
         """The advantage that belongs to the algorithm, a key of `advantages.ADVANTAGES`."""
-        return _ADVANTAGE[self.algorithm]
+        return _PUBLISHED[self.algorithm].advantage
 
     @property
     def normalisation(self) -> Normalisation:
         """What the sum over tokens is divided by: their number, each sequence's own length, or a constant length."""
-        return _NORMALISATION[self.algorithm]
-
-
-# GRPO: R1's published clip of 10 (paper, B.4). Others: the papers named in docs/design.md.
-_PUBLISHED_CLIPS: dict[Algorithm, tuple[float, float]] = {
-    "grpo": (10.0, 10.0),
-    "dr_grpo": (0.2, 0.2),
-    "dapo": (0.2, 0.28),
-    "gspo": (3e-4, 4e-4),
-    "cispo": (1.0, 5.0),
-    "rloo": (1.0, 10.0),
-    "reinforce": (1.0, 10.0),
-}
-_ADVANTAGE: dict[Algorithm, str] = {
-    "grpo": "group_normalised",
-    "dr_grpo": "group_centred",
-    "dapo": "group_normalised",
-    "gspo": "group_normalised",
-    "cispo": "group_normalised",
-    "rloo": "leave_one_out",
-    "reinforce": "group_centred",
-}
-_NORMALISATION: dict[Algorithm, Normalisation] = {
-    "grpo": "sequence",
-    "dr_grpo": "constant",
-    "dapo": "token",
-    "gspo": "sequence",
-    "cispo": "token",
-    "rloo": "token",
-    "reinforce": "token",
-}
+        return _PUBLISHED[self.algorithm].normalisation
 
 
 def clipped_ratio(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
@@ -106,19 +76,24 @@ def score_function(policy_logprobs: Tensor, batch: Batch, settings: LossSettings
     return -_required(batch.advantages) * policy_logprobs
 
 
-def cross_entropy(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """-log policy of each token."""
-    return -policy_logprobs
+class _Published(NamedTuple):
+    """What makes an algorithm: its loss, and its constants as they were published."""
+
+    surrogate: Callable[[Tensor, Batch, LossSettings], Tensor]
+    clip: tuple[float, float]
+    advantage: str
+    normalisation: Normalisation
 
 
-_SURROGATES: dict[Algorithm, Callable[[Tensor, Batch, LossSettings], Tensor]] = {
-    "grpo": clipped_ratio,
-    "dr_grpo": clipped_ratio,
-    "dapo": clipped_ratio,
-    "gspo": clipped_sequence_ratio,
-    "cispo": clipped_weight,
-    "rloo": score_function,
-    "reinforce": score_function,
+# GRPO: R1's published clip of 10 (paper, B.4). Others: the papers named in docs/design.md.
+_PUBLISHED: dict[Algorithm, _Published] = {
+    "grpo": _Published(clipped_ratio, (10.0, 10.0), "group_normalised", "sequence"),
+    "dr_grpo": _Published(clipped_ratio, (0.2, 0.2), "group_centred", "constant"),
+    "dapo": _Published(clipped_ratio, (0.2, 0.28), "group_normalised", "token"),
+    "gspo": _Published(clipped_sequence_ratio, (3e-4, 4e-4), "group_normalised", "sequence"),
+    "cispo": _Published(clipped_weight, (1.0, 5.0), "group_normalised", "token"),
+    "rloo": _Published(score_function, (1.0, 10.0), "leave_one_out", "token"),
+    "reinforce": _Published(score_function, (1.0, 10.0), "group_centred", "token"),
 }
 
 
@@ -129,13 +104,13 @@ def token_losses(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) 
         ValueError: the batch lacks a field that its loss needs.
     """
     if batch.loss == "ce":
-        losses = cross_entropy(policy_logprobs, batch, settings)
+        losses = -policy_logprobs
         return losses, {"loss/ce": losses.detach()}
     if batch.loss == "kl":
         raise ValueError("log-probs of single tokens don't make a kl loss; use a learner that has a teacher")
     # What is context only, a prompt or an environment's reply, must not even come to 0 times infinity.
     policy_logprobs = torch.where(batch.weights > 0, policy_logprobs, 0.0)
-    losses = _SURROGATES[settings.algorithm](policy_logprobs, batch, settings)
+    losses = _PUBLISHED[settings.algorithm].surrogate(policy_logprobs, batch, settings)
     ratio = _ratio(policy_logprobs, batch).detach()
     low, high = settings.clip
     bounded = _sequence_ratio(policy_logprobs, batch).detach() if settings.algorithm == "gspo" else ratio
@@ -190,7 +165,7 @@ def _correction(ratio: Tensor, settings: LossSettings) -> Tensor:
     if settings.correction == "mask":
         return ((ratio >= 1 / bound) & (ratio <= bound)).float()
     truncated = ratio.clamp(max=bound)
-    return truncated if _SURROGATES[settings.algorithm] is score_function else truncated / ratio
+    return truncated if _PUBLISHED[settings.algorithm].surrogate is score_function else truncated / ratio
 
 
 def _required(values: Tensor | None, name: str = "advantages") -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasonmill.types import Example, LossKind, Row
+from reasonmill.types import Example, LossKind, Numbers
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,28 @@ def pack(examples: Sequence[Example], tokens_per_batch: int) -> list[Batch]:
     """
     if len({example.loss for example in examples}) > 1:
         raise ValueError("a batch holds examples of one loss only")
-    ordered = sorted((example for example in examples if len(example.tokens) > 1), key=lambda e: -len(e.tokens))
-    batches: list[Batch] = []
-    chunk: list[Example] = []
+    sizes = [len(example.tokens) - 1 for example in examples]
+    rows = _filled(_longest_first(examples), sizes, tokens_per_batch)
+    return [_pack_chunk([examples[place] for place in row]) for row in rows]
+
+
+def _longest_first(examples: Sequence[Example]) -> list[int]:
+    """The places of the examples that predict something, in the order in which they are packed."""
+    places = [place for place, example in enumerate(examples) if len(example.tokens) > 1]
+    return sorted(places, key=lambda place: -len(examples[place].tokens))
+
+
+def _filled(places: Sequence[int], sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """The places in rows, each filled up to the limit before the next is begun; one that is too large stands alone."""
+    rows: list[list[int]] = []
     filled = 0
-    for example in ordered:
-        if chunk and filled + len(example.tokens) - 1 > tokens_per_batch:
-            batches.append(_pack_chunk(chunk))
-            chunk, filled = [], 0
-        chunk.append(example)
-        filled += len(example.tokens) - 1
-    if chunk:
-        batches.append(_pack_chunk(chunk))
-    return batches
+    for place in places:
+        if not rows or filled + sizes[place] > limit:
+            rows.append([])
+            filled = 0
+        rows[-1].append(place)
+        filled += sizes[place]
+    return rows
 
 
 def _pack_chunk(examples: Sequence[Example]) -> Batch:
@@ -95,7 +104,7 @@ def _pack_chunk(examples: Sequence[Example]) -> Batch:
     )
 
 
-def _join(rows: Sequence[Row], dtype: type) -> Tensor:
+def _join(rows: Sequence[Numbers], dtype: type) -> Tensor:
     return torch.from_numpy(np.concatenate([np.asarray(row, dtype) for row in rows]))
 
 
@@ -120,13 +129,9 @@ def unpack(values: Tensor, batches: Sequence[Batch], examples: Sequence[Example]
     """
     if values.numel() != sum(batch.num_tokens for batch in batches):
         raise ValueError("the values do not belong to these batches")
-    order = sorted(
-        (index for index, example in enumerate(examples) if len(example.tokens) > 1),
-        key=lambda index: -len(examples[index].tokens),
-    )
     result = [[0.0] * len(example.tokens) for example in examples]
     lengths = [length for batch in batches for length in batch.lengths]
-    for index, row in zip(order, torch.split(values.cpu(), lengths), strict=True):
+    for index, row in zip(_longest_first(examples), torch.split(values.cpu(), lengths), strict=True):
         result[index] = [0.0, *row.tolist()]
     return result
 
@@ -156,16 +161,8 @@ def pack_texts(units: Sequence[Sequence[Sequence[int]]], tokens_per_batch: int) 
     longest text, so that attention, which pads, wastes little. The result depends on nothing but the arguments.
     """
     ordered = sorted(range(len(units)), key=lambda unit: -max(map(len, units[unit])))
-    rows: list[list[int]] = []
-    filled = 0
-    for unit in ordered:
-        size = sum(map(len, units[unit]))
-        if not rows or filled + size > tokens_per_batch:
-            rows.append([])
-            filled = 0
-        rows[-1].append(unit)
-        filled += size
-    return [_pack_row(units, row) for row in rows]
+    sizes = [sum(map(len, unit)) for unit in units]
+    return [_pack_row(units, row) for row in _filled(ordered, sizes, tokens_per_batch)]
 
 
 def _pack_row(units: Sequence[Sequence[Sequence[int]]], row: Sequence[int]) -> TextRow:

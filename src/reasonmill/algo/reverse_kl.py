@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonmill.algo.logprobs import chunks, scaled_logits
+from reasonmill.algo.logprobs import chunks, head_gradients, scaled_logits
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,15 @@ class _ChunkedReverseKL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, teacher_hidden, teacher_weight, divergence = ctx.saved_tensors
         scales: _Scales = ctx.scales
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part in chunks(hidden, weight):
-            logits, slope = scaled_logits(hidden[part], weight, scales.temperature, scales.softcap)
+
+        def of_logits(part: slice, logits: Tensor) -> Tensor:
             logprobs = torch.log_softmax(logits, dim=-1)
             gap = logprobs - _teacher_logprobs(teacher_hidden[part], teacher_weight, scales)
             # d KL / d logit = probability * (log policy - log teacher - KL)
-            grad = logprobs.exp() * (gap - divergence[part, None]) * grads[0][part, None]
-            grad = (grad * slope if scales.softcap else grad / scales.temperature).to(hidden.dtype)
-            grad_hidden[part] = grad @ weight
-            grad_weight += (grad.T @ hidden[part]).float()
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+            gradient: Tensor = logprobs.exp() * (gap - divergence[part, None]) * grads[0][part, None]
+            return gradient
+
+        return *head_gradients(hidden, weight, scales.temperature, scales.softcap, of_logits), None, None, None
 
 
 def _teacher_logprobs(hidden: Tensor, weight: Tensor, scales: _Scales) -> Tensor:

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.learn.distillation import DistillationLearner
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder, working_dtype
 from reasonmill.model.reward import new_reward_model
-from reasonmill.placement import Placement, Precision
+from reasonmill.placement import SLOTS, Placement, Precision
 from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
 from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Judge, JudgeSettings
 from reasonmill.rewards.model import ModelScorer
+from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.sample.native import NativeSampler
+from reasonmill.sample.sampler import EngineSampler
 from reasonmill.servers.client import TeacherSettings
 
 
@@ -38,7 +38,9 @@ class NativeBackend:
             )
         self.placement = placement
 
-    def sampler(self, model: Path | Learner | TeacherSettings, *, slots: int, precision: Precision) -> Sampler:
+    def sampler(
+        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+    ) -> Sampler:
         """See `Backend`; the precision of a learner's sampler is the learner's.
 
         Raises:
@@ -47,10 +49,12 @@ class NativeBackend:
         if isinstance(model, TeacherSettings):
             return HttpSampler(model)
         if isinstance(model, Path):
-            return NativeSampler(self._decoder(model, precision), renderer_for(model), num_slots=slots)
-        if not isinstance(model, LocalLearner) or model.companions is None:
+            decoder, renderer = self._decoder(model, precision), renderer_for(model)
+        elif isinstance(model, LocalLearner) and model.companions is not None:
+            decoder, renderer = model.decoder, renderer_for(model.companions)
+        else:
             raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
-        return NativeSampler(model.decoder, renderer_for(model.companions), num_slots=slots)
+        return EngineSampler(NativeEngine(decoder, renderer, num_slots=slots))
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         return ConversationRenderer() if isinstance(model, TeacherSettings) else renderer_for(model)
@@ -60,15 +64,17 @@ class NativeBackend:
         model: Path,
         optimizer: OptimizerSettings,
         *,
-        precision: Precision,
+        precision: Precision = "auto",
         temperature: float = 1.0,
         teacher: Path | None = None,
     ) -> Learner:
-        decoder = self._decoder(model, precision)
-        if teacher is None:
-            return LocalLearner(decoder, optimizer, companions=model, temperature=temperature)
-        scoring = self._decoder(teacher, precision)
-        return DistillationLearner(decoder, scoring, optimizer, companions=model, temperature=temperature)
+        return LocalLearner(
+            self._decoder(model, precision),
+            optimizer,
+            companions=model,
+            temperature=temperature,
+            teacher=None if teacher is None else self._decoder(teacher, precision),
+        )
 
     def new_learner(
         self,
@@ -77,7 +83,7 @@ class NativeBackend:
         optimizer: OptimizerSettings,
         *,
         seed: int,
-        precision: Precision,
+        precision: Precision = "auto",
     ) -> Learner:
         device, dtype = self.placement.device, self._dtype(precision)
         return LocalLearner(
@@ -85,7 +91,7 @@ class NativeBackend:
         )
 
     def reward_learner(
-        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision
+        self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
         model = new_reward_model(
             policy,
@@ -96,7 +102,9 @@ class NativeBackend:
         )
         return ScalarLearner(model, optimizer, companions=policy)
 
-    def scorer(self, model: Path, preference: Preference, *, precision: Precision, tokens_per_batch: int) -> Scorer:
+    def scorer(
+        self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
+    ) -> Scorer:
         return ModelScorer(
             model,
             preference,

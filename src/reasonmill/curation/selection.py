@@ -45,25 +45,23 @@ class Counts:
         return {"sampled": self.sampled, "kept": self.kept, "dropped": dict(self.dropped)}
 
 
+@dataclass(frozen=True)
 class Selection:
     """The rules, in the order in which they are tried: the reasons' order in `REASONS`.
 
     Correctness and format are asked of the sample as it was drawn. What passes is rewritten, and all other rules are
     about the text that will be trained on: a rewrite may mend what would else be dropped.
 
-    Args:
+    Attributes:
         rewrite: makes the response to train on; it keeps the answer. None leaves responses as they were drawn.
         held_out: what no conversation may overlap.
         max_conversations: how many are kept at most; all if None.
     """
 
-    def __init__(
-        self, keep: Keep, held_out: HeldOut, *, rewrite: Rewriting | None = None, max_conversations: int | None = None
-    ) -> None:
-        self._keep = keep
-        self._held_out = held_out
-        self._rewrite = rewrite
-        self._max_conversations = max_conversations
+    keep: Keep
+    held_out: HeldOut
+    rewrite: Rewriting | None = None
+    max_conversations: int | None = None
 
     def select(self, samples: Sequence[Sample]) -> tuple[list[Conversation], Counts]:
         """The conversations that are kept, in the order of their samples: where only some can be, the first ones."""
@@ -71,23 +69,21 @@ class Selection:
         dropped: Counter[Reason] = Counter()
         seen, per_problem = Seen(), Counter[Turns]()
         for sample in samples:
-            fault = sample_fault(sample, self._keep)
-            if fault is not None:
-                dropped[fault] += 1
-                continue
-            conversation = self._conversation(sample)
-            turns = normalised_turns(sample.problem.messages)
-            reason = self._why_dropped(sample, conversation, seen, per_problem[turns], len(kept))
-            if reason is not None:
+            reason: Reason | None = sample_fault(sample, self.keep)
+            if reason is None:
+                conversation = self._conversation(sample)
+                turns = normalised_turns(sample.problem.messages)
+                reason = self._why_dropped(sample, conversation, seen, per_problem[turns], len(kept))
+            if reason is None:
+                per_problem[turns] += 1
+                kept.append(conversation)
+            else:
                 dropped[reason] += 1
-                continue
-            per_problem[turns] += 1
-            kept.append(conversation)
         return kept, Counts(len(samples), len(kept), {reason: dropped[reason] for reason in REASONS})
 
     def _conversation(self, sample: Sample) -> Conversation:
         problem, drawn = sample.problem, sample.completion.text
-        response = drawn if self._rewrite is None else self._rewrite.rewrite(problem, drawn)
+        response = drawn if self.rewrite is None else self.rewrite.rewrite(problem, drawn)
         if response != drawn:
             before, after = read_transcript(drawn), read_transcript(response)
             if after.answer != before.answer or not after.well_formed:
@@ -99,15 +95,15 @@ class Selection:
     def _why_dropped(
         self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int
     ) -> Reason | None:
-        fault = thinking_fault(conversation.response, sample, self._keep)
+        fault = thinking_fault(conversation.response, sample, self.keep)
         if fault is not None:
             return fault
-        if self._held_out.overlaps(conversation):
+        if self.held_out.overlaps(conversation):
             return "contaminated"
         if not seen.is_new(conversation.messages, conversation.response):
             return "duplicate"
-        if self._keep.per_problem is not None and num_of_problem >= self._keep.per_problem:
+        if self.keep.per_problem is not None and num_of_problem >= self.keep.per_problem:
             return "per_problem"
-        if self._max_conversations is not None and num_kept >= self._max_conversations:
+        if self.max_conversations is not None and num_kept >= self.max_conversations:
             return "max_conversations"
         return None

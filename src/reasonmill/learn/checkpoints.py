@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from reasonmill.errors import Interrupted
-from reasonmill.store.home import Home
 from reasonmill.store.steps import drop_state, sound_state
+
+if TYPE_CHECKING:
+    from reasonmill.stage import StageContext
 
 # The one before the last stays until the last is committed, so that there is always one to go back to.
 _KEPT = 2
-
-
-class Run(Protocol):
-    """What a stage's context tells about the run."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def home(self) -> Home: ...
-    @property
-    def stop_requested(self) -> Callable[[], bool]: ...
-    @property
-    def keeps_last_state(self) -> bool: ...
 
 
 class Checkpoints:
@@ -33,7 +22,7 @@ class Checkpoints:
     A state is recorded under the step that goes on from it.
     """
 
-    def __init__(self, run: Run, every: int) -> None:
+    def __init__(self, run: StageContext, every: int) -> None:
         self._run = run
         self._every = every
 

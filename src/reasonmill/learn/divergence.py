@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from reasonmill.algo.packing import Batch, TextRow
 from reasonmill.errors import TrainingDiverged
-from reasonmill.learn.adamw import AdamW
 
 # Each follows from those before it: the first that is not finite is the cause, and is counted alone.
 CAUSES = (
@@ -28,39 +27,20 @@ SKIPPED = "skipped/"
 _IN_A_ROW = f"{SKIPPED}in_a_row"
 
 
-class Gathered:
-    """The batches of the update that is being gathered, and what of them was not finite."""
+def cause_of(faults: Collection[str]) -> str | None:
+    """The cause among what was not finite; None where all was."""
+    return next((cause for cause in CAUSES if cause in faults), None)
 
-    def __init__(self) -> None:
-        self._rows: list[Batch | TextRow] = []
-        self._faults: set[str] = set()
-        self.skipped_batch = ""
 
-    def add(self, row: Batch | TextRow, **values: Tensor | float | None) -> None:
-        """Adds a batch and what was made from it, by the name of the cause that each would be."""
-        self._rows.append(row)
-        self._faults.update(name for name, value in values.items() if value is not None and not _is_finite(value))
-
-    def step(self, optimizer: AdamW, learning_rate: float) -> dict[str, float]:
-        """The optimizer's step, or none where something was not finite; what was gathered is let go.
-
-        The digest of what a skipped update was made of is then `skipped_batch`.
-        """
-        updated = optimizer.step(learning_rate, next((cause for cause in CAUSES if cause in self._faults), None))
-        if updated["optim/skipped"]:
-            self.skipped_batch = self._digest()
-        self._rows, self._faults = [], set()
-        return updated
-
-    def _digest(self) -> str:
-        """Hex digest of all tensors of the batches: the same batches give the same digest everywhere."""
-        hasher = hashlib.blake2b(digest_size=32)
-        for row in self._rows:
-            for name, value in vars(row).items():
-                content = value.cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-                hasher.update(f"{name} {len(content)}\n".encode())
-                hasher.update(content)
-        return hasher.hexdigest()
+def digest_of(rows: Iterable[Batch | TextRow]) -> str:
+    """Hex digest of all tensors of batches: the same batches give the same digest everywhere."""
+    hasher = hashlib.blake2b(digest_size=32)
+    for row in rows:
+        for name, value in vars(row).items():
+            content = value.cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+            hasher.update(f"{name} {len(content)}\n".encode())
+            hasher.update(content)
+    return hasher.hexdigest()
 
 
 class DivergenceGuard:
@@ -119,5 +99,6 @@ def total(values: Iterable[float]) -> float:
         return math.nan
 
 
-def _is_finite(value: Tensor | float) -> bool:
+def is_finite(value: Tensor | float) -> bool:
+    """Whether a number is finite, or all of a tensor."""
     return bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value)

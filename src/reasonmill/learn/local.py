@@ -12,23 +12,23 @@ from reasonmill.activity import beat
 from reasonmill.algo.logprobs import token_logprobs
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
-from reasonmill.learn.adamw import AdamW
+from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
-from reasonmill.learn.divergence import Gathered
-from reasonmill.learn.reference import Reference
 from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.learn.state_file import StateFile, write_state
+from reasonmill.learn.trained import TrainedNetwork
+from reasonmill.model.attention import PackedLayout
 from reasonmill.model.decoder import Decoder
-from reasonmill.model.saving import save_decoder
 from reasonmill.protocols import Sampler
 
 
-class LocalLearner:
+class LocalLearner(TrainedNetwork):
     """Trains the decoder's own weights, so that a sampler in the same process sees each step without a copy.
 
     Args:
         companions: the model directory whose tokenizer a saved model keeps; None for a model without one.
         temperature: that of the distribution that is scored; the sampler's, for policy gradients.
+        teacher: what "kl" batches are trained towards, by the reverse KL at each of their positions; it is frozen, and
+            must read the same tokens as the decoder.
     """
 
     def __init__(
@@ -38,18 +38,12 @@ class LocalLearner:
         *,
         companions: Path | None = None,
         temperature: float = 1.0,
+        teacher: Decoder | None = None,
     ) -> None:
+        super().__init__(decoder.network, optimizer, companions)
         self.decoder = decoder
-        self.companions = companions
         self._temperature = temperature
-        self._parameters = dict(decoder.network.named_parameters())
-        self._optimizer = AdamW(self._parameters, optimizer)
-        self._reference = Reference(self._parameters)
-        self._gathered = Gathered()
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self._parameters.values())
+        self._teacher = teacher
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(weights * token losses) / denominator to the gathered gradients.
@@ -67,7 +61,7 @@ class LocalLearner:
         sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
         summed = float(total.detach()) * denominator
         # The batch on the CPU, which needs no copy to be looked at.
-        self._gathered.add(
+        self._gather(
             batch,
             advantages=batch.advantages,
             sampler_logprobs=batch.sampler_logprobs,
@@ -76,15 +70,6 @@ class LocalLearner:
             loss=summed,
         )
         return {"loss": summed, **sums}
-
-    def optim_step(self, learning_rate: float) -> dict[str, float]:
-        """One AdamW step, or none where something of the update was not finite: see `AdamW.step`."""
-        return self._gathered.step(self._optimizer, learning_rate)
-
-    @property
-    def skipped_batch(self) -> str:
-        """Digest of what the last skipped update was made of; empty if none was skipped."""
-        return self._gathered.skipped_batch
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
@@ -96,13 +81,23 @@ class LocalLearner:
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""
+        if batch.loss == "kl" and self._teacher is not None:
+            with torch.no_grad():
+                teacher_hidden = _hidden(self._teacher, batch)
+            divergence = reverse_kl(
+                _hidden(self.decoder, batch),
+                _head(self.decoder),
+                teacher_hidden,
+                _head(self._teacher),
+                temperature=self._temperature,
+            )
+            return divergence, {"loss/kl": divergence.detach()}, None
         policy_logprobs = self._policy_logprobs(batch)
         return *token_losses(policy_logprobs, batch, loss), policy_logprobs.detach()
 
     def _policy_logprobs(self, batch: Batch) -> Tensor:
-        hidden = self.decoder.hidden(batch.inputs, batch.positions, self.decoder.packed_layout(batch.lengths))
         return token_logprobs(
-            hidden,
+            _hidden(self.decoder, batch),
             self.decoder.head_weight,
             batch.targets,
             temperature=self._temperature,
@@ -122,20 +117,10 @@ class LocalLearner:
         """Makes the sampler draw from the current weights; one that shares the decoder has them already."""
         sampler.take(((name, p.detach()) for name, p in self._parameters.items()), version)
 
-    def save(self, directory: Path) -> None:
-        """Writes all that later updates depend on, tensor by tensor."""
-        write_state(directory, {**self._optimizer.state(), **self._reference.state()})
 
-    def load(self, directory: Path) -> None:
-        """Takes back what `save` wrote; the decoder's weights follow.
+def _hidden(decoder: Decoder, batch: Batch) -> Tensor:
+    return decoder.hidden(batch.inputs, batch.positions, PackedLayout(batch.lengths, decoder.device))
 
-        Raises:
-            KeyError: the state is of another network.
-        """
-        state = StateFile(directory)
-        self._optimizer.load_state(state)
-        self._reference.load_state(state)
 
-    def save_model(self, directory: Path) -> None:
-        """Writes config, weights and what goes with them."""
-        save_decoder(self.decoder, directory, companions=self.companions)
+def _head(decoder: Decoder) -> Head:
+    return Head(decoder.head_weight, decoder.softcap)

@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import Batch
-from reasonmill.learn import checkpoints
+from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.learn.divergence import SKIPPED, DivergenceGuard, total
-from reasonmill.protocols import Learner, Progress, Sampler
+from reasonmill.protocols import Learner, Sampler
 from reasonmill.store.accounts import account, require_balance, usable
 from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights
 from reasonmill.types import Group
+
+if TYPE_CHECKING:
+    from reasonmill.stage import StageContext
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,8 @@ class Update:
     num_rollouts: int
 
 
-class Run(checkpoints.Run, Protocol):
-    """What the loop needs of a stage's context."""
-
-    @property
-    def progress(self) -> Progress: ...
-
-
 def train_on_policy(
-    run: Run,
+    run: StageContext,
     sampler: Sampler,
     learner: Learner,
     *,
@@ -71,7 +67,7 @@ def train_on_policy(
         Interrupted: the user asked to stop; the state is saved.
         TrainingDiverged: updates were not finite several times in a row.
     """
-    saved = checkpoints.Checkpoints(run, state_every)
+    saved = Checkpoints(run, state_every)
     start = saved.resume(learner.load)
     forget_groups_of_other_weights(run.home, run.key, start)
     learner.publish(sampler, start)

@@ -11,7 +11,7 @@ from torch import Tensor
 _PREFIX = "reference/"
 
 
-class Reference:
+class FrozenPolicy:
     """A frozen copy of a network's weights.
 
     It lends its weights to the network for as long as it scores, so that only the weights exist twice.

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from reasonmill.activity import beat
 from reasonmill.algo.packing import TextRow
-from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.deterministic import deterministic
-from reasonmill.learn.divergence import Gathered
 from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.learn.state_file import StateFile, write_state
-from reasonmill.model.reward import RewardModel, save_reward_model
+from reasonmill.learn.trained import TrainedNetwork
+from reasonmill.model.reward import RewardModel
 
 
-class ScalarLearner:
+class ScalarLearner(TrainedNetwork):
     """Trains a reward model's own weights.
 
     Args:
@@ -26,11 +24,8 @@ class ScalarLearner:
     """
 
     def __init__(self, model: RewardModel, optimizer: OptimizerSettings, *, companions: Path) -> None:
+        super().__init__(model.network, optimizer, companions)
         self._model = model
-        self._companions = companions
-        self._parameters = dict(model.network.named_parameters())
-        self._optimizer = AdamW(self._parameters, optimizer)
-        self._gathered = Gathered()
 
     def forward_backward(
         self, row: TextRow, losses: Callable[[Tensor], Tensor], denominator: float
@@ -50,35 +45,10 @@ class ScalarLearner:
             total = losses(rewards).sum() / denominator
             total.backward()
         summed, scores = float(total.detach()) * denominator, rewards.detach().cpu()
-        self._gathered.add(row, scores=scores, loss=summed)
+        self._gather(row, scores=scores, loss=summed)
         return summed, scores
-
-    def optim_step(self, learning_rate: float) -> dict[str, float]:
-        """One AdamW step, or none where something of the update was not finite: see `AdamW.step`."""
-        return self._gathered.step(self._optimizer, learning_rate)
-
-    @property
-    def skipped_batch(self) -> str:
-        """Digest of what the last skipped update was made of; empty if none was skipped."""
-        return self._gathered.skipped_batch
 
     @torch.no_grad()
     def rewards(self, row: TextRow) -> Tensor:
         """Rewards [texts of the row] under the current weights."""
         return self._model.rewards(row)
-
-    def save(self, directory: Path) -> None:
-        """Writes all that later updates depend on, tensor by tensor."""
-        write_state(directory, self._optimizer.state())
-
-    def load(self, directory: Path) -> None:
-        """Takes back what `save` wrote; the model's weights follow.
-
-        Raises:
-            KeyError: the state is of another network.
-        """
-        self._optimizer.load_state(StateFile(directory))
-
-    def save_model(self, directory: Path) -> None:
-        """Writes a directory that AutoModelForSequenceClassification loads, the tokenizer alongside."""
-        save_reward_model(self._model, directory, companions=self._companions)

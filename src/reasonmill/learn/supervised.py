@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.algo.schedules import Schedule
-from reasonmill.learn import checkpoints
+from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.learn.divergence import DivergenceGuard, total
-from reasonmill.protocols import Learner, Progress, Trained
+from reasonmill.protocols import Learner, Trained
 from reasonmill.types import Example
+
+if TYPE_CHECKING:
+    from reasonmill.stage import StageContext
 
 Feed = Callable[[int, int], Iterator[Sequence[Example]]]
 Passes = Callable[[int, int], Iterator[Mapping[str, float]]]
 
 
-class Run(checkpoints.Run, Protocol):
-    """What the loop needs of a stage's context."""
-
-    @property
-    def progress(self) -> Progress: ...
-
-
 def supervise(
-    run: Run,
+    run: StageContext,
     learner: Learner,
     feed: Feed,
     *,
@@ -35,14 +31,12 @@ def supervise(
     schedule: Schedule,
     tokens_per_batch: int,
     state_every: int,
-    loss: LossSettings | None = None,
 ) -> int:
     """Trains for `steps` optimizer steps, from where an interrupted run left off.
 
     Args:
         feed: `feed(start, stop)` yields the examples of each of the steps start to stop - 1.
         name: the stage's, for the display.
-        loss: settings of losses that have some; cross-entropy has none.
 
     Returns:
         The tokens of all steps, those of earlier runs too.
@@ -51,13 +45,12 @@ def supervise(
         Interrupted: the user asked to stop; the state is saved.
         TrainingDiverged: updates were not finite several times in a row.
     """
-    loss_settings = loss or LossSettings()
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
         for examples in each("reading", feed(start, stop)):
             batches = pack(examples, tokens_per_batch)
             denominator = total(float(batch.weights.double().sum()) for batch in batches)
-            sums = [learner.forward_backward(batch, loss_settings, denominator) for batch in batches]
+            sums = [learner.forward_backward(batch, LossSettings(), denominator) for batch in batches]
             means = {key: total(entry[key] for entry in sums) / denominator for key in sums[0]}
             yield {**means, "tokens": float(sum(batch.num_tokens for batch in batches))}
 
@@ -65,7 +58,7 @@ def supervise(
 
 
 def optimise(
-    run: Run,
+    run: StageContext,
     learner: Trained,
     passes: Passes,
     *,
@@ -82,7 +75,7 @@ def optimise(
 
     Returns and raises as `supervise`.
     """
-    saved = checkpoints.Checkpoints(run, state_every)
+    saved = Checkpoints(run, state_every)
     start = saved.resume(learner.load)
     ledger = run.home.ledger
     guard = DivergenceGuard.resumed(run.progress.note, ledger.metrics(run.key), start)

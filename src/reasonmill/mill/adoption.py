@@ -15,17 +15,15 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from reasonmill import __version__
-from reasonmill.mill.artifacts import made_from_adopted
-from reasonmill.mill.inputs import parents, stage_inputs
+from reasonmill.mill.inputs import KeyedStage, keyed
 from reasonmill.mill.summary import read_summary
-from reasonmill.recipe.graph import Node, Recipe, stage_key
+from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.reference import references
-from reasonmill.settings import INCIDENTAL, decisive
-from reasonmill.stage import Input
+from reasonmill.settings import INCIDENTAL
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, StageRecord
-from reasonmill.store.ledger_runs import MadeWith, RunRecord
-from reasonmill.types import Artifact, content_digest
+from reasonmill.store.ledger import ADOPTED, StageRecord
+from reasonmill.store.ledger_runs import MadeWith
+from reasonmill.types import Artifact
 
 # What a setting that is not set looks like in JSON.
 _UNSET: tuple[Any, ...] = (None, {}, [], "")
@@ -42,18 +40,6 @@ class Adoption:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A stage as it is now."""
-
-    node: Node
-    key: str
-    inputs: Mapping[str, Input]
-    parents: tuple[str, ...]
-    seed: int
-    tables: Mapping[str, Any]
-
-
 def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
     """Adopts the results of a recipe's stages in order; ends with the first stage that neither has nor gets one.
 
@@ -64,60 +50,45 @@ def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
     begun: list[tuple[str, str, str]] = []
     artifacts: dict[str, Artifact] = {}
     for node in recipe.up_to(until):
-        name, kind = node.settings.name, node.settings.kind
-        wanted = _wanted(node, artifacts, home, recipe)
-        begun.append((name, kind, wanted.key))
+        wanted = keyed(node, artifacts, home, recipe)
+        begun.append((wanted.name, wanted.kind, wanted.key))
         record = home.ledger.stage(wanted.key)
-        if record is not None:
-            if damage := _damage(home, record.artifact.digest, read=False):
-                return [*done, Adoption(name, kind, "not adopted", reason=damage)]
-            artifacts[name] = record.artifact
-            done.append(Adoption(name, kind, "cached", record.artifact.digest))
-            continue
-        candidates = _candidates(home, recipe.name, name, kind)
-        reasons = [_reason_against(made, made_with, wanted, home) for made, made_with in candidates]
-        if None not in reasons:
-            reason = reasons[0] if reasons else "this home has no finished result of it in a run of this name"
-            return [*done, Adoption(name, kind, "not adopted", reason=str(reason))]
-        record, _ = candidates[reasons.index(None)]
-        ancestors = made_from_adopted(recipe.nodes, artifacts)[name]
-        artifacts[name] = _record(record, wanted, home, recipe, begun, ancestors)
-        done.append(Adoption(name, kind, "adopted", record.artifact.digest))
+        found, reason = _candidate(wanted, home) if record is None else (record, _damage(home, record, read=False))
+        if found is None or reason is not None:
+            return [*done, Adoption(wanted.name, wanted.kind, "not adopted", reason=reason or "")]
+        made = artifacts[wanted.name] = found.artifact
+        if record is None:
+            home.ledger.begin_run(recipe.name, recipe.resolved(), begun)
+            metrics = {**made.metrics, ADOPTED: _origin(found, home)}
+            artifacts[wanted.name] = wanted.commit(home, made.digest, made.kind, metrics, found.seconds, found.tokens)
+        done.append(Adoption(wanted.name, wanted.kind, "cached" if record else "adopted", made.digest))
     return done
 
 
-def _wanted(node: Node, artifacts: Mapping[str, Artifact], home: Home, recipe: Recipe) -> _Wanted:
-    inputs = stage_inputs(node, artifacts, home, recipe)
-    key = stage_key(node, inputs, recipe.seed)
-    return _Wanted(node, key, inputs, parents(node, inputs, artifacts), recipe.seed, recipe.resolved())
+def _candidate(wanted: KeyedStage, home: Home) -> tuple[StageRecord | None, str | None]:
+    """The finished result of a stage's run, also an earlier one, that can be adopted; or why the last one can't."""
+    runs = [record for record in home.ledger.runs() if record.name == wanted.recipe.name]
+    keys = {stage.key for run in runs for stage in (*run.stages, *run.earlier) if stage.name == wanted.name}
+    first_reason = None
+    for made in reversed(home.ledger.stages()):
+        is_of_this_run = made.key in keys or (made.run, made.name) == (wanted.recipe.name, wanted.name)
+        if is_of_this_run and made.kind == wanted.kind:
+            made_with = next((found for run in runs if (found := run.made_with(made.key)) is not None), None)
+            reason = _reason_against(made, made_with, wanted, home)
+            if reason is None:
+                return made, None
+            first_reason = first_reason or reason
+    return None, first_reason or "this home has no finished result of it in a run of this name"
 
 
-def _candidates(home: Home, run: str, name: str, kind: str) -> list[tuple[StageRecord, MadeWith | None]]:
-    """The finished results of a stage of a run, also earlier ones, the one that was finished last first.
-
-    Each with what it was made with, as far as that is recorded.
-    """
-    runs = [record for record in home.ledger.runs() if record.name == run]
-    keys = {stage.key for record in runs for stage in (*record.stages, *record.earlier) if stage.name == name}
-    return [
-        (made, _made_with(runs, made.key))
-        for made in reversed(home.ledger.stages())
-        if made.kind == kind and (made.key in keys or (made.run, made.name) == (run, name))
-    ]
-
-
-def _made_with(runs: Sequence[RunRecord], key: str) -> MadeWith | None:
-    return next((found for run in runs if (found := run.made_with(key)) is not None), None)
-
-
-def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: _Wanted, home: Home) -> str | None:
+def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: KeyedStage, home: Home) -> str | None:
     """Why a result is not the one that is wanted; None where nothing but the code differs. Reads all of it."""
     which = made.artifact.digest[:12]
     if made_with is None:
-        what = "seed" if made.artifact.config_digest == _config_digest(wanted) else "settings"
+        what = "seed" if made.artifact.config_digest == wanted.config_digest else "settings"
         return f"with which {what} {which} was made is not recorded any more: the run's recipe was changed since"
-    if made_with.seed != wanted.seed:
-        return f"{which} was made with the seed {made_with.seed}, and the seed is {wanted.seed} now"
+    if made_with.seed != wanted.recipe.seed:
+        return f"{which} was made with the seed {made_with.seed}, and the seed is {wanted.recipe.seed} now"
     changed = [
         *different_settings(made_with.settings, wanted.node.settings),
         *_different_plugins(made_with.tables, wanted),
@@ -126,7 +97,7 @@ def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: _Want
         return f"{which} was made with other settings: {'; '.join(changed)}"
     if made.artifact.parents != wanted.parents:
         return f"{which} was made from something else: {_different_inputs(made.artifact.parents, wanted)}"
-    return _damage(home, made.artifact.digest, read=True)
+    return _damage(home, made, read=True)
 
 
 def different_settings(before: Mapping[str, Any], now: BaseModel, place: str = "") -> Iterator[str]:
@@ -153,11 +124,12 @@ def different_settings(before: Mapping[str, Any], now: BaseModel, place: str = "
             yield f"{place}{key} was {_shown(before[key])}, and there is no such setting any more"
 
 
-def _different_plugins(before: Mapping[str, Any], wanted: _Wanted) -> Iterator[str]:
+def _different_plugins(before: Mapping[str, Any], wanted: KeyedStage) -> Iterator[str]:
     """The tasks and the like that the recipe defines otherwise now, or of whose files nobody knows what they held."""
+    now = wanted.recipe.resolved()
     named = list(wanted.node.plugins.values())
     for plugin in (*named, *(plugin.environment for plugin in named if plugin.environment is not None)):
-        theirs, ours = (tables.get(plugin.group, {}).get(plugin.name) for tables in (before, wanted.tables))
+        theirs, ours = (tables.get(plugin.group, {}).get(plugin.name) for tables in (before, now))
         if theirs != ours:
             yield f"{plugin.title} was {_shown(theirs)}, and is {_shown(ours)} now"
         elif any(plugin.identity.get(files) for files in ("files", "declared")):
@@ -181,7 +153,7 @@ def _shown(value: Any) -> str:
     return repr(to_jsonable_python(value, by_alias=True))
 
 
-def _different_inputs(before: Sequence[str], wanted: _Wanted) -> str:
+def _different_inputs(before: Sequence[str], wanted: KeyedStage) -> str:
     now = wanted.parents
     if len(before) != len(now):
         return f"it had {len(before)} inputs, and has {len(now)} now"
@@ -193,66 +165,26 @@ def _different_inputs(before: Sequence[str], wanted: _Wanted) -> str:
     )
 
 
-def _damage(home: Home, digest: str, *, read: bool) -> str | None:
-    """What is wrong with an object."""
+def _damage(home: Home, made: StageRecord, *, read: bool) -> str | None:
+    """What is wrong with the object of a result."""
+    digest = made.artifact.digest
     if not home.objects.exists(digest):
         return f"{digest[:12]} is missing: the home does not have it any more"
     damaged = home.objects.damaged_files(digest, read=read)
     return f"{digest[:12]} is damaged: {damaged[0]!r} is not what was committed" if damaged else None
 
 
-def _record(
-    made: StageRecord,
-    wanted: _Wanted,
-    home: Home,
-    recipe: Recipe,
-    begun: Sequence[tuple[str, str, str]],
-    ancestors: Sequence[str],
-) -> Artifact:
-    """Records a result under the key of now; returns the artifact that the ledger has of it then."""
-    settings, metrics = wanted.node.settings, made.artifact.metrics
-    origin = {**metrics.get(ADOPTED, _origin(made, home)), **_adopter()}
-    known = [*metrics.get(FROM_ADOPTED, ()), *ancestors]
-    artifact = Artifact(
-        made.artifact.digest,
-        made.artifact.kind,
-        settings.name,
-        wanted.parents,
-        _config_digest(wanted),
-        {**metrics, ADOPTED: origin, **({FROM_ADOPTED: list(dict.fromkeys(known))} if known else {})},
-    )
-    home.ledger.begin_run(recipe.name, recipe.resolved(), begun)
-    home.ledger.commit_stage(
-        key=wanted.key,
-        run=recipe.name,
-        name=settings.name,
-        kind=settings.kind,
-        artifact=artifact,
-        seconds=made.seconds,
-        tokens=made.tokens,
-    )
-    home.back_up_ledger()
-    return artifact
-
-
 def _origin(made: StageRecord, home: Home) -> dict[str, Any]:
-    """What is known of where a result comes from; the version of reasonmill is in the summary of its run, if at all."""
-    summary = read_summary(home.run_dir(made.run)) or {"stages": []}
-    is_shown = any(stage["key"] == made.key for stage in summary["stages"])
-    return {
-        "key": made.key,
-        "run": made.run,
-        "reasonmill": summary["reasonmill"] if is_shown else None,
-        "machines": list(home.ledger.machines(made.key)),
-    }
+    """Where a result comes from, as far as that is known, and who adopts it.
 
-
-def _adopter() -> dict[str, str]:
-    return {
-        "adopted_by": f"reasonmill {__version__}",
-        "adopted_at": datetime.now().astimezone().isoformat("T", "seconds"),
-    }
-
-
-def _config_digest(wanted: _Wanted) -> str:
-    return content_digest(decisive(wanted.node.settings))
+    The version of reasonmill that made it is in the summary of its run, if at all.
+    """
+    origin = made.artifact.metrics.get(ADOPTED)
+    if origin is None:
+        summary = read_summary(home.run_dir(made.run)) or {"stages": []}
+        is_shown = any(stage["key"] == made.key for stage in summary["stages"])
+        version = summary["reasonmill"] if is_shown else None
+        machines = list(home.ledger.machines(made.key))
+        origin = {"key": made.key, "run": made.run, "reasonmill": version, "machines": machines}
+    now = datetime.now().astimezone().isoformat("T", "seconds")
+    return {**origin, "adopted_by": f"reasonmill {__version__}", "adopted_at": now}

@@ -30,29 +30,27 @@ def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifac
         RecipeError: there is no such run, or its stage was never finished.
         StoreError: no artifact or several have digests that begin like this.
     """
-    keys: dict[str, list[str]] = {}  # the current one first
-    for run in home.ledger.runs():
-        for stage in (*run.stages, *run.earlier):
-            keys.setdefault(f"{run.name}/{stage.name}", []).append(stage.key)
-    if text in keys:
-        is_current = any(text == f"{run.name}/{stage.name}" for run in home.ledger.runs() for stage in run.stages)
-        for place, key in enumerate(keys[text]):
-            record = home.ledger.stage(key)
-            if record is None:
-                continue
-            if place > 0 or not is_current:
+    runs = home.ledger.runs()
+    current = {f"{run.name}/{stage.name}": stage.key for run in runs for stage in run.stages}
+    earlier = {f"{run.name}/{stage.name}": stage.key for run in runs for stage in run.earlier}
+    for keys in (current, earlier):
+        record = home.ledger.stage(keys[text]) if text in keys else None
+        if record is not None:
+            if keys is earlier:
                 note(
                     f"{text} is not finished as its recipe and the code are now: this is its earlier result, "
                     f"{record.artifact.digest[:12]}"
                 )
             return record.artifact
+    known = {**current, **earlier}
+    if text in known:
         raise RecipeError(f"stage {text!r} is not finished", fix="run its recipe again: it resumes where it stopped")
     if _DIGEST_PREFIX.fullmatch(text):
         return home.ledger.artifact(text)
     raise RecipeError(
         f"unknown artifact: {text!r} is neither run/stage nor the beginning of a digest",
         where=str(home.path),
-        fix=suggestion(text, keys) or "`reasonmill status` lists the runs and their stages",
+        fix=suggestion(text, known) or "`reasonmill status` lists the runs and their stages",
     )
 
 

@@ -1,12 +1,17 @@
-"""How far a run is: a live panel on a terminal, plain lines anywhere else; and where its outcome is printed."""
+"""How far a run is: a live panel on a terminal, plain lines anywhere else; and where its outcome is printed.
+
+Which metrics are shown, and how, stands in display.toml.
+"""
 
 import itertools
 import math
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +20,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 PACE_WINDOW = 10  # advances that the time left is estimated from
@@ -27,42 +32,33 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Reading:
-    """How a metric is shown: `reward 0.61`, or with a unit `9,812 tok/s`."""
+    """How a metric is shown, as display.toml describes it."""
 
     metric: str
-    label: str
-    number_format: str
+    format: str
+    where: Sequence[str]
+    label: str = ""
     unit: str = ""
     hide_zero: bool = False
 
-    def value(self, metrics: Mapping[str, float]) -> str | None:
-        """The formatted number, or None where the stage did not report it."""
-        number = metrics.get(self.metric)
-        if number is None or (self.hide_zero and number == 0):
-            return None
-        return f"{number:{self.number_format}}"
+    @property
+    def title(self) -> str:
+        """What stands before the number."""
+        return f"{self.label} " if self.label else ""
 
 
-REWARD = Reading("reward/mean", "reward", ".2f")
-ACCURACY = Reading("reward/accuracy", "accuracy", ".2f")
-FORMAT = Reading("reward/format", "format", ".2f")
-LENGTH = Reading("length/response", "length", ".1f")
-THINKING = Reading("length/thinking", "thinking", ".1f")
-FLAT = Reading("groups/flat", "flat", ".2f")
-UNGRADED = Reading("groups/ungraded", "ungraded", ".3g", hide_zero=True)
-LOSS = Reading("loss/ce", "loss", ".3f")
-ENTROPY = Reading("policy/entropy", "entropy", ".2f")
-KL = Reading("policy/kl", "kl", ".2g")
-GRAD_NORM = Reading("optim/grad_norm", "gradient", ".2g")
-LEARNING_RATE = Reading("optim/learning_rate", "lr", ".2g")
-STEP_S = Reading("speed/step_s", "", ".2f", " s/step")
-TOKENS_PER_S = Reading("speed/tokens_per_s", "", ",.0f", " tok/s")
+READINGS = [
+    Reading(**described)
+    for described in tomllib.loads(files("reasonmill.mill").joinpath("display.toml").read_text("utf-8"))["readings"]
+]
 
-LINE_READINGS = (REWARD, ACCURACY, LENGTH, FLAT, UNGRADED, LOSS, TOKENS_PER_S)
-TREND_READINGS = (REWARD, LENGTH, LOSS)
-PANEL_READINGS = (
-    ACCURACY, FORMAT, THINKING, FLAT, UNGRADED, ENTROPY, KL, GRAD_NORM, LEARNING_RATE, STEP_S, TOKENS_PER_S,
-)  # fmt: skip
+
+def readings(metrics: Mapping[str, float], where: str) -> Iterator[tuple[Reading, str]]:
+    """The readings of this place that the stage reported, with their formatted numbers."""
+    for reading in READINGS:
+        number = metrics.get(reading.metric)
+        if where in reading.where and number is not None and not (reading.hide_zero and number == 0):
+            yield reading, f"{number:{reading.format}}"
 
 
 def format_duration(seconds: float) -> str:
@@ -103,7 +99,7 @@ class Meter:
         self.unit = unit
         self.done = 0
         self.metrics: dict[str, float] = {}
-        self.trends: dict[str, list[float]] = {reading.metric: [] for reading in TREND_READINGS}
+        self.courses: defaultdict[str, list[float]] = defaultdict(list)
         self._clock = clock
         self._started = clock()
         # The start is not part of the pace: the first step warms up, and a resumed stage starts in the middle.
@@ -113,35 +109,26 @@ class Meter:
         self.done = done
         self.metrics = dict(metrics)
         self._marks.append((self._clock(), done))
-        for name, course in self.trends.items():
-            if name in metrics:
-                course.append(metrics[name])
+        for name, number in metrics.items():
+            self.courses[name].append(number)
 
     def elapsed_s(self) -> float:
         return self._clock() - self._started
 
-    def left_s(self) -> float | None:
-        """Seconds that the rest takes at the pace of the recent advances; None while that is not known."""
+    def left(self) -> str | None:
+        """How long the rest takes at the pace of the recent advances; None while that is not known."""
         if len(self._marks) < 2:
             return None
         (first_time, first_done), (last_time, last_done) = self._marks[0], self._marks[-1]
         if last_done <= first_done or last_done >= self.total:
             return None
         rest = (self.total - last_done) * (last_time - first_time) / (last_done - first_done)
-        return max(0.0, rest - (self._clock() - last_time))
-
-    def left(self) -> str | None:
-        seconds = self.left_s()
-        return None if seconds is None else f"{format_duration(seconds)} left"
+        return f"{format_duration(rest - (self._clock() - last_time))} left"
 
     def line(self, last: str | None) -> str:
         """Stage, count, the most telling metrics and then `last`, in one line."""
-        cells = [self.stage, f"{self.done:,}/{self.total:,}"]
-        for reading in LINE_READINGS:
-            value = reading.value(self.metrics)
-            if value is not None:
-                cells.append(f"{reading.label} {value}{reading.unit}".strip())
-        return "  ".join([*cells, last] if last else cells)
+        told = [f"{reading.title}{value}{reading.unit}" for reading, value in readings(self.metrics, "line")]
+        return "  ".join([self.stage, f"{self.done:,}/{self.total:,}", *told, *([last] if last else [])])
 
 
 class Display:
@@ -163,7 +150,8 @@ class Display:
         self._current().advance(done, metrics)
 
     def note(self, text: str) -> None:
-        self._print(text)
+        """Prints a line as it is."""
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def end(self, metrics: Mapping[str, object]) -> None:
         meter = self._current()
@@ -192,22 +180,17 @@ class Display:
             raise RuntimeError("no stage has begun")
         return self._meter
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
 
 class LineDisplay(Display):
     """One line for an advance, at most one each LINE_INTERVAL_S, and always one for the last."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(console, clock)
-        self._printed_at = -math.inf
-        self._pending = False  # whether an advance has not been printed yet
+    _printed_at: float
+    _pending: bool  # whether an advance has not been printed yet
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         super().begin(stage, total, unit)
-        self._printed_at = -math.inf
-        self._print(f"{stage}  {total:,} {unit}")
+        self._printed_at, self._pending = -math.inf, False
+        self.note(f"{stage}  {total:,} {unit}")
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         super().advance(done, metrics)
@@ -216,14 +199,14 @@ class LineDisplay(Display):
             self._flush(self._current())
 
     def _flush(self, meter: Meter) -> None:
-        self._print(meter.line(meter.left()))
+        self.note(meter.line(meter.left()))
         self._printed_at = self._clock()
         self._pending = False
 
     def _finish(self, meter: Meter, outcome: str) -> None:
         if self._pending:
             self._flush(meter)
-        self._print(f"{meter.stage}  {outcome}")
+        self.note(f"{meter.stage}  {outcome}")
 
 
 class LiveDisplay(Display):
@@ -238,56 +221,40 @@ class LiveDisplay(Display):
 
     def _finish(self, meter: Meter, outcome: str) -> None:
         self._live.stop()
-        self._print(meter.line(outcome))
+        self.note(meter.line(outcome))
 
     def panel(self) -> Panel:
         """The panel as it is now."""
         meter = self._current()
         parts: list[RenderableType] = [_bar_row(meter)]
-        trends = _trend_rows(meter, ascii_only=self._console.options.ascii_only)
-        if trends.row_count:
-            parts += [Text(), trends]
-        readings = _readings(meter)
-        if readings:
-            parts += [Text(), Columns(readings, padding=(0, 3))]
+        courses = Table.grid(
+            Column(style="dim", no_wrap=True),
+            Column(justify="right", style="bold", no_wrap=True),
+            Column(style="cyan", no_wrap=True),
+            padding=(0, 2),
+        )
+        for reading, value in readings(meter.metrics, "course"):
+            ascii_only = self._console.options.ascii_only
+            course = "" if ascii_only else sparkline(meter.courses[reading.metric], TREND_WIDTH)
+            courses.add_row(reading.label, value, course)
+        if courses.row_count:
+            parts += [Text(), courses]
+        numbers = [
+            Text.assemble((reading.title, "dim"), value, (reading.unit, "dim"))
+            for reading, value in readings(meter.metrics, "panel")
+        ]
+        if numbers:
+            parts += [Text(), Columns(numbers, padding=(0, 3))]
         return Panel(Group(*parts), title=Text(meter.stage, style="bold"), title_align="left", border_style="dim")
 
 
 def _bar_row(meter: Meter) -> Table:
-    row = Table.grid(padding=(0, 2), expand=True)
-    row.add_column(ratio=1)
-    row.add_column(justify="right", no_wrap=True)
-    row.add_column(justify="right", no_wrap=True, style="dim")
+    count, times = Column(justify="right", no_wrap=True), Column(justify="right", no_wrap=True, style="dim")
+    row = Table.grid(Column(ratio=1), count, times, padding=(0, 2), expand=True)
     bar = ProgressBar(total=max(1, meter.total), completed=meter.done, complete_style="cyan", finished_style="cyan")
-    times = [format_duration(meter.elapsed_s())]
-    left = meter.left()
-    if left is not None:
-        times.append(left)
-    row.add_row(bar, f"{meter.done:,}/{meter.total:,} {meter.unit}", "  ".join(times))
+    told = filter(None, (format_duration(meter.elapsed_s()), meter.left()))
+    row.add_row(bar, f"{meter.done:,}/{meter.total:,} {meter.unit}", "  ".join(told))
     return row
-
-
-def _trend_rows(meter: Meter, *, ascii_only: bool) -> Table:
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="dim", no_wrap=True)
-    rows.add_column(justify="right", style="bold", no_wrap=True)
-    rows.add_column(style="cyan", no_wrap=True)
-    for reading in TREND_READINGS:
-        value = reading.value(meter.metrics)
-        if value is not None:
-            course = "" if ascii_only else sparkline(meter.trends[reading.metric], TREND_WIDTH)
-            rows.add_row(reading.label, value, course)
-    return rows
-
-
-def _readings(meter: Meter) -> list[Text]:
-    cells = []
-    for reading in PANEL_READINGS:
-        value = reading.value(meter.metrics)
-        if value is not None:
-            label = f"{reading.label} " if reading.label else ""
-            cells.append(Text.assemble((label, "dim"), value, (reading.unit, "dim")))
-    return cells
 
 
 def output_console() -> Console:

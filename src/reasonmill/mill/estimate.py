@@ -77,7 +77,7 @@ def gpu(memory_bytes: float = 80 * GIGABYTE) -> Device:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Cost:
     """What a stage will take; a field is None where it can't be told, and `unknown` says why.
 
     Attributes:
@@ -90,7 +90,7 @@ class Estimate:
     unknown: tuple[str, ...] = ()
 
 
-def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device) -> dict[str, Estimate]:
+def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device) -> dict[str, Cost]:
     """An estimate of each stage that is not cached, by its name; of one that resumes, what is left of it.
 
     Args:
@@ -106,10 +106,10 @@ def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: D
     }
 
 
-def total(estimates: Mapping[str, Estimate]) -> Estimate:
+def total(estimates: Mapping[str, Cost]) -> Cost:
     """The sum of tokens and times and the largest memory; `unknown` lists the stages that are not in the sums."""
     known = [e for e in estimates.values() if e.seconds is not None and e.tokens is not None]
-    return Estimate(
+    return Cost(
         sum((e.tokens for e in known if e.tokens is not None), Amount()),
         sum((e.seconds for e in known if e.seconds is not None), Amount()),
         max((e.memory_bytes for e in known if e.memory_bytes is not None), default=None),
@@ -123,24 +123,24 @@ def _estimate(
     work: Workload | None,
     sizes: Mapping[str, ModelSize | None],
     device: Device,
-) -> Estimate:
+) -> Cost:
     if work is None:
-        return Estimate(unknown=("how much data it reads",))
+        return Cost(unknown=("how much data it reads",))
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - stage.resumes_at / steps if stage.resumes_at is not None and steps else 1.0
     tokens = work.tokens * left
     if not tokens.at_most:
-        return Estimate(tokens, Amount(), 0.0)
+        return Cost(tokens, Amount(), 0.0)
     waits = ("how fast the server is",) if work.served.at_most else ()
     if work.served == work.tokens:
-        return Estimate(tokens, memory_bytes=0.0, unknown=waits)
+        return Cost(tokens, memory_bytes=0.0, unknown=waits)
     policy = sizes[""] or sizes.get("from")
     if policy is None:
-        return Estimate(tokens, unknown=(*waits, "the size of the model"))
+        return Cost(tokens, unknown=(*waits, "the size of the model"))
     device = replace(device, weight_bytes=weight_bytes(settings, device.weight_bytes))
     memory, unknown = _memory(work, policy, sizes, device)
     seconds = None if waits else _seconds(work, policy, sizes, device) * left
-    return Estimate(tokens, seconds, memory, (*waits, *unknown))
+    return Cost(tokens, seconds, memory, (*waits, *unknown))
 
 
 def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> Amount:

@@ -1,27 +1,88 @@
-"""What stages read: where each input is, and the digest that identifies it; no object of a home is read here."""
+"""What stages read: where each input is, and the digest that identifies it; the keys that this gives the stages, under
+which what they make is recorded. No object of a home is read here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from reasonmill.content import directory_digest, path_digest
-from reasonmill.mill.artifacts import made_digest
-from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.mill.artifacts import made_digest, made_from_adopted
+from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
+from reasonmill.settings import decisive
 from reasonmill.stage import Input
 from reasonmill.store.home import Home
-from reasonmill.types import Artifact
+from reasonmill.store.ledger import FROM_ADOPTED
+from reasonmill.types import Artifact, content_digest
 
 
-def stage_inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, recipe: Recipe) -> dict[str, Input]:
-    """What a stage reads, by the key of the settings that refers to it.
+@dataclass(frozen=True)
+class KeyedStage:
+    """A stage of a recipe whose inputs are there, so that its key is known.
+
+    Attributes:
+        inputs: what it reads, by the key of the settings that refers to it.
+        parents: the digests that its artifact is made from: its inputs, and the verdicts through which it came by them.
+        adopted: those that it is made from, directly or not, and that were adopted from other code.
+    """
+
+    node: Node
+    recipe: Recipe
+    key: str
+    inputs: Mapping[str, Input]
+    parents: tuple[str, ...]
+    adopted: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.node.settings.name
+
+    @property
+    def kind(self) -> str:
+        return self.node.settings.kind
+
+    @property
+    def config_digest(self) -> str:
+        return content_digest(decisive(self.node.settings))
+
+    def key_with(self, **changed: Any) -> str:
+        """The key that the stage would have if these of its settings were others."""
+        other = replace(self.node, settings=self.node.settings.model_copy(update=changed))
+        return stage_key(other, self.inputs, self.recipe.seed)
+
+    def commit(
+        self, home: Home, digest: str, kind: str, metrics: Mapping[str, Any], seconds: float, tokens: int
+    ) -> Artifact:
+        """Records under the stage's key what was made, an object of the home; the run was begun with the stage."""
+        known = dict.fromkeys((*metrics.get(FROM_ADOPTED, ()), *self.adopted))
+        marked = {**metrics, FROM_ADOPTED: list(known)} if known else metrics
+        artifact = Artifact(digest, kind, self.name, self.parents, self.config_digest, marked)
+        home.ledger.commit_stage(
+            key=self.key,
+            run=self.recipe.name,
+            name=self.name,
+            kind=self.kind,
+            artifact=artifact,
+            seconds=seconds,
+            tokens=tokens,
+        )
+        home.back_up_ledger()
+        return artifact
+
+
+def keyed(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, recipe: Recipe) -> KeyedStage:
+    """A stage with its inputs and its key.
 
     Args:
         artifacts: what earlier stages made, by their names.
+        home: that of these artifacts; None has nothing.
     """
-    inputs = {}
+    inputs: dict[str, Input] = {}
     for name, source in node.sources.items():
         if isinstance(source, StageSource):
             assert home is not None  # it holds the artifact
@@ -31,14 +92,11 @@ def stage_inputs(node: Node, artifacts: Mapping[str, Artifact], home: Home | Non
             inputs[name] = Input(hub_directory(source.model, home), source.model.digest)
         else:
             inputs[name] = Input(source.path, path_digest(source.path))
-    return inputs
-
-
-def parents(node: Node, inputs: Mapping[str, Input], artifacts: Mapping[str, Artifact]) -> tuple[str, ...]:
-    """The digests that a stage's artifact was made from: its inputs, and the verdicts through which it came by them."""
     sources = [artifacts[name] for name in node.stage_inputs]
     verdicts = [artifact.digest for artifact in sources if artifact.kind == "verdict"]
-    return (*(read.digest for read in inputs.values()), *verdicts)
+    parents = (*(read.digest for read in inputs.values()), *verdicts)
+    adopted = tuple(made_from_adopted(recipe.nodes, artifacts)[node.settings.name])
+    return KeyedStage(node, recipe, stage_key(node, inputs, recipe.seed), inputs, parents, adopted)
 
 
 def model_path(home: Home, digest: str, recipe: Recipe) -> Path:

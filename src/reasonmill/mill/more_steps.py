@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from reasonmill.recipe.graph import Node, stage_key
-from reasonmill.stage import Input
+from reasonmill.mill.inputs import KeyedStage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED
 
@@ -31,25 +29,20 @@ class ShorterStage:
         return f"{name}  starts from its first step, and not after {result}: {self.obstacle}"
 
 
-def shorter_stage(node: Node, key: str, inputs: Mapping[str, Input], seed: int, home: Home) -> ShorterStage | None:
-    """The longest finished stage that is a beginning of this one, of which nothing is committed yet; None without one.
-
-    Args:
-        key: the stage's own.
-    """
-    settings, ledger = node.settings, home.ledger
+def shorter_stage(stage: KeyedStage, home: Home) -> ShorterStage | None:
+    """The longest finished stage that is a beginning of this one, if nothing of this one is committed yet."""
+    settings, ledger = stage.node.settings, home.ledger
     wanted: int | None = getattr(settings, "steps", None)
-    if wanted is None or ledger.steps(key) or ledger.states(key):
+    if wanted is None or ledger.steps(stage.key) or ledger.states(stage.key):
         return None
     found = None
     for record in ledger.stages():
         made = record.artifact
         origin = made.metrics.get(ADOPTED)
         steps = len(ledger.steps(origin["key"] if origin else record.key))
-        if (record.name, record.kind) != (settings.name, settings.kind) or not (found.steps if found else 0) < steps:
+        if (record.name, record.kind) != (stage.name, stage.kind) or not (found.steps if found else 0) < steps:
             continue
-        fewer = replace(node, settings=settings.model_copy(update={"steps": steps}))
-        if steps < wanted and stage_key(fewer, inputs, seed) == record.key:
+        if steps < wanted and stage.key_with(steps=steps) == record.key:
             obstacle = settings.against_more_steps()
             if obstacle is None and origin is not None:
                 obstacle = "its result was adopted from other code"

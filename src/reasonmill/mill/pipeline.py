@@ -8,16 +8,17 @@ back to the stage that made them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
-from reasonmill.mill.artifacts import made_from_adopted, made_under
-from reasonmill.mill.inputs import apply_template, parents, stage_inputs
+from reasonmill.mill.artifacts import made_under
+from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.more_steps import shorter_stage
@@ -28,15 +29,14 @@ from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import workloads
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
-from reasonmill.recipe.graph import Node, Recipe, stage_key
+from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
-from reasonmill.settings import decisive
-from reasonmill.stage import Input, Outcome, StageContext
+from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import FROM_ADOPTED, OtherContent
+from reasonmill.store.ledger import OtherContent
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
@@ -78,7 +78,7 @@ def run_recipe(
         OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
     home.tell_incidents(progress.note)
-    run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair=repair)
+    run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair)
     try:
         with home.waiting_when_full(run.when_full):
             while (stage := run.next_stage()) is not None:
@@ -95,52 +95,49 @@ def run_recipe(
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage of the recipe whose inputs are there. `log_key` names its steps: its own key, unless it was adopted.
+    """A stage whose inputs are there. `log_key` names its steps: its own key, unless it was adopted.
 
     A finished one is only gone through again for rollouts that it has lost.
     """
 
-    node: Node
-    key: str
+    keyed: KeyedStage
     log_key: str
-    inputs: Mapping[str, Input]
     is_finished: bool
 
     @property
     def name(self) -> str:
-        return self.node.settings.name
+        return self.keyed.name
 
 
+@dataclass
 class _Run:
     """A run in progress: it has the results of the first stages, and goes on with the next one."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        nodes: Sequence[Node],
-        home: Home,
-        progress: Progress,
-        backend: Backend,
-        stop_requested: Callable[[], bool],
-        *,
-        repair: bool,
-    ) -> None:
-        self._recipe = recipe
-        self._nodes = nodes
-        self._home = home
-        self._progress = progress
-        self._backend = backend
-        self._device = backend.placement.device
-        self._stop_requested = stop_requested
-        self._repair = repair
-        self._sizes: dict[str, dict[str, ModelSize | None]] | None = None
-        self.when_full = RoomWait(home, progress, stop_requested)
-        self._results: list[StageResult] = []
-        self._noted: set[tuple[str, str]] = set()  # name and digest of cached stages that the user was told of
-        self._remade: dict[str, str] = {}  # digests of what stages with lost objects had made, by their keys
-        self._retried: set[str] = set()  # keys of stages that go on without groups which come out otherwise
-        self._restored: set[str] = set()  # keys of finished stages that were gone through again
-        self._showcase = Showcase(recipe, home, reads_all=repair)
+    _recipe: Recipe
+    _nodes: tuple[Node, ...]
+    _home: Home
+    _progress: Progress
+    _backend: Backend
+    _stop_requested: Callable[[], bool]
+    _repair: bool
+    _results: list[StageResult] = field(default_factory=list)
+    # Name and digest of cached stages that the user was told of.
+    _noted: set[tuple[str, str]] = field(default_factory=set)
+    # Digests of what stages with lost objects had made, by their keys.
+    _remade: dict[str, str] = field(default_factory=dict)
+    # Keys of stages that go on without groups which come out otherwise.
+    _retried: set[str] = field(default_factory=set)
+    # Keys of finished stages that were gone through again.
+    _restored: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._device = self._backend.placement.device
+        self._showcase = Showcase(self._recipe, self._home, reads_all=self._repair)
+        self.when_full = RoomWait(self._home, self._progress, self._stop_requested)
+
+    @cached_property
+    def _sizes(self) -> dict[str, dict[str, ModelSize | None]]:
+        return sizes_by_stage(self._recipe.nodes)
 
     @property
     def _artifacts(self) -> dict[str, Artifact]:
@@ -173,13 +170,14 @@ class _Run:
         if self._stop_requested():
             raise Interrupted(f"stopped before stage {stage.name!r}")
         if not stage.is_finished:
-            self._take_over_steps(stage)
+            self._take_over_steps(stage.keyed)
         self.when_full.writes = self._expected_writes(stage)
         require_room(self._home, stage.name, self.when_full.writes)
-        settings = stage.node.settings
+        node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
-            self._make_ready(stage)  # in no phase: a download may take long
-            machines = () if stage.is_finished else self._begin_on_this_machine(stage)
+            self._make_ready(stage.keyed)  # in no phase: a download may take long
+            if not stage.is_finished:
+                self._begin_on_this_machine(stage.keyed)
             started = time.monotonic()
             # Until it begins, a stage reads.
             with ExitStack() as reading:
@@ -192,19 +190,18 @@ class _Run:
                     progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
                     stop_requested=self._stop_requested,
                     catalogue=self._recipe.catalogue,
-                    keeps_last_state=settings.against_more_steps() is None,
-                    needs=getattr(stage.node.module, "NEEDS", ()),
+                    keeps_last_state=node.settings.against_more_steps() is None,
+                    needs=getattr(node.module, "NEEDS", ()),
                 )
                 try:
-                    outcome: Outcome = stage.node.module.run(settings, stage.inputs, context)
+                    outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)
                 except (OtherContent, TrainingDiverged, TooManyUngraded, ServerError) as error:
                     if not self._does_without_groups(stage, error):
                         raise
                     return  # and it is the next stage again, unless it is finished
             if not stage.is_finished:
-                if not context.is_repeatable:
-                    outcome = replace(outcome, metrics={**outcome.metrics, REPEATABLE: False})
-                self._commit(stage, outcome, machines, started)
+                metrics = outcome.metrics if context.is_repeatable else {**outcome.metrics, REPEATABLE: False}
+                self._commit(stage.keyed, outcome, metrics, started)
 
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
@@ -223,39 +220,36 @@ class _Run:
     def _look_at(self, node: Node) -> tuple[_Stage, StageResult | None]:
         """A stage, and its result if there is nothing to be done for it."""
         with phase("reading"):
-            inputs = stage_inputs(node, self._artifacts, self._home, self._recipe)
-        settings, ledger = node.settings, self._home.ledger
-        key = stage_key(node, inputs, self._recipe.seed)
+            stage = keyed(node, self._artifacts, self._home, self._recipe)
+        key, ledger = stage.key, self._home.ledger
         begun = [(result.name, result.kind, result.key) for result in self._results]
-        ledger.begin_run(self._recipe.name, self._recipe.resolved(), [*begun, (settings.name, settings.kind, key)])
+        ledger.begin_run(self._recipe.name, self._recipe.resolved(), [*begun, (stage.name, stage.kind, key)])
         record = ledger.stage(key)
-        digest = record.artifact.digest if record else ""
-        if record is None or not self._is_whole(settings.name, digest, read=self._repair):
+        if record is None or not self._is_whole(stage.name, record.artifact.digest, read=self._repair):
             if record is not None:
                 self._forget(key, record.artifact)
-            return _Stage(node, key, key, inputs, is_finished=False), None
+            return _Stage(stage, key, is_finished=False), None
         log_key = made_under(record.artifact, key)
-        if self._has_lost_groups(node, log_key) and key not in self._restored:
+        finished = _Stage(stage, log_key, is_finished=True)
+        if self._has_lost_groups(stage.name, log_key) and key not in self._restored:
             self._restored.add(key)
-            return _Stage(node, key, log_key, inputs, is_finished=True), None
+            return finished, None
         self._look_at_states(node, log_key)
-        machines = ledger.machines(log_key)
         cached = StageResult(
-            settings.name, settings.kind, key, record.artifact, True, record.seconds, record.tokens, machines
+            stage.name, stage.kind, key, record.artifact, True, record.seconds, record.tokens, ledger.machines(log_key)
         )
-        return _Stage(node, key, log_key, inputs, is_finished=True), cached
+        return finished, cached
 
     def _is_whole(self, stage: str, digest: str, *, read: bool) -> bool:
         """Whether what a stage made is there; where it is not, that is reported."""
         instead = f"stage {stage} is rebuilt from what is good"
         return self._home.objects.sound_path(digest, instead=instead, read=read) is not None
 
-    def _has_lost_groups(self, node: Node, log_key: str) -> bool:
+    def _has_lost_groups(self, name: str, log_key: str) -> bool:
         """Whether a finished stage is to be gone through again for groups that it has lost.
 
         Only a repair does that: otherwise they are reported, and the stage does without them.
         """
-        name = node.settings.name
         drop_damaged_verdicts(self._home, log_key, read=self._repair)
         if self._repair:
             instead = f"stage {name} is run again for the groups of step "
@@ -291,19 +285,20 @@ class _Run:
 
     def _damaged_input(self, stage: _Stage) -> str | None:
         """The digest of what an earlier stage made and this one is about to read, if it is damaged; reads all of it."""
-        makers = {result.artifact.digest: result.name for result in self._results}
-        for digest in (read.digest for read in stage.inputs.values()):
-            if digest in makers and not self._is_whole(makers[digest], digest, read=True):
-                return digest
-        return None
+        return self._first_damaged(read.digest for read in stage.keyed.inputs.values())
 
     def _damaged_model(self) -> str | None:
         """The digest of the model that is about to be copied into the run's directory, if it is damaged."""
         digest = result_model(self._recipe, self._results)
+        return self._first_damaged([] if digest is None or self._showcase.has_model(digest) else [digest])
+
+    def _first_damaged(self, digests: Iterable[str]) -> str | None:
+        """The first of these that a stage of the run made and that is damaged."""
         makers = {result.artifact.digest: result.name for result in self._results}
-        if digest not in makers or self._showcase.has_model(digest):
-            return None
-        return None if self._is_whole(makers[digest], digest, read=True) else digest
+        for digest in digests:
+            if digest in makers and not self._is_whole(makers[digest], digest, read=True):
+                return digest
+        return None
 
     def _go_back_to_maker(self, digest: str) -> None:
         """Makes the first stage that made this, and is damaged, the next one."""
@@ -319,9 +314,9 @@ class _Run:
 
     # Stages that are executed
 
-    def _take_over_steps(self, stage: _Stage) -> None:
+    def _take_over_steps(self, stage: KeyedStage) -> None:
         """Gives a stage the steps of a finished one that took fewer and is otherwise the same."""
-        shorter = shorter_stage(stage.node, stage.key, stage.inputs, self._recipe.seed, self._home)
+        shorter = shorter_stage(stage, self._home)
         if shorter is None:
             return
         self._progress.note(shorter.told(stage.name))
@@ -334,8 +329,8 @@ class _Run:
         An unfinished stage goes on from a state that came of them or, if there is none any more, trains on new ones; a
         finished one has its artifact.
         """
-        if isinstance(error, OtherContent) and (stage.is_finished or stage.key not in self._retried):
-            self._retried.add(stage.key)
+        if isinstance(error, OtherContent) and (stage.is_finished or stage.keyed.key not in self._retried):
+            self._retried.add(stage.keyed.key)
             give_up_lost_groups(self._home, stage.log_key, _COMES_OUT_OTHERWISE)
         elif stage.is_finished:
             give_up_lost_groups(self._home, stage.log_key, f"they can't be made again ({error.what})")
@@ -343,45 +338,24 @@ class _Run:
             return False
         return True
 
-    def _commit(self, stage: _Stage, outcome: Outcome, machines: tuple[str, ...], started: float) -> None:
+    def _commit(self, stage: KeyedStage, outcome: Outcome, metrics: Mapping[str, Any], started: float) -> None:
         """Commits what a stage made."""
-        settings, key = stage.node.settings, stage.key
-        adopted = made_from_adopted(self._recipe.nodes, self._artifacts)[stage.name]
-        digest = self._home.objects.put(outcome.write)
+        key, digest = stage.key, self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
-        artifact = Artifact(
-            digest=digest,
-            kind=stage.node.module.MAKES,
-            stage=settings.name,
-            parents=parents(stage.node, stage.inputs, self._artifacts),
-            config_digest=content_digest(decisive(settings)),
-            metrics={**outcome.metrics, **({FROM_ADOPTED: adopted} if adopted else {})},
-        )
-        self._home.ledger.commit_stage(
-            key=key,
-            run=self._recipe.name,
-            name=settings.name,
-            kind=settings.kind,
-            artifact=artifact,
-            seconds=seconds,
-            tokens=outcome.tokens,
-        )
-        self._home.back_up_ledger()
+        artifact = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
-                f"{settings.name}  rebuilt with another content, as other machines or thread counts do: "
+                f"{stage.name}  rebuilt with another content, as other machines or thread counts do: "
                 f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
             )
         self._look_at_states(stage.node, key)
-        self._noted.add((settings.name, digest))
-        self._results.append(
-            StageResult(settings.name, settings.kind, key, artifact, False, seconds, outcome.tokens, machines)
-        )
+        self._noted.add((stage.name, digest))
+        machines = self._home.ledger.machines(key)
+        result = StageResult(stage.name, stage.kind, key, artifact, False, seconds, outcome.tokens, machines)
+        self._results.append(result)
 
     def _expected_writes(self, stage: _Stage) -> Writes:
-        if self._sizes is None:
-            self._sizes = sizes_by_stage(self._recipe.nodes)
-        sizes, settings = self._sizes[stage.name], stage.node.settings
+        sizes, settings = self._sizes[stage.name], stage.keyed.node.settings
         saved = self._home.ledger.latest_state(stage.log_key)
         return expected_writes(
             settings,
@@ -391,7 +365,7 @@ class _Run:
             resumes_at=saved[0] if saved else None,
         )
 
-    def _make_ready(self, stage: _Stage) -> None:
+    def _make_ready(self, stage: KeyedStage) -> None:
         """Makes sure that what the stage reads is there and known."""
         for name, source in stage.node.sources.items():
             if not isinstance(source, StageSource):  # known to the ledger, it can be a parent
@@ -405,14 +379,13 @@ class _Run:
                 fetch(model)
                 apply_template(model, self._home)
 
-    def _begin_on_this_machine(self, stage: _Stage) -> tuple[str, ...]:
+    def _begin_on_this_machine(self, stage: KeyedStage) -> None:
         """Records where the stage runs, and says so where it goes on what another class of machine began."""
         here = machine_class(self._device)
-        machines = self._home.ledger.begin_stage(stage.key, here)
-        others = "; ".join(machine for machine in machines if machine != here)
+        begun_on = self._home.ledger.begin_stage(stage.key, here)
+        others = "; ".join(machine for machine in begun_on if machine != here)
         if others:
             self._progress.note(f"{stage.name}  began on: {others}")
             self._progress.note(
                 f"{stage.name}  goes on on: {here}; its bits may differ from those of a run on one of them"
             )
-        return machines

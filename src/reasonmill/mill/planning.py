@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from reasonmill.mill.inputs import stage_inputs
+from reasonmill.mill.inputs import keyed
 from reasonmill.mill.more_steps import shorter_stage
-from reasonmill.recipe.graph import Recipe, stage_key
+from reasonmill.recipe.graph import Recipe
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact
 
@@ -35,12 +35,12 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
     planned = []
     for node in recipe.up_to(until):
         name, kind = node.settings.name, node.settings.kind
-        missing = tuple(stage for stage in node.stage_inputs if stage not in done)
+        missing = tuple(source for source in node.stage_inputs if source not in done)
         if missing:
             planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
             continue
-        inputs = stage_inputs(node, done, home, recipe)
-        key = stage_key(node, inputs, recipe.seed)
+        stage = keyed(node, done, home, recipe)
+        key = stage.key
         record = home.ledger.stage(key) if home else None
         if home and record and not home.objects.damaged_files(record.artifact.digest, read=False):
             done[name] = record.artifact
@@ -48,7 +48,7 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
             continue
         state = home.ledger.latest_state(key) if home else None
         resumes_at, note = state[0] if state else None, ""
-        if home and (shorter := shorter_stage(node, key, inputs, recipe.seed, home)):
+        if home and (shorter := shorter_stage(stage, home)):
             resumes_at, note = shorter.steps if shorter.obstacle is None else None, shorter.told(name)
         planned.append(PlannedStage(name, kind, key, "to run", resumes_at=resumes_at, note=note))
     return planned

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,19 +13,20 @@ from rich.text import Text
 
 from reasonmill.mill.display import UNBOUNDED_WIDTH
 
-# Metrics of an evaluation: (name, label, whether it is a share). Others with an interval follow as they come.
-EVALUATION_METRICS = (
-    ("pass@1", "pass@1", True),
-    ("language", "language", True),
-    ("format", "format", True),
-    ("thinking_share", "with thinking", True),
-    ("thinking_tokens", "thinking tokens", False),
-    ("response_tokens", "response tokens", False),
-    ("truncated", "truncated", True),
-)
+# Metrics of an evaluation: name to (label, whether it is a share). Others with an interval follow as they come.
+EVALUATION_METRICS = {
+    "pass@1": ("pass@1", True),
+    "language": ("language", True),
+    "format": ("format", True),
+    "thinking_share": ("with thinking", True),
+    "thinking_tokens": ("thinking tokens", False),
+    "response_tokens": ("response tokens", False),
+    "truncated": ("truncated", True),
+}
 
 # Rows of the table of stages that follow those of the reasoning tasks: (label, place in the metrics, is a share).
-STAGE_ROWS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+Place = tuple[str, tuple[str, ...], bool]
+STAGE_ROWS: tuple[Place, ...] = (
     ("language consistency", ("pooled", "reasoning", "language"), True),
     ("format", ("pooled", "reasoning", "format"), True),
     ("helpfulness (win rate)", ("win_rate",), True),
@@ -41,7 +43,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     label: str
     cells: tuple[Cell | None, ...]
 
@@ -52,7 +54,7 @@ class TaskResults:
 
     task: str
     setting: str
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
@@ -65,28 +67,48 @@ class Results:
 
 def read_stages(summary: Mapping[str, Any]) -> Results:
     """The table of stages: a row for each reasoning task and for what the others come to; a column for each model."""
-    evaluations = _evaluations(summary)
-    pooled = {task for stage in evaluations for task in _reasoning_tasks(stage["metrics"])}
-    names = [task for task in _task_names(evaluations) if task in pooled]
-    places = [(name, ("tasks", name, "pass@1"), True) for name in names]
-    measured = [(label, ("measures", name), True) for name, label in _measures(s["metrics"] for s in evaluations)]
+    evaluations, columns = _evaluations(summary)
+    figures = {name: figures for metrics in evaluations for name, figures in metrics["tasks"].items()}
+    reasoning = [name for name in figures if figures[name]["domain"] == "reasoning"]
     *before, last = STAGE_ROWS
+    places = [(name, ("tasks", name, "pass@1"), True) for name in reasoning]
+    rows = _rows([*places, *before, *_measures(evaluations), last], evaluations)
+    return Results(columns, (TaskResults("", "", rows),) if rows else ())
+
+
+def read_results(summary: Mapping[str, Any]) -> Results:
+    """The table before and after, of all stages that evaluated a model."""
+    evaluations, columns = _evaluations(summary)
+    names = dict.fromkeys(name for metrics in evaluations for name in metrics["tasks"])
+    tasks = [_task_results(name, [metrics["tasks"].get(name, {}) for metrics in evaluations]) for name in names]
+    return Results(columns, tuple(tasks))
+
+
+def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskResults:
+    """A task's results; an evaluation without the task is empty."""
+    found = {name for metrics in evaluations for name, value in metrics.items() if _is_figure(value)}
+    others = dict.fromkeys(name for metrics in evaluations for name in metrics if name in found)
+    known = {name: told for name, told in EVALUATION_METRICS.items() if name in found}
+    told = {**known, **{name: (name, name.startswith("pass@")) for name in others if name not in known}}
+    places: list[Place] = [(label, (name,), is_share) for name, (label, is_share) in told.items()]
+    places[1:1] = reversed(_measures(evaluations))
+    settings = dict.fromkeys(_setting(metrics) for metrics in evaluations if metrics)
+    return TaskResults(task, "; ".join(settings), _rows(places, evaluations))
+
+
+def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[TableRow, ...]:
+    """A row for each of the places at which some evaluation has a figure."""
     rows = [
-        Row(label, tuple(_cell(_at(stage["metrics"], place), is_share) for stage in evaluations))
-        for label, place, is_share in (*places, *before, *measured, last)
+        TableRow(label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
+        for label, place, is_share in places
     ]
-    told = tuple(row for row in rows if any(row.cells))
-    return Results(_columns(evaluations), (TaskResults("", "", told),) if told else ())
+    return tuple(row for row in rows if any(row.cells))
 
 
-def _measures(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Name and label of all that tasks measure besides pass@1, in the order in which they come."""
-    found = {name: figure["label"] for each in metrics for name, figure in each.get("measures", {}).items()}
-    return list(found.items())
-
-
-def _reasoning_tasks(metrics: Mapping[str, Any]) -> list[str]:
-    return [name for name, figures in metrics["tasks"].items() if figures["domain"] == "reasoning"]
+def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[Place]:
+    """The places of all that tasks measure besides pass@1, in the order in which they come."""
+    found = {name: figure["label"] for each in evaluations for name, figure in each.get("measures", {}).items()}
+    return [(label, ("measures", name), True) for name, label in found.items()]
 
 
 def _at(metrics: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any] | None:
@@ -96,8 +118,8 @@ def _at(metrics: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any]
     return found if _is_figure(found) else None
 
 
-def _evaluations(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The evaluations in the order in which their models were made.
+def _evaluations(summary: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], tuple[tuple[str, str], ...]]:
+    """What the evaluations measured, and (model, stage) of each, in the order in which their models were made.
 
     A model that no stage made comes before those that are evaluated after it, which are made from it as a rule.
     """
@@ -108,43 +130,9 @@ def _evaluations(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         made.get(model, min((made[later] for later in models[number:] if later in made), default=0.0) - 0.5)
         for number, model in enumerate(models)
     ]
-    return [stage for _, stage in sorted(zip(places, evaluations, strict=True), key=lambda pair: pair[0])]
-
-
-def _columns(evaluations: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
-    return tuple((stage["reads"]["from"], stage["name"]) for stage in evaluations)
-
-
-def _task_names(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(task for stage in evaluations for task in stage["metrics"]["tasks"]))
-
-
-def read_results(summary: Mapping[str, Any]) -> Results:
-    """The table before and after, of all stages that evaluated a model."""
-    evaluations = _evaluations(summary)
-    tasks = [
-        _task_results(name, [stage["metrics"]["tasks"].get(name) for stage in evaluations])
-        for name in _task_names(evaluations)
-    ]
-    return Results(_columns(evaluations), tuple(tasks))
-
-
-def _task_results(task: str, evaluations: Sequence[Mapping[str, Any] | None]) -> TaskResults:
-    measured = [evaluation for evaluation in evaluations if evaluation is not None]
-    known = [name for name, _, _ in EVALUATION_METRICS]
-    found = dict.fromkeys(name for evaluation in measured for name, value in evaluation.items() if _is_figure(value))
-    shares = {name for name, _, is_share in EVALUATION_METRICS if is_share}
-    labels = {name: label for name, label, _ in EVALUATION_METRICS}
-    rows = []
-    for name in sorted(found, key=lambda name: known.index(name) if name in known else len(known)):
-        is_share = name in shares or name.startswith("pass@")
-        cells = (_cell((evaluation or {}).get(name), is_share) for evaluation in evaluations)
-        rows.append(Row(labels.get(name, name), tuple(cells)))
-    for name, label in _measures(measured):
-        cells = (_cell((evaluation or {}).get("measures", {}).get(name), True) for evaluation in evaluations)
-        rows.insert(1, Row(label, tuple(cells)))
-    settings = dict.fromkeys(_setting(evaluation) for evaluation in measured)
-    return TaskResults(task, "; ".join(settings), tuple(rows))
+    ordered = [stage for _, stage in sorted(zip(places, evaluations, strict=True), key=lambda pair: pair[0])]
+    columns = tuple((stage["reads"]["from"], stage["name"]) for stage in ordered)
+    return [stage["metrics"] for stage in ordered], columns
 
 
 def _is_figure(value: Any) -> bool:
@@ -175,7 +163,7 @@ def print_table(console: Console, results: Results) -> None:
     """
     if not results.tasks:
         return
-    in_one_line = _terminal_table(results, separator=" ")
+    in_one_line = _terminal_table(results, slice(None), separator=" ")
     parts = [in_one_line] if _fits(console, in_one_line) else _stacked_tables(console, results)
     for number, part in enumerate(parts):
         if number:
@@ -190,16 +178,10 @@ def _stacked_tables(console: Console, results: Results) -> list[Table]:
     first = 0
     while first < len(results.columns):
         stops = range(len(results.columns), first, -1)
-        candidates = (
-            (stop, _terminal_table(_columns_of(results, first, stop), separator="\n", wraps_labels=wraps))
-            for stop in stops
-            for wraps in (False, True)
-        )
-        # A single column that does not fit is left to the console.
-        stop, table = next(
-            (each for each in candidates if _fits(console, each[1])),
-            (first + 1, _terminal_table(_columns_of(results, first, first + 1), separator="\n", wraps_labels=True)),
-        )
+        for stop, wraps in itertools.product(stops, (False, True)):
+            table = _terminal_table(results, slice(first, stop), separator="\n", wraps_labels=wraps)
+            if _fits(console, table):
+                break  # and a single column that does not fit is left to the console
         tables.append(table)
         first = stop
     return tables
@@ -210,39 +192,30 @@ def _fits(console: Console, table: Table) -> bool:
     return console.measure(table, options=unbounded).maximum <= console.width
 
 
-def _columns_of(results: Results, first: int, stop: int) -> Results:
-    """Some of the columns, and the rows that have a figure in them."""
-    tasks = []
-    for task in results.tasks:
-        rows = [Row(row.label, row.cells[first:stop]) for row in task.rows if any(row.cells[first:stop])]
-        if rows:
-            tasks.append(replace(task, rows=tuple(rows)))
-    return Results(results.columns[first:stop], tuple(tasks))
-
-
-def _terminal_table(results: Results, separator: str, *, wraps_labels: bool = False) -> Table:
-    """The table for a terminal.
+def _terminal_table(results: Results, columns: slice, separator: str, *, wraps_labels: bool = False) -> Table:
+    """Some columns of the table for a terminal, and the rows that have a figure in them.
 
     Args:
         separator: between a figure and its interval.
         wraps_labels: whether a label may take a line for each of its words.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    words = [word for task in results.tasks for row in task.rows for word in (*row.label.split(), task.task)]
-    indent = 2 if any(task.task for task in results.tasks) else 0
-    table.add_column("", no_wrap=not wraps_labels, max_width=max(map(len, words)) + indent if wraps_labels else None)
-    for model, _ in results.columns:
+    shown = [(task.task, [row for row in task.rows if any(row.cells[columns])]) for task in results.tasks]
+    shown = [(task, rows) for task, rows in shown if rows]
+    words = [word for task, rows in shown for row in rows for word in (*row.label.split(), task)]
+    indent = "  " if any(task for task, _ in shown) else ""
+    longest = max(map(len, words)) + len(indent)
+    table.add_column("", no_wrap=not wraps_labels, max_width=longest if wraps_labels else None)
+    for model, _ in results.columns[columns]:
         table.add_column(Text(model))
-    for number, task in enumerate(results.tasks):
+    for number, (task, rows) in enumerate(shown):
         if number:
             table.add_row()
-        if task.task:
-            table.add_row(Text(task.task, style="bold"))
-        for row in task.rows:
-            table.add_row(
-                Text(f"  {row.label}" if task.task else row.label),
-                *(_terminal_cell(cell, separator) for cell in row.cells),
-            )
+        if task:
+            table.add_row(Text(task, style="bold"))
+        for row in rows:
+            cells = (_terminal_cell(cell, separator) for cell in row.cells[columns])
+            table.add_row(Text(f"{indent}{row.label}"), *cells)
     return table
 
 

@@ -15,7 +15,7 @@ from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, write_summary
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_directory, replace_file
-from reasonmill.store.full_disk import waits_for_room
+from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.looking import exists, is_directory
@@ -33,7 +33,11 @@ class Showcase:
         self._recipe = recipe
         self._home = home
         self._reads_all = reads_all
-        self.when_full = home.when_full
+
+    @property
+    def when_full(self) -> WhenFull | None:
+        """Who waits for room, as for all else that is written into the home."""
+        return self._home.when_full
 
     @property
     def directory(self) -> Path:
@@ -44,13 +48,9 @@ class Showcase:
         shown = self._shown["model"] if self._shown else None
         return digest == shown and is_directory(self.directory / MODEL) == (digest is not None)
 
+    @waits_for_room
     def publish(self, summary: Mapping[str, Any], results: Sequence[StageResult]) -> None:
         """Makes the directory show these results; what is up to date is left alone."""
-        self.when_full = self._home.when_full
-        self._publish(summary, results)
-
-    @waits_for_room
-    def _publish(self, summary: Mapping[str, Any], results: Sequence[StageResult]) -> None:
         name, ledger, directory = self._recipe.name, self._home.ledger, self.directory
         resolved = (json.dumps(self._recipe.resolved(), indent=2, ensure_ascii=False) + "\n").encode()
         shown = self._shown

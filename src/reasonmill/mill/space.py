@@ -125,26 +125,20 @@ def require_room(home: Home, stage: str, writes: Writes) -> None:
         )
 
 
+@dataclass
 class RoomWait:
     """Holds a run whose disk is full: it tries again every few seconds, until there is room or it is asked to stop.
 
-    Args:
-        sleep: waits for so many seconds.
+    Attributes:
+        writes: what the stage of now is expected to write.
     """
 
-    def __init__(
-        self,
-        home: Home,
-        progress: Progress,
-        stop_requested: Callable[[], bool],
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._home = home
-        self._progress = progress
-        self._stop_requested = stop_requested
-        self._sleep = sleep
-        self._is_told = False
-        self.writes = Writes()
+    _home: Home
+    _progress: Progress
+    _stop_requested: Callable[[], bool]
+    _sleep: Callable[[float], None] = time.sleep  # waits for so many seconds
+    _is_told: bool = False
+    writes: Writes = Writes()
 
     def __call__(self, error: OutOfSpace) -> None:
         """Waits a while; what failed is then to be tried again.

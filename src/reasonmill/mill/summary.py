@@ -58,6 +58,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
     """
     nodes = {node.settings.name: node for node in recipe.nodes}
     marks = made_from_adopted(recipe.nodes, {result.name: result.artifact for result in results})
+    marked = (ADOPTED, FROM_ADOPTED)
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -78,14 +79,10 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "tokens": result.tokens,
                 "machines": list(result.machines),
                 "repeatable": result.artifact.metrics.get(REPEATABLE, True),
-                "reads": {mention.key: mention.text for mention in references(nodes[result.name].settings)},
+                "reads": {mention.key: mention.value for mention in references(nodes[result.name].settings)},
                 "adopted": result.artifact.metrics.get(ADOPTED),
                 "made_from_adopted": marks[result.name],
-                "metrics": {
-                    name: value
-                    for name, value in result.artifact.metrics.items()
-                    if name not in (ADOPTED, FROM_ADOPTED)
-                },
+                "metrics": {name: value for name, value in result.artifact.metrics.items() if name not in marked},
             }
             for result in results
         ],

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -23,6 +24,11 @@ _LOOKS_A_DEADLINE = 20
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.02, 5.0
 
 
+def _stderr() -> TextIO:
+    """That of the process, past a live display; a watchdog has to end a run also where nobody reads it any more."""
+    return lasting_stream(sys.__stderr__ or sys.stderr)
+
+
 def leave(error: Hung) -> None:
     """Ends this process and its workers at once: a thread that hangs can't be asked to."""
     print(f"error: {error}", file=_stderr(), flush=True)
@@ -31,32 +37,27 @@ def leave(error: Hung) -> None:
     os._exit(error.exit_code)
 
 
+@dataclass(eq=False)
 class Watchdog:
     """Watches a stage as long as it is entered.
 
     Args:
+        deadlines: how long each phase may be silent.
         stage: its name, for what is printed.
         give_up: is told when a phase has been silent for twice its deadline; called from the watching thread.
         stream: where stacks are printed, a file of the system.
     """
 
-    def __init__(
-        self,
-        deadlines: Deadlines,
-        stage: str,
-        *,
-        give_up: Callable[[Hung], None] = leave,
-        stream: TextIO | None = None,
-    ) -> None:
-        self._deadlines = deadlines
-        self._stage = stage
-        self._give_up = give_up
-        self._stream = stream or _stderr()
+    deadlines: Deadlines
+    stage: str
+    _: KW_ONLY
+    give_up: Callable[[Hung], None] = leave
+    stream: TextIO = field(default_factory=_stderr)
+
+    def __post_init__(self) -> None:
         self._reached = ""
-        self._beats = -1
-        self._silent_s = 0.0
-        self._warned = False
-        shortest = min((seconds for name in activity.PHASES if (seconds := deadlines.of(name))), default=0.0)
+        self._beats, self._silent_s, self._warned = -1, 0.0, False
+        shortest = min((seconds for name in activity.PHASES if (seconds := self.deadlines.of(name))), default=0.0)
         self._every_s = min(max(shortest / _LOOKS_A_DEADLINE, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
         self._ended = threading.Event()
         # A daemon: where the main thread ends, nothing is left to watch.
@@ -72,21 +73,21 @@ class Watchdog:
         if beats != self._beats or phase is None:
             self._beats, self._silent_s, self._warned = beats, 0.0, False
             return
-        deadline_s = self._deadlines.of(phase)
+        deadline_s = self.deadlines.of(phase)
         self._silent_s += passed_s
         overdue_s = self._silent_s - allowance_s
         if not deadline_s or overdue_s < deadline_s:
             return
-        where = f"stage {self._stage!r}, phase {phase}{self._reached}"
+        where = f"stage {self.stage!r}, phase {phase}{self._reached}"
         if not self._warned:
             self._warned = True
             self._print(
                 f"{where}: no sign of progress for {self._silent_s:.0f} s; the run stops if there is none for another "
                 f"{deadline_s:.0f} s. What each thread is doing:"
             )
-            faulthandler.dump_traceback(self._stream, all_threads=True)
+            faulthandler.dump_traceback(self.stream, all_threads=True)
         elif overdue_s >= 2 * deadline_s:
-            self._give_up(
+            self.give_up(
                 Hung(
                     f"{where}: no sign of progress for {self._silent_s:.0f} s",
                     fix="see above where it hangs; the same command goes on from what is committed. If the work was "
@@ -95,7 +96,7 @@ class Watchdog:
             )
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(text, file=self.stream, flush=True)
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -109,9 +110,9 @@ class Watchdog:
     def _arm(self) -> None:
         """Has stacks printed even where this thread can't run any more, because another one never lets it."""
         phase, _, allowance_s = activity.current()
-        deadline_s = self._deadlines.of(phase) if phase else 0.0
+        deadline_s = self.deadlines.of(phase) if phase else 0.0
         if deadline_s:
-            faulthandler.dump_traceback_later(deadline_s + allowance_s + self._every_s, file=self._stream, exit=False)
+            faulthandler.dump_traceback_later(deadline_s + allowance_s + self._every_s, file=self.stream, exit=False)
         else:
             faulthandler.cancel_dump_traceback_later()
 
@@ -125,11 +126,6 @@ class Watchdog:
             self._ended.set()
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
-
-
-def _stderr() -> TextIO:
-    """That of the process, past a live display; a watchdog has to end a run also where nobody reads it any more."""
-    return lasting_stream(sys.__stderr__ or sys.stderr)
 
 
 class WatchedProgress:

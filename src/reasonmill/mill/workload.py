@@ -114,9 +114,6 @@ class Upstream:
         return self.data[key]
 
 
-NOTHING = Workload()
-
-
 def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Workload | None]:
     """What each stage does, by its name; None where that is not known.
 
@@ -184,59 +181,59 @@ def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
 
 def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
     """Groups whose rewards are all alike are not trained on, which is not taken off: nobody knows how many."""
-    rollouts = settings.steps * settings.problems_per_step * settings.group_size
-    texts = Amount.exactly(rollouts) * _text_length(settings.sampling.max_tokens)
-    prompts = Amount.exactly(settings.steps * settings.problems_per_step * PROMPT_TOKENS)
-    has_reference = settings.loss.kl_coefficient > 0
-    scored = {"from": prompts + texts if has_reference else prompts}
-    for name in settings.reward_models:
-        scored[f"reward_models.{name}"] = texts * (upstream.general_share * settings.preference_share)
-    return Workload(
-        sampled=Amount.exactly(rollouts) * _length(settings.sampling.max_tokens),
-        trained=texts,
-        scored=scored,
-        sequences=min(settings.sampling.slots, settings.problems_per_step * settings.group_size),
-        longest=PROMPT_TOKENS + settings.sampling.max_tokens,
-        row=max(settings.tokens_per_batch, PROMPT_TOKENS + settings.sampling.max_tokens),
-        copies=(*(("from",) if has_reference else ()), *(f"reward_models.{name}" for name in settings.reward_models)),
-    )
+    judged = upstream.general_share * settings.preference_share
+    reference = {"from": 1.0} if settings.loss.kl_coefficient > 0 else {}
+    return _on_policy(settings, {**reference, **{f"reward_models.{name}": judged for name in settings.reward_models}})
 
 
 def _distill(settings: distill.Settings, upstream: Upstream) -> Workload:
-    samples = settings.steps * settings.problems_per_step * settings.group_size
-    texts = Amount.exactly(samples) * _text_length(settings.sampling.max_tokens)
-    prompts = Amount.exactly(settings.steps * settings.problems_per_step * PROMPT_TOKENS)
-    return Workload(
-        sampled=Amount.exactly(samples) * _length(settings.sampling.max_tokens),
-        trained=texts,
-        scored={"from": prompts, "teacher": texts},
-        sequences=min(settings.sampling.slots, settings.problems_per_step * settings.group_size),
-        longest=PROMPT_TOKENS + settings.sampling.max_tokens,
-        row=max(settings.tokens_per_batch, PROMPT_TOKENS + settings.sampling.max_tokens),
-        copies=("teacher",),
-    )
+    return _on_policy(settings, {"teacher": 1.0})
+
+
+def _on_policy(settings: rl.Settings | distill.Settings, readers: Mapping[str, float]) -> Workload:
+    """What samples and trains on it.
+
+    Args:
+        readers: the share of the texts that each model beside the trained one reads.
+    """
+    together = min(settings.sampling.slots, settings.problems_per_step * settings.group_size)
+    problems, max_tokens = settings.steps * settings.problems_per_step, settings.sampling.max_tokens
+    sampling = _sampling(problems, settings.group_size, max_tokens, together)
+    texts = Amount.exactly(problems * settings.group_size) * _text_length(max_tokens)
+    scored = {**sampling.scored}
+    for key, share in readers.items():
+        scored[key] = scored.get(key, Amount()) + texts * share
+    row = max(settings.tokens_per_batch, sampling.longest)
+    return replace(sampling, trained=texts, scored=scored, row=row, copies=tuple(readers))
 
 
 def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:
     together = min(settings.sampling.slots, settings.problems_per_commit * settings.samples)
-    sampled = _samples(settings.tasks, settings.samples, settings.sampling.max_tokens, together)
+    sampled = _samples(settings, together)
     if settings.teacher is None or sampled.makes is None:
         return sampled
     return Workload(served=sampled.makes.texts * sampled.makes.tokens_each, makes=sampled.makes)
 
 
 def _evaluate(settings: evaluate.Settings, upstream: Upstream) -> Workload:
-    return _samples(settings.tasks, settings.samples, settings.sampling.max_tokens, DEFAULT_SLOTS)
+    return _samples(settings, DEFAULT_SLOTS)
 
 
-def _samples(tasks: Mapping[str, int], samples: int, max_tokens: int, together: int) -> Workload:
-    problems = sum(tasks.values())
+def _samples(settings: collect.Settings | evaluate.Settings, together: int) -> Workload:
+    """Samples that are kept."""
+    problems, max_tokens = sum(settings.tasks.values()), settings.sampling.max_tokens
+    texts = Amount.exactly(problems * settings.samples)
+    made = Data(texts, _text_length(max_tokens), settings.tasks, settings.samples)
+    return replace(_sampling(problems, settings.samples, max_tokens, together), makes=made)
+
+
+def _sampling(problems: int, samples: int, max_tokens: int, together: int) -> Workload:
+    """Samples of problems, each of which is read once; `together` of them at most at the same time."""
     return Workload(
         sampled=Amount.exactly(problems * samples) * _length(max_tokens),
         scored={"from": Amount.exactly(problems * PROMPT_TOKENS)},
         sequences=min(together, problems * samples),
         longest=PROMPT_TOKENS + max_tokens,
-        makes=Data(Amount.exactly(problems * samples), _text_length(max_tokens), tasks, samples),
     )
 
 
@@ -282,10 +279,6 @@ def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Worklo
     )
 
 
-def _gate(settings: StageSettings, upstream: Upstream) -> Workload:
-    return NOTHING
-
-
 WORKLOADS: Mapping[str, Callable[[Any, Upstream], Workload]] = {
     "pretrain": _pretrain,
     "sft": _sft,
@@ -295,7 +288,7 @@ WORKLOADS: Mapping[str, Callable[[Any, Upstream], Workload]] = {
     "evaluate": _evaluate,
     "curate": _curate,
     "reward-model": _reward_model,
-    "gate": _gate,
+    "gate": lambda settings, upstream: Workload(),
 }
 
 

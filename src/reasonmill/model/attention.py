@@ -30,7 +30,6 @@ class Layout(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         """query [H, N, D], key [K, N, D], value [K, N, E] of the row's tokens; returns [N, H, E]."""
-        ...
 
 
 class AttentionRule:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.attention import NAME, Layout, PackedLayout
+from reasonmill.model.attention import NAME, Layout
 
 # Layer kinds whose state is a key and a value for each token; others (state space, linear attention) are refused.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -66,10 +66,6 @@ class Decoder:
         )
         states: Tensor = output.last_hidden_state
         return states[0]
-
-    def packed_layout(self, lengths: tuple[int, ...]) -> PackedLayout:
-        """The layout of whole sequences end to end, on this model's device."""
-        return PackedLayout(lengths, self.device)
 
 
 def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype) -> Decoder:

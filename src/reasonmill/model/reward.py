@@ -15,7 +15,6 @@ from reasonmill.algo.packing import TextRow, pack_texts
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME, PackedLayout
 from reasonmill.model.decoder import first_line, load_decoder, refuse_unsupported
-from reasonmill.model.saving import copy_companions
 from reasonmill.protocols import View
 
 
@@ -121,14 +120,3 @@ def load_reward_model(model_dir: Path, *, device: str, dtype: torch.dtype) -> Re
     if report["missing_keys"] or not hasattr(network.config, "reward_view"):
         raise UnsupportedModel("the model in the directory is no reward model", fix=fix, where=str(model_dir))
     return RewardModel(network.to(device))
-
-
-def save_reward_model(model: RewardModel, target: Path, *, companions: Path) -> None:
-    """Writes a directory that AutoModelForSequenceClassification loads, the tokenizer alongside.
-
-    Args:
-        target: an existing directory.
-        companions: the model directory whose tokenizer the model keeps.
-    """
-    copy_companions(companions, target)
-    model.network.save_pretrained(target)

@@ -1,12 +1,13 @@
-"""Decoders to Hugging Face directories."""
+"""Networks to Hugging Face directories."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.decoder import Decoder
 
 # What belongs to a model apart from its config and weights: its tokenizer and how it generates.
 COMPANIONS = (
@@ -21,7 +22,7 @@ COMPANIONS = (
 )
 
 
-def save_decoder(decoder: Decoder, target: Path, *, companions: Path | None) -> None:
+def save_network(network: PreTrainedModel, target: Path, *, companions: Path | None) -> None:
     """Writes config and weights as safetensors, and copies the files that go with them.
 
     Args:
@@ -33,18 +34,9 @@ def save_decoder(decoder: Decoder, target: Path, *, companions: Path | None) -> 
         UnsupportedModel: `companions` holds no tokenizer to go with the model.
     """
     if companions is not None:
-        copy_companions(companions, target)
-    decoder.network.save_pretrained(target)
-
-
-def copy_companions(companions: Path, target: Path) -> None:
-    """Copies what belongs to a model apart from its config and weights.
-
-    Raises:
-        UnsupportedModel: `companions` holds no tokenizer.
-    """
-    for pattern in COMPANIONS:
-        for file in companions.glob(pattern):
-            shutil.copyfile(file, target / file.name)
-    if not any(target.glob("tokenizer*")):
-        raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
+        for pattern in COMPANIONS:
+            for file in companions.glob(pattern):
+                shutil.copyfile(file, target / file.name)
+        if not any(target.glob("tokenizer*")):
+            raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
+    network.save_pretrained(target)

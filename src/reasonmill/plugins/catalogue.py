@@ -8,11 +8,11 @@ which go before all others of the same name. Nothing is imported before it is na
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
@@ -21,15 +21,15 @@ from reasonmill.errors import RecipeError, suggestion
 from reasonmill.plugins.plugin import ONE, Group, Plugin
 from reasonmill.plugins.sources import PACKAGE
 from reasonmill.plugins.target import Importer, read_target
-from reasonmill.protocols import Conversations, Environment, Reward, Rewriting
+from reasonmill.protocols import Reward
 from reasonmill.rewards.combination import NOT_RULES
 from reasonmill.rewards.offers import OFFERS as REWARDS
-from reasonmill.settings import BY_CONTENT, Inline, Naming
+from reasonmill.settings import BY_CONTENT, Naming
 from reasonmill.stages.offers import OFFERS as STAGES
 from reasonmill.tasks.named import NamedTask
 from reasonmill.world.offers import OFFERS as WORLD
 
-AnyUse = TypeVar("AnyUse", bound="Use")
+AnyName = TypeVar("AnyName", bound="str | Use")
 
 
 class Use(BaseModel):
@@ -73,22 +73,19 @@ class Catalogue:
         """What a recipe may name, its own first."""
         return tuple(dict.fromkeys((*self.tables.get(group, {}), *_offered(group))))
 
-    def plugin(self, group: Group, name: str) -> Plugin:
-        """The plug-in of this name.
+    def plugin(self, group: Group, named: str | Use) -> Plugin:
+        """The plug-in of this name, or of a table such as `general = { use = ..., ... }`.
 
         Raises:
             RecipeError: there is none, or what the recipe says of it names no code.
         """
-        if (group, name) not in self._plugins:
-            own = self.tables.get(group, {}).get(name)
-            self._plugins[group, name] = self._used(group, name, Use(use=name) if own is None else own)
-        return self._plugins[group, name]
-
-    def inline(self, group: Group, use: Use) -> Plugin:
-        """The plug-in that settings name by a table of their own, such as `general = { use = ..., ... }`."""
-        title = json.dumps(use.model_dump(mode="json"), sort_keys=True)
+        title = named if isinstance(named, str) else json.dumps(named.model_dump(mode="json"), sort_keys=True)
         if (group, title) not in self._plugins:
-            self._plugins[group, title] = self._used(group, use.use, use)
+            if isinstance(named, str):
+                plugin = self._used(group, named, self.tables.get(group, {}).get(named, Use(use=named)))
+            else:
+                plugin = self._used(group, named.use, named)
+            self._plugins[group, title] = plugin
         return self._plugins[group, title]
 
     def task(self, name: str) -> NamedTask:
@@ -96,30 +93,10 @@ class Catalogue:
         plugin = self.plugin("tasks", name)
         return NamedTask(name, plugin.made, plugin.environment.made if plugin.environment else None)
 
-    def environment(self, name: str) -> Environment:
-        """The environment of this name."""
-        environment: Environment = self.plugin("environments", name).made
-        return environment
-
     def reward(self, name: str) -> Reward:
         """The rule reward of this name."""
         reward: Reward = self.plugin("rewards", name).made
         return reward
-
-    def stage(self, kind: str) -> ModuleType:
-        """The module of a kind of stage."""
-        module: ModuleType = self.plugin("stages", kind).made
-        return module
-
-    def conversations(self, use: Use) -> Conversations:
-        """A source of conversations."""
-        source: Conversations = self.inline("conversations", use).made
-        return source
-
-    def rewriting(self, use: Use) -> Rewriting:
-        """A rewriting of responses."""
-        rewriting: Rewriting = self.inline("rewritings", use).made
-        return rewriting
 
     def _used(self, group: Group, name: str, use: Use) -> Plugin:
         offered = _offered(group)
@@ -179,32 +156,22 @@ def require_split(tasks: Iterable[str], split: str, catalogue: Catalogue) -> Non
             raise ValueError(f"{error.what}: {error.fix}") from error
 
 
-def _check_task(name: str, info: ValidationInfo) -> str:
-    _check(lambda: known(info).plugin("tasks", name))
-    return name
+def _made(group: Group) -> AfterValidator:
+    """Makes what settings name; what it says against that becomes a mistake of the settings."""
 
+    def check(named: AnyName, info: ValidationInfo) -> AnyName:
+        # Rewards by reward models and the accuracy are no plug-ins.
+        also = sorted(NOT_RULES) if group == "rewards" else ()
+        if named in also:
+            return named
+        try:
+            known(info).plugin(group, named).made  # noqa: B018  # made once, and then kept
+        except RecipeError as error:
+            fix = ", ".join((error.fix, *also)) if error.fix.startswith("use one of") else error.fix
+            raise ValueError("; ".join(part for part in (error.what, error.where, fix) if part)) from error
+        return named
 
-def _check_reward(name: str, info: ValidationInfo) -> str:
-    if name not in NOT_RULES:
-        _check(lambda: known(info).plugin("rewards", name), also=NOT_RULES)
-    return name
-
-
-def _check(find: Callable[[], Plugin], also: Collection[str] = ()) -> None:
-    """Makes a plug-in; what it says of itself becomes a mistake of the settings that name it."""
-    try:
-        find().made  # noqa: B018  # made once, and then kept
-    except RecipeError as error:
-        fix = f"{error.fix}, {', '.join(sorted(also))}" if also and error.fix.startswith("use one of") else error.fix
-        raise ValueError("; ".join(part for part in (error.what, error.where, fix) if part)) from error
-
-
-def _check_inline(group: Group) -> Callable[[AnyUse, ValidationInfo], AnyUse]:
-    def check(use: AnyUse, info: ValidationInfo) -> AnyUse:
-        _check(lambda: known(info).inline(group, use))
-        return use
-
-    return check
+    return AfterValidator(check)
 
 
 class ConversationsUse(Use):
@@ -213,13 +180,11 @@ class ConversationsUse(Use):
     conversations: int = Field(ge=1)
 
 
-# For the settings of stages. Rewards by reward models and the accuracy are no plug-ins.
-TaskName = Annotated[str, Naming("tasks"), AfterValidator(_check_task)]
-RewardName = Annotated[str, Naming("rewards"), AfterValidator(_check_reward)]
+# For the settings of stages.
+TaskName = Annotated[str, Naming("tasks"), _made("tasks")]
+RewardName = Annotated[str, Naming("rewards"), _made("rewards")]
 TaskShares = dict[TaskName, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 ProblemCounts = dict[TaskName, Annotated[int, Field(ge=1)]]
 RewardShares = dict[RewardName, Annotated[float, Field(allow_inf_nan=False)]]
-ConversationsTable = Annotated[
-    ConversationsUse, Inline("conversations"), AfterValidator(_check_inline("conversations"))
-]
-RewritingTable = Annotated[Use, Inline("rewritings"), AfterValidator(_check_inline("rewritings"))]
+ConversationsTable = Annotated[ConversationsUse, Naming("conversations"), _made("conversations")]
+RewritingTable = Annotated[Use, Naming("rewritings"), _made("rewritings")]

@@ -23,22 +23,15 @@ Group = Literal["tasks", "rewards", "environments", "stages", "conversations", "
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 # What one of a group is called in messages, and what it must have.
-ONE: Mapping[Group, str] = {
-    "tasks": "task",
-    "rewards": "reward",
-    "environments": "environment",
-    "stages": "kind of stage",
-    "conversations": "source of conversations",
-    "rewritings": "rewriting",
+_KINDS: Mapping[Group, tuple[str, tuple[str, ...]]] = {
+    "tasks": ("task", ("domain", "problem", "problems", "grade")),
+    "rewards": ("reward", ("measure",)),
+    "environments": ("environment", ("max_turns", "start", "reply")),
+    "stages": ("kind of stage", ("MAKES", "Settings", "run")),
+    "conversations": ("source of conversations", ("conversation",)),
+    "rewritings": ("rewriting", ("rewrite",)),
 }
-_MEMBERS: Mapping[Group, tuple[str, ...]] = {
-    "tasks": ("domain", "problem", "problems", "grade"),
-    "rewards": ("measure",),
-    "environments": ("max_turns", "start", "reply"),
-    "stages": ("MAKES", "Settings", "run"),
-    "conversations": ("conversation",),
-    "rewritings": ("rewrite",),
-}
+ONE: Mapping[Group, str] = {group: one for group, (one, _) in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -70,6 +63,8 @@ class Plugin:
         Raises:
             RecipeError: it can't be imported, or nothing can be constructed of it.
         """
+        if self.group == "stages":  # a module, of which nothing is made
+            return arguments_of(lambda: None, self.title)
         made_by = self.importer.load(self.target)
         if not callable(made_by):
             raise RecipeError(
@@ -87,11 +82,11 @@ class Plugin:
         """
         with files_read() as opened:
             made = self._make()
-        missing = [member for member in _MEMBERS[self.group] if not hasattr(made, member)]
+        one, members = _KINDS[self.group]
+        missing = [member for member in members if not hasattr(made, member)]
         if missing:
             raise RecipeError(
-                f"{self.target.attribute or self.target.module!r} is no {ONE[self.group]}: it has no "
-                f"{' and no '.join(missing)}",
+                f"{self.target.attribute or self.target.module!r} is no {one}: it has no {' and no '.join(missing)}",
                 fix="docs/extending.md shows one",
             )
         if self.group == "tasks":
@@ -132,8 +127,6 @@ class Plugin:
     @property
     def _files(self) -> dict[str, Path]:
         """The arguments that are paths: what they name counts by its content."""
-        if self.group == "stages":
-            return {}
         return {name: value for name, value in self._keywords.items() if isinstance(value, Path)}
 
     @property
@@ -142,19 +135,14 @@ class Plugin:
 
         Paths don't count, neither of the code nor of files: the same bytes elsewhere are the same.
         """
-        content: dict[str, Any] = {"code": self.code, "attribute": self.target.attribute}
-        if self.group != "stages":
-            files = self._files
-            plain = self._arguments.model_dump(mode="json", exclude=set(files))
-            declared = [Path(path) for path in getattr(self.made, "files", ())]
-            content |= {
-                "arguments": plain,
-                "files": {name: path_digest(path) for name, path in files.items()},
-                "declared": [path_digest(path) for path in declared],
-            }
-        if self.environment is not None:
-            content["environment"] = self.environment.identity
-        return content
+        content = {
+            "code": self.code,
+            "attribute": self.target.attribute,
+            "arguments": self._arguments.model_dump(mode="json", exclude=set(self._files)),
+            "files": {name: path_digest(path) for name, path in self._files.items()},
+            "declared": [path_digest(Path(path)) for path in getattr(self.made, "files", ())],
+        }
+        return content if self.environment is None else {**content, "environment": self.environment.identity}
 
     @cached_property
     def _arguments(self) -> BaseModel:

@@ -35,8 +35,8 @@ def room_versions() -> Mapping[str, int]:
 # What a stage's context makes for it, and where that is implemented. No stage imports it; each says in `NEEDS` what it
 # takes.
 ENGINES: Mapping[str, tuple[str, ...]] = {
-    "sampler": ("sample/native.py", "sample/http.py"),
-    "learner": ("learn/local.py", "learn/distillation.py"),
+    "sampler": ("sample/engine.py", "sample/sampler.py", "sample/http.py"),
+    "learner": ("learn/local.py",),
     "reward-learner": ("learn/scalar.py",),
     "scorer": ("rewards/model.py",),
 }

@@ -158,23 +158,12 @@ class _FilesFinder:
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith(_PREFIX) or path is None:
             return None
-        last = fullname.rpartition(".")[2]
-        for folder in map(Path, path):
-            package, module = folder / last / "__init__.py", folder / f"{last}.py"
-            if package.is_file():
-                loader = _SourceLoader(fullname, str(package))
-                places = [str(package.parent)]
-                return importlib.util.spec_from_file_location(
-                    fullname, package, loader=loader, submodule_search_locations=places
-                )
-            if module.is_file():
-                return importlib.util.spec_from_file_location(
-                    fullname, module, loader=_SourceLoader(fullname, str(module))
-                )
-        return None
+        finders = (importlib.machinery.FileFinder(folder, (_SourceLoader, [".py"])) for folder in path)
+        found = (finder.find_spec(fullname) for finder in finders)
+        return next((spec for spec in found if spec is not None and spec.loader is not None), None)
 
 
-sys.meta_path.append(_FilesFinder)
+sys.meta_path.insert(0, _FilesFinder)  # before the one that would find them, too, and take cached bytecode
 
 
 def _import_error(error: Exception, target: Target) -> RecipeError:

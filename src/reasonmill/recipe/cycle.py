@@ -76,7 +76,7 @@ class _Plan:
         gate = by_name[cycle.gate]
         self._parent, self._parent_eval = self._compared_with(gate)
         evaluation = by_name[self._parent_eval]
-        if self._parent not in (mention.text for mention in references(evaluation.settings)):
+        if self._parent not in (mention.value for mention in references(evaluation.settings)):
             raise self._mistake(
                 "gate",
                 f"stage {self._parent_eval!r}, the gate's parent_eval, does not refer to its parent {self._parent!r}, "
@@ -95,7 +95,7 @@ class _Plan:
             inner: Any = repeated
             for key in path:
                 inner = inner[key]
-            inner[last] = self._reference(node.settings.name, mention.key, mention.text, generation)
+            inner[last] = self._reference(node.settings.name, mention.key, mention.value, generation)
         return repeated
 
     def _reference(self, stage: str, key: str, text: str, generation: int) -> str:
@@ -109,7 +109,7 @@ class _Plan:
     def _compared_with(self, gate: Node) -> tuple[str, str]:
         """The gate's references to its parent and to the parent's evaluation."""
         name = gate.settings.name
-        texts = {mention.key: mention.text for mention in references(gate.settings)}
+        texts = {mention.key: mention.value for mention in references(gate.settings)}
         if not texts.keys() >= set(_GATE_KEYS):
             raise self._mistake("gate", f"stage {name!r} is of kind {gate.settings.kind!r}, which promotes nothing")
         if name not in self.repeated:

@@ -6,8 +6,8 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
@@ -25,7 +25,7 @@ from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, StageSource, find_source, references
 from reasonmill.rewards.combination import NOT_RULES
-from reasonmill.settings import Inline, Naming, marks
+from reasonmill.settings import Naming, marks
 from reasonmill.stage import ArtifactKind, StageSettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -54,13 +54,6 @@ class _File(BaseModel):
     stage: list[dict[str, Any]] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
-class _Mistake:
-    what: str
-    where: str
-    fix: str = ""
-
-
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that ship with the package, by name."""
     folder = Path(str(files("reasonmill"))) / "recipes"
@@ -81,8 +74,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = _find(name_or_path)
     table, origins = _parse(file)
-    stages = table.get("stage")
-    written = _names(stages) if isinstance(stages, list) else []
+    written = _names(table)
     late = [text for text in overrides if _REPEATED.match(text) and text.split(".")[0].strip() not in written]
     folder = file.absolute().parent
     recipe = _recipe(table, origins, folder, [text for text in overrides if text not in late])
@@ -93,11 +85,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _recipe(table: dict[str, Any], origins: Origins, folder: Path, overrides: Sequence[str]) -> Recipe:
     """Changes the table as the overrides ask, and checks it."""
-    _refuse([mistake for text in overrides if (mistake := _override(table, origins, text)) is not None])
-    recipe, mistakes = _validate(table, origins, folder)
+    mistakes: list[RecipeError] = []
+    for text in overrides:
+        with _gathered(mistakes, f"--set {text}"):
+            _override(table, origins, text)
     _refuse(mistakes)
-    assert recipe is not None  # there are no mistakes
-    return recipe
+    return _Check(table, origins, folder).recipe()
+
+
+@contextmanager
+def _gathered(mistakes: list[RecipeError], where: str, key: str = "") -> Iterator[None]:
+    """An error in the block is one of the mistakes, of a key at this place."""
+    try:
+        yield
+    except RecipeError as error:
+        what = f"{key}: {error.what}" if key else error.what
+        mistakes.append(RecipeError(what, where=where, fix=error.fix))
 
 
 def _find(name_or_path: str) -> Path:
@@ -107,7 +110,7 @@ def _find(name_or_path: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    known = f"shipped recipes: {', '.join(shipped)}" if shipped else "name a TOML file"
+    known = f"shipped recipes: {', '.join(shipped)}"
     raise RecipeError(
         f"missing recipe: {name_or_path!r} is neither a shipped recipe nor a file",
         fix=" ".join(part for part in (suggestion(name_or_path, shipped), known) if part),
@@ -126,29 +129,22 @@ def _parse(file: Path) -> tuple[dict[str, Any], Origins]:
         raise RecipeError(f"the recipe is not valid TOML: {error}", where=place) from error
 
 
-def _override(table: dict[str, Any], origins: Origins, text: str) -> _Mistake | None:
+def _override(table: dict[str, Any], origins: Origins, text: str) -> None:
     """Changes the table as `--set` asks."""
-    place = f"--set {text}"
-    try:
-        keys, value = _parse_override(text)
-    except RecipeError as error:
-        return _Mistake(error.what, place, error.fix)
+    keys, value = _parse_override(text)
     path: KeyPath = tuple(keys)
-    stages = table.get("stage")
-    names = _names(stages) if isinstance(stages, list) else []
+    names = _names(table)
     if len(keys) > 1 and keys[0] in names:
         path = ("stage", names.index(keys[0]), *keys[1:])
     elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog", *TABLES):
-        fix = suggestion(keys[0], names)
-        return _Mistake(f"the recipe has no stage {keys[0]!r}", place, fix or f"its stages: {', '.join(names)}")
+        raise _no_stage(keys[0], names)
     inner: Any = table
     for key in path[:-1]:
         inner = inner[key] if isinstance(key, int) else inner.setdefault(key, {})
-        if not isinstance(inner, dict) and inner is not stages:
-            return _Mistake(f"{key!r} is no table, so it has no key {path[-1]!r}", place)
+        if not isinstance(inner, dict) and inner is not table.get("stage"):
+            raise RecipeError(f"{key!r} is no table, so it has no key {path[-1]!r}")
     inner[path[-1]] = value
-    origins.override(path, value, place)
-    return None
+    origins.override(path, value, f"--set {text}")
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
@@ -178,75 +174,126 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     )
 
 
-def _validate(table: dict[str, Any], origins: Origins, folder: Path) -> tuple[Recipe | None, list[_Mistake]]:
-    """The recipe, or what is wrong with it."""
-    head, mistakes = _checked(_File, table, (), origins)
-    entries = table.get("stage")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return None, mistakes
-    own: dict[Group, Mapping[str, Use]] = {}
-    if head is not None:
-        own = {group: getattr(head, group) for group in TABLES}
-    catalogue = Catalogue(own, folder)
-    wrong = _own_plugins(catalogue, origins)
-    if wrong:  # what names them would be wrong for the same reason
-        return None, mistakes + wrong
-    names = _names(entries)
-    makes: dict[str, ArtifactKind] = {}  # by the name of each stage so far whose kind is known
-    nodes: list[Node] = []
-    for index, entry in enumerate(entries):
-        path: KeyPath = ("stage", index)
-        if names[index] and names[index] in names[:index]:
-            what = f"two stages are named {names[index]!r}"
-            mistakes.append(_Mistake(what, origins.place((*path, "name")), "give each stage a name of its own"))
-        kind, wrong = _kind(entry, path, origins, catalogue)
-        mistakes += wrong
-        if kind is None:
-            continue
-        makes[names[index]] = kind.made.MAKES
-        settings, wrong = _checked(cast(type[StageSettings], kind.made.Settings), entry, path, origins, catalogue)
-        mistakes += wrong
-        if settings is not None and head is not None:  # without the head, references to its models would look wrong
-            sources, wrong = _sources(settings, names, makes, head.models, path, origins, folder)
-            mistakes += wrong
+class _Check:
+    """One look at all that a recipe's tables say, which gathers what is wrong with them."""
+
+    def __init__(self, table: dict[str, Any], origins: Origins, folder: Path) -> None:
+        self._table = table
+        self._origins = origins
+        self._folder = folder
+        self._mistakes: list[RecipeError] = []
+
+    def recipe(self) -> Recipe:
+        """The recipe.
+
+        Raises:
+            RecipeError: one for all mistakes.
+        """
+        head = self._settings(_File, self._table, ())
+        entries = self._table.get("stage")
+        nodes: list[Node] = []
+        catalogue = Catalogue({group: getattr(head, group) for group in TABLES if head is not None}, self._folder)
+        # Where plug-ins are wrong, what names them would be wrong for the same reason.
+        if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) and self._has_own(catalogue):
+            names = _names(self._table)
+            nodes = self._nodes(entries, names, head, catalogue)
+            for name in head.models if head is not None else ():
+                if name in names:
+                    what = f"a stage and a model are both named {name!r}"
+                    self._add(what, ("models", name), "give each a name of its own")
+            if head is not None and head.result is not None and head.result not in names:
+                with self._gathering(("result",)):
+                    raise _no_stage(head.result, names)
+        _refuse(self._mistakes)
+        assert head is not None  # there are no mistakes
+        return Recipe(head.name, head.seed, tuple(nodes), catalogue, head.result, head.models, head.watchdog)
+
+    def _add(self, what: str, path: KeyPath, fix: str = "") -> None:
+        self._mistakes.append(RecipeError(what, where=self._origins.place(path), fix=fix))
+
+    def _gathering(self, path: KeyPath, key: str = "") -> AbstractContextManager[None]:
+        return _gathered(self._mistakes, self._origins.place(path), key)
+
+    def _has_own(self, catalogue: Catalogue) -> bool:
+        """Whether all of the recipe's own tasks, rewards, environments and kinds of stages can be made."""
+        before = len(self._mistakes)
+        for group, tables in catalogue.tables.items():
+            for name, use in tables.items():
+                path: KeyPath = (group, name)
+                try:
+                    plugin = catalogue.plugin(group, name)
+                    if group == "stages" and use.arguments:
+                        fix = "give the stages of this kind what they need under [[stage]]"
+                        given = ", ".join(use.arguments)
+                        self._add(f"a kind of stage takes no {given}", (*path, next(iter(use.arguments))), fix)
+                    elif self._settings(plugin.arguments, use.arguments, path) is not None:
+                        plugin.made  # noqa: B018  # made once, and then kept
+                except RecipeError as error:
+                    written = self._origins.place((*path, _key_at_fault(use, catalogue)))
+                    place = ", ".join(part for part in (written, error.where) if part)
+                    what = f"{group}.{name}: {error.what}"
+                    self._mistakes.append(RecipeError(what, where=place, fix=error.fix))
+        return len(self._mistakes) == before
+
+    def _nodes(
+        self, entries: Sequence[dict[str, Any]], names: Sequence[str], head: _File | None, catalogue: Catalogue
+    ) -> list[Node]:
+        """The stages whose settings are right, with all that they refer to."""
+        makes: dict[str, ArtifactKind] = {}  # by the name of each stage so far whose kind is known
+        nodes: list[Node] = []
+        for index, (entry, name) in enumerate(zip(entries, names, strict=True)):
+            path: KeyPath = ("stage", index)
+            if name and name in names[:index]:
+                self._add(f"two stages are named {name!r}", (*path, "name"), "give each stage a name of its own")
+            kind = self._kind(entry, path, catalogue)
+            if kind is None:
+                continue
+            makes[name] = kind.made.MAKES
+            settings = self._settings(cast(type[StageSettings], kind.made.Settings), entry, path, catalogue)
+            if settings is None or head is None:  # without the head, references to its models would look wrong
+                continue
+            earlier = {other: makes.get(other) for other in names[:index]}
+            sources: dict[str, Source] = {}
+            for mention in references(settings):
+                with self._gathering((*path, *key_path(mention.key)), mention.key):
+                    sources[mention.key] = find_source(mention, earlier, names[index:], head.models, self._folder)
             read = _read_tasks(settings, sources, nodes)
-            mistakes += _unfit_tasks(kind, settings, read, path, origins, catalogue)
+            check_read_tasks = getattr(kind.made, "check_read_tasks", None)
+            if check_read_tasks is not None:
+                with self._gathering(path):
+                    tasks = dict.fromkeys(plugin.name for plugin in read.values())
+                    check_read_tasks(settings, [catalogue.task(task) for task in tasks])
             nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read}))
-    for name in head.models if head is not None else ():
-        if name in names:
-            what = f"a stage and a model are both named {name!r}"
-            mistakes.append(_Mistake(what, origins.place(("models", name)), "give each a name of its own"))
-    if head is not None and head.result is not None and head.result not in names:
-        fix = suggestion(head.result, names) or f"its stages: {', '.join(names)}"
-        mistakes.append(_Mistake(f"the recipe has no stage {head.result!r}", origins.place(("result",)), fix))
-    if mistakes or head is None:
-        return None, mistakes
-    return Recipe(head.name, head.seed, tuple(nodes), catalogue, head.result, head.models, head.watchdog), []
+        return nodes
 
+    def _kind(self, entry: dict[str, Any], path: KeyPath, catalogue: Catalogue) -> Plugin | None:
+        """The kind of a stage, if it can be imported."""
+        if entry.get("kind") is None:
+            self._add("the stage has no kind", path, f"add kind = one of {', '.join(catalogue.names('stages'))}")
+            return None
+        with self._gathering((*path, "kind")):
+            kind = catalogue.plugin("stages", str(entry["kind"]))
+            kind.made  # noqa: B018  # imported once, and then kept
+            return kind
+        return None
 
-def _own_plugins(catalogue: Catalogue, origins: Origins) -> list[_Mistake]:
-    """What is wrong with the recipe's own tasks, rewards, environments and kinds of stages."""
-    mistakes = []
-    for group, tables in catalogue.tables.items():
-        for name, use in tables.items():
-            path: KeyPath = (group, name)
-            try:
-                plugin = catalogue.plugin(group, name)
-                if group != "stages":
-                    _, wrong = _checked(plugin.arguments, use.arguments, path, origins)
-                    mistakes += wrong
-                    if wrong:
-                        continue
-                elif use.arguments:
-                    fix = "give the stages of this kind what they need under [[stage]]"
-                    place = origins.place((*path, next(iter(use.arguments))))
-                    mistakes.append(_Mistake(f"a kind of stage takes no {', '.join(use.arguments)}", place, fix))
-                plugin.made  # noqa: B018  # made once, and then kept
-            except RecipeError as error:
-                written = origins.place((*path, _key_at_fault(use, catalogue)))
-                place = ", ".join(part for part in (written, error.where) if part)
-                mistakes.append(_Mistake(f"{group}.{name}: {error.what}", place, error.fix))
-    return mistakes
+    def _settings(
+        self, model: type[Model], table: Mapping[str, Any], path: KeyPath, catalogue: Catalogue | None = None
+    ) -> Model | None:
+        """Strict validation: no unknown key, and no value is turned into another type."""
+        try:
+            # As JSON, because in strict mode only JSON's lists may become tuples.
+            encoded = json.dumps(table, default=str)
+            context = {"catalogue": catalogue}
+            return model.model_validate_json(encoded, strict=True, by_alias=True, by_name=False, context=context)
+        except ValidationError as error:
+            for detail in error.errors():
+                location = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's word for a table's key
+                what, fix = _said(model, detail, location)
+                self._add(what, (*path, *location), fix)
+        except ReasonmillError as error:  # a validator of the stage's own, which says more than pydantic's errors
+            self._add(error.what, path, error.fix)
+        return None
 
 
 def _key_at_fault(use: Use, catalogue: Catalogue) -> str:
@@ -259,29 +306,11 @@ def _key_at_fault(use: Use, catalogue: Catalogue) -> str:
     return "use"
 
 
-def _kind(
-    entry: dict[str, Any], path: KeyPath, origins: Origins, catalogue: Catalogue
-) -> tuple[Plugin | None, list[_Mistake]]:
-    """The kind of a stage."""
-    kind = entry.get("kind")
-    if kind is None:
-        fix = f"add kind = one of {', '.join(catalogue.names('stages'))}"
-        return None, [_Mistake("the stage has no kind", origins.place(path), fix)]
-    try:
-        found = catalogue.plugin("stages", str(kind))
-        found.made  # noqa: B018  # imported once, and then kept
-        return found, []
-    except RecipeError as error:
-        return None, [_Mistake(error.what, origins.place((*path, "kind")), error.fix)]
-
-
 def _plugins(settings: StageSettings, catalogue: Catalogue) -> dict[str, Plugin]:
     """The plug-ins that a stage names, by the keys that name them."""
     found = {}
-    for named in marks(settings):
-        if isinstance(named.mark, Inline):
-            found[named.key] = catalogue.inline(cast(Group, named.mark.group), named.value)
-        elif isinstance(named.mark, Naming) and named.value not in NOT_RULES:
+    for named in marks(settings, Naming):
+        if not (named.mark.group == "rewards" and named.value in NOT_RULES):
             found[named.key] = catalogue.plugin(cast(Group, named.mark.group), named.value)
     return found
 
@@ -295,101 +324,42 @@ def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier:
     nodes = {node.settings.name: node for node in earlier}  # without those whose settings are wrong
     for mention in references(settings):
         source = sources.get(mention.key)
-        if mention.reference.with_tasks and isinstance(source, StageSource) and source.stage in nodes:
+        if mention.mark.with_tasks and isinstance(source, StageSource) and source.stage in nodes:
             plugins = nodes[source.stage].plugins.values()
             tasks = {plugin.name: plugin for plugin in plugins if plugin.group == "tasks"}
             found |= {f"{mention.key}: {name}": plugin for name, plugin in sorted(tasks.items())}
     return found
 
 
-def _unfit_tasks(
-    kind: Plugin,
-    settings: StageSettings,
-    read: Mapping[str, Plugin],
-    path: KeyPath,
-    origins: Origins,
-    catalogue: Catalogue,
-) -> list[_Mistake]:
-    """What a stage says against the tasks of the rollouts that it reads, where its kind defines `check_read_tasks`."""
-    check = getattr(kind.made, "check_read_tasks", None)
-    names = dict.fromkeys(plugin.name for plugin in read.values())
-    try:
-        if check is not None:
-            check(settings, [catalogue.task(name) for name in names])
-    except RecipeError as error:
-        return [_Mistake(error.what, origins.place(path), error.fix)]
-    return []
-
-
-def _names(entries: Sequence[Any]) -> list[str]:
+def _names(table: Mapping[str, Any]) -> list[str]:
     """The names of the stages as they are written; empty where one is missing or no text."""
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    entries = table.get("stage")
+    listed = entries if isinstance(entries, list) else []
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in listed]
     return [name if isinstance(name, str) else "" for name in names]
 
 
-def _sources(
-    settings: StageSettings,
-    names: Sequence[str],
-    makes: Mapping[str, ArtifactKind],
-    models: Mapping[str, HubModel],
-    path: KeyPath,
-    origins: Origins,
-    folder: Path,
-) -> tuple[dict[str, Source], list[_Mistake]]:
-    """What each reference of a stage means.
-
-    Args:
-        names: of all stages.
-        makes: what each of the stages before it makes.
-    """
-    index = cast(int, path[1])
-    earlier = {name: makes.get(name) for name in names[:index]}
-    sources, mistakes = {}, []
-    for mention in references(settings):
-        try:
-            sources[mention.key] = find_source(mention, earlier, names[index:], models, folder)
-        except RecipeError as error:
-            place = origins.place((*path, *key_path(mention.key)))
-            mistakes.append(_Mistake(f"{mention.key}: {error.what}", place, error.fix))
-    return sources, mistakes
+def _no_stage(name: str, names: Sequence[str]) -> RecipeError:
+    fix = suggestion(name, names) or f"its stages: {', '.join(names)}"
+    return RecipeError(f"the recipe has no stage {name!r}", fix=fix)
 
 
-def _checked(
-    model: type[Model],
-    table: Mapping[str, Any],
-    path: KeyPath,
-    origins: Origins,
-    catalogue: Catalogue | None = None,
-) -> tuple[Model | None, list[_Mistake]]:
-    """Strict validation: no unknown key, and no value is turned into another type."""
-    try:
-        # As JSON, because in strict mode only JSON's lists may become tuples.
-        encoded = json.dumps(table, default=str)
-        context = {"catalogue": catalogue}
-        return model.model_validate_json(encoded, strict=True, by_alias=True, by_name=False, context=context), []
-    except ValidationError as error:
-        return None, [_mistake(model, detail, path, origins) for detail in error.errors()]
-    except ReasonmillError as error:  # a validator of the stage's own, which says more than pydantic's errors
-        return None, [_Mistake(error.what, origins.place(path), error.fix)]
-
-
-def _mistake(model: type[BaseModel], detail: ErrorDetails, path: KeyPath, origins: Origins) -> _Mistake:
-    location = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's word for a key of a table
-    key = ".".join(str(part) for part in location)
-    where = origins.place((*path, *location))
+def _said(model: type[BaseModel], detail: ErrorDetails, location: KeyPath) -> tuple[str, str]:
+    """What is wrong with the value at a location, and how to mend it."""
+    key = ".".join(map(str, location))
     if detail["type"] == "extra_forbidden":
         known = _keys(model, location[:-1])
         fix = suggestion(str(location[-1]), known) or (f"keys: {', '.join(known)}" if known else "remove it")
-        return _Mistake(f"unknown key {key!r}", where, fix)
+        return f"unknown key {key!r}", fix
     if detail["type"] == "missing":
-        return _Mistake(f"the key {key!r} is missing", where, f"add {location[-1]} = ...")
+        return f"the key {key!r} is missing", f"add {location[-1]} = ..."
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":  # a validator of the stage's own names the value where that helps
-        return _Mistake(f"{key}: {message}" if key else message, where)
+        return f"{key}: {message}" if key else message, ""
     allowed = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
     given = json.dumps(detail["input"], default=str)
     got = f", got {given}" if len(given) <= 60 else ""
-    return _Mistake(f"{key}: {message}{got}", where, suggestion(str(detail["input"]), allowed))
+    return f"{key}: {message}{got}", suggestion(str(detail["input"]), allowed)
 
 
 def _keys(model: Any, location: Collection[str | int]) -> list[str]:
@@ -415,10 +385,10 @@ def _has_keys(candidate: Any) -> bool:
     return _is_model(candidate) or dataclasses.is_dataclass(candidate)
 
 
-def _refuse(mistakes: Sequence[_Mistake]) -> None:
+def _refuse(mistakes: Sequence[RecipeError]) -> None:
     """Raises one error for all mistakes, if there are any."""
     if len(mistakes) == 1:
-        raise RecipeError(mistakes[0].what, where=mistakes[0].where, fix=mistakes[0].fix)
+        raise mistakes[0]
     if mistakes:
         listed = [f"  {m.where}: {m.what}{f' ({m.fix})' if m.fix else ''}" for m in mistakes]
         raise RecipeError("\n".join([f"the recipe has {len(mistakes)} mistakes:", *listed]))

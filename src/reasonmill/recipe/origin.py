@@ -52,12 +52,9 @@ class Origins:
 
     def _record(self, path: KeyPath, value: Any, place: str) -> None:
         """Records all keys in a value that `path` leads to; places that are known already stay."""
-        items: Iterator[tuple[str | int, Any]] = iter(())
-        if isinstance(value, dict):
-            items = iter(value.items())
-        elif isinstance(value, list):
-            items = iter(enumerate(value))
-        for key, inner in items:
+        if not isinstance(value, dict | list):
+            return
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             self._places.setdefault((*path, key), place)
             self._record((*path, key), inner, place)
 

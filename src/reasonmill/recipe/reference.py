@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from reasonmill.errors import RecipeError, suggestion
 from reasonmill.recipe.hub import HubModel
-from reasonmill.settings import ByContent, marks
+from reasonmill.settings import ByContent, Mark, marks
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,6 @@ EvaluationRef = Annotated[str, Reference(("evaluation",))]
 RewardModelRef = Annotated[str, Reference(("reward-model",))]
 GradedRef = Annotated[str, Reference(("rollouts", "evaluation"), with_tasks=True)]
 FileRef = Annotated[str, Reference(("file",))]
-
-
-@dataclass(frozen=True)
-class Mention:
-    """A reference that settings make: the key that makes it, its text and what it may refer to."""
-
-    key: str
-    text: str
-    reference: Reference
 
 
 @dataclass(frozen=True)
@@ -81,14 +72,12 @@ class FileSource:
 Source = StageSource | DirectorySource | HubSource | FileSource
 
 
-def references(settings: BaseModel) -> list[Mention]:
-    """All references that the settings make; optional ones that are not set are left out.
+def references(settings: BaseModel) -> list[Mark[Reference]]:
+    """All references that the settings make, with their texts; optional ones that are not set are left out.
 
     A key is that of the TOML file, with the place in a list or a table behind it: `data[0]`, `judges.safety`.
     """
-    return [
-        Mention(found.key, found.value, found.mark) for found in marks(settings) if isinstance(found.mark, Reference)
-    ]
+    return marks(settings, Reference)
 
 
 def shipped_bases() -> dict[str, Path]:
@@ -118,7 +107,7 @@ def model_directory(text: str) -> Path:
 
 
 def find_source(
-    mention: Mention,
+    mention: Mark[Reference],
     earlier: Mapping[str, str | None],
     later: Collection[str],
     models: Mapping[str, HubModel] = MappingProxyType({}),
@@ -136,7 +125,7 @@ def find_source(
     Raises:
         RecipeError: it means nothing, something of another kind, or a stage that has not run by then.
     """
-    text, wanted = mention.text, mention.reference.kinds
+    text, wanted = mention.value, mention.mark.kinds
     if "file" in wanted:
         path = (folder / Path(text).expanduser()).resolve()
         if not path.exists():
@@ -164,13 +153,10 @@ def find_source(
         raise RecipeError(f"{text!r} is no earlier stage", fix=suggestion(text, fitting))
     if text in models:
         return HubSource(text, models[text])
-    try:
-        return DirectorySource(model_directory(text))
-    except RecipeError as error:
-        if Path(text).is_dir():
-            raise
+    if text not in shipped_bases() and not Path(text).expanduser().is_dir():
         what = f"missing model: {text!r} is no earlier stage, no shipped base and no directory"
-        raise RecipeError(what, fix=_fix(text, known)) from error
+        raise RecipeError(what, fix=_fix(text, known))
+    return DirectorySource(model_directory(text))
 
 
 def _fix(text: str, known: Collection[str]) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from reasonmill.errors import Interrupted
-from reasonmill.protocols import Progress
 from reasonmill.store.home import Home
+
+if TYPE_CHECKING:
+    from reasonmill.stage import StageContext
 
 Q = TypeVar("Q")
 V = TypeVar("V", bound=float | None)  # true and false are numbers, too
@@ -20,23 +23,16 @@ VERDICTS_FILE = "verdicts.json"
 AT_ONCE = 256
 
 
-class Run(Protocol):
-    """What a stage's context tells about the run."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def home(self) -> Home: ...
-    @property
-    def progress(self) -> Progress: ...
-    @property
-    def stop_requested(self) -> Callable[[], bool]: ...
-
-
 def verdicts_on(
-    questions: Sequence[Q], ask: Callable[[Sequence[Q], Callable[[int], None]], Sequence[V]], *, run: Run, stage: str
+    questions: Sequence[Q],
+    ask: Callable[[Sequence[Q], Callable[[int], None]], Sequence[V]],
+    *,
+    run: StageContext,
+    stage: str,
 ) -> list[V]:
-    """A verdict on each question, in their order.
+    """A verdict on each question, in their order: the committed ones of an earlier run, else new ones.
+
+    They outlive the stage: what it made can be made again without the judge, who might say something else by then.
 
     Args:
         questions: those of the stage, the same ones each time.
@@ -47,37 +43,28 @@ def verdicts_on(
         Interrupted: the user asked to stop; the verdicts so far are kept.
         ServerError: the judge can't be reached, or refuses a request; earlier verdicts are kept.
     """
+    home, beside = run.home, verdicts_key(run.key)
+    drop_damaged_verdicts(home, run.key)
     verdicts: list[V] = []
     for part, first in enumerate(range(0, len(questions), AT_ONCE)):
-
-        def asked(first: int = first) -> Sequence[V]:
+        digest = home.ledger.step_groups(beside, part)
+        if digest is None:
             if run.stop_requested():
                 raise Interrupted(f"stopped stage {stage!r} after {first} of {len(questions)} verdicts")
             waiting = questions[first : first + AT_ONCE]
-            return ask(waiting, lambda finished: run.progress.advance(first + finished, {}))
-
-        verdicts += committed_verdicts(run.home, run.key, part, asked)
+            given = ask(waiting, partial(_advance, run, first))
+            digest = home.objects.put(partial(_write, list(given)))
+            home.ledger.commit_step(beside, part, digest)
+        verdicts += json.loads((home.objects.path(digest) / VERDICTS_FILE).read_text(encoding="utf-8"))
     return verdicts
 
 
-def committed_verdicts(home: Home, key: str, part: int, ask: Callable[[], Sequence[V]]) -> Sequence[V]:
-    """A part of a judge's verdicts: the committed ones of an earlier run, else new ones, which are committed.
+def _advance(run: StageContext, before: int, finished: int) -> None:
+    run.progress.advance(before + finished, {})
 
-    They outlive the stage: what it made can be made again without the judge, who might say something else by then.
-    """
-    drop_damaged_verdicts(home, key)
-    beside = verdicts_key(key)
-    digest = home.ledger.step_groups(beside, part)
-    if digest is not None:
-        kept: list[V] = json.loads((home.objects.path(digest) / VERDICTS_FILE).read_text(encoding="utf-8"))
-        return kept
-    verdicts = ask()
 
-    def write(target: Path) -> None:
-        (target / VERDICTS_FILE).write_text(json.dumps(list(verdicts)), encoding="utf-8")
-
-    home.ledger.commit_step(beside, part, home.objects.put(write))
-    return verdicts
+def _write(verdicts: Sequence[float | None], target: Path) -> None:
+    (target / VERDICTS_FILE).write_text(json.dumps(verdicts), encoding="utf-8")
 
 
 def verdicts_key(key: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from reasonmill.sample.cache import SlotCache
 from reasonmill.types import Request
@@ -28,37 +28,20 @@ class Running:
         return len(self.request.prompt_tokens) + self.generated
 
 
-@dataclass(frozen=True)
 class SlotRows:
-    """State of the slots on the device, a row each."""
+    """State of the slots on the device, a row each.
 
-    last_token: Tensor
-    position: Tensor  # of the token that the next step reads
-    noise_key: Tensor
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    tokens: Tensor  # [slots, length] drawn so far
-    logprobs: Tensor
+    Attributes:
+        position: of the token that the next step reads.
+        tokens, logprobs: [slots, length] of what was drawn so far.
+    """
 
-    @classmethod
-    def empty(cls, num_slots: int, length: int, device: torch.device) -> SlotRows:
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        def reals(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=device)
-
-        return cls(
-            last_token=integers(num_slots),
-            position=integers(num_slots),
-            noise_key=integers(num_slots),
-            temperature=reals(num_slots),
-            top_k=integers(num_slots),
-            top_p=reals(num_slots),
-            tokens=integers(num_slots, length),
-            logprobs=reals(num_slots, length),
-        )
+    def __init__(self, num_slots: int, length: int, device: torch.device) -> None:
+        integers = partial(torch.zeros, dtype=torch.int64, device=device)
+        reals = partial(torch.zeros, dtype=torch.float32, device=device)
+        self.last_token, self.position, self.noise_key, self.top_k = (integers(num_slots) for _ in range(4))
+        self.temperature, self.top_p = reals(num_slots), reals(num_slots)
+        self.tokens, self.logprobs = integers((num_slots, length)), reals((num_slots, length))
 
     def fill(self, first: int, requests: Sequence[Request]) -> None:
         """Prepares the rows `first` and after for new requests."""
@@ -73,8 +56,7 @@ class SlotRows:
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies each source row to its target row."""
         source, target = torch.tensor(sources), torch.tensor(targets)
-        for part in fields(self):
-            tensor: Tensor = getattr(self, part.name)
+        for tensor in vars(self).values():
             tensor[target] = tensor[source]
 
 
@@ -87,7 +69,7 @@ class Slots:
 
     def __init__(self, num_slots: int, length: int, device: torch.device) -> None:
         self.cache = SlotCache(num_slots, length, device)
-        self.rows = SlotRows.empty(num_slots, length, device)
+        self.rows = SlotRows(num_slots, length, device)
         self.running: list[Running] = []
 
     @property

@@ -15,6 +15,7 @@ from reasonmill.curation.filters import Keep, Sample, sample_fault
 from reasonmill.curation.selection import Counts, JudgeFault, Reason, Selection
 from reasonmill.errors import RecipeError
 from reasonmill.plugins.catalogue import ConversationsTable, ProblemCounts, RewritingTable
+from reasonmill.protocols import Conversations
 from reasonmill.randomness import generator
 from reasonmill.recipe.reference import GradedRef
 from reasonmill.rewards.judge import Claim, JudgeSettings
@@ -80,7 +81,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     selection = Selection(
         settings.keep,
         held_out,
-        rewrite=None if settings.rewrite is None else context.catalogue.rewriting(settings.rewrite),
+        rewrite=None if settings.rewrite is None else context.catalogue.plugin("rewritings", settings.rewrite).made,
         max_conversations=settings.max_conversations,
     )
     judged, refused = _judged(settings, samples, context)
@@ -89,7 +90,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     _refuse_nothing(counts, settings.name)
     metrics: dict[str, Any] = counts.as_metrics()
     if settings.general is not None:
-        source = context.catalogue.conversations(settings.general)
+        source: Conversations = context.catalogue.plugin("conversations", settings.general).made
         drawn = [source.conversation(index, noise=noise) for index in range(settings.general.conversations)]
         general = [conversation for conversation in drawn if not held_out.overlaps(conversation)]
         dropped = len(drawn) - len(general)

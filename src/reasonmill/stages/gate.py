@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -195,14 +195,7 @@ def _points(share: float, sign: str = "") -> str:
 
 def _figures(rule: Rule) -> dict[str, Any]:
     found = rule.comparison
-    return {
-        "holds": rule.holds,
-        "candidate": found.candidate,
-        "parent": found.parent,
-        "difference": found.difference.as_metric(),
-        "p_value": found.p_value,
-        "problems": found.problems,
-    }
+    return {"holds": rule.holds, **asdict(found), "difference": found.difference.as_metric()}
 
 
 def _require_evaluation_of(role: str, inputs: Mapping[str, Input], context: StageContext) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from reasonmill.errors import RecipeError
 from reasonmill.protocols import Measure
-from reasonmill.types import Rollout
+from reasonmill.tasks.named import NamedTask
+from reasonmill.types import Group, Problem, Rollout
 
 MEASURES_FILE = "measures.json"
 
@@ -30,10 +31,50 @@ ON_ALL_TASKS = (
 )
 
 
+# What is told of a rollout, or None where it does not have the property.
+Figure = Callable[[Problem, Rollout], float | None]
+
+
+def graded_part(part: str) -> Figure:
+    """The part of a grade; None where the rollout was not graded, or its grade has no such part."""
+    return lambda _, rollout: None if rollout.grade.reward is None else rollout.grade.parts.get(part)
+
+
+def values_of(groups: Sequence[Group], figure: Figure) -> tuple[list[float], list[int]]:
+    """(what is told of the rollouts that have the property, the place of each one's problem)."""
+    # By id: a task with few problems asks some of them again.
+    clusters = {group.problem.id: place for place, group in enumerate(groups)}
+    told = [
+        (clusters[group.problem.id], figure(group.problem, rollout)) for group in groups for rollout in group.rollouts
+    ]
+    kept = [(value, cluster) for cluster, value in told if value is not None]
+    return [value for value, _ in kept], [cluster for _, cluster in kept]
+
+
 def measure_of(measure: Measure, rollout: Rollout) -> float | None:
     """A rollout's value; None where it was not graded, or its grade has no such part."""
     value = None if rollout.grade.reward is None else rollout.grade.parts.get(measure.part)
     return 1.0 - value if value is not None and measure.complement else value
+
+
+def measures_of(tasks: Iterable[NamedTask]) -> list[TaskMeasure]:
+    """What the tasks measure besides pass@1: each measure once, with all tasks that have it.
+
+    Raises:
+        RecipeError: two tasks mean other things by one name.
+    """
+    found: dict[str, TaskMeasure] = {}
+    for task in tasks:
+        for name, measure in task.measures.items():
+            earlier = found.get(name, TaskMeasure(name, measure))
+            if earlier.measure != measure:
+                raise RecipeError(
+                    f"tasks {earlier.tasks[0]!r} and {task.name!r} both have a measure {name!r}, and mean other "
+                    "things by it",
+                    fix="evaluate them in stages of their own, or rename one of the measures",
+                )
+            found[name] = replace(earlier, tasks=(*earlier.tasks, task.name))
+    return list(found.values())
 
 
 def write_measures(path: Path, measures: Sequence[TaskMeasure]) -> None:

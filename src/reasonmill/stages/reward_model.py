@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -31,19 +31,17 @@ from reasonmill.algo.preferences import (
     with_balanced_lengths,
 )
 from reasonmill.algo.preferences import Judge as PairJudge
-from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
-from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import optimise
 from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
 from reasonmill.recipe.reference import ModelRef, RolloutsRef
-from reasonmill.rewards.judge import Comparison, JudgeSettings
+from reasonmill.rewards.judge import JudgeSettings, Pair
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
-from reasonmill.settings import INCIDENTAL
-from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
+from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group, Problem, Rollout
 
@@ -57,7 +55,7 @@ _PAIRWISE_ONLY = ("judge", "pairs_per_problem", "min_margin", "centring")
 _ROUNDING = 1e-9
 
 
-class Settings(StageSettings):
+class Settings(TrainingSettings):
     """Settings of a `reward-model` stage. Pairwise is for helpfulness, pointwise for safety."""
 
     kind: Literal["reward-model"]
@@ -80,11 +78,6 @@ class Settings(StageSettings):
     epochs: int = Field(default=1, ge=1, description="times that each example is read")
     examples_per_step: int = Field(default=64, ge=1, description="pairs or responses of an optimizer step")
     max_tokens: int = Field(default=8192, ge=2, description="longer texts are dropped")
-    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
-    schedule: Schedule
-    optimizer: OptimizerSettings = OptimizerSettings()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")
 
     @model_validator(mode="after")
     def _pairwise_settings_have_effect(self) -> Settings:
@@ -110,7 +103,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ExampleSets:
     """Examples to train on and held-out ones, and how many of those drawn were dropped for which reason."""
 
     train: list[Labelled]
@@ -128,12 +121,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     """Trains the model `from` refers to, with a scalar head, on the labels of the rollouts in `data`."""
     policy_dir = inputs["from"].path
     renderer = context.renderer(policy_dir)
-    groups = [
-        group
-        for name, read in inputs.items()
-        if name.startswith("data[")
-        for group in read_groups(read.path / GROUPS_FILE)
-    ]
+    directories = [read.path for name, read in inputs.items() if name.startswith("data[")]
+    groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
     learner = context.reward_learner(
@@ -150,7 +139,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
 def select(
     settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge | None = None
-) -> Selection:
+) -> ExampleSets:
     """The examples of the rollouts of `settings.tasks`; everything that is drawn is kept or counted as dropped.
 
     Args:
@@ -178,7 +167,7 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
     judge = context.judge(settings.judge)
 
     def preferences(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
-        comparisons = [Comparison(first.problem, first.shown, second.shown) for first, second in pairs]
+        comparisons = [Pair(first.problem, first.shown, second.shown) for first, second in pairs]
         context.progress.begin(f"{settings.name}, judging", len(comparisons), "verdicts")
         verdicts = verdicts_on(comparisons, judge.preferences, run=context, stage=settings.name)
         context.progress.end({})
@@ -189,7 +178,7 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
 
 def _select_pairs(
     settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge
-) -> Selection:
+) -> ExampleSets:
     not_judged = ("not_judged",) if settings.judge is not None else ()
     dropped = dict.fromkeys((*_unusable(settings), *not_judged, "small_margin", "length_balance"), 0)
     drawn: list[tuple[Candidate, Candidate]] = []
@@ -210,18 +199,17 @@ def _select_pairs(
             dropped["small_margin"] += 1
         else:
             pairs.append(pair)
-    kept_back = [is_held_out(pair.chosen.problem.id, settings.held_out) for pair in pairs]
     parts = {}
     for side in (False, True):
-        part = [pair for pair, is_kept_back in zip(pairs, kept_back, strict=True) if is_kept_back == side]
+        part = [pair for pair in pairs if is_held_out(pair.chosen.problem.id, settings.held_out) == side]
         # Each side by itself: lengths must neither teach the model anything nor make it look right.
         balanced = with_balanced_lengths(part, seed, settings.name, int(side))
         dropped["length_balance"] += len(part) - len(balanced)
         parts[side] = [Labelled(pair.chosen.problem.id, (pair.chosen.text, pair.rejected.text)) for pair in balanced]
-    return Selection(parts[False], parts[True], dropped)
+    return ExampleSets(parts[False], parts[True], dropped)
 
 
-def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer) -> Selection:
+def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Renderer) -> ExampleSets:
     assert settings.label is not None  # a judge compares, and here is nothing to compare
     dropped = dict.fromkeys(_unusable(settings), 0)
     parts: dict[bool, list[Labelled]] = {False: [], True: []}
@@ -239,7 +227,7 @@ def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Ren
                 )
             part = parts[is_held_out(group.problem.id, settings.held_out)]
             part.append(Labelled(group.problem.id, (candidate.text,), label))
-    return Selection(parts[False], parts[True], dropped)
+    return ExampleSets(parts[False], parts[True], dropped)
 
 
 def _unusable(settings: Settings) -> tuple[str, ...]:
@@ -249,12 +237,9 @@ def _unusable(settings: Settings) -> tuple[str, ...]:
 
 def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
     """The group's responses as judge and model see them; in place of one that can't be used, the reason."""
-    shared = renderer.render(group.problem.messages)
-    candidates = []
-    for rollout in group.rollouts:
-        prompt = renderer.render(group.problem.messages + rollout.dialogue) if rollout.replies else shared
-        candidates.append(_candidate(settings, group.problem, prompt, rollout, renderer))
-    return candidates
+    asked = group.problem.messages
+    prompts = {dialogue: renderer.render(asked + dialogue) for dialogue in {r.dialogue for r in group.rollouts}}
+    return [_candidate(settings, group.problem, prompts[r.dialogue], r, renderer) for r in group.rollouts]
 
 
 def _candidate(
@@ -269,7 +254,7 @@ def _candidate(
     return "too_long" if len(candidate.text) > settings.max_tokens else candidate
 
 
-def _require_enough(settings: Settings, selection: Selection) -> None:
+def _require_enough(settings: Settings, selection: ExampleSets) -> None:
     if not selection.train or len({example.problem_id for example in selection.held_out}) < 2:
         counts = ", ".join(f"{name} {count}" for name, count in selection.counts().items())
         raise RecipeError(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import RecipeError
-from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.supervised import supervise
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
-from reasonmill.recipe.reference import DatasetRef, ModelRef
-from reasonmill.settings import INCIDENTAL
-from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.recipe.reference import DatasetRef
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example
 
@@ -25,20 +23,14 @@ MAKES: ArtifactKind = "model"
 NEEDS = ("learner",)
 
 
-class Settings(StageSettings):
+class Settings(TrainingSettings):
     """Settings of an `sft` stage."""
 
     kind: Literal["sft"]
-    from_: ModelRef = Field(alias="from")
     data: list[DatasetRef] = Field(min_length=1)
     epochs: int = Field(default=2, ge=1, description="times that each conversation is read")
     conversations_per_step: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=512, ge=2, description="longer conversations are left out, and counted")
-    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
-    schedule: Schedule
-    optimizer: OptimizerSettings = OptimizerSettings()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:

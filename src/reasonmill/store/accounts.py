@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from reasonmill.errors import StoreError
@@ -21,15 +22,6 @@ FATES: tuple[Fate, ...] = get_args(Fate)
 # What the metrics of a step call the counts.
 AREA = "rollouts/"
 _DISPATCHED = f"{AREA}dispatched"
-
-
-@dataclass(frozen=True)
-class Misaccount:
-    """A step whose account is wrong: `stage_key` and `step` name it in the ledger."""
-
-    stage_key: str
-    step: int
-    what: str
 
 
 def usable(groups: Sequence[Group], step: int) -> list[Group]:
@@ -68,8 +60,10 @@ def require_balance(step: int, counts: Mapping[str, float], *, dispatched: int, 
         )
 
 
-def misaccounts(ledger: Ledger, objects: ObjectStore) -> Iterator[Misaccount]:
-    """Counts the rollouts of all steps that were trained on again, from their committed groups.
+def misaccounts(ledger: Ledger, objects: ObjectStore) -> Iterator[tuple[str, int, str]]:
+    """The steps whose account is wrong, as (stage key, step, what is wrong with it).
+
+    Counts the rollouts of all steps that were trained on again, from their committed groups.
 
     Steps whose groups can't be read any more are only added up: what is wrong with an object is another matter.
     """
@@ -78,7 +72,7 @@ def misaccounts(ledger: Ledger, objects: ObjectStore) -> Iterator[Misaccount]:
             step = entry["step"]
             groups = ledger.step_groups(key, step)
             if groups is not None and (what := _wrong(entry, step, _read(objects, groups))) is not None:
-                yield Misaccount(key, step, what)
+                yield key, step, what
 
 
 def _wrong(entry: Mapping[str, Any], step: int, groups: Sequence[Group] | None) -> str | None:
@@ -95,10 +89,9 @@ def _wrong(entry: Mapping[str, Any], step: int, groups: Sequence[Group] | None) 
 
 
 def _read(objects: ObjectStore, digest: str) -> list[Group] | None:
-    try:
+    with suppress(StoreError):
         return read_groups(objects.path(digest) / GROUPS_FILE)
-    except StoreError:
-        return None
+    return None
 
 
 def _listed(counts: Mapping[str, float]) -> str:

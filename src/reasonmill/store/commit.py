@@ -15,7 +15,7 @@ from pathlib import Path
 from reasonmill.activity import beat
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
 from reasonmill.store import disk
-from reasonmill.store.looking import exists, files_below, is_file, is_lost, size
+from reasonmill.store.looking import exists, files_below, is_file, size, unless_lost
 
 MANIFEST = "manifest.json"
 
@@ -96,11 +96,8 @@ def damaged_files(directory: Path, digest: str, *, read: bool = True) -> list[st
         for name, entry in entries.items()
         if not (holds(directory / name, entry["blake2b"]) if read else has_size(directory / name, entry["size"]))
     ]
-    try:
-        names = set(files_below(directory))
-    except OSError as error:
-        if not is_lost(error):
-            raise
+    names = unless_lost(lambda: set(files_below(directory)))
+    if names is None:
         return damaged or [MANIFEST]
     # A file that was added counts as damage: loaders of models look at every file that is there.
     return [*damaged, *sorted(names - entries.keys() - {MANIFEST})]
@@ -112,12 +109,7 @@ def holds(path: Path, digest: str) -> bool:
     Raises:
         OSError: the disk does not say what the file holds.
     """
-    try:
-        return is_file(path) and file_digest(path) == digest
-    except OSError as error:
-        if not is_lost(error):
-            raise
-        return False
+    return unless_lost(lambda: is_file(path) and file_digest(path) == digest) or False
 
 
 def has_size(path: Path, num_bytes: int) -> bool:
@@ -126,12 +118,7 @@ def has_size(path: Path, num_bytes: int) -> bool:
     Raises:
         OSError: the disk does not say.
     """
-    try:
-        return is_file(path) and size(path) == num_bytes
-    except OSError as error:
-        if not is_lost(error):
-            raise
-        return False
+    return unless_lost(lambda: is_file(path) and size(path) == num_bytes) or False
 
 
 def content(path: Path) -> bytes | None:
@@ -140,12 +127,7 @@ def content(path: Path) -> bytes | None:
     Raises:
         OSError: the disk does not say what the file holds.
     """
-    try:
-        return path.read_bytes() if is_file(path) else None
-    except OSError as error:
-        if not is_lost(error):
-            raise
-        return None
+    return unless_lost(lambda: path.read_bytes() if is_file(path) else None)
 
 
 def is_unreadable(path: Path) -> bool:
@@ -154,14 +136,8 @@ def is_unreadable(path: Path) -> bool:
     Raises:
         OSError: the disk does not say.
     """
-    try:
-        if is_file(path):
-            file_digest(path)
-    except OSError as error:
-        if not is_lost(error):
-            raise
-        return exists(path)  # beside a writer, a log may have gone by now
-    return False
+    is_read = unless_lost(lambda: not is_file(path) or bool(file_digest(path)))
+    return not is_read and exists(path)  # beside a writer, a log may have gone by now
 
 
 def file_digest(path: Path) -> str:
@@ -243,8 +219,9 @@ def error_of_disk(
         what: could not be read or written.
     """
     chain = list(_chain(error))
-    if any(_is_out_of_space(link) for link in chain):
-        return out_of_space(where)
+    for link in chain:
+        if _error_number(link) in _OUT_OF_SPACE or any(text in str(link) for text in _OUT_OF_SPACE_TEXTS):
+            return out_of_space(where)
     for link in chain:
         if (isinstance(link, OSError) and not foreign_code) or _error_number(link) in _DISK_FAULTS:
             return StoreError(
@@ -271,12 +248,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_out_of_space(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
-        return True
-    return any(text in str(error) for text in _OUT_OF_SPACE_TEXTS)
 
 
 def _error_number(error: BaseException) -> int | None:

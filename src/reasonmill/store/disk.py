@@ -13,23 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
-Verb = Literal[
-    "write",
-    "copy",
-    "fill",
-    "fsync",
-    "fsync directory",
-    "rename",
-    "replace",
-    "make directory",
-    "unlink",
-    "remove directory",
-    "start log",
-    "commit",
-    "commit unsynced",
-    "empty log",
-    "close",
-]
+# What changes the bytes of files, the names in directories, and a database.
+BytesVerb = Literal["write", "copy", "fill", "fsync"]
+NameVerb = Literal["fsync directory", "rename", "replace", "make directory", "unlink", "remove directory"]
+DatabaseVerb = Literal["start log", "commit", "commit unsynced", "empty log", "close"]
+Verb = Literal[BytesVerb, NameVerb, DatabaseVerb]
 
 
 @dataclass(frozen=True)

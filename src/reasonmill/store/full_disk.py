@@ -17,11 +17,9 @@ class WhenFull(Protocol):
 
     def __call__(self, error: OutOfSpace) -> None:
         """Told of a write that found no room; returns when it is to be tried again, or raises."""
-        ...
 
     def goes_on(self) -> None:
         """Told that a write which had to wait has worked."""
-        ...
 
 
 def waits_for_room(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +12,7 @@ from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import OBJECTS, Home, WriterLock, entries, require_home
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import (
-    BACKUPS,
-    LEDGER,
-    NO_BACKUP,
-    DamagedSeal,
-    ledger_damage,
-    open_for_reading,
-    read_seal,
-    sound_backup,
-)
+from reasonmill.store.ledger_backup import LEDGER, NO_BACKUP, look_at_ledger, open_for_reading
 from reasonmill.store.looking import is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, half_written_views
@@ -90,7 +81,7 @@ def collect_garbage(path: Path, *, abandoned: bool = False, last_states: bool = 
             disk.remove_tree(leftover, "leftover")
         if not is_directory(lock.home / TMP):  # where objects are moved to
             disk.make_directory(lock.home / TMP, TMP)
-        objects = ObjectStore(lock.home / OBJECTS, lock.home / TMP, write=True)
+        objects = ObjectStore(lock.home / OBJECTS, write=True)
         recorded = {digest for _, _, digest in garbage.states}
         for digest in garbage.objects:
             if digest not in recorded:
@@ -124,16 +115,12 @@ def _locked(path: Path) -> Iterator[WriterLock]:
     """The right to write to a home that is there; what the disk does wrong meanwhile is an error of the store."""
     path = path.absolute()
     require_home(path)
-    with disk_errors(path):
-        lock = WriterLock(path)
-        try:
-            yield lock
-        finally:
-            lock.release()
+    with disk_errors(path), closing(WriterLock(path)) as lock:
+        yield lock
 
 
 def _garbage(home: Path, abandoned: bool, last_states: bool) -> Garbage:
-    with _sound_ledger(home) as ledger:
+    with closing(_sound_ledger(home)) as ledger:
         idle, last = _states_of_finished_stages(ledger)
         left_behind = _states_of_abandoned_stages(ledger)
         states = [*idle, *(left_behind if abandoned else []), *(last if last_states else [])]
@@ -152,31 +139,21 @@ def _garbage(home: Path, abandoned: bool, last_states: bool) -> Garbage:
     )
 
 
-@contextmanager
-def _sound_ledger(home: Path) -> Iterator[Ledger]:
+def _sound_ledger(home: Path) -> Ledger:
     """The ledger, for reading. What a damaged one does not refer to any more may well be needed.
 
     Raises:
         StoreError: it is damaged.
     """
-    try:
-        seal = read_seal(home)
-    except DamagedSeal:
-        seal = None  # then the ledger is checked row by row
-    damage = ledger_damage(home, seal)
-    if damage:
-        backup = sound_backup(home, ObjectStore(home / BACKUPS, home / TMP, write=False), seal)
+    found = look_at_ledger(home)
+    if found.damage:
         fall_back = "run a recipe of this home first: it puts the last backup of the ledger in its place"
         raise StoreError(
-            f"the ledger {damage[0]}, so that it can't be told what is needed: nothing was removed",
-            fix=fall_back if backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
+            f"the ledger {found.damage[0]}, so that it can't be told what is needed: nothing was removed",
+            fix=fall_back if found.backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
             where=str(home / LEDGER),
         )
-    ledger = open_for_reading(home)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
+    return open_for_reading(home)
 
 
 def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list[str]:
@@ -190,7 +167,7 @@ def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list
         needed |= {digest for _, digest in ledger.steps(key) if digest is not None}
         needed |= {digest for step, digest in ledger.states(key) if (key, step, digest) not in going}
     fell_back_s = max((incident.at_s for incident in ledger.incidents() if incident.file == LEDGER), default=0.0)
-    objects = ObjectStore(home / OBJECTS, home / TMP, write=False)
+    objects = ObjectStore(home / OBJECTS, write=False)
     free = [digest for digest in objects.digests() if digest not in needed]
     return [digest for digest in free if (home / OBJECTS / digest).stat().st_mtime > fell_back_s]
 

@@ -11,10 +11,8 @@ import socket
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
@@ -22,16 +20,7 @@ from reasonmill.store.commit import disk_errors
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.ledger_backup import (
-    BACKUPS,
-    LEDGER,
-    SEAL,
-    SIDE_FILES,
-    LedgerKeeper,
-    is_home,
-    open_for_reading,
-    require_this_version,
-)
+from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
 from reasonmill.store.looking import exists, is_directory, is_file
 from reasonmill.store.lost_views import forget_lost_views, in_the_way
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
@@ -44,7 +33,7 @@ _PID = "pid"  # what the lock's file says first
 # What the system says where it can't lock a directory: network file systems lock only what can be written.
 _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
-HOME_ENTRIES = frozenset({*_DIRECTORIES, _LOCK, LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
+HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 
 
 class Home:
@@ -54,12 +43,15 @@ class Home:
     that `tell_incidents` was given.
     """
 
-    def __init__(self, path: Path, ledger: Ledger, *, writer: Writer | None, incidents: Incidents) -> None:
+    def __init__(
+        self, path: Path, ledger: Ledger, incidents: Incidents, keeper: LedgerKeeper | None, lock: WriterLock | None
+    ) -> None:
         self.path = path
-        self.objects = ObjectStore(path / OBJECTS, path / TMP, write=writer is not None, incidents=incidents)
+        self.objects = ObjectStore(path / OBJECTS, write=keeper is not None, incidents=incidents)
         self.ledger = ledger
-        self._writer = writer
         self._incidents = incidents
+        self._keeper = keeper
+        self._lock = lock
         self.when_full: WhenFull | None = None
 
     @classmethod
@@ -73,23 +65,19 @@ class Home:
             StoreError: the home can't be written, is in use by another writer, or is missing and opened for reading.
         """
         path = Path(path).absolute()
-        if write:
-            _require_directory(path)
-            return cls._open_for_writing(path, lock)
-        require_home(path)
-        return cls(path, open_for_reading(path), writer=None, incidents=Incidents())
-
-    @classmethod
-    def _open_for_writing(cls, path: Path, lock: WriterLock | None) -> Home:
+        incidents = Incidents()
+        if not write:
+            require_home(path)
+            return cls(path, open_for_reading(path), incidents, None, None)
+        _require_directory(path)
         with disk_errors(path):
             if not exists(path / LEDGER):
                 _make_durably(path)
             lock = lock or WriterLock(path)
-        ledger = None
-        incidents = Incidents()
+        keeper = LedgerKeeper(path, incidents)
         try:
             with disk_errors(path):
-                require_this_version(path)
+                keeper.require_this_version()
                 # Before anything is written: they may be what fills the disk.
                 for leftover in entries(path / TMP):
                     disk.remove_tree(leftover, "leftover")
@@ -98,14 +86,10 @@ class Home:
                         disk.make_directory(path / name, name)
                 # Also when they existed, see above: damaged files go into one of them even before the seal is written.
                 disk.fsync_directory(path, "home")
-                keeper = LedgerKeeper(path, incidents)
-                ledger = keeper.open()
+                return cls(path, keeper.open(), incidents, keeper, lock)
         except BaseException:
-            if ledger is not None:
-                ledger.close()
-            lock.release()
+            lock.close()
             raise
-        return cls(path, ledger, writer=Writer(lock, keeper), incidents=incidents)
 
     def tell_incidents(self, tell: Callable[[str], None]) -> None:
         """Tells incidents to the user in this way, those since the home was opened first."""
@@ -118,8 +102,8 @@ class Home:
     @waits_for_room
     def back_up_ledger(self) -> None:
         """Keeps a copy of the ledger as it is now, to fall back to if its file is damaged."""
-        if self._writer is not None:
-            self._writer.keeper.back_up(self.ledger)
+        if self._keeper is not None:
+            self._keeper.back_up(self.ledger)
 
     def run_dir(self, name: str) -> Path:
         """Directory of a run's views and logs; it exists after this call if the home is open for writing."""
@@ -128,7 +112,7 @@ class Home:
                 f"{name!r} can't name a run's directory", fix="use letters, digits, '-' and '_'", where="run"
             )
         path = self.path / RUNS / name
-        if self._writer is not None:
+        if self._keeper is not None:
             if in_the_way(path):
                 forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
             with disk_errors(path):
@@ -162,33 +146,21 @@ class Home:
         Args:
             at_once: without a backup of the ledger and its seal, which the next writer catches up on, as after a kill.
         """
-        writer, self._writer = self._writer, None
-        if writer is None:
-            self.ledger.close()
-            return
+        keeper, self._keeper = self._keeper, None
         try:
-            if at_once:
+            if keeper is None or at_once:
                 self.ledger.close()
             else:
-                writer.keeper.close(self.ledger)
+                keeper.close(self.ledger)
         finally:
-            writer.lock.release()
+            if self._lock is not None:
+                self._lock.close()
 
     def __enter__(self) -> Home:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close(at_once=isinstance(error, KeyboardInterrupt))  # a second Ctrl-C
-
-
-@dataclass(frozen=True)
-class Writer:
-    """What only the writer of a home has."""
-
-    lock: WriterLock
-    keeper: LedgerKeeper
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))  # a second Ctrl-C
 
 
 class WriterLock:
@@ -219,18 +191,17 @@ class WriterLock:
         self._descriptor: int | None = descriptor
         _held_locks.add(self)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Lets the lock go; a second call does nothing."""
         if self._descriptor is not None:
             with suppress(OSError):  # what the file says counts only while the home is locked
                 disk.write_file(self._path, b"", "released lock")
             # Unlock and not just close: a process that is being forked right now has the descriptor, too.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
-            self._descriptor = None
+            self.drop()
 
-    def drop_in_child(self) -> None:
-        """Closes a forked child's copy, which would keep the lock alive after its parent was killed."""
+    def drop(self) -> None:
+        """Closes this process's copy of the lock, and no other: a forked child's would outlive its parent's."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -241,7 +212,7 @@ _held_locks: weakref.WeakSet[WriterLock] = weakref.WeakSet()
 
 def _drop_inherited_locks() -> None:
     for lock in list(_held_locks):
-        lock.drop_in_child()
+        lock.drop()
 
 
 os.register_at_fork(after_in_child=_drop_inherited_locks)
@@ -328,19 +299,16 @@ def _make_durably(path: Path) -> None:
 def _require_own_entries(path: Path) -> None:
     """A writer empties and fills the home's directories, and the lock's file: none may lead out of the home."""
     for name in (*_DIRECTORIES, _LOCK):
-        entry, kind = path / name, "file" if name == _LOCK else "directory"
-        is_own = is_file(entry) if kind == "file" else is_directory(entry)
-        if entry.is_symlink():
-            found = "a link"
-        elif exists(entry) and not is_own:
-            found = f"no {kind}"
-        else:
-            continue
-        raise StoreError(
-            f"{name!r} of this home is {found}, and what a run does to it would be done to something else",
-            fix=f"put a plain {kind} in its place; to have a home on another disk, name a directory there as the home",
-            where=str(entry),
-        )
+        entry = path / name
+        kind, is_own = ("file", is_file) if name == _LOCK else ("directory", is_directory)
+        if entry.is_symlink() or (exists(entry) and not is_own(entry)):
+            raise StoreError(
+                f"{name!r} of this home is {'a link' if entry.is_symlink() else f'no {kind}'}, and what a run does to "
+                "it would be done to something else",
+                fix=f"put a plain {kind} in its place; to have a home on another disk, name a directory there as the "
+                "home",
+                where=str(entry),
+            )
 
 
 def _require_no_content(path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,30 +16,24 @@ class Incident:
         digest: what the file or object should have been; empty where nothing says that.
         what: what is wrong with it, to follow the file's name.
         done: what was done about it, to follow a semicolon.
-        at_s: when, in seconds since the epoch.
+        at_s: when it was met, in seconds since the epoch.
     """
 
     file: str
     digest: str
     what: str
     done: str
-    at_s: float
+    at_s: float = field(default_factory=time.time)
 
     def __str__(self) -> str:
         return f"{self.file} {self.what}; {self.done}"
-
-
-class Records(Protocol):
-    """Where incidents are kept: the ledger."""
-
-    def record_incident(self, incident: Incident) -> None: ...
 
 
 class Incidents:
     """Passes incidents on to the ledger and to the user, as soon as there is one to pass them to."""
 
     def __init__(self) -> None:
-        self._records: Records | None = None
+        self._record: Callable[[Incident], None] | None = None
         self._tell: Callable[[str], None] | None = None
         self._unrecorded: list[Incident] = []
         self._untold: list[Incident] = []
@@ -50,9 +44,9 @@ class Incidents:
         self._untold.append(incident)
         self._pass_on()
 
-    def record_in(self, records: Records) -> None:
-        """From now on incidents are recorded here; those before are caught up on."""
-        self._records = records
+    def record(self, record: Callable[[Incident], None]) -> None:
+        """From now on incidents are recorded in this way; those before are caught up on."""
+        self._record = record
         self._pass_on()
 
     def tell(self, tell: Callable[[str], None]) -> None:
@@ -61,8 +55,8 @@ class Incidents:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._records is not None and self._unrecorded:
-            self._records.record_incident(self._unrecorded[0])
+        while self._record is not None and self._unrecorded:
+            self._record(self._unrecorded[0])
             del self._unrecorded[0]
         while self._tell is not None and self._untold:
             self._tell(str(self._untold.pop(0)))

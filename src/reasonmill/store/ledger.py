@@ -8,9 +8,11 @@ read is checked against its seal.
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,15 @@ from reasonmill.errors import StoreError
 from reasonmill.store.full_disk import WhenFull, waits_for_room
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger_runs import LedgerOfRuns
-from reasonmill.store.ledger_schema import SCHEMA_VERSION, TABLES
-from reasonmill.store.sealed_rows import FALL_BACK, Row
+from reasonmill.store.sealed_rows import Row, damaged_ledger
 from reasonmill.types import Artifact
+
+
+def _tables() -> list[str]:
+    """The statements that make the tables, as SQLite keeps them in a file."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+        return [row[0] for row in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,9 @@ class OtherContent(StoreError):
 class Ledger(LedgerOfRuns):
     """The ledger of a home. Methods raise StoreError if it can't be read or is damaged, OutOfSpace on a full disk."""
 
-    def __init__(self, path: Path, *, write: bool, is_final: bool = False) -> None:
-        """Opens the ledger; for writing, a missing file is made. A backup is final: nothing is written beside it.
-
-        Raises:
-            StoreError: the file is no ledger, or one of another version of reasonmill.
-        """
-        self.when_full: WhenFull | None = None
-        super().__init__(path, write=write, tables=TABLES, version=SCHEMA_VERSION, is_final=is_final)
+    tables = _tables()
+    version = 2
+    when_full: WhenFull | None = None
 
     @waits_for_room
     def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
@@ -72,10 +75,7 @@ class Ledger(LedgerOfRuns):
                 self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
             known = self.machines(stage_key)
             if machine not in known:
-                self._db.execute(
-                    "INSERT INTO machines (stage_key, position, machine) VALUES (?, ?, ?)",
-                    (stage_key, len(known), machine),
-                )
+                self._insert("machines", stage_key=stage_key, position=len(known), machine=machine)
             return self.machines(stage_key)
 
     def machines(self, stage_key: str) -> tuple[str, ...]:
@@ -92,12 +92,10 @@ class Ledger(LedgerOfRuns):
         Raises:
             StoreError: the key is recorded already, the run was never begun or a parent is not in the ledger.
         """
+        took = {"seconds": seconds, "tokens": tokens, "finished_s": time.time()}
         with self._transaction("stage"):
-            self._db.execute(
-                "INSERT INTO stages (key, run, name, kind, artifact, seconds, tokens, finished_s) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, run, name, kind, self._record_artifact(artifact), seconds, tokens, time.time()),
-            )
+            made = self._record_artifact(artifact)
+            self._insert("stages", key=key, run=run, name=name, kind=kind, artifact=made, **took)
             self._db.execute("DELETE FROM run_stages WHERE run = ? AND name = ? AND position < 0", (run, name))
 
     def stage(self, key: str) -> StageRecord | None:
@@ -124,11 +122,8 @@ class Ledger(LedgerOfRuns):
         """
         with self._transaction("groups"):
             self._require_same(f"groups of step {step}", self.step_groups(stage_key, step), groups_digest)
-            self._db.execute(
-                "INSERT INTO steps (stage_key, step, groups_digest) VALUES (?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest",
-                (stage_key, step, groups_digest),
-            )
+            otherwise = "ON CONFLICT DO UPDATE SET groups_digest = excluded.groups_digest"
+            self._insert("steps", otherwise, stage_key=stage_key, step=step, groups_digest=groups_digest)
 
     def step_groups(self, stage_key: str, step: int) -> str | None:
         """Digest of the groups of a step, or None if none were committed."""
@@ -167,11 +162,8 @@ class Ledger(LedgerOfRuns):
         with self._transaction("metrics", synced=False):
             if self._read("stages", "key = ?", stage_key):
                 return
-            self._db.execute(
-                "INSERT INTO steps (stage_key, step, metrics) VALUES (?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET metrics = excluded.metrics",
-                (stage_key, step, json.dumps(dict(metrics))),
-            )
+            otherwise = "ON CONFLICT DO UPDATE SET metrics = excluded.metrics"
+            self._insert("steps", otherwise, stage_key=stage_key, step=step, metrics=json.dumps(dict(metrics)))
 
     def metrics(self, stage_key: str) -> list[dict[str, Any]]:
         """Metrics of the steps that have any, in the order of steps, each with its "step"."""
@@ -187,18 +179,18 @@ class Ledger(LedgerOfRuns):
         """
         with self._transaction("state"):
             self._require_same(f"state of step {step}", dict(self.states(stage_key)).get(step), digest)
-            self._db.execute(
-                "INSERT OR IGNORE INTO states (stage_key, step, digest) VALUES (?, ?, ?)", (stage_key, step, digest)
-            )
+            self._insert("states", "ON CONFLICT DO NOTHING", stage_key=stage_key, step=step, digest=digest)
 
     @waits_for_room
     def carry_over(self, stage_key: str, from_key: str, steps: int) -> None:
         """Gives a stage that has nothing yet all steps of another one, its machines, and its state of step `steps`."""
         with self._transaction("carried steps"):
             self._db.execute("DELETE FROM machines WHERE stage_key = ?", (stage_key,))
-            self._copy_rows("steps", stage_key, self._read("steps", "stage_key = ?", from_key))
-            self._copy_rows("states", stage_key, self._read("states", "stage_key = ? AND step = ?", from_key, steps))
-            self._copy_rows("machines", stage_key, self._read("machines", "stage_key = ?", from_key))
+            found = {table: self._read(table, "stage_key = ?", from_key) for table in ("steps", "machines")}
+            found["states"] = self._read("states", "stage_key = ? AND step = ?", from_key, steps)
+            for table, rows in found.items():
+                for row in rows:
+                    self._insert(table, **{**row, "stage_key": stage_key})
 
     def latest_state(self, stage_key: str) -> tuple[int, str] | None:
         """Step and digest of the last committed state, or None."""
@@ -255,12 +247,10 @@ class Ledger(LedgerOfRuns):
                 where=str(self._path),
             )
         if len(latest) > 1 and digest not in latest:
-            candidates = ", ".join(
-                f"{row['digest'][: len(digest) + 8]} ({row['stage']})" for row in list(latest.values())[:8]
-            )
+            candidates = [f"{row['digest'][: len(digest) + 8]} ({row['stage']})" for row in latest.values()]
             more = f" and {len(latest) - 8} more" if len(latest) > 8 else ""
             raise StoreError(
-                f"{len(latest)} artifacts have digests that begin with {digest!r}: {candidates}{more}",
+                f"{len(latest)} artifacts have digests that begin with {digest!r}: {', '.join(candidates[:8])}{more}",
                 fix="give more digits",
                 where=str(self._path),
             )
@@ -273,10 +263,9 @@ class Ledger(LedgerOfRuns):
             StoreError: the ledger has no such artifact.
         """
         identity = _identity(artifact)
-        for made in reversed(self._artifact_ids(artifact.digest)):
-            if _identity(self._artifact(made)) == identity:
-                rows = self._read("parents", "child = ?", made, order="position")
-                return [self._artifact(row["parent"]) for row in rows]
+        for row in reversed(self._makings(artifact.digest)):
+            if _identity(self._made(row)) == identity:
+                return [self._made(parent) for parent in self._parents(row["id"])]
         raise StoreError(
             f"the ledger has no artifact {artifact.digest[:12]} of stage {artifact.stage!r}",
             fix="check that this is the home it was made in",
@@ -292,10 +281,8 @@ class Ledger(LedgerOfRuns):
         """Records what the files of a run's directory hold, by their paths below it, in place of what was recorded."""
         with self._transaction("views"):
             self._db.execute("DELETE FROM views WHERE run = ?", (run,))
-            self._db.executemany(
-                "INSERT INTO views (run, path, digest) VALUES (?, ?, ?)",
-                [(run, path, digest) for path, digest in digests.items()],
-            )
+            for path, digest in digests.items():
+                self._insert("views", run=run, path=path, digest=digest)
 
     def views(self, run: str) -> dict[str, str]:
         """What `record_views` recorded; nothing while the run's directory is being written, or if that was cut off."""
@@ -305,10 +292,7 @@ class Ledger(LedgerOfRuns):
     def record_incident(self, incident: Incident) -> None:
         """Records damage and what was done about it."""
         with self._transaction("incident"):
-            self._db.execute(
-                "INSERT INTO incidents (file, digest, what, done, at_s) VALUES (?, ?, ?, ?, ?)",
-                (incident.file, incident.digest, incident.what, incident.done, incident.at_s),
-            )
+            self._insert("incidents", **asdict(incident))
 
     def incidents(self) -> list[Incident]:
         """All incidents, in the order in which they were recorded."""
@@ -318,74 +302,58 @@ class Ledger(LedgerOfRuns):
         ]
 
     def _stage(self, row: Row) -> StageRecord:
-        artifact = self._artifact(row["artifact"])
+        artifact = self._made(self._artifact_row(row["artifact"]))
         return StageRecord(row["key"], row["run"], row["name"], row["kind"], artifact, row["seconds"], row["tokens"])
-
-    def _artifact(self, artifact_id: int) -> Artifact:
-        return self._made(self._artifact_row(artifact_id))
 
     def _artifact_row(self, artifact_id: int) -> Row:
         rows = self._read("artifacts", "id = ?", artifact_id)
         if not rows:
-            raise StoreError(
-                f"the ledger is damaged: it refers to artifact number {artifact_id}, which it does not have",
-                fix=FALL_BACK,
-                where=str(self._path),
-            )
+            what = f"is damaged: it refers to artifact number {artifact_id}, which it does not have"
+            raise damaged_ledger(self._path, what)
         return rows[0]
 
     def _made(self, row: Row) -> Artifact:
-        parents = [
-            self._artifact_row(link["parent"])["digest"]
-            for link in self._read("parents", "child = ?", row["id"], order="position")
-        ]
-        return Artifact(
-            row["digest"], row["kind"], row["stage"], tuple(parents), row["config_digest"], json.loads(row["metrics"])
-        )
+        parents = tuple(parent["digest"] for parent in self._parents(row["id"]))
+        metrics = json.loads(row["metrics"])
+        return Artifact(row["digest"], row["kind"], row["stage"], parents, row["config_digest"], metrics)
+
+    def _parents(self, artifact_id: int) -> list[Row]:
+        """The rows of the artifacts that one was made from, in order."""
+        links = self._read("parents", "child = ?", artifact_id, order="position")
+        return [self._artifact_row(link["parent"]) for link in links]
 
     def _record_artifact(self, artifact: Artifact) -> int:
         """Id of the artifact's row, which is added unless an equal one is there. Runs inside a transaction."""
-        for made in self._artifact_ids(artifact.digest):
-            if self._artifact(made) == artifact:
-                return made
+        for row in self._makings(artifact.digest):
+            if self._made(row) == artifact:
+                return int(row["id"])
         parent_ids = []
         for parent in artifact.parents:
-            known = self._artifact_ids(parent)
+            known = self._makings(parent)
             if not known:
                 raise StoreError(
                     f"the {artifact.kind} of stage {artifact.stage!r} has a parent that the ledger does not know",
                     fix="register the parent before the stage is committed",
                     where=parent,
                 )
-            parent_ids.append(known[-1])
-        cursor = self._db.execute(
-            "INSERT INTO artifacts (digest, kind, stage, config_digest, metrics, created_s) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                artifact.digest,
-                artifact.kind,
-                artifact.stage,
-                artifact.config_digest,
-                json.dumps(dict(artifact.metrics)),
-                time.time(),
-            ),
+            parent_ids.append(known[-1]["id"])
+        artifact_id = self._insert(
+            "artifacts",
+            digest=artifact.digest,
+            kind=artifact.kind,
+            stage=artifact.stage,
+            config_digest=artifact.config_digest,
+            metrics=json.dumps(dict(artifact.metrics)),
+            created_s=time.time(),
         )
-        artifact_id = cursor.lastrowid
         assert artifact_id is not None  # an INSERT always sets it
-        self._db.executemany(
-            "INSERT INTO parents (child, position, parent) VALUES (?, ?, ?)",
-            [(artifact_id, position, parent_id) for position, parent_id in enumerate(parent_ids)],
-        )
+        for position, parent_id in enumerate(parent_ids):
+            self._insert("parents", child=artifact_id, position=position, parent=parent_id)
         return artifact_id
 
-    def _artifact_ids(self, digest: str) -> list[int]:
-        return [row["id"] for row in self._read("artifacts", "digest = ?", digest, order="id")]
-
-    def _copy_rows(self, table: str, stage_key: str, rows: Sequence[Row]) -> None:
-        """Adds the rows to a table, as those of another stage. Runs inside a transaction."""
-        for row in rows:
-            values = {**row, "stage_key": stage_key}
-            marks = ", ".join("?" * len(values))
-            self._db.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+    def _makings(self, digest: str) -> list[Row]:
+        """The rows of equal artifacts, in the order in which they were recorded."""
+        return self._read("artifacts", "digest = ?", digest, order="id")
 
     def _require_same(self, what: str, recorded: str | None, digest: str) -> None:
         if recorded not in (None, digest):

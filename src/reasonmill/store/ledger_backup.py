@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import uuid
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,18 @@ from reasonmill.store import disk
 from reasonmill.store.commit import content, disk_errors, file_digest, holds, is_unreadable, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
-from reasonmill.store.looking import exists, is_directory, is_file, is_lost, size
+from reasonmill.store.looking import changed_ns, exists, is_directory, is_file, is_lost, size
 from reasonmill.store.lost_views import forget_lost_views
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore, put_aside, quarantined
-from reasonmill.store.sealed_rows import FALL_BACK, OtherVersion, Unreachable
+from reasonmill.store.sealed_rows import OtherVersion, Unreachable, damaged_ledger
 
 LEDGER = "ledger.sqlite"
 SEAL = "ledger.seal"
 BACKUPS = "backups"
 # What SQLite keeps next to an open file: its log, and an index of that.
 SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
+# The last is the seal that is on its way to its name.
+LEDGER_FILES = frozenset({LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 # What to do about a damaged ledger where no sound backup is left.
 NO_BACKUP = "restore the home from a copy, or use another home: the recipe then makes everything again"
 # The one before the last is for the case that ledger and last backup are damaged together.
@@ -70,14 +71,16 @@ def read_seal(home: Path) -> Seal | None:
         if not exists(path):
             return None
         data = content(path)
-    try:
+    with suppress(ValueError, LookupError, TypeError):
         fields = json.loads((data or b"").splitlines()[0])
         seal = Seal(fields["ledger"], tuple(fields["backups"]))
-    except (ValueError, LookupError, TypeError) as error:
-        raise _damaged_seal(path) from error
-    if encode_seal(seal) != data:
-        raise _damaged_seal(path)
-    return seal
+        if encode_seal(seal) == data:
+            return seal
+    raise DamagedSeal(
+        "the seal of the ledger is damaged",
+        fix="run the recipe again: the ledger is checked row by row and sealed anew",
+        where=str(path),
+    )
 
 
 def is_home(path: Path) -> bool:
@@ -88,23 +91,9 @@ def is_home(path: Path) -> bool:
     Raises:
         StoreError: the disk does not say.
     """
-    backups = ObjectStore(path / BACKUPS, path / TMP, write=False)
+    backups = ObjectStore(path / BACKUPS, write=False)
     with disk_errors(path):
         return not Ledger.is_blank(path / LEDGER) or exists(path / SEAL) or bool(backups.digests())
-
-
-def require_this_version(home: Path) -> None:
-    """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
-
-    Raises:
-        OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
-    """
-    try:
-        Ledger(home / LEDGER, write=False, is_final=True).close()
-    except OtherVersion:
-        raise
-    except StoreError:
-        return  # the keeper looks closer
 
 
 def ledger_damage(home: Path, seal: Seal | None) -> list[str]:
@@ -137,15 +126,12 @@ def _absence(path: Path) -> str:
 def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
     """What a look at every row of a ledger's file finds; see `ledger_damage`."""
     try:
-        ledger = Ledger(path, write=False, is_final=is_final)
+        with closing(Ledger(path, write=False, is_final=is_final)) as ledger:
+            return [f"is damaged: {what}" for what in ledger.damage()]
     except (OtherVersion, Unreachable, OutOfSpace):
         raise
     except StoreError as error:
         return [f"is damaged: {error.what}"]
-    try:
-        return [f"is damaged: {what}" for what in ledger.damage()]
-    finally:
-        ledger.close()
 
 
 def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
@@ -155,26 +141,43 @@ def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> lis
     """
     known = seal.backups if seal is not None else ()
     others = [digest for digest in backups.digests() if digest not in known]
-    return [*known, *sorted(others, key=lambda digest: _made_ns(home / BACKUPS / digest), reverse=True)]
+    return [*known, *sorted(others, key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)]
 
 
-def sound_backup(home: Path, backups: ObjectStore, seal: Seal | None) -> str | None:
-    """The digest of the backup that a run would put in the place of a damaged ledger; None where no sound one is left.
+@dataclass(frozen=True)
+class LedgerState:
+    """What a look at a home's ledger finds.
 
-    Changes nothing.
+    Args:
+        seal: None where there is none or it is damaged.
+        damage: what is wrong with the ledger, each to follow its name.
+        backup: the directory of the backup that a run would put in the place of a damaged ledger; None where the ledger
+            is sound, or no sound backup is left.
     """
-    for digest in backups_in_order(home, backups, seal):
-        if backups.exists(digest) and not backups.damaged_files(digest):
-            return digest
-    return None
+
+    seal: Seal | None
+    is_seal_damaged: bool
+    damage: tuple[str, ...]
+    backup: Path | None
 
 
-def _made_ns(path: Path) -> int:
-    """When something was written; 0 for what a writer removes meanwhile."""
+def look_at_ledger(home: Path) -> LedgerState:
+    """Looks at a home's ledger and its seal, and changes nothing.
+
+    Raises:
+        OtherVersion: the ledger is of another version of reasonmill.
+        StoreError: it can't be looked at.
+    """
+    seal, is_seal_damaged = None, False
     try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+        seal = read_seal(home)
+    except DamagedSeal:
+        is_seal_damaged = True  # then the ledger is checked row by row
+    damage = ledger_damage(home, seal)
+    backups = ObjectStore(home / BACKUPS, write=False)
+    tried = [digest for digest in backups_in_order(home, backups, seal) if backups.exists(digest)] if damage else []
+    sound = next((home / BACKUPS / digest for digest in tried if not backups.damaged_files(digest)), None)
+    return LedgerState(seal, is_seal_damaged, tuple(damage), sound)
 
 
 def open_for_reading(home: Path) -> Ledger:
@@ -187,9 +190,8 @@ def open_for_reading(home: Path) -> Ledger:
         StoreError: it is missing or damaged, or can't be read.
     """
     with disk_errors(home):
-        absence = "" if is_file(home / LEDGER) else _absence(home / LEDGER)
-    if absence:
-        raise StoreError(f"the ledger {absence}", fix=FALL_BACK, where=str(home / LEDGER))
+        if not is_file(home / LEDGER):
+            raise damaged_ledger(home / LEDGER, _absence(home / LEDGER))
     try:
         return Ledger(home / LEDGER, write=False)
     except (Unreachable, OutOfSpace):
@@ -226,8 +228,21 @@ class LedgerKeeper:
     def __init__(self, home: Path, incidents: Incidents) -> None:
         self._home = home
         self._incidents = incidents
-        self._backups = ObjectStore(home / BACKUPS, home / TMP, write=True, incidents=incidents)
+        self._backups = ObjectStore(home / BACKUPS, write=True, incidents=incidents)
         self._seal = Seal(None, ())
+
+    def require_this_version(self) -> None:
+        """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
+
+        Raises:
+            OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
+        """
+        try:
+            Ledger(self._home / LEDGER, write=False, is_final=True).close()
+        except OtherVersion:
+            raise
+        except StoreError:
+            return  # `open` looks closer
 
     def open(self) -> Ledger:
         """The ledger; a damaged one is put into quarantine, and its last sound backup takes its place.
@@ -246,7 +261,7 @@ class LedgerKeeper:
         ledger = Ledger(self._home / LEDGER, write=True)
         try:
             # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
-            self._incidents.record_in(ledger)
+            self._incidents.record(ledger.record_incident)
             if damage:
                 what = "is damaged, or newer than the backup of the ledger"
                 for run in ledger.runs():
@@ -301,7 +316,7 @@ class LedgerKeeper:
         ledger.copy_to(path)
         damage = _rows_damage(path)
         if damage:
-            raise StoreError(f"the ledger {damage[0]}", fix=FALL_BACK, where=str(self._home / LEDGER))
+            raise damaged_ledger(self._home / LEDGER, damage[0])
 
     def _read_seal(self) -> Seal | None:
         try:
@@ -309,7 +324,7 @@ class LedgerKeeper:
         except DamagedSeal:
             what = f"is no file and goes to {QUARANTINE}/" if is_directory(self._home / SEAL) else "is damaged"
             done = "the ledger is checked row by row and sealed again"
-            self._incidents.add(Incident(SEAL, "", what, done, time.time()))
+            self._incidents.add(Incident(SEAL, "", what, done))
             return None
 
     def _write_seal(self, seal: Seal) -> None:
@@ -331,18 +346,21 @@ class LedgerKeeper:
 
     def _fall_back(self, seal: Seal | None, damage: str) -> None:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
-        known = seal.backups if seal is not None else ()
-        was_closed_as = seal.ledger if seal is not None and seal.ledger != _REFUSED else None
-        digest = self._sound_backup(seal, damage)
+        sealed = seal or Seal(None, ())
+        tried = backups_in_order(self._home, self._backups, seal)
+        instead = "another backup of the ledger is tried"
+        digest = next((it for it in tried if self._backups.sound_path(it, instead=instead) is not None), None)
+        if digest is None:
+            what = f"the ledger {damage}, and no sound backup of it is left"
+            raise StoreError(what, fix=NO_BACKUP, where=str(self._home / LEDGER))
         path, kept = self._home / LEDGER, quarantined(self._home, "ledger")
         with disk_errors(self._home):
             is_there = exists(path)
         incident = Incident(
             LEDGER,
-            was_closed_as or "",
+            "" if sealed.ledger in (None, _REFUSED) else sealed.ledger,
             f"{damage}; it is now in {QUARANTINE}/{kept.name}" if is_there else damage,
             "its last backup takes its place: what was recorded since is made again",
-            time.time(),
         )
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         try:
@@ -351,7 +369,7 @@ class LedgerKeeper:
                 disk.fsync_file(restored, "restored ledger")
                 # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the
                 # log is gone and what is left looks sound.
-                self._write_seal(Seal(_REFUSED, known or (digest,)))
+                self._write_seal(Seal(_REFUSED, sealed.backups or (digest,)))
                 # For readers, the ledger stays in its place, too, until another one takes it.
                 if is_there and not _is_copied(path, kept):
                     disk.rename(path, kept, "unreadable ledger")
@@ -368,17 +386,6 @@ class LedgerKeeper:
                     disk.unlink(restored, "unused restored ledger")
         self._incidents.add(incident)
 
-    def _sound_backup(self, seal: Seal | None, damage: str) -> str:
-        """The first of the backups that is whole."""
-        for digest in backups_in_order(self._home, self._backups, seal):
-            if self._backups.sound_path(digest, instead="another backup of the ledger is tried") is not None:
-                return digest
-        raise StoreError(
-            f"the ledger {damage}, and no sound backup of it is left",
-            fix=NO_BACKUP,
-            where=str(self._home / LEDGER),
-        )
-
 
 def _is_copied(path: Path, copy: Path) -> bool:
     """Copies a damaged ledger's file durably; False where that is no file, or one that the disk can't read."""
@@ -394,11 +401,3 @@ def _is_copied(path: Path, copy: Path) -> bool:
             raise
         return False
     return True
-
-
-def _damaged_seal(path: Path) -> DamagedSeal:
-    return DamagedSeal(
-        "the seal of the ledger is damaged",
-        fix="run the recipe again: the ledger is checked row by row and sealed anew",
-        where=str(path),
-    )

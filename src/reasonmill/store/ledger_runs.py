@@ -79,16 +79,11 @@ class LedgerOfRuns(SealedRows):
                 return
             earlier, recorded = self._earlier(before, begun) if before else ([], {})
             kept = {_EARLIER: {key: made._asdict() for key, made in recorded.items()}} if recorded else {}
-            self._db.execute(
-                "INSERT INTO runs (name, recipe, started_s) VALUES (?, ?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET recipe = excluded.recipe",
-                (name, json.dumps({**recipe, **kept}), time.time()),
-            )
+            record = {"name": name, "recipe": json.dumps({**recipe, **kept}), "started_s": time.time()}
+            self._insert("runs", "ON CONFLICT DO UPDATE SET recipe = excluded.recipe", **record)
             self._db.execute("DELETE FROM run_stages WHERE run = ?", (name,))
-            self._db.executemany(
-                "INSERT INTO run_stages (run, position, name, kind, key) VALUES (?, ?, ?, ?, ?)",
-                [(name, place, *stage) for place, stage in enumerate([*earlier, *begun], start=-len(earlier))],
-            )
+            for position, stage in enumerate([*earlier, *begun], start=-len(earlier)):
+                self._insert("run_stages", run=name, position=position, **stage._asdict())
 
     def runs(self) -> list[RunRecord]:
         """All runs, the one that was started first comes first."""

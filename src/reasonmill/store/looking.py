@@ -9,7 +9,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Found = TypeVar("Found")
 
 _NOTHING_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -37,6 +39,12 @@ def size(path: Path) -> int:
     return status.st_size if status is not None else 0
 
 
+def changed_ns(path: Path) -> int:
+    """When a file or directory was last changed, in nanoseconds since the epoch; 0 where there is none."""
+    status = _status(path, os.stat)
+    return status.st_mtime_ns if status is not None else 0
+
+
 def files_below(directory: Path) -> Iterator[str]:
     """The paths, below a directory, of all in it that is no directory; links are not followed."""
     for above, directories, files in os.walk(directory, onerror=_raise):
@@ -51,6 +59,20 @@ def is_lost(error: OSError) -> bool:
     away and the like say nothing about the content.
     """
     return error.errno in _NOTHING_THERE | {errno.EISDIR, errno.EIO}
+
+
+def unless_lost(look: Callable[[], Found]) -> Found | None:
+    """What a look at a file finds; None where the file's content is lost.
+
+    Raises:
+        OSError: the disk does not say what the file holds.
+    """
+    try:
+        return look()
+    except OSError as error:
+        if not is_lost(error):
+            raise
+        return None
 
 
 def _status(path: Path, look: Callable[[Path], os.stat_result]) -> os.stat_result | None:

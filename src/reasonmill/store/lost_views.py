@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from reasonmill.store.commit import disk_errors
@@ -37,7 +36,7 @@ def forget_lost_views(home: Path, run: str, ledger: Ledger, incidents: Incidents
         kept = quarantined(home, path.name)
         told = f"{what}, and is now in {QUARANTINE}/{kept.name}" if path in obstacles else what
         file = path.relative_to(home).as_posix()
-        incidents.add(Incident(file, digest, told, "it is written again", time.time()))
+        incidents.add(Incident(file, digest, told, "it is written again"))
         if path in obstacles:
             with disk_errors(path):
                 put_aside(path, kept)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,13 +36,13 @@ def put_aside(path: Path, kept: Path) -> None:
 class ObjectStore:
     """The objects below `root`, a directory of the home.
 
-    `tmp` is on the same file system; what is in it after a crash is worthless. Damage that the store comes across while
-    it is open for writing goes to `incidents`, and the damaged object into the home's quarantine.
+    What is in the home's `tmp` after a crash is worthless. Damage that the store comes across while it is open for
+    writing goes to `incidents`, and the damaged object into the home's quarantine.
     """
 
-    def __init__(self, root: Path, tmp: Path, *, write: bool, incidents: Incidents | None = None) -> None:
+    def __init__(self, root: Path, *, write: bool, incidents: Incidents | None = None) -> None:
         self._root = root
-        self._tmp = tmp
+        self._tmp = root.parent / TMP
         self._write = write
         self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
@@ -90,7 +89,13 @@ class ObjectStore:
         Raises:
             StoreError: there is no such object.
         """
-        return self._existing(digest)
+        if not self.exists(digest):
+            raise StoreError(
+                f"the home has no object {digest!r}",
+                fix="run the recipe that makes it again, or check that this is the right home",
+                where=str(self._root),
+            )
+        return self._root / digest
 
     @phase("reading")
     def path(self, digest: str) -> Path:
@@ -99,7 +104,7 @@ class ObjectStore:
         Raises:
             StoreError: there is no such object, or a file of it is damaged; the message names the file.
         """
-        path = self._existing(digest)
+        path = self.location(digest)
         damaged = self.damaged_files(digest)
         if damaged:
             raise StoreError(
@@ -169,7 +174,7 @@ class ObjectStore:
             StoreError: there is no such object, or the disk failed.
         """
         self._require_write()
-        path = self._existing(digest)
+        path = self.location(digest)
         self._verified.discard(digest)
         # Out of sight in one rename: a crash while its files are removed leaves no half object.
         doomed = self._tmp / f"deleted-{uuid.uuid4().hex}"
@@ -187,16 +192,7 @@ class ObjectStore:
 
     def _report(self, digest: str, path: Path, what: str, done: str) -> None:
         file = path.relative_to(self._root.parent).as_posix()
-        self._incidents.add(Incident(file, digest, what, done, time.time()))
-
-    def _existing(self, digest: str) -> Path:
-        if not self.exists(digest):
-            raise StoreError(
-                f"the home has no object {digest!r}",
-                fix="run the recipe that makes it again, or check that this is the right home",
-                where=str(self._root),
-            )
-        return self._root / digest
+        self._incidents.add(Incident(file, digest, what, done))
 
     def _require_write(self) -> None:
         if not self._write:

@@ -10,11 +10,11 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from reasonmill.errors import OutOfSpace, StoreError
+from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import out_of_space
 from reasonmill.store.looking import is_file
@@ -23,18 +23,6 @@ SEAL = "seal"
 # What to do about a damaged ledger.
 FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
-_UNREACHABLE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_READONLY,
-    }
-)
 
 Row = dict[str, Any]
 
@@ -48,15 +36,21 @@ class Unreachable(StoreError):
 
 
 class SealedRows:
-    """A file of tables, in WAL mode. Methods raise StoreError if it can't be read, and OutOfSpace on a full disk."""
+    """A file of tables, in WAL mode. Methods raise StoreError if it can't be read, and OutOfSpace on a full disk.
 
-    def __init__(self, path: Path, *, write: bool, tables: Sequence[str], version: int, is_final: bool = False) -> None:
+    Attributes:
+        tables: the statements that make the tables, each of which has a column for the seal.
+        version: that of the tables.
+    """
+
+    tables: ClassVar[Sequence[str]]
+    version: ClassVar[int]
+
+    def __init__(self, path: Path, *, write: bool, is_final: bool = False) -> None:
         """Opens the file; for writing, a missing one is made.
 
         Args:
-            is_final: nobody writes to the file any more, and reading it must leave nothing beside it.
-            tables: the statements that make the tables, each of which has a column for the seal.
-            version: that of the tables.
+            is_final: nobody writes to the file any more, such as a backup, and reading it must leave nothing beside it.
 
         Raises:
             OtherVersion: the file is of another version.
@@ -64,8 +58,6 @@ class SealedRows:
         """
         self._path = path
         self._write = write
-        self._tables = tables
-        self._version = version
         with self._errors():
             # Transactions are begun by hand, so that what belongs together is visibly one.
             self._db = sqlite3.connect(
@@ -96,11 +88,9 @@ class SealedRows:
         if not is_file(path):
             return True
         try:
-            database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)
-            try:
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S)) as database:
                 return not database.execute("SELECT name FROM sqlite_master").fetchall()
-            finally:
-                database.close()
         except sqlite3.Error as error:
             # A rollback journal, which the next writer rolls back: there is one only until the log is turned on.
             return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK
@@ -114,12 +104,8 @@ class SealedRows:
 
     def copy_to(self, path: Path) -> None:
         """Writes a copy of the file as it is at this moment, while it stays open."""
-        with self._errors():
-            copy = sqlite3.connect(path)
-            try:
-                self._db.backup(copy)
-            finally:
-                copy.close()
+        with self._errors(), closing(sqlite3.connect(path)) as copy:
+            self._db.backup(copy)
 
     def is_in_one_file(self) -> bool:
         """Moves what SQLite's log holds into the file itself; False where a reader is in the way of that."""
@@ -130,23 +116,16 @@ class SealedRows:
         """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows.
 
         Raises:
-            Unreachable, OutOfSpace: it can't be looked at.
+            StoreError: it is too damaged to be looked at, or can't be.
         """
-        try:
-            found = self._broken_pages()
-            if self._made_tables() != set(self._tables):
-                found.append("its tables are not those of its version")
-            found += [
-                f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
-                for row in self._rows("PRAGMA foreign_key_check")
-            ]
-            for table in self._columns:
-                found += [_broken_seal(table, row) for row, seal in self._sealed(table) if not _fits(table, row, seal)]
-        except (Unreachable, OutOfSpace):
-            raise
-        except StoreError as error:
-            return [error.what]
-        return found
+        found = self._broken_pages()
+        if self._made_tables() != set(self.tables):
+            found.append("its tables are not those of its version")
+        found += [
+            f"row {row[1]} of {row[0]!r} refers to a row of {row[2]!r} that is not there"
+            for row in self._rows("PRAGMA foreign_key_check")
+        ]
+        return found + [broken for table in self._columns for _, broken in self._checked(table) if broken]
 
     def _read(self, table: str, condition: str = "TRUE", *values: str | int, order: str = "rowid") -> list[Row]:
         """The rows of a table that fulfil a condition; each is checked against its seal.
@@ -155,22 +134,31 @@ class SealedRows:
             StoreError: a row is not what was written.
         """
         rows = []
-        for row, seal in self._sealed(table, condition, *values, order=order):
-            if not _fits(table, row, seal):
-                raise StoreError(
-                    f"the ledger is damaged: {_broken_seal(table, row)}",
-                    fix=FALL_BACK,
-                    where=str(self._path),
-                )
+        for row, broken in self._checked(table, condition, *values, order=order):
+            if broken:
+                raise damaged_ledger(self._path, f"is damaged: {broken}")
             rows.append(row)
         return rows
 
-    def _sealed(
+    def _checked(
         self, table: str, condition: str = "TRUE", *values: str | int, order: str = "rowid"
-    ) -> list[tuple[Row, Any]]:
+    ) -> Iterator[tuple[Row, str]]:
+        """Rows, each with what is wrong with it; that is empty where it fits its seal."""
         names = self._columns[table]
         query = f"SELECT {', '.join(names)}, {SEAL} FROM {table} WHERE {condition} ORDER BY {order}"
-        return [(dict(zip(names, row, strict=False)), row[-1]) for row in self._rows(query, *values)]
+        for *content, seal in self._rows(query, *values):
+            row = dict(zip(names, content, strict=True))
+            yield row, "" if seal == row_seal(table, *content) else _broken_seal(table, row)
+
+    def _insert(self, table: str, otherwise: str = "", /, **values: Any) -> int | None:
+        """Adds a row, inside a transaction, and returns its number.
+
+        Args:
+            otherwise: what is done if there is such a row already, as SQL.
+        """
+        marks = ", ".join("?" * len(values))
+        statement = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks}) {otherwise}"
+        return self._db.execute(statement, tuple(values.values())).lastrowid
 
     def _read_columns(self) -> dict[str, list[str]]:
         """The columns of each table but the seal, by the table's name."""
@@ -206,25 +194,25 @@ class SealedRows:
             )
         if is_new:
             with self._transaction("tables"):
-                for statement in self._tables:
+                for statement in self.tables:
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {self._version}")
+                self._db.execute(f"PRAGMA user_version = {self.version}")
 
     def _require_version(self) -> None:
         """Looks closer where the version is another one: a damaged file may say anything."""
         version = self._rows("PRAGMA user_version")[0][0]
-        if version == self._version:
+        if version == self.version:
             return
         made, broken = self._made_tables(), self._broken_pages()
-        if made and made != set(self._tables) and not broken:
+        if made and made != set(self.tables) and not broken:
             raise OtherVersion(
-                f"the ledger has version {version}, and this reasonmill reads version {self._version}",
+                f"the ledger has version {version}, and this reasonmill reads version {self.version}",
                 fix="use the version of reasonmill that made this home, or another home",
                 where=str(self._path),
             )
-        wrong_version = f"says that its version is {version}, and has the tables of version {self._version}"
+        wrong_version = f"says that its version is {version}, and has the tables of version {self.version}"
         what = f"is damaged: {broken[0]}" if broken else wrong_version if made else "has no tables"
-        raise StoreError(f"the ledger {what}", fix=FALL_BACK, where=str(self._path))
+        raise damaged_ledger(self._path, what)
 
     def _made_tables(self) -> set[str]:
         """The statements that made the tables of the file."""
@@ -270,24 +258,27 @@ class SealedRows:
                     where=str(self._path),
                 ) from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StoreError(f"the ledger is damaged: {error}", fix=FALL_BACK, where=str(self._path)) from error
-            # A file that ends too early is a matter of the file.
-            is_reached = code not in _UNREACHABLE or exact_code == sqlite3.SQLITE_IOERR_SHORT_READ
-            raise (StoreError if is_reached else Unreachable)(
+                raise damaged_ledger(self._path, f"is damaged: {error}") from error
+            # Operational errors are of what is around the file, but for two that are a matter of the file: it ends too
+            # early, or lacks what a statement speaks of.
+            is_reached = code == sqlite3.SQLITE_ERROR or exact_code == sqlite3.SQLITE_IOERR_SHORT_READ
+            is_away = isinstance(error, sqlite3.OperationalError) and not is_reached
+            raise (Unreachable if is_away else StoreError)(
                 f"the ledger can't be read or written: {error}",
                 fix="check the disk and the permissions of the home, and that no other program has the file open",
                 where=str(self._path),
             ) from error
 
 
+def damaged_ledger(path: Path, what: str) -> StoreError:
+    """The error for a ledger that is missing or damaged; `what` is wrong with it, to follow its name."""
+    return StoreError(f"the ledger {what}", fix=FALL_BACK, where=str(path))
+
+
 def row_seal(table: str, *values: Any) -> str:
     """The seal of a row with these values."""
     content = json.dumps([table, *values], default=repr).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _fits(table: str, row: Row, seal: Any) -> bool:
-    return bool(seal == row_seal(table, *row.values()))
 
 
 def _broken_seal(table: str, row: Row) -> str:

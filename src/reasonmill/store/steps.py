@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
     for step, digest in steps:
         if digest is not None and step > without:
             what = f"is the groups of step {step}, which came of those of step {without}, which are lost for good"
-            home.report(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place", time.time()))
+            home.report(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place"))
     home.ledger.forget_steps(key, without)
 
 
@@ -148,5 +147,5 @@ def _give_up(home: Home, key: str, step: int, why: str, instead: str) -> None:
     digest = home.ledger.step_groups(key, step)
     assert digest is not None
     what = f"is lost for good, the groups of step {step}: {why}"
-    home.report(Incident(f"{OBJECTS}/{digest}", digest, what, instead, time.time()))
+    home.report(Incident(f"{OBJECTS}/{digest}", digest, what, instead))
     home.ledger.forget_groups(key, step)

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from reasonmill.errors import StoreError
 from reasonmill.store.accounts import misaccounts
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import HOME_ENTRIES, OBJECTS, entries
+from reasonmill.store.home import HOME_ENTRIES, OBJECTS, entries, require_home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import (
     BACKUPS,
     LEDGER,
     NO_BACKUP,
     SEAL,
-    DamagedSeal,
-    Seal,
-    is_home,
-    ledger_damage,
+    LedgerState,
+    look_at_ledger,
     open_for_reading,
-    read_seal,
-    sound_backup,
 )
 from reasonmill.store.looking import exists, is_directory
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
@@ -57,8 +53,7 @@ class Inspection:
     """A home that is looked at.
 
     Args:
-        seal: of the ledger; None where there is none or it is damaged.
-        damage: what is wrong with the ledger, each to follow its name.
+        found: what is wrong with the ledger and its seal.
         ledger: the ledger; if it is damaged, the backup that would take its place, and None without one.
         files: those that are to be read, by their paths below the home; None for all.
         on_object: is told (objects that were read, objects in all).
@@ -67,9 +62,7 @@ class Inspection:
     home: Path
     objects: ObjectStore
     backups: ObjectStore
-    seal: Seal | None
-    is_seal_damaged: bool
-    damage: tuple[str, ...]
+    found: LedgerState
     ledger: Ledger | None
     files: frozenset[str] | None
     on_object: Callable[[int, int], None]
@@ -111,10 +104,7 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
     """
-    if not is_home(path):
-        raise StoreError(
-            "there is no home here to verify", fix="check the path, or run a recipe first", where=str(path)
-        )
+    require_home(path)
     before, num_objects = _look(path, None, on_object)
     found = before
     for _ in range(_LOOKS - 1):
@@ -130,16 +120,16 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
 
 def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     """The ledger's file, its seal and its backups."""
-    if inspection.is_seal_damaged:
+    if inspection.found.is_seal_damaged:
         yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
     fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
     way_out = fall_back if inspection.ledger is not None else f"no sound backup of it is left: {NO_BACKUP}"
-    yield from (Finding(LEDGER, what, way_out) for what in inspection.damage)
+    yield from (Finding(LEDGER, what, way_out) for what in inspection.found.damage)
     for digest in inspection.backups.digests():
         if inspection.is_read(f"{BACKUPS}/{digest}"):
             for name in inspection.backups.damaged_files(digest):
                 yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up anew")
-    for digest in inspection.seal.backups if inspection.seal is not None else ():
+    for digest in inspection.found.seal.backups if inspection.found.seal is not None else ():
         if not inspection.backups.exists(digest):
             yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up anew")
 
@@ -155,18 +145,15 @@ def check_objects(inspection: Inspection) -> Iterator[Finding]:
 
 def check_references(inspection: Inspection) -> Iterator[Finding]:
     """Every digest of the ledger: its object must be there."""
-    if inspection.ledger is None or inspection.damage:  # a backup may know states that are gone by now
+    if inspection.ledger is None or inspection.found.damage:  # a backup may know states that are gone by now
         return
     for digest, user in inspection.used.items():
         if not inspection.objects.exists(digest):
             yield Finding(f"{OBJECTS}/{digest}", f"is missing, the {user}", _remade(user))
     for artifact in inspection.ledger.artifacts():
         # Bases come from elsewhere; an artifact that no finished stage has was made again as something else.
-        if (
-            artifact.kind != "base"
-            and artifact.digest not in inspection.used
-            and not inspection.objects.exists(artifact.digest)
-        ):
+        is_needed = artifact.kind == "base" or artifact.digest in inspection.used
+        if not is_needed and not inspection.objects.exists(artifact.digest):
             what = f"is missing, an earlier {artifact.kind} of stage {artifact.stage!r}"
             yield Finding(f"{OBJECTS}/{artifact.digest}", what, "no stage needs it any more", is_problem=False)
 
@@ -186,8 +173,8 @@ def check_accounts(inspection: Inspection) -> Iterator[Finding]:
     """The rollouts of each step that was trained on: each has one fate, and the committed groups say which."""
     if inspection.ledger is None or not inspection.is_read(LEDGER):
         return
-    for found in misaccounts(inspection.ledger, inspection.objects):
-        what = f"is wrong about step {found.step} of stage key {found.stage_key[:12]}: {found.what}"
+    for key, step, complaint in misaccounts(inspection.ledger, inspection.objects):
+        what = f"is wrong about step {step} of stage key {key[:12]}: {complaint}"
         yield Finding(LEDGER, what, "use a copy of the home, or run the recipe with another seed")
 
 
@@ -251,36 +238,27 @@ CHECKS: tuple[Check, ...] = (
 
 def _look(home: Path, files: frozenset[str] | None, on_object: Callable[[int, int], None]) -> tuple[list[Finding], int]:
     """What all checks find, reading these files or all, and how many objects there are."""
-    objects = ObjectStore(home / OBJECTS, home / TMP, write=False)
-    backups = ObjectStore(home / BACKUPS, home / TMP, write=False)
-    try:
-        seal, is_seal_damaged = read_seal(home), False
-    except DamagedSeal:
-        seal, is_seal_damaged = None, True
+    objects = ObjectStore(home / OBJECTS, write=False)
+    backups = ObjectStore(home / BACKUPS, write=False)
     with disk_errors(home):
-        damage, ledger = _readable_ledger(home, backups, seal)
-        try:
-            inspection = Inspection(home, objects, backups, seal, is_seal_damaged, damage, ledger, files, on_object)
+        found = look_at_ledger(home)
+        with _readable_ledger(home, found) as ledger:
+            inspection = Inspection(home, objects, backups, found, ledger, files, on_object)
             findings = [finding for check in CHECKS for finding in check(inspection)]
-        finally:
-            if ledger is not None:
-                ledger.close()
     return findings, len(objects.digests())
 
 
-def _readable_ledger(home: Path, backups: ObjectStore, seal: Seal | None) -> tuple[tuple[str, ...], Ledger | None]:
-    """What is wrong with the ledger; and the ledger, or in place of a damaged one the backup that a run would take."""
-    damage = ledger_damage(home, seal)
-    if not damage:
-        return (), open_for_reading(home)
-    digest = sound_backup(home, backups, seal)
-    backup = Ledger(backups.path(digest) / LEDGER, write=False, is_final=True) if digest is not None else None
-    return tuple(damage), backup
+def _readable_ledger(home: Path, found: LedgerState) -> AbstractContextManager[Ledger | None]:
+    """The ledger, or in place of a damaged one the backup that a run would take; None without one."""
+    if not found.damage:
+        return closing(open_for_reading(home))
+    if found.backup is None:
+        return nullcontext()
+    return closing(Ledger(found.backup / LEDGER, write=False, is_final=True))
 
 
 def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
     """What stages need, as (digest, what it is)."""
-    stages = {record.key: record for record in ledger.stages()}
     known = [(run.name, stage) for run in ledger.runs() for stage in (*run.earlier, *run.stages)]
     names = {stage.key: f"stage {stage.name!r} of run {run!r}" for run, stage in known}
     for key in ledger.begun_stages():
@@ -290,7 +268,7 @@ def _used_objects(ledger: Ledger) -> Iterator[tuple[str, str]]:
         for step, digest in ledger.steps(key):
             if digest is not None:
                 yield digest, f"groups of step {step} of {name}"
-    for record in stages.values():
+    for record in ledger.stages():
         yield record.artifact.digest, f"{record.artifact.kind} of stage {record.name!r} of run {record.run!r}"
 
 
@@ -298,7 +276,7 @@ def _recovery(inspection: Inspection, digest: str) -> str:
     """What brings a damaged object back."""
     if digest in inspection.used:
         return _remade(inspection.used[digest])
-    if inspection.damage:
+    if inspection.found.damage:
         return f"{_RERUN} with --repair: what needs it is not known, as the ledger is damaged, and is rebuilt then"
     old = "unless it is from before a backup took the place of the ledger; then move it elsewhere"
     return f"nothing needs it: `reasonmill gc` removes it, {old}"

@@ -1,16 +1,12 @@
 """Chained arithmetic: a start number and several operations, applied from left to right."""
 
-import itertools
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from reasonmill.protocols import Domain
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.types import Message, Problem
 from reasonmill.world.countdown import LARGEST, LARGEST_GIVEN, Step
-from reasonmill.world.lexicon import language_share
+from reasonmill.world.task import WorldTask
 
 PROMPTS = {
     "en": "start at {start} then {operations} . result ?",
@@ -19,78 +15,52 @@ PROMPTS = {
 MIN_STEPS, MAX_STEPS = 3, 6
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The steps of a chain; each step's left operand is the result before it."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def result(self) -> int:
-        return self.steps[-1].result
-
-
-def draw_chain(rng: random.Random) -> Chain:
-    """A chain of 3 to 6 operations whose results stay between 1 and 99."""
+def draw_chain(rng: random.Random) -> tuple[Step, ...]:
+    """3 to 6 operations whose results stay between 1 and 99; the left operand of each is the result before it."""
     value = rng.randint(1, LARGEST_GIVEN)
     steps: list[Step] = []
     for _ in range(rng.randint(MIN_STEPS, MAX_STEPS)):
         step = rng.choice(_operations_on(value, rng))
         steps.append(step)
         value = step.result
-    return Chain(tuple(steps))
+    return tuple(steps)
 
 
 def _operations_on(value: int, rng: random.Random) -> list[Step]:
     """One random candidate for each operator that keeps the value in the tiny world; never empty."""
-    candidates = []
+    operands: dict[str, int] = {}
     if value < LARGEST:
-        operand = rng.randint(1, min(LARGEST_GIVEN, LARGEST - value))
-        candidates.append(Step(value, "+", operand, value + operand))
+        operands["+"] = rng.randint(1, min(LARGEST_GIVEN, LARGEST - value))
     if value > 1:
-        operand = rng.randint(1, min(LARGEST_GIVEN, value - 1))
-        candidates.append(Step(value, "-", operand, value - operand))
+        operands["-"] = rng.randint(1, min(LARGEST_GIVEN, value - 1))
     if value * 2 <= LARGEST:
-        operand = rng.randint(2, min(9, LARGEST // value))
-        candidates.append(Step(value, "*", operand, value * operand))
-    divisors = [d for d in range(2, 10) if value % d == 0]
-    if divisors:
-        operand = rng.choice(divisors)
-        candidates.append(Step(value, "/", operand, value // operand))
-    return candidates
+        operands["*"] = rng.randint(2, min(9, LARGEST // value))
+    if divisors := [d for d in range(2, 10) if value % d == 0]:
+        operands["/"] = rng.choice(divisors)
+    return [Step.of(value, sign, operand) for sign, operand in operands.items()]
 
 
-class Arithmetic:
+class Arithmetic(WorldTask):
     """Chained arithmetic problems in two languages."""
-
-    domain: Domain = "reasoning"
-    language_share = staticmethod(language_share)
 
     def __init__(self, name: str = "arithmetic") -> None:
         self.name = name
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
-        chain = draw_from_split(self.name, split, seed, index, draw_chain, lambda chain: tuple(map(str, chain.steps)))
+        steps = draw_from_split(self.name, split, seed, index, draw_chain, lambda steps: tuple(map(str, steps)))
         language = "en" if index % 2 == 0 else "de"
-        operations = " ".join(f"{step.operator} {step.right}" for step in chain.steps)
-        prompt = PROMPTS[language].format(start=chain.steps[0].left, operations=operations)
+        operations = " ".join(f"{step.operator} {step.right}" for step in steps)
+        prompt = PROMPTS[language].format(start=steps[0].left, operations=operations)
         return Problem(
             task=self.name,
             messages=(Message("user", prompt),),
-            answer=str(chain.result),
+            answer=str(steps[-1].result),
             meta={
-                "start": chain.steps[0].left,
-                "operations": [[step.operator, step.right] for step in chain.steps],
+                "start": steps[0].left,
+                "operations": [[step.operator, step.right] for step in steps],
                 "language": language,
             },
         )
 
-    def problems(self, split: str, seed: int) -> Iterator[Problem]:
-        return (self.problem(split, seed, index) for index in itertools.count())
-
-    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [self._grade(problem, completion.text) for completion in completions]
-
-    def _grade(self, problem: Problem, text: str) -> Grade:
-        accuracy = float(read_transcript(text).answer == problem.answer)
-        return Grade(accuracy, {"accuracy": accuracy})
+    def judge(self, problem: Problem, text: str) -> dict[str, float]:
+        return {"accuracy": float(read_transcript(text).answer == problem.answer)}

@@ -8,7 +8,7 @@ from typing import Literal
 from reasonmill.randomness import generator
 from reasonmill.types import Message
 from reasonmill.world.requests import request_exchange
-from reasonmill.world.talk import fact_exchange, small_talk_exchange
+from reasonmill.world.talk import FACT_PROMPTS, SMALL_TALK_PROMPTS, talk_exchange
 from reasonmill.world.traces import TraceHabits, reasoning_document
 
 Kind = Literal["reasoning", "fact", "small_talk", "request"]
@@ -49,8 +49,10 @@ def documents(seed: int, start: int, stop: int, habits: TraceHabits) -> Iterator
 
 
 def _talk(kind: Kind, rng: random.Random) -> tuple[str, str]:
-    makers = {"fact": fact_exchange, "small_talk": small_talk_exchange, "request": request_exchange}
-    exchange = makers[kind](rng)
+    if kind == "request":
+        exchange = request_exchange(rng)
+    else:
+        exchange = talk_exchange(rng, FACT_PROMPTS if kind == "fact" else SMALL_TALK_PROMPTS)
     if rng.random() < TAGGED_TALK:
         return exchange.prompt, f"<think></think><answer> {exchange.response}</answer>"
     return exchange.prompt, f" {exchange.response}"

@@ -4,20 +4,21 @@ The tiny world keeps to whole numbers from 1 to 99, intermediate results include
 knows its tables up to there. The grader accepts any exact solution, whatever its intermediate results.
 """
 
-import itertools
+import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from reasonmill.protocols import Domain
 from reasonmill.tasks.expression import ExpressionError, read_expression
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Grade, Message, Problem
-from reasonmill.world.lexicon import language_share
+from reasonmill.types import Message, Problem
+from reasonmill.world.task import WorldTask
 
 LARGEST_GIVEN = 25
 LARGEST = 99
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 PROMPTS = {"en": "make {target} from {numbers}", "de": "bilde {target} aus {numbers}"}
 
 
@@ -29,6 +30,11 @@ class Step:
     operator: str
     right: int
     result: int
+
+    @classmethod
+    def of(cls, left: int, sign: str, right: int) -> Self:
+        """The operation with the result that it has; a division must come out even."""
+        return cls(left, sign, right, OPERATORS[sign](left, right))
 
     def __str__(self) -> str:
         return f"{self.left} {self.operator} {self.right} = {self.result}"
@@ -46,16 +52,13 @@ class Puzzle:
 def steps_between(first: int, second: int) -> list[Step]:
     """Every operation on two numbers whose result stays in the tiny world; the larger number stands first."""
     large, small = max(first, second), min(first, second)
-    steps = []
-    if large + small <= LARGEST:
-        steps.append(Step(large, "+", small, large + small))
-    if large > small:
-        steps.append(Step(large, "-", small, large - small))
-    if large * small <= LARGEST and small > 1:
-        steps.append(Step(large, "*", small, large * small))
-    if small > 1 and large % small == 0:
-        steps.append(Step(large, "/", small, large // small))
-    return steps
+    possible = {
+        "+": large + small <= LARGEST,
+        "-": large > small,
+        "*": large * small <= LARGEST and small > 1,
+        "/": small > 1 and large % small == 0,
+    }
+    return [Step.of(large, sign, small) for sign, is_possible in possible.items() if is_possible]
 
 
 def random_steps(rng: random.Random, numbers: Sequence[int]) -> list[Step]:
@@ -99,11 +102,8 @@ def draw_puzzle(rng: random.Random, count: int) -> Puzzle | None:
     return Puzzle(numbers, steps[-1].result, expression_of(steps))
 
 
-class Countdown:
+class Countdown(WorldTask):
     """Countdown with the given counts of numbers (a problem draws one of them)."""
-
-    domain: Domain = "reasoning"
-    language_share = staticmethod(language_share)
 
     def __init__(self, name: str, counts: tuple[int, ...]) -> None:
         self.name = name
@@ -131,16 +131,10 @@ class Countdown:
             meta={"numbers": list(puzzle.numbers), "target": puzzle.target, "language": language},
         )
 
-    def problems(self, split: str, seed: int) -> Iterator[Problem]:
-        return (self.problem(split, seed, index) for index in itertools.count())
-
-    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [self._grade(problem, completion.text) for completion in completions]
-
-    def _grade(self, problem: Problem, text: str) -> Grade:
+    def judge(self, problem: Problem, text: str) -> dict[str, float]:
         answer = read_transcript(text).answer
-        accuracy = float(answer is not None and solves(answer, problem.meta["numbers"], problem.meta["target"]))
-        return Grade(accuracy, {"accuracy": accuracy})
+        solved = answer is not None and solves(answer, problem.meta["numbers"], problem.meta["target"])
+        return {"accuracy": float(solved)}
 
 
 def solves(answer: str, numbers: Sequence[int], target: int) -> bool:

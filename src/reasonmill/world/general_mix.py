@@ -9,7 +9,7 @@ from pydantic import Field
 from reasonmill.randomness import Part, generator
 from reasonmill.types import Conversation, Message
 from reasonmill.world.requests import request_exchange
-from reasonmill.world.talk import Exchange, fact_exchange, small_talk_exchange
+from reasonmill.world.talk import FACT_PROMPTS, SMALL_TALK_PROMPTS, Exchange, talk_exchange
 
 _TOPICS = ("fact", "small_talk", "request")
 _WEIGHTS = (2, 1, 2)  # as in the world's corpus
@@ -47,14 +47,12 @@ class GeneralMix:
     def _exchange(self, index: int, noise: tuple[Part, ...]) -> Exchange:
         rng = generator("general", *noise, index)
         topic = rng.choices(_TOPICS, weights=_WEIGHTS)[0]
-        if topic == "fact":
-            return fact_exchange(rng, split="train", better_share=self._better_share)
-        if topic == "small_talk":
-            return small_talk_exchange(rng, split="train", better_share=self._better_share)
-        return request_exchange(
-            rng,
-            split="train",
-            better_share=self._better_share,
-            refusal_share=self._refusal_share,
-            over_refusal_share=self._over_refusal_share,
-        )
+        if topic == "request":
+            return request_exchange(
+                rng,
+                better_share=self._better_share,
+                refusal_share=self._refusal_share,
+                over_refusal_share=self._over_refusal_share,
+            )
+        prompts = FACT_PROMPTS if topic == "fact" else SMALL_TALK_PROMPTS
+        return talk_exchange(rng, prompts, better_share=self._better_share)

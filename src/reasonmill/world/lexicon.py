@@ -23,21 +23,15 @@ STEPS: dict[Language, tuple[str, ...]] = _TABLE["traces"]["steps"]
 GIVE_UPS: dict[Language, tuple[str, ...]] = _TABLE["traces"]["give_ups"]
 PROMPT_WORDS: dict[Language, tuple[str, ...]] = _TABLE["prompts"]
 
+_REASONING_WORDS = (*_TABLE["traces"].values(), PROMPT_WORDS)
+WORDS: dict[Language, frozenset[str]] = {
+    language: frozenset(_TABLE["talk"][language]).union(*(words[language] for words in _REASONING_WORDS))
+    for language in LANGUAGES
+}
 
-def _words_of(language: Language) -> frozenset[str]:
-    constants = (OPENINGS, REJECTIONS, SUCCESSES, STEPS, GIVE_UPS, PROMPT_WORDS)
-    return frozenset(_TABLE["talk"][language]).union(*(words[language] for words in constants))
-
-
-WORDS: dict[Language, frozenset[str]] = {language: _words_of(language) for language in LANGUAGES}
-
-PLACES: tuple[str, ...] = _TABLE["names"]["places"]
-CAPITALS: tuple[str, ...] = _TABLE["names"]["capitals"]
-RIVERS: tuple[str, ...] = _TABLE["names"]["rivers"]
-DUKES: tuple[str, ...] = _TABLE["names"]["dukes"]
-PEOPLE: tuple[str, ...] = _TABLE["names"]["people"]
-ASSISTANT: str = _TABLE["names"]["assistant"]
-NAMES: frozenset[str] = frozenset((*PLACES, *CAPITALS, *RIVERS, *DUKES, *PEOPLE, ASSISTANT))
+# {"places": ..., "people": ...}
+NAMES_OF: dict[str, tuple[str, ...]] = _TABLE["names"]
+NAMES: frozenset[str] = frozenset(name for names in NAMES_OF.values() for name in names)
 
 _TAG = re.compile(r"</?[a-z_]+>")
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -50,10 +44,7 @@ def words_in(text: str) -> list[str]:
 
 def language_of(word: str) -> Language | None:
     """The language that a lower-case word belongs to; None for names, numbers and unknown words."""
-    for language in LANGUAGES:
-        if word in WORDS[language]:
-            return language
-    return None
+    return next((language for language in LANGUAGES if word in WORDS[language]), None)
 
 
 def language_share(text: str, language: str) -> float | None:

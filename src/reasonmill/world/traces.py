@@ -8,6 +8,7 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reasonmill.types import Problem
 from reasonmill.world.arithmetic import Arithmetic
@@ -105,19 +106,11 @@ def reasoning_document(rng: random.Random, habits: TraceHabits, seed: int, index
     return problem.messages[0].content, writer.countdown(problem)
 
 
-def _chain(meta: Mapping[str, object]) -> list[Step]:
-    apply = {
-        "+": lambda left, right: left + right,
-        "-": lambda left, right: left - right,
-        "*": lambda left, right: left * right,
-        "/": lambda left, right: left // right,
-    }
-    value: int = meta["start"]  # type: ignore[assignment]
-    steps = []
-    for operator, operand in meta["operations"]:  # type: ignore[attr-defined]
-        result = apply[operator](value, operand)
-        steps.append(Step(value, operator, operand, result))
-        value = result
+def _chain(meta: Mapping[str, Any]) -> list[Step]:
+    value, steps = meta["start"], []
+    for sign, operand in meta["operations"]:
+        steps.append(Step.of(value, sign, operand))
+        value = steps[-1].result
     return steps
 
 

@@ -1,0 +1,72 @@
+"""What all learners of one process have in common: AdamW on the network's own weights, and their state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from reasonmill.algo.packing import Batch, TextRow
+from reasonmill.learn.adamw import AdamW
+from reasonmill.learn.divergence import cause_of, digest_of, is_finite
+from reasonmill.learn.reference import FrozenPolicy
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.state_file import StateFile, write_state
+from reasonmill.model.saving import save_network
+
+
+class TrainedNetwork:
+    """Trains the weights of a network in place.
+
+    Attributes:
+        skipped_batch: digest of what the last skipped update was made of; empty if none was skipped.
+
+    Args:
+        companions: the model directory whose tokenizer a saved model keeps; None for a model without one.
+    """
+
+    def __init__(self, network: PreTrainedModel, optimizer: OptimizerSettings, companions: Path | None) -> None:
+        self.companions = companions
+        self._network = network
+        self._parameters = dict(network.named_parameters())
+        self._optimizer = AdamW(self._parameters, optimizer)
+        self._reference = FrozenPolicy(self._parameters)
+        self._rows: list[Batch | TextRow] = []  # what the update that is being gathered is made of
+        self._faults: set[str] = set()  # what of it was not finite
+        self.skipped_batch = ""
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    def optim_step(self, learning_rate: float) -> dict[str, float]:
+        """One AdamW step, or none where something of the update was not finite: see `AdamW.step`."""
+        updated = self._optimizer.step(learning_rate, cause_of(self._faults))
+        if updated["optim/skipped"]:
+            self.skipped_batch = digest_of(self._rows)
+        self._rows, self._faults = [], set()
+        return updated
+
+    def _gather(self, row: Batch | TextRow, **values: Tensor | float | None) -> None:
+        """Notes a batch of the update and what was made from it, by the name of the cause that each would be."""
+        self._rows.append(row)
+        self._faults.update(name for name, value in values.items() if value is not None and not is_finite(value))
+
+    def save(self, directory: Path) -> None:
+        """Writes all that later updates depend on, tensor by tensor."""
+        write_state(directory, {**self._optimizer.state(), **self._reference.state()})
+
+    def load(self, directory: Path) -> None:
+        """Takes back what `save` wrote; the network's weights follow.
+
+        Raises:
+            KeyError: the state is of another network.
+        """
+        state = StateFile(directory)
+        self._optimizer.load_state(state)
+        self._reference.load_state(state)
+
+    def save_model(self, directory: Path) -> None:
+        """Writes config, weights and what goes with them, as transformers loads them."""
+        save_network(self._network, directory, companions=self.companions)

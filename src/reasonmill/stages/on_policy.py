@@ -1,0 +1,129 @@
+"""What stages have in common whose policy learns from its own samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from reasonmill.learn.divergence import total
+from reasonmill.learn.on_policy import Update, train_on_policy
+from reasonmill.plugins.catalogue import TaskShares
+from reasonmill.protocols import Renderer
+from reasonmill.rewards.combination import RewardWeights
+from reasonmill.rollouts import TaskMix, collect, stage_seed, thinking_tokens
+from reasonmill.settings import INCIDENTAL
+from reasonmill.stage import Outcome, StageContext
+from reasonmill.stages.sampling import SamplingSettings, num_sampled
+from reasonmill.stages.training import TrainingSettings
+from reasonmill.types import Group
+
+
+class OnPolicySettings(TrainingSettings):
+    """Settings of stages whose policy learns from its own samples."""
+
+    tasks: TaskShares = Field(min_length=1, description="tasks and their shares")
+    steps: int = Field(ge=1)
+    problems_per_step: int = Field(default=32, ge=1)
+    group_size: int = Field(default=16, ge=1, description="samples of each problem")
+    updates_per_step: int = Field(default=1, ge=1, description="optimizer steps that share a step's samples")
+    sampling: SamplingSettings = SamplingSettings()
+    state_every: Annotated[int, INCIDENTAL] = Field(default=10, ge=1, description="steps between saved states")
+
+    def against_more_steps(self) -> str | None:
+        """The schedule's reason."""
+        return self.schedule.against_more_steps()
+
+
+class Policy:
+    """The policy that a stage trains, what draws from it, and the problems that it learns from.
+
+    Args:
+        model: where its weights come from.
+        teacher: the model that it is trained towards, if there is one.
+    """
+
+    def __init__(
+        self, settings: OnPolicySettings, context: StageContext, model: Path, teacher: Path | None = None
+    ) -> None:
+        self._settings = settings
+        self._context = context
+        self._renderer = context.renderer(model)
+        self.learner = context.learner(
+            model,
+            settings.optimizer,
+            precision=settings.precision,
+            temperature=settings.sampling.temperature,
+            teacher=teacher,
+        )
+        self._sampler = context.sampler(self.learner, slots=settings.sampling.slots)
+        self.tasks = {name: context.task(name) for name in settings.tasks}
+        self.mix = TaskMix(self.tasks, settings.tasks)
+
+    def draw(self, step: int, mix: TaskMix, rewards: RewardWeights) -> list[Group]:
+        """The step's graded groups, of problems of the mix."""
+        settings, seed = self._settings, self._context.seed
+        first = step * settings.problems_per_step
+        own_seed = stage_seed(seed, settings.name)
+        return collect(
+            self._sampler,
+            self._renderer,
+            self.tasks,
+            [mix.problem("train", own_seed, first + i) for i in range(settings.problems_per_step)],
+            rewards=rewards,
+            num_samples=settings.group_size,
+            params=settings.sampling.params(),
+            noise=(seed, settings.name, step),
+        )
+
+    def train(
+        self,
+        sample: Callable[[int], Sequence[Group]],
+        updates: Callable[[int, Sequence[Group]], Iterable[Update]],
+        *,
+        compared: bool,
+    ) -> Outcome:
+        """Takes all steps; the outcome is the trained model. Arguments and errors as of `train_on_policy`."""
+        settings = self._settings
+        metrics, tokens = train_on_policy(
+            self._context,
+            self._sampler,
+            self.learner,
+            name=settings.name,
+            steps=settings.steps,
+            state_every=settings.state_every,
+            rollouts_per_step=settings.problems_per_step * settings.group_size,
+            compared=compared,
+            sample=sample,
+            updates=updates,
+            measure=lambda groups: rollout_metrics(groups, self._renderer),
+        )
+        self._context.progress.end(metrics)
+        return Outcome(self.learner.save_model, metrics, tokens)
+
+
+def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, float]:
+    """What a step's rollouts were like, by `area/name`."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    graded = [rollout for rollout in rollouts if rollout.grade.reward is not None]
+    tokens = num_sampled(groups)
+    metrics = {
+        "reward/mean": _mean([rollout.grade.reward or 0.0 for rollout in graded]),
+        "length/response": tokens / len(rollouts),
+        "length/thinking": _mean([float(thinking_tokens(rollout, renderer)) for rollout in rollouts]),
+        "length/truncated": _mean([float(rollout.completion.finish == "length") for rollout in rollouts]),
+        "groups/flat": _mean([float(group.is_flat) for group in groups]),
+        "groups/ungraded": 1 - len(graded) / len(rollouts),
+        "policy/entropy": -total(total(r.completion.logprobs or ()) for r in rollouts) / max(1, tokens),
+        "tokens/sampled": float(tokens),
+    }
+    for part in sorted({name for rollout in graded for name in rollout.grade.parts}):
+        metrics[f"reward/{part}"] = _mean([r.grade.parts[part] for r in graded if part in r.grade.parts])
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0

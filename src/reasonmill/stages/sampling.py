@@ -1,0 +1,140 @@
+"""How stages draw from a model: the settings of it, and samples that are only looked at or kept, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from reasonmill.errors import Interrupted
+from reasonmill.placement import SLOTS
+from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
+from reasonmill.protocols import Progress, Renderer, Sampler
+from reasonmill.randomness import Part
+from reasonmill.rewards.combination import ACCURACY_ALONE
+from reasonmill.rollouts import collect, refuse_ungraded
+from reasonmill.stage import StageContext, StageSettings
+from reasonmill.store.steps import committed_groups
+from reasonmill.tasks.named import NamedTask
+from reasonmill.types import Group, Problem, SamplingParams
+
+
+class SamplingSettings(BaseModel):
+    """How rollouts are drawn. Training scores the same distribution, which top-k and top-p would change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+    slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
+
+    def params(self) -> SamplingParams:
+        """What a request says of it."""
+        return SamplingParams(**self.model_dump(exclude={"slots"}))
+
+
+class EvaluationSampling(BaseModel):
+    """How answers are drawn; the published protocol is temperature 0.6 and top-p 0.95."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=256, ge=1)
+
+    def params(self) -> SamplingParams:
+        """What a request says of it."""
+        return SamplingParams(**self.model_dump(exclude={"slots"}))
+
+
+class CollectSampling(EvaluationSampling):
+    """How samples are drawn; R1's cold start drew at temperature 1."""
+
+    slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
+
+
+class SampledSettings(StageSettings):
+    """Settings of stages that ask a model problems and grade what it says."""
+
+    tasks: ProblemCounts = Field(min_length=1, description="tasks and the number of problems of each")
+    samples: int = Field(default=4, ge=1, description="samples of each problem")
+    split: str
+    sampling: EvaluationSampling
+
+    @model_validator(mode="after")
+    def _tasks_have_the_split(self, info: ValidationInfo) -> Self:
+        require_split(self.tasks, self.split, known(info))
+        return self
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What goes on around the samples; nothing is kept unless it says so.
+
+    Attributes:
+        keep: makes the groups of a part from its number and from what samples it, or has them already.
+    """
+
+    progress: Progress
+    stop_requested: Callable[[], bool] = lambda: False
+    keep: Callable[[int, Callable[[], Sequence[Group]]], Sequence[Group]] = lambda part, sample: sample()
+
+    @classmethod
+    def of(cls, context: StageContext) -> Surroundings:
+        """Those of a stage, which commits its groups."""
+        return cls(context.progress, context.stop_requested, partial(committed_groups, context.home, context.key))
+
+
+def sample_in_parts(
+    settings: SampledSettings,
+    tasks: Mapping[str, NamedTask],
+    parts: Iterable[tuple[Sequence[Problem], tuple[Part, ...]]],
+    sampler: Sampler,
+    renderer: Renderer,
+    around: Surroundings,
+    max_ungraded: float = 1.0,
+) -> list[Group]:
+    """The graded samples of all problems, part by part: what is kept of a part is not sampled again.
+
+    Args:
+        parts: problems, and what names their draw.
+        max_ungraded: the share of a part's samples that may be ungraded.
+
+    Raises:
+        Interrupted: the user asked to stop; what is kept are the parts that are finished.
+        TooManyUngraded: more samples of a part could not be graded.
+    """
+
+    def sample(problems: Sequence[Problem], noise: tuple[Part, ...], before: int) -> list[Group]:
+        drawn = collect(
+            sampler,
+            renderer,
+            tasks,
+            problems,
+            rewards=ACCURACY_ALONE,
+            num_samples=settings.samples,
+            params=settings.sampling.params(),
+            noise=noise,
+            on_completion=lambda finished: around.progress.advance(before + finished, {}),
+        )
+        refuse_ungraded(drawn, max_ungraded)
+        return drawn
+
+    num_problems = sum(settings.tasks.values())
+    around.progress.begin(settings.name, num_problems * settings.samples, "completions")
+    groups: list[Group] = []
+    for number, (problems, noise) in enumerate(parts):
+        if around.stop_requested():
+            raise Interrupted(f"{settings.name} stopped after {len(groups)} of {num_problems} problems")
+        groups += around.keep(number, partial(sample, problems, noise, len(groups) * settings.samples))
+        around.progress.advance(len(groups) * settings.samples, {})
+    return groups
+
+
+def num_sampled(groups: Sequence[Group]) -> int:
+    """The tokens that were drawn for the groups."""
+    return sum(rollout.completion.num_sampled for group in groups for rollout in group.rollouts)
