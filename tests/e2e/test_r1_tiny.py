@@ -10,10 +10,11 @@ import pytest
 
 from contexts import BACKEND
 from kept_progress import KeptProgress
+from reasonmill.content import directory_digest
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.mill.planning import plan
 from reasonmill.plugins.catalogue import installed
-from reasonmill.recipe.graph import Recipe, directory_digest
+from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.reference import StageSource, shipped_bases
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations

@@ -68,7 +68,13 @@ def test_a_task_grades_what_bears_the_name_of_the_recipe() -> None:
 def test_what_a_task_leaves_out_is_nothing() -> None:
     plain = NamedTask("mine", Plain())
     assert (plain.domain, plain.measures, plain.environment) == ("helpfulness", {}, None)
-    assert plain.language_share("en", "en") is None
+
+
+def test_a_task_without_a_measure_of_languages_has_that_of_real_ones() -> None:
+    plain = NamedTask("mine", Plain())
+    text = "how many apples are left in the basket when two of them are eaten by the children"
+    assert (plain.language_share(text, "en"), plain.language_share(text, "de")) == (1.0, 0.0)
+    assert plain.language_of(plain.problem("test", 0, 0)) == "en"
 
 
 def test_what_a_task_has_is_its_own() -> None:
