@@ -92,7 +92,7 @@ class ChatRenderer(_TokenizerText):
 
     def _refused(self, why: str) -> UnsupportedModel:
         return UnsupportedModel(
-            f"the model's chat template can't go on behind a turn of the assistant: it {why}",
+            f"the model's chat template can't continue after a turn of the assistant: it {why}",
             fix="use a template that leaves earlier turns as they are and knows the role, or leave the environment out",
             where=self._where,
         )

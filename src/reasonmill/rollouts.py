@@ -121,7 +121,7 @@ def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
     if len(errors) > limit * len(rollouts):
         raise TooManyUngraded(
             f"{len(errors)} of {len(rollouts)} rollouts could not be graded, for example: {errors[0]}",
-            fix="mend the grader, or raise max_ungraded",
+            fix="fix the grader, or raise max_ungraded",
         )
 
 

@@ -88,7 +88,7 @@ def test_a_failed_rerun_leaves_finished_results_visible(
     digest, (note,) = found(home_path, "small/second")
     assert digest == second
     assert note == (
-        f"small/second is not finished as its recipe and the code are now: this is its earlier result, {second[:12]}"
+        f"small/second is not finished with the present recipe and code: this is its earlier result, {second[:12]}"
     )
     assert found(home_path, "small/check")[0] == check
     notes: list[str] = []

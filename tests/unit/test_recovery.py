@@ -126,7 +126,7 @@ def test_damaged_groups_that_were_trained_on_are_sampled_again_and_must_be_the_s
     for _ in range(2):
         with Home.open(path) as home, pytest.raises(StoreError, match="groups of step 0 is recorded") as caught:
             committed_groups(home, "k", 0, lambda: groups("12 + 12"))
-        assert "only be made again by the machine" in caught.value.fix
+        assert "only be rebuilt by the machine" in caught.value.fix
     assert verify_home(path).problems[0].file == f"objects/{digest}"
 
 
@@ -140,8 +140,7 @@ def test_other_groups_take_the_place_of_damaged_ones_that_nothing_was_made_of(pa
         assert committed_groups(home, "k", 0, lambda: groups("not asked for")) == groups("12 + 12")
         told = [str(incident) for incident in home.ledger.incidents()]
     assert told[1] == (
-        f"objects/{lost} is lost for good, the groups of step 0: they come out otherwise now; "
-        "the new ones take their place"
+        f"objects/{lost} is lost for good, the groups of step 0: they differ now; the new ones take their place"
     )
     assert verify_home(path).problems == ()
 
@@ -157,7 +156,7 @@ def test_a_state_that_came_of_lost_groups_is_gone_on_from_without_them(path: Pat
     flip(path / "objects" / digests[1] / GROUPS_FILE)
     assert resumed(path)[0] == 0
     with Home.open(path) as home:
-        give_up_lost_groups(home, "k", "they come out otherwise")
+        give_up_lost_groups(home, "k", "they differ")
     assert resumed_without_a_word(path) == 4
     # Now step 0 can be made again, but step 1 can not, and neither can what follows from it.
     flip(path / "objects" / digests[3] / GROUPS_FILE)
@@ -556,8 +555,8 @@ def test_a_stage_that_lost_its_model_and_groups_is_made_anew_from_there_on_anoth
     assert learning.steps
     result, told = run(repair=True)
     (after,) = result.stages
-    assert learning.steps == ["1", "1", "2", "3"]  # the first attempt finds that they come out otherwise
-    assert any("they come out otherwise, as on another class of machine" in note for note in told)
+    assert learning.steps == ["1", "1", "2", "3"]  # the first attempt finds that they differ
+    assert any("they differ when they are sampled again, as on another class" in note for note in told)
     assert told[-1].startswith("zero  rebuilt with another content")
     now = steps_of(path, made.key)
     assert now[0] == digests[0]

@@ -315,7 +315,10 @@ def says_its_number(body: dict[str, Any], number: int) -> Answer:
 
 @pytest.mark.parametrize(
     ("later", "why"),
-    [(says_its_number, "they come out otherwise"), (lambda body, number: Answer({}, 400), "they can't be made again")],
+    [
+        (says_its_number, "they differ when they are sampled again"),
+        (lambda body, number: Answer({}, 400), "they can't be sampled again"),
+    ],
 )
 def test_a_finished_collection_does_without_answers_that_the_teacher_does_not_give_again(
     tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], later: Answers, why: str

@@ -38,7 +38,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
         if "does not have a deterministic implementation" not in str(error):
             raise
         raise UnsupportedModel(
-            f"its gradients would be others each time: {str(error).partition('.')[0]}",
+            f"its gradients would differ each time: {str(error).partition('.')[0]}",
             fix="train it on a CPU, or use another model",
         ) from error
     finally:

@@ -86,9 +86,9 @@ def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: Keyed
     which = made.artifact.digest[:12]
     if made_with is None:
         what = "seed" if made.artifact.config_digest == wanted.config_digest else "settings"
-        return f"with which {what} {which} was made is not recorded any more: the run's recipe was changed since"
+        return f"the {what} that {which} was made with are no longer recorded: the run's recipe was changed since"
     if made_with.seed != wanted.recipe.seed:
-        return f"{which} was made with the seed {made_with.seed}, and the seed is {wanted.recipe.seed} now"
+        return f"{which} was made with the seed {made_with.seed}, but the seed is now {wanted.recipe.seed}"
     changed = [
         *different_settings(made_with.settings, wanted.node.settings),
         *_different_plugins(made_with.tables, wanted),
@@ -169,7 +169,7 @@ def _damage(home: Home, made: StageRecord, *, read: bool) -> str | None:
     """What is wrong with the object of a result."""
     digest = made.artifact.digest
     if not home.objects.exists(digest):
-        return f"{digest[:12]} is missing: the home does not have it any more"
+        return f"{digest[:12]} is missing: the home no longer has it"
     damaged = home.objects.damaged_files(digest, read=read)
     return f"{digest[:12]} is damaged: {damaged[0]!r} is not what was committed" if damaged else None
 

@@ -38,7 +38,7 @@ def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifac
         if record is not None:
             if keys is earlier:
                 note(
-                    f"{text} is not finished as its recipe and the code are now: this is its earlier result, "
+                    f"{text} is not finished with the present recipe and code: this is its earlier result, "
                     f"{record.artifact.digest[:12]}"
                 )
             return record.artifact
@@ -105,7 +105,7 @@ def find_model(text: str, home_path: Path, note: Callable[[str], None]) -> Path:
             digest = made_digest(artifact)
             if artifact.kind == "verdict" and not home.objects.exists(digest):
                 raise RecipeError(
-                    f"missing model: the gate {text!r} left a model in place that is not of this home: "
+                    f"missing model: the gate {text!r} left a model in place that is not in this home: "
                     f"{home.ledger.artifact(digest).stage!r}",
                     fix="name that model: a shipped base by its name, another one by its directory",
                 )

@@ -40,7 +40,7 @@ from reasonmill.store.ledger import OtherContent
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
-_COMES_OUT_OTHERWISE = "they come out otherwise, as on another class of machine or from a server"
+_DIFFERS = "they differ when they are sampled again, as on another class of machine or from a server"
 
 
 @dataclass(frozen=True)
@@ -331,9 +331,9 @@ class _Run:
         """
         if isinstance(error, OtherContent) and (stage.is_finished or stage.keyed.key not in self._retried):
             self._retried.add(stage.keyed.key)
-            give_up_lost_groups(self._home, stage.log_key, _COMES_OUT_OTHERWISE)
+            give_up_lost_groups(self._home, stage.log_key, _DIFFERS)
         elif stage.is_finished:
-            give_up_lost_groups(self._home, stage.log_key, f"they can't be made again ({error.what})")
+            give_up_lost_groups(self._home, stage.log_key, f"they can't be sampled again ({error.what})")
         else:
             return False
         return True
@@ -345,8 +345,8 @@ class _Run:
         artifact = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
-                f"{stage.name}  rebuilt with another content, as other machines or thread counts do: "
-                f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
+                f"{stage.name}  rebuilt with different content, as happens on other machines or thread counts: "
+                f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it is rebuilt, too"
             )
         self._look_at_states(stage.node, key)
         self._noted.add((stage.name, digest))
@@ -387,5 +387,5 @@ class _Run:
         if others:
             self._progress.note(f"{stage.name}  began on: {others}")
             self._progress.note(
-                f"{stage.name}  goes on on: {here}; its bits may differ from those of a run on one of them"
+                f"{stage.name}  resumes on: {here}; its bits may differ from those of a run on one of them"
             )

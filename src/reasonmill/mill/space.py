@@ -152,7 +152,7 @@ class RoomWait:
             self._progress.note(
                 f"paused: {error.what}; {free} are free at {where}, and a stage like this writes about "
                 f"{megabytes(RESERVE_BYTES + self.writes.total)} ({self.writes}). Free some space on that disk, and "
-                "the run goes on by itself; Ctrl-C ends it, and the same command resumes it"
+                "the run resumes by itself; Ctrl-C ends it, and the same command resumes it"
             )
         for _ in range(round(RETRY_S / _POLL_S)):
             if self._stop_requested():
@@ -167,7 +167,7 @@ class RoomWait:
         """What failed has worked."""
         if self._is_told:
             self._is_told = False
-            self._progress.note("there is room on the disk again: the run goes on")
+            self._progress.note("there is room on the disk again: the run resumes")
 
 
 def megabytes(size: float) -> str:

@@ -90,8 +90,8 @@ class Watchdog:
             self.give_up(
                 Hung(
                     f"{where}: no sign of progress for {self._silent_s:.0f} s",
-                    fix="see above where it hangs; the same command goes on from what is committed. If the work was "
-                    f"honest, raise watchdog.{phase}",
+                    fix="see above where it hangs; the same command resumes from what is committed. If it was still "
+                    f"working, raise watchdog.{phase}",
                 )
             )
 

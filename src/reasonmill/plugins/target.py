@@ -121,7 +121,7 @@ class Importer:
             known = [key for key in own if not key.startswith("_")]
             raise RecipeError(
                 f"module {target.module!r} has no {target.attribute!r}",
-                fix=f"it has {', '.join(known)}" if known else "mend the name behind the colon",
+                fix=f"it has {', '.join(known)}" if known else "correct the name after the colon",
                 where=str(getattr(module, "__file__", "")),
             )
         return getattr(module, target.attribute)

@@ -111,7 +111,7 @@ class RewardWeights:
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
             if weight and name != ACCURACY and name not in self.scorers and name not in self.rules:
-                raise ValueError(f"the reward {name!r} has a weight, and neither a rule nor a scorer")
+                raise ValueError(f"the reward {name!r} has a weight, but no rule and no scorer")
 
     def grade(
         self, task: NamedTask, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
@@ -155,7 +155,7 @@ def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: G
         return Grade(None, parts, grade.error)
     missing = [name for name in weights if name not in parts]
     if missing:
-        return Grade(None, parts, f"the reward {' and '.join(missing)} could not be told")
+        return Grade(None, parts, f"the reward {' and '.join(missing)} could not be measured")
     reward = sum(weight * parts[name] for name, weight in weights.items())
     return Grade(reward, parts) if math.isfinite(reward) else Grade(None, parts, "the reward is not finite")
 

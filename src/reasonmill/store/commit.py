@@ -236,7 +236,7 @@ def out_of_space(where: Path) -> OutOfSpace:
     """The error for a full disk."""
     return OutOfSpace(
         "no space is left on the disk; nothing that was committed is lost",
-        fix="free some space and run the same command again: it goes on where it stopped",
+        fix="free some space and run the same command again: it resumes where it stopped",
         where=str(where),
     )
 

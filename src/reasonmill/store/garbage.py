@@ -104,8 +104,8 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
         raise OutOfSpace(
             "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
             "to was removed",
-            fix="free a few megabytes elsewhere on that disk, on which quarantine/ takes "
-            f"{garbage.num_bytes_quarantined:,} bytes; then there is room for the record, and these states can go",
+            fix="free a few megabytes on that disk, and run gc again to remove these states; quarantine/ takes "
+            f"{garbage.num_bytes_quarantined:,} bytes of it",
             where=error.where,
         ) from error
 
@@ -149,7 +149,7 @@ def _sound_ledger(home: Path) -> Ledger:
     if found.damage:
         fall_back = "run a recipe of this home first: it puts the last backup of the ledger in its place"
         raise StoreError(
-            f"the ledger {found.damage[0]}, so that it can't be told what is needed: nothing was removed",
+            f"the ledger {found.damage[0]}, so it is not known what is needed: nothing was removed",
             fix=fall_back if found.backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
             where=str(home / LEDGER),
         )

@@ -359,9 +359,9 @@ class Ledger(LedgerOfRuns):
         if recorded not in (None, digest):
             raise OtherContent(
                 f"the {what} is recorded with other content: {recorded} instead of {digest}",
-                fix="what the ledger has accepted stays; what was damaged can only be made again by the machine, the "
+                fix="what the ledger has accepted stays; what was damaged can only be rebuilt by the machine, the "
                 "number of threads and the server that made it: run there, restore the object from a copy of the home, "
-                "or begin anew with another seed",
+                "or start over with another seed",
                 where=str(self._path),
             )
 

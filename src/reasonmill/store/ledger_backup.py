@@ -33,7 +33,7 @@ SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
 # The last is the seal that is on its way to its name.
 LEDGER_FILES = frozenset({LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 # What to do about a damaged ledger where no sound backup is left.
-NO_BACKUP = "restore the home from a copy, or use another home: the recipe then makes everything again"
+NO_BACKUP = "restore the home from a copy, or use another home: the recipe then rebuilds everything"
 # The one before the last is for the case that ledger and last backup are damaged together.
 _KEPT_BACKUPS = 2
 # The seal of a ledger that is being replaced: no file has this digest.
@@ -341,7 +341,7 @@ class LedgerKeeper:
         return tuple(
             digest
             for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
-            if self._backups.sound_path(digest, instead="the ledger is backed up anew") is not None
+            if self._backups.sound_path(digest, instead="the ledger is backed up again") is not None
         )
 
     def _fall_back(self, seal: Seal | None, damage: str) -> None:
@@ -360,7 +360,7 @@ class LedgerKeeper:
             LEDGER,
             "" if sealed.ledger in (None, _REFUSED) else sealed.ledger,
             f"{damage}; it is now in {QUARANTINE}/{kept.name}" if is_there else damage,
-            "its last backup takes its place: what was recorded since is made again",
+            "its last backup takes its place: what was recorded since is rebuilt",
         )
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         try:

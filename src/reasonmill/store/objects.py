@@ -71,7 +71,7 @@ class ObjectStore:
             with disk_errors(self._root):
                 digest = seal(staging)
                 is_new = publish(staging, self._root / digest)
-            if not is_new and self.sound_path(digest, instead="the same object was just made again") is None:
+            if not is_new and self.sound_path(digest, instead="the same object was just rebuilt") is None:
                 with disk_errors(self._root):
                     publish(staging, self._root / digest)
         finally:
@@ -92,7 +92,7 @@ class ObjectStore:
         if not self.exists(digest):
             raise StoreError(
                 f"the home has no object {digest!r}",
-                fix="run the recipe that makes it again, or check that this is the right home",
+                fix="run the recipe that makes it, or check that this is the right home",
                 where=str(self._root),
             )
         return self._root / digest

@@ -21,7 +21,7 @@ from reasonmill.store.looking import is_file
 
 SEAL = "seal"
 # What to do about a damaged ledger.
-FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
+FALL_BACK = "run the recipe again: it restores the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
 
 Row = dict[str, Any]

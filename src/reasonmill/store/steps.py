@@ -28,7 +28,7 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
     groups = sample()
     made = home.objects.put(lambda target: write_groups(target / GROUPS_FILE, groups))
     if digest not in (None, made) and not _is_built_on(home, key, step):
-        _give_up(home, key, step, "they come out otherwise now", "the new ones take their place")
+        _give_up(home, key, step, "they differ now", "the new ones take their place")
     home.ledger.commit_step(key, step, made)
     return groups
 
@@ -44,7 +44,7 @@ def lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> list[int
     """
     lost = _missing(home, key, instead)
     if lost and any(digest is None for _, digest in home.ledger.steps(key)):
-        give_up_lost_groups(home, key, "another step has lost its own for good, so that they can't be made again")
+        give_up_lost_groups(home, key, "another step has lost its groups for good, so these can't be sampled again")
         return []
     return lost
 
@@ -67,7 +67,7 @@ def give_up_lost_groups(home: Home, key: str, why: str) -> None:
     What was made of them stays: the artifact of a finished stage, the states of another one. Where there is no such
     thing any more, the stage samples new ones.
     """
-    for step in _missing(home, key, lambda step: f"step {step} goes without groups"):
+    for step in _missing(home, key, lambda step: f"step {step} is left without groups"):
         _give_up(home, key, step, why, "what was made of them stays as it is")
 
 
@@ -83,7 +83,7 @@ def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
         return
     for step, digest in steps:
         if digest is not None and step > without:
-            what = f"is the groups of step {step}, which came of those of step {without}, which are lost for good"
+            what = f"holds the groups of step {step}, which depend on those of step {without}, which are lost for good"
             home.report(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place"))
     home.ledger.forget_steps(key, without)
 

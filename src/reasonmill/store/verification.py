@@ -122,16 +122,16 @@ def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     """The ledger's file, its seal and its backups."""
     if inspection.found.is_seal_damaged:
         yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
-    fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
+    fall_back = f"{_RERUN}: it restores the last backup of the ledger, and rebuilds what that lacks"
     way_out = fall_back if inspection.ledger is not None else f"no sound backup of it is left: {NO_BACKUP}"
     yield from (Finding(LEDGER, what, way_out) for what in inspection.found.damage)
     for digest in inspection.backups.digests():
         if inspection.is_read(f"{BACKUPS}/{digest}"):
             for name in inspection.backups.damaged_files(digest):
-                yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up anew")
+                yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up again")
     for digest in inspection.found.seal.backups if inspection.found.seal is not None else ():
         if not inspection.backups.exists(digest):
-            yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up anew")
+            yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up again")
 
 
 def check_objects(inspection: Inspection) -> Iterator[Finding]:

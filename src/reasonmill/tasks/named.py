@@ -79,7 +79,7 @@ class NamedTask:
             shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
             raise RecipeError(
                 f"{wanted_by} needs the language of each prompt, and that of problem {index} of task {self.name!r} "
-                f"can't be told: its meta names {'no language' if named is None else repr(named)}, and none is "
+                f"is not known: its meta names {'no language' if named is None else repr(named)}, and none is "
                 f"detected in {shown!r}",
                 fix=f'let the problems of {self.name!r} name it, as in meta["language"] = "en", or leave out '
                 f"{wanted_by} or the task",
