@@ -55,7 +55,7 @@ def adopt(
     from reasonmill.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    loaded.up_to(until)  # a mistake here is told before the home is opened
+    loaded.up_to(until)  # a mistake here is reported before the home is opened
 
     from reasonmill.mill.adoption import adopt as adopt_results
 

@@ -372,7 +372,7 @@ def test_accuracy_alone_counts_everywhere(domain: Domain) -> None:
 def test_weights_that_nobody_decides_are_refused() -> None:
     with pytest.raises(ValueError, match="the reward 'speed' has a weight, but no rule and no scorer"):
         RewardWeights({"speed": 1.0})
-    with pytest.raises(ValueError, match="'safety' has a weight, and neither"):
+    with pytest.raises(ValueError, match="'safety' has a weight, but no rule"):
         RewardWeights({"safety": 1.0}, scorers={"helpfulness": FakeScorer()})
 
 

@@ -1,4 +1,4 @@
-"""Gradients that are the same to the bit each time: what replaying a step on a GPU stands on.
+"""Gradients that are the same to the bit each time: what replaying a step on a GPU relies on.
 
 Kernels of the backward pass of attention let thread blocks add to one gradient in the order in which they happen to
 end. torch knows others that keep an order, and refuses what has none.

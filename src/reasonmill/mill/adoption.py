@@ -1,4 +1,4 @@
-"""Adoption: finished results that other code made are recorded under the keys that stages have with the code of now.
+"""Adoption: finished results that other code made are recorded under the keys that stages have with the present code.
 
 A result is adopted only where nothing but the code differs: its settings, what it was made from and its seed are the
 same, and each of its bytes is what was committed. The ledger, the summary and the report say so for ever.
@@ -125,7 +125,7 @@ def different_settings(before: Mapping[str, Any], now: BaseModel, place: str = "
 
 
 def _different_plugins(before: Mapping[str, Any], wanted: KeyedStage) -> Iterator[str]:
-    """The tasks and the like that the recipe defines otherwise now, or of whose files nobody knows what they held."""
+    """The plug-ins that the recipe defines differently now, or that read files whose old content is not recorded."""
     now = wanted.recipe.resolved()
     named = list(wanted.node.plugins.values())
     for plugin in (*named, *(plugin.environment for plugin in named if plugin.environment is not None)):

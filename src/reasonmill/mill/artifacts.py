@@ -21,10 +21,10 @@ _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifact:
     """The artifact that `run/stage` made, or whose digest begins with `text` (four digits at least).
 
-    Of a stage that is not finished as the run's recipe and the code are now, it is the last finished result.
+    Of a stage that is not finished with the run's present recipe and code, it is the last finished result.
 
     Args:
-        note: is told when it is that.
+        note: called with a message in that case.
 
     Raises:
         RecipeError: there is no such run, or its stage was never finished.
@@ -87,7 +87,7 @@ def made_from_adopted(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) 
 def find_model(text: str, home_path: Path, note: Callable[[str], None]) -> Path:
     """The directory of a model: a path, a shipped base's name, or an artifact of the home as in `find_artifact`.
 
-    A verdict stands for the model that it promoted. `note` is told as by `find_artifact`.
+    A verdict stands for the model that it promoted. `note` is called as by `find_artifact`.
 
     Raises:
         RecipeError: there is no such model.

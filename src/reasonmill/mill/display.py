@@ -126,7 +126,7 @@ class Meter:
         return f"{format_duration(rest - (self._clock() - last_time))} left"
 
     def line(self, last: str | None) -> str:
-        """Stage, count, the most telling metrics and then `last`, in one line."""
+        """Stage, count, the most important metrics and then `last`, in one line."""
         told = [f"{reading.title}{value}{reading.unit}" for reading, value in readings(self.metrics, "line")]
         return "  ".join([self.stage, f"{self.done:,}/{self.total:,}", *told, *([last] if last else [])])
 

@@ -67,7 +67,7 @@ def expected_writes(
         work: what the stage does; None where that is not known.
         size: of the model that is worked on.
         weight_bytes: of one weight in use.
-        resumes_at: the step that an interrupted stage goes on with; what came before is on the disk already.
+        resumes_at: the step that an interrupted stage resumes with; what came before is on the disk already.
     """
     work, is_known = (work, True) if work is not None else (Workload(), False)
     steps: int | None = getattr(settings, "steps", None)
@@ -130,7 +130,7 @@ class RoomWait:
     """Holds a run whose disk is full: it tries again every few seconds, until there is room or it is asked to stop.
 
     Attributes:
-        writes: what the stage of now is expected to write.
+        writes: what the present stage is expected to write.
     """
 
     _home: Home

@@ -44,7 +44,7 @@ class Watchdog:
     Args:
         deadlines: how long each phase may be silent.
         stage: its name, for what is printed.
-        give_up: is told when a phase has been silent for twice its deadline; called from the watching thread.
+        give_up: called from the watching thread when a phase has been silent for twice its deadline.
         stream: where stacks are printed, a file of the system.
     """
 

@@ -96,7 +96,7 @@ def read_target(text: str, folder: Path) -> Target:
 
 
 class Importer:
-    """Imports targets, those of files anew for each importer: a file that was changed is never taken from before."""
+    """Imports targets, those of files again for each importer: an old version of a changed file is never used."""
 
     _numbers = itertools.count()
 

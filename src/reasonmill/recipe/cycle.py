@@ -122,7 +122,7 @@ class _Plan:
         if isinstance(parent, StageSource) and parent.stage in self.repeated:
             raise self._mistake(
                 "gate",
-                f"the gate's parent {parent.stage!r} is made within a generation, so the generation does not begin with it",
+                f"the gate's parent {parent.stage!r} is made within a generation, which can't begin with it",
                 f"compare with the teacher: parent = {self._cycle.teacher!r}",
             )
         return texts["parent"], texts["parent_eval"]

@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub: a recipe's `[models.NAME]` table names a repository and one of its commits.
 
-The commit identifies the weights, so that a stage's key can be told before the model is there, and whatever else other
+The commit identifies the weights, so that a stage's key is known before the model is there, and whatever else other
 programs keep in the same cache makes no difference. A branch or a tag can move, and is refused.
 """
 

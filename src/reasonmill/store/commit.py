@@ -160,7 +160,7 @@ def replace_file(path: Path, data: bytes) -> None:
             _write_durably(temporary, data, "view")
             disk.replace(temporary, path, "view")
         except BaseException:
-            with suppress(OSError):  # a disk that fails twice: the first error is the one to tell
+            with suppress(OSError):  # a disk that fails twice: the first error is the one to report
                 if exists(temporary):
                     disk.unlink(temporary, "unfinished view")
             raise

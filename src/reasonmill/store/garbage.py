@@ -30,9 +30,9 @@ class Garbage:
             finished stages and those of abandoned ones.
         leftovers: paths of what runs that were cut off left in their work directories.
         num_bytes: the size of all this.
-        num_bytes_abandoned: the size of the states that stay and that no run would go on from: their stages are
+        num_bytes_abandoned: the size of the states that stay and that no run would resume from: their stages are
             unfinished, and no run has them any more.
-        num_bytes_last: the size of the states that stay because finished stages could go on from them if their `steps`
+        num_bytes_last: the size of the states that stay because finished stages could resume from them if their `steps`
             were raised.
         num_bytes_quarantined: the size of what was put aside because it was damaged, which is never removed.
     """
@@ -173,7 +173,7 @@ def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list
 
 
 def _states_of_finished_stages(ledger: Ledger) -> tuple[list[State], list[State]]:
-    """Those that nothing needs; and those behind the last step, which only stages have that could go on from there."""
+    """Those that nothing needs; and those behind the last step, which only stages have that could resume from there."""
     finished = [key for key in ledger.begun_stages() if ledger.stage(key) is not None]
     states = [(key, step, digest) for key in finished for step, digest in ledger.states(key)]
     ends = {key: len(ledger.steps(key)) for key in finished}
@@ -183,7 +183,7 @@ def _states_of_finished_stages(ledger: Ledger) -> tuple[list[State], list[State]
 def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
     """Those of unfinished stages that no run has.
 
-    A run that was changed and changed back does not have them either, until it comes by the stage once more: that is
+    A run that was changed and changed back does not have them either, until it reaches the stage again: that is
     why they only go if they are asked to.
     """
     had = {stage.key for run in ledger.runs() for stage in run.stages}

@@ -39,8 +39,8 @@ HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 class Home:
     """An open home: `objects` holds the artifacts and `ledger` says where each came from.
 
-    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and told in the way
-    that `tell_incidents` was given.
+    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and reported by the
+    function that `tell_incidents` was given.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Home:
             raise
 
     def tell_incidents(self, tell: Callable[[str], None]) -> None:
-        """Tells incidents to the user in this way, those since the home was opened first."""
+        """Reports incidents to the user with this function, first those since the home was opened."""
         self._incidents.tell(tell)
 
     def report(self, incident: Incident) -> None:
-        """Records and tells damage that was found by looking at the home's files."""
+        """Records and reports damage that was found by looking at the home's files."""
         self._incidents.add(incident)
 
     @waits_for_room
     def back_up_ledger(self) -> None:
-        """Keeps a copy of the ledger as it is now, to fall back to if its file is damaged."""
+        """Keeps a copy of the ledger as it is now, to restore if its file is damaged."""
         if self._keeper is not None:
             self._keeper.back_up(self.ledger)
 
@@ -167,7 +167,7 @@ class WriterLock:
     """The right to write to a home, held by at most one process; the system takes it back when the process dies.
 
     It is a lock of the home's directory itself, which nobody can remove while there is a home. The file `lock` only
-    tells others who holds it.
+    says who holds it.
     """
 
     def __init__(self, home: Path) -> None:

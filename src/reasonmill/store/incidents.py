@@ -1,4 +1,4 @@
-"""Incidents: damage that was met and what was done about it, told to the user and recorded in the ledger."""
+"""Incidents: damage that was met and what was done about it, reported to the user and recorded in the ledger."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Incidents:
         self._untold: list[Incident] = []
 
     def add(self, incident: Incident) -> None:
-        """Records and tells an incident, now or when that becomes possible."""
+        """Records and reports an incident, now or when that becomes possible."""
         self._unrecorded.append(incident)
         self._untold.append(incident)
         self._pass_on()
 
     def record(self, record: Callable[[Incident], None]) -> None:
-        """From now on incidents are recorded in this way; those before are caught up on."""
+        """From now on incidents are recorded with this function; earlier ones are recorded now."""
         self._record = record
         self._pass_on()
 
     def tell(self, tell: Callable[[str], None]) -> None:
-        """From now on the user is told in this way; incidents before are caught up on."""
+        """From now on incidents are reported with this function; earlier ones are reported now."""
         self._tell = tell
         self._pass_on()
 

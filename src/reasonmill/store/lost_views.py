@@ -1,4 +1,4 @@
-"""Views that are lost: told, put aside where they can't be written over, and forgotten, so that they are made again."""
+"""Lost views: reported, put aside where they can't be written over, and forgotten, so that they are rebuilt."""
 
 from __future__ import annotations
 

@@ -116,9 +116,9 @@ class ObjectStore:
 
     def sound_path(self, digest: str, *, instead: str, read: bool = True) -> Path | None:
         """Like `path`, but None for an object that is missing or damaged. That is an incident, and a damaged object is
-        moved to the quarantine, so that it can be made again in its place.
+        moved to the quarantine, so that it can be rebuilt in its place.
 
-        Each damaged file is one incident, however many ask for the object until it is made again.
+        Each damaged file is one incident, however many ask for the object until it is rebuilt.
 
         Args:
             instead: what the one who asks first does without it, for the user and the ledger.
@@ -135,7 +135,7 @@ class ObjectStore:
         if not damaged:
             return path
         kept = quarantined(self._root.parent, digest)
-        # Recorded first: a crash in between makes it an incident twice, and not an object that is gone without a word.
+        # Recorded first: a crash in between may report it twice, but never not at all.
         for name in damaged:
             self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
         self._told_missing.add(digest)

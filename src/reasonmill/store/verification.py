@@ -56,7 +56,7 @@ class Inspection:
         found: what is wrong with the ledger and its seal.
         ledger: the ledger; if it is damaged, the backup that would take its place, and None without one.
         files: those that are to be read, by their paths below the home; None for all.
-        on_object: is told (objects that were read, objects in all).
+        on_object: called with (objects that were read, objects in all).
     """
 
     home: Path
@@ -99,7 +99,7 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     reads only the files that the one before found damaged.
 
     Args:
-        on_object: is told (objects that were read, objects in all).
+        on_object: called with (objects that were read, objects in all).
 
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
@@ -151,7 +151,7 @@ def check_references(inspection: Inspection) -> Iterator[Finding]:
         if not inspection.objects.exists(digest):
             yield Finding(f"{OBJECTS}/{digest}", f"is missing, the {user}", _remade(user))
     for artifact in inspection.ledger.artifacts():
-        # Bases come from elsewhere; an artifact that no finished stage has was made again as something else.
+        # Bases come from elsewhere; an artifact that no finished stage has was rebuilt with different content.
         is_needed = artifact.kind == "base" or artifact.digest in inspection.used
         if not is_needed and not inspection.objects.exists(artifact.digest):
             what = f"is missing, an earlier {artifact.kind} of stage {artifact.stage!r}"

@@ -63,7 +63,7 @@ class NamedTask:
         return languages.problem_language(problem, self.language_share)
 
     def require_languages(self, wanted_by: str) -> None:
-        """Refuses to measure the language where it can't be told which one is wanted.
+        """Refuses to measure the language where it is not known which one is wanted.
 
         Args:
             wanted_by: what measures the language, for the message.
