@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
         except (ReasonmillError, OSError) as error:
-            told = error if isinstance(error, ReasonmillError) else _error_of_file(error)
-            if told is None:
+            shown = error if isinstance(error, ReasonmillError) else _error_of_file(error)
+            if shown is None:
                 raise
-            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {told}"))
-            sys.exit(told.exit_code)
+            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {shown}"))
+            sys.exit(shown.exit_code)
     sys.exit(0)
 
 

@@ -172,8 +172,8 @@ def _words_by_language(text: str) -> dict[str, float]:
         found[language] += size
     for script, words in by_script.items():
         languages = _SCRIPTS[script].languages
-        told = _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
-        for language, size in told.items():
+        sizes = _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
+        for language, size in sizes.items():
             found[language] += size
     return {language: size for language, size in found.items() if size}
 

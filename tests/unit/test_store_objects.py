@@ -185,8 +185,8 @@ def test_what_is_no_directory_in_the_place_of_an_object_is_damage(
         (kept,) = (tmp_path / "quarantine").iterdir()
         assert not kept.is_dir()
         assert incidents_of(again) == [
-            f"objects/{digest}/manifest.json is damaged and now in quarantine/{digest}; the same object was just made "
-            "again"
+            f"objects/{digest}/manifest.json is damaged and now in quarantine/{digest}; "
+            "the same object was just rebuilt"
         ]
     assert list((tmp_path / "tmp").iterdir()) == []
 

@@ -21,7 +21,7 @@ class ShorterStage:
     digest: str
     obstacle: str | None
 
-    def told(self, name: str) -> str:
+    def note(self, name: str) -> str:
         """Whether the shorter one's steps are used, for the user."""
         result = f"step {self.steps} of its finished result {self.digest[:12]}"
         if self.obstacle is None:

@@ -319,7 +319,7 @@ class _Run:
         shorter = shorter_stage(stage, self._home)
         if shorter is None:
             return
-        self._progress.note(shorter.told(stage.name))
+        self._progress.note(shorter.note(stage.name))
         if shorter.obstacle is None:
             self._home.ledger.carry_over(stage.key, shorter.key, shorter.steps)
 

@@ -137,7 +137,7 @@ class RoomWait:
     _progress: Progress
     _stop_requested: Callable[[], bool]
     _sleep: Callable[[float], None] = time.sleep  # waits for so many seconds
-    _is_told: bool = False
+    _is_reported: bool = False
     writes: Writes = Writes()
 
     def __call__(self, error: OutOfSpace) -> None:
@@ -146,8 +146,8 @@ class RoomWait:
         Raises:
             Interrupted: the user asked to stop.
         """
-        if not self._is_told:
-            self._is_told = True
+        if not self._is_reported:
+            self._is_reported = True
             free, where = megabytes(self._home.free_bytes()), error.where or self._home.path
             self._progress.note(
                 f"paused: {error.what}; {free} are free at {where}, and a stage like this writes about "
@@ -165,8 +165,8 @@ class RoomWait:
 
     def goes_on(self) -> None:
         """What failed has worked."""
-        if self._is_told:
-            self._is_told = False
+        if self._is_reported:
+            self._is_reported = False
             self._progress.note("there is room on the disk again: the run resumes")
 
 

@@ -135,8 +135,8 @@ class RewardWeights:
                 **dict(zip(scores, scored, strict=True)),
             }
             # A number that is not finite says that its part could not be measured.
-            told = {name: value for name, value in measured.items() if math.isfinite(value)}
-            grades.append(_combined(applied, told, grade))
+            finite = {name: value for name, value in measured.items() if math.isfinite(value)}
+            grades.append(_combined(applied, finite, grade))
         return grades
 
     def _counts(self, name: str, domain: Domain) -> bool:

@@ -111,7 +111,7 @@ class TeacherSettings(ServerSettings):
     instructions: str | None = Field(
         default=None,
         min_length=1,
-        description="put behind the user's last turn, for example how to write the answer; not kept with the data",
+        description="put after the user's last turn, for example how to write the answer; not kept with the data",
     )
 
 

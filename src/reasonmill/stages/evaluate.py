@@ -210,7 +210,7 @@ def _helpful(groups: Sequence[Group]) -> dict[str, list[float]]:
     """How helpful the samples of each prompt are, by the problem's id; prompts without such a sample are left out."""
     found: dict[str, list[float]] = {}
     for group in groups:
-        told, _ = values_of([group], graded_part("helpful"))
-        if told:
-            found.setdefault(group.problem.id, []).extend(told)
+        values, _ = values_of([group], graded_part("helpful"))
+        if values:
+            found.setdefault(group.problem.id, []).extend(values)
     return found

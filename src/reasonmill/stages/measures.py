@@ -44,10 +44,10 @@ def values_of(groups: Sequence[Group], figure: Figure) -> tuple[list[float], lis
     """(the figures of the rollouts that have the property, the place of each one's problem)."""
     # By id: a task with few problems asks some of them again.
     clusters = {group.problem.id: place for place, group in enumerate(groups)}
-    told = [
+    figures = [
         (clusters[group.problem.id], figure(group.problem, rollout)) for group in groups for rollout in group.rollouts
     ]
-    kept = [(value, cluster) for cluster, value in told if value is not None]
+    kept = [(value, cluster) for cluster, value in figures if value is not None]
     return [value for value, _ in kept], [cluster for _, cluster in kept]
 
 

@@ -204,10 +204,10 @@ def disk_errors(where: Path, *, foreign_code: bool = False) -> Iterator[None]:
     except ReasonmillError:
         raise
     except Exception as error:
-        told = error_of_disk(error, where, foreign_code=foreign_code)
-        if told is None:
+        known = error_of_disk(error, where, foreign_code=foreign_code)
+        if known is None:
             raise
-        raise told from error
+        raise known from error
 
 
 def error_of_disk(

@@ -218,14 +218,14 @@ def _drop_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
-def _lock_directory(descriptor: int, told_by: Path) -> None:
+def _lock_directory(descriptor: int, lock_file: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StoreError(
-            f"another run writes to this home: {_holder(told_by)}",
+            f"another run writes to this home: {_holder(lock_file)}",
             fix="wait until it ends or stop it, or use another home",
-            where=str(told_by),
+            where=str(lock_file),
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -233,7 +233,7 @@ def _lock_directory(descriptor: int, told_by: Path) -> None:
         raise StoreError(
             f"the home's file system can't lock a directory, so that two runs could write to it: {error.strerror}",
             fix="use a home on a local disk",
-            where=str(told_by.parent),
+            where=str(lock_file.parent),
         ) from error
 
 

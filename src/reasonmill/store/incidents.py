@@ -36,12 +36,12 @@ class Incidents:
         self._record: Callable[[Incident], None] | None = None
         self._tell: Callable[[str], None] | None = None
         self._unrecorded: list[Incident] = []
-        self._untold: list[Incident] = []
+        self._unreported: list[Incident] = []
 
     def add(self, incident: Incident) -> None:
         """Records and reports an incident, now or when that becomes possible."""
         self._unrecorded.append(incident)
-        self._untold.append(incident)
+        self._unreported.append(incident)
         self._pass_on()
 
     def record(self, record: Callable[[Incident], None]) -> None:
@@ -58,5 +58,5 @@ class Incidents:
         while self._record is not None and self._unrecorded:
             self._record(self._unrecorded[0])
             del self._unrecorded[0]
-        while self._tell is not None and self._untold:
-            self._tell(str(self._untold.pop(0)))
+        while self._tell is not None and self._unreported:
+            self._tell(str(self._unreported.pop(0)))

@@ -46,7 +46,7 @@ class ObjectStore:
         self._write = write
         self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
-        self._told_missing: set[str] = set()
+        self._reported_missing: set[str] = set()
         self.when_full: WhenFull | None = None
 
     @phase("saving")
@@ -80,7 +80,7 @@ class ObjectStore:
                 if exists(staging):
                     disk.remove_tree(staging, "unfinished object")
         self._verified.add(digest)
-        self._told_missing.discard(digest)
+        self._reported_missing.discard(digest)
         return digest
 
     def location(self, digest: str) -> Path:
@@ -127,8 +127,8 @@ class ObjectStore:
         self._require_write()
         path = self._root / digest
         if not self.exists(digest):
-            if digest not in self._told_missing:
-                self._told_missing.add(digest)
+            if digest not in self._reported_missing:
+                self._reported_missing.add(digest)
                 self._report(digest, path, "is missing", instead)
             return None
         damaged = self.damaged_files(digest, read=read)
@@ -138,7 +138,7 @@ class ObjectStore:
         # Recorded first: a crash in between may report it twice, but never not at all.
         for name in damaged:
             self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
-        self._told_missing.add(digest)
+        self._reported_missing.add(digest)
         with disk_errors(path):
             put_aside(path, kept)
         return None

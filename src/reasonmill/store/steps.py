@@ -34,8 +34,8 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
 
 
 def lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
-    """The steps of a finished stage whose groups are damaged or missing, which is reported, and can be rebuilt by running
-    it again.
+    """The steps of a finished stage whose groups are damaged or missing, which is reported. Running the stage again
+    rebuilds them.
 
     They can't be rebuilt where a step has lost its groups for good: then they are given up, and left out here.
 
