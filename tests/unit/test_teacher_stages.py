@@ -378,7 +378,7 @@ def test_a_collection_that_lost_its_artifact_and_answers_is_made_anew(
         assert len([body for body in fake.bodies[asked:] if body["model"] == "teacher"]) == 6
         assert again["teacher-rollouts"] != made["teacher-rollouts"]
         assert any(note.endswith("the new ones take their place") for note in told)
-        assert any("rebuilt with another content" in note for note in told)
+        assert any("rebuilt with different content" in note for note in told)
         assert run() == (again, [])
         assert verify_home(tmp_path / "home").problems == ()
 

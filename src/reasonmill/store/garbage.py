@@ -104,7 +104,7 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
         raise OutOfSpace(
             "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
             "to was removed",
-            fix="free a few megabytes on that disk, and run gc again to remove these states; quarantine/ takes "
+            fix="free a few megabytes elsewhere on that disk, then run gc again for these states; quarantine/ takes "
             f"{garbage.num_bytes_quarantined:,} bytes of it",
             where=error.where,
         ) from error
