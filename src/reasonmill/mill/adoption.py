@@ -86,7 +86,7 @@ def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: Keyed
     which = made.artifact.digest[:12]
     if made_with is None:
         what = "seed" if made.artifact.config_digest == wanted.config_digest else "settings"
-        return f"the {what} that {which} was made with are no longer recorded: the run's recipe was changed since"
+        return f"it is no longer recorded with which {what} {which} was made: the run's recipe was changed since"
     if made_with.seed != wanted.recipe.seed:
         return f"{which} was made with the seed {made_with.seed}, but the seed is now {wanted.recipe.seed}"
     changed = [
