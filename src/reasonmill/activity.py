@@ -1,4 +1,4 @@
-"""What the process is doing, and signs that it gets on with it: what a watchdog looks at.
+"""What the process is doing, and signs of progress: what a watchdog looks at.
 
 There is one of it for each process, as there is one main thread that does the work. Code that takes long names its
 phase and beats whenever a piece is done (a decode step, a batch, a reply); neither costs more than a function call, and
@@ -32,7 +32,7 @@ _now = _Activity()
 
 @contextmanager
 def phase(name: Phase) -> Iterator[None]:
-    """The block, or the function that this decorates, belongs to a phase; the phase around it comes back behind it."""
+    """The block, or the function that this decorates, belongs to a phase; then the one around it counts again."""
     outer, _now.phase = _now.phase, name
     beat()
     try:

@@ -61,11 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
         except (ReasonmillError, OSError) as error:
-            told = error if isinstance(error, ReasonmillError) else _error_of_file(error)
-            if told is None:
+            shown = error if isinstance(error, ReasonmillError) else _error_of_file(error)
+            if shown is None:
                 raise
-            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {told}"))
-            sys.exit(told.exit_code)
+            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {shown}"))
+            sys.exit(shown.exit_code)
     sys.exit(0)
 
 
@@ -102,7 +102,7 @@ def run(
     from reasonmill.mill.results import print_table, read_stages
     from reasonmill.store.home import Home
 
-    loaded.up_to(until)  # a mistake here is told before a home is made
+    loaded.up_to(until)  # a mistake here is reported before a home is made
     backend = NativeBackend(_placement(device))
     with StopSignals() as stop:
         try:
@@ -149,7 +149,7 @@ def evaluate(
     """Measures how many problems a model solves."""
     asked = [_task(name, recipe) for name in tasks]
     for task in asked:
-        task.problem(split, seed, 0)  # a wrong task or split is told before the model is loaded
+        task.problem(split, seed, 0)  # a wrong task or split is reported before the model is loaded
     try:
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
     except ValueError as error:

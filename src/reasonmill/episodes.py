@@ -1,4 +1,4 @@
-"""Attempts of several turns: where a turn ends, the environment is asked, and the same request goes on behind its
+"""Attempts of several turns: where a turn ends, the environment is asked, and the same request continues after its
 reply."""
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class StoreError(ReasonmillError):
 
 
 class OutOfSpace(StoreError):
-    """No space is left on the home's disk; what was committed is safe, and the same command goes on."""
+    """No space is left on the home's disk; what was committed is safe, and the same command resumes."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try the same command again
 
@@ -88,6 +88,6 @@ class Interrupted(ReasonmillError):
 
 
 class Hung(ReasonmillError):
-    """A phase gave no sign of progress for twice its deadline; what was committed is safe, the same command goes on."""
+    """A phase gave no sign of progress for twice its deadline; what was committed is safe, the same command resumes."""
 
     exit_code = 75  # EX_TEMPFAIL, as for a full disk

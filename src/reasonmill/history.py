@@ -55,7 +55,7 @@ def adopt(
     from reasonmill.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    loaded.up_to(until)  # a mistake here is told before the home is opened
+    loaded.up_to(until)  # a mistake here is reported before the home is opened
 
     from reasonmill.mill.adoption import adopt as adopt_results
 
@@ -71,7 +71,7 @@ def adopt(
     if last.reason:
         raise NotAdopted(
             f"stage {last.name!r} can't be adopted: {last.reason}",
-            fix="run the recipe: it makes this stage and those after it anew, and takes those before it as they are",
+            fix="run the recipe: it rebuilds this stage and those after it, and keeps those before it as they are",
         )
 
 
@@ -103,7 +103,7 @@ def _status_table(home: Home, run: RunRecord) -> Table:
         _, result = earlier.pop(name, ("", ""))
         table.add_row(name, settings["kind"], state, digest, "" if digest else result)
     for name, (kind, result) in earlier.items():
-        table.add_row(name, kind, "not in the recipe any more", "", result)
+        table.add_row(name, kind, "no longer in the recipe", "", result)
     return table
 
 

@@ -1,6 +1,6 @@
 """Which languages a text is written in, and what share of its words each of them has.
 
-Scripts that only one language uses decide alone; words of Latin, Cyrillic, Arabic and Devanagari are told apart by
+Scripts that only one language uses decide alone; words of Latin, Cyrillic, Arabic and Devanagari are distinguished by
 py3langid, in short windows, because thinking changes its language within a sentence. Formulas, code, numbers, names of
 variables and words that nothing is sure about count for no language.
 
@@ -39,7 +39,7 @@ CLAUSE_WORDS = 4
 MIN_WORDS = 3
 # A text has the languages that some window shows with this probability, and no other.
 SURE = 0.7
-# Share of a prompt's words from which its language is told.
+# Share of a prompt's words from which its language is taken.
 DOMINANT = 0.6
 # Longer runs of letters are keys, hashes or noise.
 MAX_LETTERS = 50
@@ -108,7 +108,7 @@ def known_languages() -> frozenset[str]:
 
 
 def language_share(text: str, language: str) -> float | None:
-    """Share of a language's words among the words of the text whose language can be told; None if there are none.
+    """Share of a language's words among the words of the text whose language is known; None if there are none.
 
     Two characters of Chinese or Japanese count as a word. The time it takes is linear in the length of the text.
 
@@ -172,8 +172,8 @@ def _words_by_language(text: str) -> dict[str, float]:
         found[language] += size
     for script, words in by_script.items():
         languages = _SCRIPTS[script].languages
-        told = _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
-        for language, size in told.items():
+        sizes = _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
+        for language, size in sizes.items():
             found[language] += size
     return {language: size for language, size in found.items() if size}
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a run, which goes on when nobody reads them any more."""
+"""Standard output and standard error of a run, which continues when nobody reads them any more."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def _directory(name: str) -> Path:
     directory."""
     if not name:
         raise RecipeError(
-            "the home has no name, and the current directory is not taken for it unasked",
+            "the home has no name, and the current directory is used only when it is named",
             fix="name a directory, or leave --home out; --home . is this directory",
             where="--home",
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reasonmill.servers.client import TeacherSettings
 
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on CUDA, fp32 elsewhere
-# Sequences that a sampler runs at the same time, unless it is told otherwise.
+# Sequences that a sampler runs at the same time, by default.
 SLOTS = 512
 
 

@@ -25,7 +25,7 @@ Domain = Literal["reasoning", "helpfulness", "safety"]
 Preference = Literal["helpfulness", "safety"]
 View = Literal["answer", "response"]
 
-# What goes on from completions of a call that finished in the same step, given as (index, completion) in the order of
+# What continues completions of a call that finished in the same step, given as (index, completion) in the order of
 # their indices: for each of them a request, or None.
 FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]]
 
@@ -43,7 +43,7 @@ class Renderer(Protocol):
         `messages` were said in between. What was sampled before is never tokenised again.
 
         Raises:
-            UnsupportedModel: the model's template can't go on with a conversation in this way.
+            UnsupportedModel: the model's template can't continue a conversation in this way.
         """
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -132,7 +132,7 @@ class Trained(Protocol):
         """Digest of the batches of the last update that was skipped; empty if none was."""
 
     def save(self, directory: Path) -> None:
-        """Writes all that a resumed run needs to go on to the same bits: weights, moments, counters."""
+        """Writes all that a resumed run needs to continue to the same bits: weights, moments, counters."""
 
     def load(self, directory: Path) -> None:
         """Takes back what `save` wrote."""
@@ -243,14 +243,14 @@ class Reward(Protocol):
     """
 
     def measure(self, attempt: Attempt) -> float | None:
-        """A number, the more the better; None where it can't tell, which leaves the rollout ungraded."""
+        """A number, the more the better; None where it can't be measured, which leaves the rollout ungraded."""
 
 
 class Environment(Protocol):
     """Answers the policy's turns, so that an attempt at a problem has several of them.
 
     One environment serves all episodes at the same time: what it keeps of one of them stands in the episode's `state`.
-    The same turns must have the same replies, or a resumed run goes another way.
+    The same turns must have the same replies, or a resumed run ends differently.
     """
 
     max_turns: int  # the policy's turns in an episode, at most
@@ -284,7 +284,7 @@ class Rewriting(Protocol):
 
 
 class Progress(Protocol):
-    """Where a stage tells how far it is: the live display, plain lines, or a recorder in tests."""
+    """Where a stage reports how far it is: the live display, plain lines, or a recorder in tests."""
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """A stage starts; it will take `total` units (steps, problems, documents)."""

@@ -92,7 +92,7 @@ class ChatRenderer(_TokenizerText):
 
     def _refused(self, why: str) -> UnsupportedModel:
         return UnsupportedModel(
-            f"the model's chat template can't go on behind a turn of the assistant: it {why}",
+            f"the model's chat template can't continue after a turn of the assistant: it {why}",
             fix="use a template that leaves earlier turns as they are and knows the role, or leave the environment out",
             where=self._where,
         )
@@ -105,7 +105,7 @@ class PlainRenderer(_TokenizerText):
         return tuple(self._tokenizer.encode(f"{R1_ZERO_PREAMBLE}{self._asked(messages)}"))
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        # As the chat template of this name goes on with longer conversations.
+        # As the chat template of this name continues longer conversations.
         return tuple(self._tokenizer.encode(self._asked(messages), add_special_tokens=False))
 
     def _asked(self, messages: Sequence[Message]) -> str:

@@ -59,14 +59,14 @@ def collect(
         params: `max_tokens` bounds all turns of an attempt together, replies included.
         noise: names the draw, for example (seed, stage, step); with the place of the problem and of the sample it
             decides all sampling noise.
-        on_completion: told how many attempts are finished, for progress.
+        on_completion: called with how many attempts are finished, for progress.
 
     Returns:
         One group for each problem, in their order; rollouts in the order of their sample numbers.
 
     Raises:
         RecipeError: a task has an environment, and the sampler gives text alone.
-        UnsupportedModel: the model's template can't go on with a conversation.
+        UnsupportedModel: the model's template can't continue a conversation.
     """
     prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
     requests: list[Request] = []
@@ -121,7 +121,7 @@ def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
     if len(errors) > limit * len(rollouts):
         raise TooManyUngraded(
             f"{len(errors)} of {len(rollouts)} rollouts could not be graded, for example: {errors[0]}",
-            fix="mend the grader, or raise max_ungraded",
+            fix="fix the grader, or raise max_ungraded",
         )
 
 

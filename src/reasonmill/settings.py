@@ -119,7 +119,7 @@ def _apart(value: Any, annotation: Any, metadata: Sequence[Any]) -> tuple[Any, S
 
 
 def _option(value: Any, options: Sequence[Any]) -> Any:
-    """The option that a value is of; the first one where that can't be told, as for None."""
+    """The option that a value is of; the first one where that is not known, as for None."""
     for option in options:
         plain = get_args(option)[0] if get_origin(option) is Annotated else option
         kind = get_origin(plain) or plain

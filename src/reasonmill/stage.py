@@ -32,7 +32,7 @@ class StageSettings(BaseModel):
     kind: str = Field(description="what the stage does")
 
     def against_more_steps(self) -> str | None:
-        """Why a finished stage with these settings can't go on where it ended when its `steps` are raised.
+        """Why a finished stage with these settings can't resume after its last step when its `steps` are raised.
 
         None where the steps that it has taken are the first of any larger number.
         """
@@ -75,7 +75,7 @@ class StageContext:
     """The surroundings of one stage of one run, and the one place where it gets what computes.
 
     `key` identifies the stage's settings, inputs and code, and names its steps and states in the ledger.
-    `seed` is the recipe's. `stop_requested` tells whether the user asked to stop; a stage looks at it between
+    `seed` is the recipe's. `stop_requested` says whether the user asked to stop; a stage looks at it between
     steps, saves what it needs to resume and raises Interrupted. `keeps_last_state` asks for the state after the last
     step, from which the stage could be trained for more steps. `needs` are what the stage's key covers beside its own
     code: it gets nothing else.

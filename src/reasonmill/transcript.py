@@ -1,4 +1,4 @@
-"""What a completion says: its thinking and its answer, told apart by the tags of R1-Zero's template (Table 1)."""
+"""What a completion says: its thinking and its answer, separated by the tags of R1-Zero's template (Table 1)."""
 
 import re
 from dataclasses import dataclass

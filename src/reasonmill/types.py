@@ -144,7 +144,7 @@ class Episode:
 
     Attributes:
         messages: the conversation so far. An environment begins it with what the policy shall read first, by default
-            the problem's messages; each turn of the policy and each reply are added as soon as the episode goes on.
+            the problem's messages; each turn of the policy and each reply are added as soon as the episode continues.
         turns: what the policy wrote in the turns of `messages`.
         state: whatever the environment keeps of this episode.
         grade: what the problem's task says of a turn, set as soon as the episode has begun.

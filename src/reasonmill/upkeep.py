@@ -45,7 +45,7 @@ def gc(
         bool, typer.Option("--last-states", help="Remove states, too, from which more steps of finished stages resume.")
     ] = False,
 ) -> None:
-    """Removes what nothing refers to: no artifact, no groups, and no state that a run could go on from."""
+    """Removes what nothing refers to: no artifact, no groups, and no state that a run could resume from."""
     collect = look_for_garbage if dry_run else collect_garbage
     garbage = collect(home, abandoned=abandoned, last_states=last_states)
     for digest in garbage.objects:

@@ -324,7 +324,7 @@ def test_what_torch_was_set_to_comes_back_after_an_error() -> None:
 
 def test_what_has_no_kernel_that_keeps_an_order_is_named() -> None:
     with (
-        pytest.raises(UnsupportedModel, match="would be others each time: put_ does not have a deterministic"),
+        pytest.raises(UnsupportedModel, match="would differ each time: put_ does not have a deterministic"),
         deterministic(torch.device("cuda")),
     ):
         torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))

@@ -138,7 +138,7 @@ def test_the_original_is_not_called_adopted(run: Run, adopted: Adopt, other_code
     [
         (("second.text=c",), "second", "was made with other settings: text was 'b', and is 'c' now"),
         (("second.steps=2",), "second", "was made with other settings: steps was 1, and is 2 now"),
-        (("seed=3",), "first", "was made with the seed 0, and the seed is 3 now"),
+        (("seed=3",), "first", "was made with the seed 0, but the seed is now 3"),
         (("first.tasks.countdown=0.25",), "first", "tasks.countdown was 0.5, and is 0.25 now"),
         (("second.name=new", "check.from=new"), "new", "this home has no finished result of it"),
     ],
@@ -197,7 +197,7 @@ def test_results_are_adopted_after_a_failed_rerun_with_another_recipe(
     with pytest.raises(Interrupted):
         run("seed=5", "second.text=c", looks=2)
     assert stages.calls
-    assert adopted("seed=5")[0].reason.endswith("was made with the seed 0, and the seed is 5 now")
+    assert adopted("seed=5")[0].reason.endswith("was made with the seed 0, but the seed is now 5")
     assert statuses(adopted()) == ["adopted"] * 3
     assert [stage.artifact.digest for stage in run().stages] == [stage.artifact.digest for stage in before.stages]
     assert stages.calls == []

@@ -262,7 +262,7 @@ def test_a_run_goes_on_when_there_is_room_again(recipe_file: Path, home: Path, s
     (stages.folder / "full").unlink()
     rest = process.stderr.read()
     assert process.wait() == 0
-    assert "the run goes on" in rest
+    assert "the run resumes" in rest
     assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
 
 

@@ -279,7 +279,7 @@ def test_a_model_that_a_gate_left_outside_of_the_home_has_to_be_named(
     with Home.open(tmp_path / "home") as home:
         recipe = load_recipe(str(cycle_file), overrides)
         run_recipe(recipe, home, KeptProgress(), until=None, backend=BACKEND, stop_requested=lambda: False)
-    with pytest.raises(RecipeError, match="not of this home: 'base'"):
+    with pytest.raises(RecipeError, match="not in this home: 'base'"):
         find_model("plain/gate", tmp_path / "home", print)
 
 

@@ -88,7 +88,7 @@ def test_a_failed_rerun_leaves_finished_results_visible(
     digest, (note,) = found(home_path, "small/second")
     assert digest == second
     assert note == (
-        f"small/second is not finished as its recipe and the code are now: this is its earlier result, {second[:12]}"
+        f"small/second is not finished with the present recipe and code: this is its earlier result, {second[:12]}"
     )
     assert found(home_path, "small/check")[0] == check
     notes: list[str] = []
@@ -132,7 +132,7 @@ def test_a_stage_that_the_recipe_has_no_more_is_shown_as_such(
 ) -> None:
     second = run().stages[1].artifact.digest
     run("second.name=other", "check.from=other")
-    assert shown(home_path, capsys)[-1] == ["second", "train", "not", "in", "the", "recipe", "any", "more", second[:12]]
+    assert shown(home_path, capsys)[-1] == ["second", "train", "no", "longer", "in", "the", "recipe", second[:12]]
     assert found(home_path, "small/second")[0] == second
 
 

@@ -264,7 +264,7 @@ def test_tasks_whose_language_is_named_or_detected_can_be_rewarded_for_it(task: 
 def test_a_weight_for_a_language_that_nobody_can_tell_is_refused(task: Sums, meta: str) -> None:
     named = [NamedTask("sums", task)]
     check_rewards({"accuracy": 1.0}, named, lambda _: LanguageReward())
-    with pytest.raises(RecipeError, match=f"problem 0 of task 'sums' can't be told: its meta names {meta}") as error:
+    with pytest.raises(RecipeError, match=f"problem 0 of task 'sums' is not known: its meta names {meta}") as error:
         check_rewards({"accuracy": 1.0, "language": 1.0}, named, lambda _: LanguageReward())
     assert 'meta["language"] = "en"' in error.value.fix
 

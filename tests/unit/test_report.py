@@ -116,7 +116,7 @@ def report(home: Home, directory: Path, data: dict[str, Any]) -> str:
 def test_stages_whose_bits_can_not_be_promised_are_named(home: Home, tmp_path: Path) -> None:
     asked = [stage("samples", "collect", repeatable=False), stage("data", "curate", repeatable=False)]
     page = Page(report(home, tmp_path / "run", summary(stage("zero", "rl"), *asked)))
-    assert "can’t promise the same bits when it is made again: samples, data asked a model behind a server" in page.text
+    assert "can’t promise the same bits when it is run again: samples, data asked a model behind a server" in page.text
     assert "same bits" not in Page(report(home, tmp_path / "run", summary(stage("zero", "rl")))).text
 
 

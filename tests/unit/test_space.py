@@ -125,11 +125,11 @@ def test_an_object_waits_for_room_and_nothing_is_lost(home: Home) -> None:
         digest = home.objects.put(full_until(3))
     assert home.objects.digests() == [digest]
     assert list((home.path / "tmp").iterdir()) == []
-    paused, goes_on = notes.notes
+    paused, resumed = notes.notes
     assert paused.startswith("paused: no space is left on the disk")
     assert str(home.path) in paused
     assert "Free some space" in paused
-    assert "goes on" in goes_on
+    assert "the run resumes" in resumed
     assert sum(slept) == pytest.approx(9)  # three seconds before each new attempt
 
 

@@ -111,7 +111,7 @@ def test_a_damaged_ledger_is_put_aside_and_its_backup_takes_its_place(
         kept = list((path / "quarantine").glob("ledger-????????"))
         assert told.startswith("ledger.sqlite is " if kept else "ledger.sqlite is missing; its last backup")
         assert all(f"; it is now in quarantine/{file.name}; " in told for file in kept)
-        assert told.endswith("its last backup takes its place: what was recorded since is made again")
+        assert told.endswith("its last backup takes its place: what was recorded since is rebuilt")
     assert [file.read_bytes() for file in kept] == ([] if broken is None else [broken])
     with Home.open(path) as home:
         assert len(home.ledger.incidents()) == 1
@@ -176,7 +176,7 @@ def test_a_ledger_without_its_version_or_its_tables_is_a_damaged_one(
     assert LEDGER in {finding.file for finding in verify_home(path).problems}
     with pytest.raises(StoreError, match=r"has no tables|says that its version is 3") as caught:
         Home.open(path, write=False)
-    assert "falls back to the last backup" in caught.value.fix
+    assert "restores the last backup" in caught.value.fix
     with Home.open(path) as home:
         assert fell_back(home)
         assert steps_of(home) == [0, 1, 2]
@@ -188,7 +188,7 @@ def test_a_missing_ledger_is_told_and_restored(path: Path) -> None:
     with pytest.raises(StoreError, match="the ledger is missing") as caught:
         Home.open(path, write=False)
     assert caught.value.where == str(path / LEDGER)
-    assert "falls back to the last backup" in caught.value.fix
+    assert "restores the last backup" in caught.value.fix
     assert [(finding.file, finding.what) for finding in verify_home(path).problems] == [(LEDGER, "is missing")]
     with Home.open(path) as home:
         assert steps_of(home) == [0, 1, 2]
@@ -293,7 +293,7 @@ def test_a_damaged_backup_is_replaced(path: Path) -> None:
     for backup in (path / "backups").iterdir():
         flip(backup / LEDGER)
     with Home.open(path) as home:
-        assert all("the ledger is backed up anew" in line for line in told_by(home))
+        assert all("the ledger is backed up again" in line for line in told_by(home))
         assert not fell_back(home)
     flip(path / LEDGER)
     with Home.open(path) as home:

@@ -136,7 +136,7 @@ def test_a_put_takes_the_place_of_a_damaged_equal_object(store: ObjectStore, tmp
     (kept,) = (tmp_path / "quarantine").iterdir()
     assert (kept / "a.txt").read_bytes() == b"alph`"
     assert incidents_of(again) == [
-        f"objects/{digest}/a.txt is damaged and now in quarantine/{digest}; the same object was just made again"
+        f"objects/{digest}/a.txt is damaged and now in quarantine/{digest}; the same object was just rebuilt"
     ]
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -179,14 +179,14 @@ def test_what_is_no_directory_in_the_place_of_an_object_is_damage(
         assert not again.exists(digest)
     else:
         if mend == "sound_path":
-            assert again.sound_path(digest, instead="the same object was just made again") is None
+            assert again.sound_path(digest, instead="the same object was just rebuilt") is None
         assert again.put(writer(FILES)) == digest
         assert open_store(tmp_path).path(digest)
         (kept,) = (tmp_path / "quarantine").iterdir()
         assert not kept.is_dir()
         assert incidents_of(again) == [
-            f"objects/{digest}/manifest.json is damaged and now in quarantine/{digest}; the same object was just made "
-            "again"
+            f"objects/{digest}/manifest.json is damaged and now in quarantine/{digest}; "
+            "the same object was just rebuilt"
         ]
     assert list((tmp_path / "tmp").iterdir()) == []
 

@@ -315,7 +315,10 @@ def says_its_number(body: dict[str, Any], number: int) -> Answer:
 
 @pytest.mark.parametrize(
     ("later", "why"),
-    [(says_its_number, "they come out otherwise"), (lambda body, number: Answer({}, 400), "they can't be made again")],
+    [
+        (says_its_number, "they differ when they are sampled again"),
+        (lambda body, number: Answer({}, 400), "they can't be sampled again"),
+    ],
 )
 def test_a_finished_collection_does_without_answers_that_the_teacher_does_not_give_again(
     tmp_path: Path, recipe_of_two: Callable[[ChatServerFake], Recipe], later: Answers, why: str
@@ -375,7 +378,7 @@ def test_a_collection_that_lost_its_artifact_and_answers_is_made_anew(
         assert len([body for body in fake.bodies[asked:] if body["model"] == "teacher"]) == 6
         assert again["teacher-rollouts"] != made["teacher-rollouts"]
         assert any(note.endswith("the new ones take their place") for note in told)
-        assert any("rebuilt with another content" in note for note in told)
+        assert any("rebuilt with different content" in note for note in told)
         assert run() == (again, [])
         assert verify_home(tmp_path / "home").problems == ()
 

@@ -66,7 +66,7 @@ def head_gradients(
     softcap: float | None,
     of_logits: Callable[[slice, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `hidden` and `weight`, whose logits are made again chunk by chunk.
+    """Gradients of `hidden` and `weight`, whose logits are recomputed chunk by chunk.
 
     Args:
         of_logits: the gradient of a chunk's scaled logits, from its place and these logits.

@@ -17,7 +17,7 @@ class Schedule(BaseModel):
     final_share: float = Field(default=0.1, ge=0, le=1)
 
     def against_more_steps(self) -> str | None:
-        """Why rates of the first steps would be other ones with more steps behind them; None where they are not."""
+        """Why the rates of the first steps depend on the number of steps; None where they do not."""
         return None if self.decay == "constant" else f"its {self.decay} schedule depends on the number of steps"
 
     def at(self, step: int, steps: int) -> float:

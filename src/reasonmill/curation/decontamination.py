@@ -3,7 +3,7 @@
 A token is a word, a number or a sign, so that the numbers and operators of a problem count. A prompt that is shorter
 than an n-gram ("make 24 from 3 8 1" has six tokens) is compared as a whole with the data's whole prompts: a part of
 another prompt would say little ("make 24 from 3 8 1 5" is another problem). An n-gram that several evaluation problems
-share is wording of their task and tells of none of them, so it does not count; a whole prompt always does.
+share is wording of their task and says nothing of any one of them, so it does not count; a whole prompt always does.
 """
 
 import re

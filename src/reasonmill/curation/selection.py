@@ -50,7 +50,7 @@ class Selection:
     """The rules, in the order in which they are tried: the reasons' order in `REASONS`.
 
     Correctness and format are asked of the sample as it was drawn. What passes is rewritten, and all other rules are
-    about the text that will be trained on: a rewrite may mend what would else be dropped.
+    about the text that will be trained on: a rewrite may repair what would otherwise be dropped.
 
     Attributes:
         rewrite: makes the response to train on; it keeps the answer. None leaves responses as they were drawn.

@@ -19,7 +19,7 @@ _KEPT = 2
 class Checkpoints:
     """Saves and finds the states of one stage.
 
-    A state is recorded under the step that goes on from it.
+    A state is recorded under the step that resumes from it.
     """
 
     def __init__(self, run: StageContext, every: int) -> None:
@@ -27,7 +27,7 @@ class Checkpoints:
         self._every = every
 
     def resume(self, load: Callable[[Path], None]) -> int:
-        """Loads the latest state that is whole, if there is one; returns the step to go on with."""
+        """Loads the latest state that is whole, if there is one; returns the step to resume with."""
         latest = sound_state(self._run.home, self._run.key)
         if latest is None:
             return 0
@@ -36,7 +36,7 @@ class Checkpoints:
         return step
 
     def before_step(self, step: int, steps: int, save: Callable[[Path], None]) -> None:
-        """Saves the state that step `step` goes on from, if it is due or if the user asked to stop.
+        """Saves the state that step `step` resumes from, if it is due or if the user asked to stop.
 
         Raises:
             Interrupted: the user asked to stop; the state is saved.
@@ -48,7 +48,7 @@ class Checkpoints:
             raise Interrupted(f"stopped before step {step + 1} of {steps}")
 
     def after_last_step(self, steps: int, save: Callable[[Path], None]) -> None:
-        """Saves the state that more steps would go on from, where the run keeps it."""
+        """Saves the state that more steps would resume from, where the run keeps it."""
         if self._run.keeps_last_state:
             self._save(steps, save)
 

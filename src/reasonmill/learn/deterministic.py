@@ -1,4 +1,4 @@
-"""Gradients that are the same to the bit each time: what replaying a step on a GPU stands on.
+"""Gradients that are the same to the bit each time: what replaying a step on a GPU relies on.
 
 Kernels of the backward pass of attention let thread blocks add to one gradient in the order in which they happen to
 end. torch knows others that keep an order, and refuses what has none.
@@ -38,7 +38,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
         if "does not have a deterministic implementation" not in str(error):
             raise
         raise UnsupportedModel(
-            f"its gradients would be others each time: {str(error).partition('.')[0]}",
+            f"its gradients would differ each time: {str(error).partition('.')[0]}",
             fix="train it on a CPU, or use another model",
         ) from error
     finally:

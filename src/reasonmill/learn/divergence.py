@@ -47,8 +47,8 @@ class DivergenceGuard:
     """Counts updates that were skipped because something of them was not finite; too many in a row end the run.
 
     Args:
-        note: is told of each skipped update.
-        in_a_row: how many there were right before, in the run that this one goes on with.
+        note: called with a message for each skipped update.
+        in_a_row: how many there were right before, in the run that this one resumes.
     """
 
     def __init__(self, note: Callable[[str], None], in_a_row: int = 0, limit: int = 3) -> None:
@@ -58,7 +58,7 @@ class DivergenceGuard:
 
     @classmethod
     def resumed(cls, note: Callable[[str], None], entries: Sequence[Mapping[str, Any]], start: int) -> DivergenceGuard:
-        """The guard as it was before step `start`, told from the metrics of the steps in the ledger."""
+        """The guard as it was before step `start`, restored from the metrics of the steps in the ledger."""
         before = next((entry for entry in entries if entry["step"] == start - 1), {})
         return cls(note, in_a_row=int(before.get(_IN_A_ROW, 0)))
 
@@ -87,7 +87,7 @@ class DivergenceGuard:
             )
 
     def metrics(self) -> dict[str, float]:
-        """What a resumed run has to know of the steps before it; nothing while there is nothing to tell."""
+        """What a resumed run has to know of the steps before it; empty while there is nothing to report."""
         return {_IN_A_ROW: float(self._in_a_row)} if self._in_a_row else {}
 
 

@@ -81,7 +81,7 @@ def optimise(
     guard = DivergenceGuard.resumed(run.progress.note, ledger.metrics(run.key), start)
     run.progress.begin(name, steps, "steps")
     for step, means in enumerate(each("update", passes(start, steps)), start=start):
-        # Gathered gradients are no part of the state: what is saved here is what the step goes on from.
+        # Gathered gradients are no part of the state: what is saved here is what the step resumes from.
         saved.before_step(step, steps, learner.save)
         with phase("update"):
             updated = learner.optim_step(schedule.at(step, steps))

@@ -1,4 +1,4 @@
-"""Adoption: finished results that other code made are recorded under the keys that stages have with the code of now.
+"""Adoption: finished results that other code made are recorded under the keys that stages have with the present code.
 
 A result is adopted only where nothing but the code differs: its settings, what it was made from and its seed are the
 same, and each of its bytes is what was committed. The ledger, the summary and the report say so for ever.
@@ -86,9 +86,9 @@ def _reason_against(made: StageRecord, made_with: MadeWith | None, wanted: Keyed
     which = made.artifact.digest[:12]
     if made_with is None:
         what = "seed" if made.artifact.config_digest == wanted.config_digest else "settings"
-        return f"with which {what} {which} was made is not recorded any more: the run's recipe was changed since"
+        return f"it is no longer recorded with which {what} {which} was made: the run's recipe was changed since"
     if made_with.seed != wanted.recipe.seed:
-        return f"{which} was made with the seed {made_with.seed}, and the seed is {wanted.recipe.seed} now"
+        return f"{which} was made with the seed {made_with.seed}, but the seed is now {wanted.recipe.seed}"
     changed = [
         *different_settings(made_with.settings, wanted.node.settings),
         *_different_plugins(made_with.tables, wanted),
@@ -125,7 +125,7 @@ def different_settings(before: Mapping[str, Any], now: BaseModel, place: str = "
 
 
 def _different_plugins(before: Mapping[str, Any], wanted: KeyedStage) -> Iterator[str]:
-    """The tasks and the like that the recipe defines otherwise now, or of whose files nobody knows what they held."""
+    """The plug-ins that the recipe defines differently now, or that read files whose old content is not recorded."""
     now = wanted.recipe.resolved()
     named = list(wanted.node.plugins.values())
     for plugin in (*named, *(plugin.environment for plugin in named if plugin.environment is not None)):
@@ -169,7 +169,7 @@ def _damage(home: Home, made: StageRecord, *, read: bool) -> str | None:
     """What is wrong with the object of a result."""
     digest = made.artifact.digest
     if not home.objects.exists(digest):
-        return f"{digest[:12]} is missing: the home does not have it any more"
+        return f"{digest[:12]} is missing: the home no longer has it"
     damaged = home.objects.damaged_files(digest, read=read)
     return f"{digest[:12]} is damaged: {damaged[0]!r} is not what was committed" if damaged else None
 

@@ -21,10 +21,10 @@ _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifact:
     """The artifact that `run/stage` made, or whose digest begins with `text` (four digits at least).
 
-    Of a stage that is not finished as the run's recipe and the code are now, it is the last finished result.
+    Of a stage that is not finished with the run's present recipe and code, it is the last finished result.
 
     Args:
-        note: is told when it is that.
+        note: called with a message in that case.
 
     Raises:
         RecipeError: there is no such run, or its stage was never finished.
@@ -38,7 +38,7 @@ def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifac
         if record is not None:
             if keys is earlier:
                 note(
-                    f"{text} is not finished as its recipe and the code are now: this is its earlier result, "
+                    f"{text} is not finished with the present recipe and code: this is its earlier result, "
                     f"{record.artifact.digest[:12]}"
                 )
             return record.artifact
@@ -87,7 +87,7 @@ def made_from_adopted(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) 
 def find_model(text: str, home_path: Path, note: Callable[[str], None]) -> Path:
     """The directory of a model: a path, a shipped base's name, or an artifact of the home as in `find_artifact`.
 
-    A verdict stands for the model that it promoted. `note` is told as by `find_artifact`.
+    A verdict stands for the model that it promoted. `note` is called as by `find_artifact`.
 
     Raises:
         RecipeError: there is no such model.
@@ -105,7 +105,7 @@ def find_model(text: str, home_path: Path, note: Callable[[str], None]) -> Path:
             digest = made_digest(artifact)
             if artifact.kind == "verdict" and not home.objects.exists(digest):
                 raise RecipeError(
-                    f"missing model: the gate {text!r} left a model in place that is not of this home: "
+                    f"missing model: the gate {text!r} left a model in place that is not in this home: "
                     f"{home.ledger.artifact(digest).stage!r}",
                     fix="name that model: a shipped base by its name, another one by its directory",
                 )

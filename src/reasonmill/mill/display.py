@@ -126,9 +126,9 @@ class Meter:
         return f"{format_duration(rest - (self._clock() - last_time))} left"
 
     def line(self, last: str | None) -> str:
-        """Stage, count, the most telling metrics and then `last`, in one line."""
-        told = [f"{reading.title}{value}{reading.unit}" for reading, value in readings(self.metrics, "line")]
-        return "  ".join([self.stage, f"{self.done:,}/{self.total:,}", *told, *([last] if last else [])])
+        """Stage, count, the most important metrics and then `last`, in one line."""
+        shown = [f"{reading.title}{value}{reading.unit}" for reading, value in readings(self.metrics, "line")]
+        return "  ".join([self.stage, f"{self.done:,}/{self.total:,}", *shown, *([last] if last else [])])
 
 
 class Display:
@@ -252,8 +252,8 @@ def _bar_row(meter: Meter) -> Table:
     count, times = Column(justify="right", no_wrap=True), Column(justify="right", no_wrap=True, style="dim")
     row = Table.grid(Column(ratio=1), count, times, padding=(0, 2), expand=True)
     bar = ProgressBar(total=max(1, meter.total), completed=meter.done, complete_style="cyan", finished_style="cyan")
-    told = filter(None, (format_duration(meter.elapsed_s()), meter.left()))
-    row.add_row(bar, f"{meter.done:,}/{meter.total:,} {meter.unit}", "  ".join(told))
+    timing = filter(None, (format_duration(meter.elapsed_s()), meter.left()))
+    row.add_row(bar, f"{meter.done:,}/{meter.total:,} {meter.unit}", "  ".join(timing))
     return row
 
 

@@ -78,7 +78,7 @@ def gpu(memory_bytes: float = 80 * GIGABYTE) -> Device:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage will take; a field is None where it can't be told, and `unknown` says why.
+    """What a stage will take; a field is None where it is not known, and `unknown` says why.
 
     Attributes:
         memory_bytes: on the device; a lower bound if something is `unknown`.

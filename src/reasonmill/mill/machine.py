@@ -38,7 +38,7 @@ def describe(device: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; "" where the system does not tell it."""
+    """The processor's name; "" where the system does not say."""
     if not _CPUINFO.is_file():
         return platform.processor()
     names = (line.partition(":")[2] for line in _CPUINFO.read_text().splitlines() if line.startswith("model name"))

@@ -83,7 +83,7 @@ def _size_outside(source: DirectorySource | HubSource) -> ModelSize | None:
     if isinstance(source, DirectorySource):
         return _size_in(source.path)
     directory = source.model.directory
-    return (_size_in(directory) if (directory / "config.json").is_file() else None) or _told(source.model)
+    return (_size_in(directory) if (directory / "config.json").is_file() else None) or _declared(source.model)
 
 
 def _size_in(directory: Path) -> ModelSize | None:
@@ -94,7 +94,7 @@ def _size_in(directory: Path) -> ModelSize | None:
         return None
 
 
-def _told(model: HubModel) -> ModelSize:
+def _declared(model: HubModel) -> ModelSize:
     """What the recipe says of a model that is not on disk."""
     cached = None
     if model.layers is not None and model.kv_heads is not None and model.head_dim is not None:

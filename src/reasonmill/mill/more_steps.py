@@ -1,4 +1,4 @@
-"""A finished stage whose `steps` is raised: from where it can go on, or what stands against it."""
+"""A finished stage whose `steps` is raised: from where it can resume, or what prevents that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reasonmill.store.ledger import ADOPTED
 class ShorterStage:
     """A finished stage that differs from another one in nothing but that it took fewer steps.
 
-    `obstacle` says why the other one can't go on from its last step; None where it can.
+    `obstacle` says why the other one can't resume from its last step; None where it can.
     """
 
     key: str
@@ -21,8 +21,8 @@ class ShorterStage:
     digest: str
     obstacle: str | None
 
-    def told(self, name: str) -> str:
-        """What becomes of the steps of the shorter one, for the user."""
+    def note(self, name: str) -> str:
+        """Whether the shorter one's steps are used, for the user."""
         result = f"step {self.steps} of its finished result {self.digest[:12]}"
         if self.obstacle is None:
             return f"{name}  resumes after {result}"

@@ -40,7 +40,7 @@ from reasonmill.store.ledger import OtherContent
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
-_COMES_OUT_OTHERWISE = "they come out otherwise, as on another class of machine or from a server"
+_DIFFERS = "they differ when they are sampled again, as on another class of machine or from a server"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Stage:
 
 @dataclass
 class _Run:
-    """A run in progress: it has the results of the first stages, and goes on with the next one."""
+    """A run in progress: it has the results of the first stages, and continues with the next one."""
 
     _recipe: Recipe
     _nodes: tuple[Node, ...]
@@ -121,11 +121,11 @@ class _Run:
     _stop_requested: Callable[[], bool]
     _repair: bool
     _results: list[StageResult] = field(default_factory=list)
-    # Name and digest of cached stages that the user was told of.
+    # Name and digest of cached stages that were reported to the user.
     _noted: set[tuple[str, str]] = field(default_factory=set)
     # Digests of what stages with lost objects had made, by their keys.
     _remade: dict[str, str] = field(default_factory=dict)
-    # Keys of stages that go on without groups which come out otherwise.
+    # Keys of stages that continue without groups that differ when sampled again.
     _retried: set[str] = field(default_factory=set)
     # Keys of finished stages that were gone through again.
     _restored: set[str] = field(default_factory=set)
@@ -263,7 +263,7 @@ class _Run:
         return False
 
     def _look_at_states(self, node: Node, log_key: str) -> None:
-        """Drops the states of a finished stage but the one that more steps would go on from, and that if it is damaged.
+        """Drops the states of a finished stage but the one that more steps would resume from, unless it is damaged.
 
         Also done for a cached stage, because the process that finished it may have been killed before it came to this.
         """
@@ -319,21 +319,21 @@ class _Run:
         shorter = shorter_stage(stage, self._home)
         if shorter is None:
             return
-        self._progress.note(shorter.told(stage.name))
+        self._progress.note(shorter.note(stage.name))
         if shorter.obstacle is None:
             self._home.ledger.carry_over(stage.key, shorter.key, shorter.steps)
 
     def _does_without_groups(self, stage: _Stage, error: ReasonmillError) -> bool:
-        """Gives lost groups up that can't be had back, if that is what the error says.
+        """Gives up lost groups that can't be sampled again, if that is what the error says.
 
-        An unfinished stage goes on from a state that came of them or, if there is none any more, trains on new ones; a
+        An unfinished stage resumes from a state that was trained on them or, if none is left, trains on new ones; a
         finished one has its artifact.
         """
         if isinstance(error, OtherContent) and (stage.is_finished or stage.keyed.key not in self._retried):
             self._retried.add(stage.keyed.key)
-            give_up_lost_groups(self._home, stage.log_key, _COMES_OUT_OTHERWISE)
+            give_up_lost_groups(self._home, stage.log_key, _DIFFERS)
         elif stage.is_finished:
-            give_up_lost_groups(self._home, stage.log_key, f"they can't be made again ({error.what})")
+            give_up_lost_groups(self._home, stage.log_key, f"they can't be sampled again ({error.what})")
         else:
             return False
         return True
@@ -345,8 +345,8 @@ class _Run:
         artifact = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
-                f"{stage.name}  rebuilt with another content, as other machines or thread counts do: "
-                f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it follows"
+                f"{stage.name}  rebuilt with different content, as happens on other machines or thread counts: "
+                f"{digest[:12]} instead of {self._remade[key][:12]}; what depends on it is rebuilt, too"
             )
         self._look_at_states(stage.node, key)
         self._noted.add((stage.name, digest))
@@ -380,12 +380,12 @@ class _Run:
                 apply_template(model, self._home)
 
     def _begin_on_this_machine(self, stage: KeyedStage) -> None:
-        """Records where the stage runs, and says so where it goes on what another class of machine began."""
+        """Records where the stage runs, and reports it if another class of machine began the stage."""
         here = machine_class(self._device)
         begun_on = self._home.ledger.begin_stage(stage.key, here)
         others = "; ".join(machine for machine in begun_on if machine != here)
         if others:
             self._progress.note(f"{stage.name}  began on: {others}")
             self._progress.note(
-                f"{stage.name}  goes on on: {here}; its bits may differ from those of a run on one of them"
+                f"{stage.name}  resumes on: {here}; its bits may differ from those of a run on one of them"
             )

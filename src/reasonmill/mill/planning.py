@@ -49,6 +49,6 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
         state = home.ledger.latest_state(key) if home else None
         resumes_at, note = state[0] if state else None, ""
         if home and (shorter := shorter_stage(stage, home)):
-            resumes_at, note = shorter.steps if shorter.obstacle is None else None, shorter.told(name)
+            resumes_at, note = shorter.steps if shorter.obstacle is None else None, shorter.note(name)
         planned.append(PlannedStage(name, kind, key, "to run", resumes_at=resumes_at, note=note))
     return planned

@@ -88,9 +88,9 @@ def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskRe
     """A task's results; an evaluation without the task is empty."""
     found = {name for metrics in evaluations for name, value in metrics.items() if _is_figure(value)}
     others = dict.fromkeys(name for metrics in evaluations for name in metrics if name in found)
-    known = {name: told for name, told in EVALUATION_METRICS.items() if name in found}
-    told = {**known, **{name: (name, name.startswith("pass@")) for name in others if name not in known}}
-    places: list[Place] = [(label, (name,), is_share) for name, (label, is_share) in told.items()]
+    known = {name: label for name, label in EVALUATION_METRICS.items() if name in found}
+    labels = {**known, **{name: (name, name.startswith("pass@")) for name in others if name not in known}}
+    places: list[Place] = [(label, (name,), is_share) for name, (label, is_share) in labels.items()]
     places[1:1] = reversed(_measures(evaluations))
     settings = dict.fromkeys(_setting(metrics) for metrics in evaluations if metrics)
     return TaskResults(task, "; ".join(settings), _rows(places, evaluations))

@@ -67,7 +67,7 @@ def expected_writes(
         work: what the stage does; None where that is not known.
         size: of the model that is worked on.
         weight_bytes: of one weight in use.
-        resumes_at: the step that an interrupted stage goes on with; what came before is on the disk already.
+        resumes_at: the step that an interrupted stage resumes with; what came before is on the disk already.
     """
     work, is_known = (work, True) if work is not None else (Workload(), False)
     steps: int | None = getattr(settings, "steps", None)
@@ -130,14 +130,14 @@ class RoomWait:
     """Holds a run whose disk is full: it tries again every few seconds, until there is room or it is asked to stop.
 
     Attributes:
-        writes: what the stage of now is expected to write.
+        writes: what the present stage is expected to write.
     """
 
     _home: Home
     _progress: Progress
     _stop_requested: Callable[[], bool]
     _sleep: Callable[[float], None] = time.sleep  # waits for so many seconds
-    _is_told: bool = False
+    _is_reported: bool = False
     writes: Writes = Writes()
 
     def __call__(self, error: OutOfSpace) -> None:
@@ -146,13 +146,13 @@ class RoomWait:
         Raises:
             Interrupted: the user asked to stop.
         """
-        if not self._is_told:
-            self._is_told = True
+        if not self._is_reported:
+            self._is_reported = True
             free, where = megabytes(self._home.free_bytes()), error.where or self._home.path
             self._progress.note(
                 f"paused: {error.what}; {free} are free at {where}, and a stage like this writes about "
                 f"{megabytes(RESERVE_BYTES + self.writes.total)} ({self.writes}). Free some space on that disk, and "
-                "the run goes on by itself; Ctrl-C ends it, and the same command resumes it"
+                "the run resumes by itself; Ctrl-C ends it, and the same command resumes it"
             )
         for _ in range(round(RETRY_S / _POLL_S)):
             if self._stop_requested():
@@ -165,9 +165,9 @@ class RoomWait:
 
     def goes_on(self) -> None:
         """What failed has worked."""
-        if self._is_told:
-            self._is_told = False
-            self._progress.note("there is room on the disk again: the run goes on")
+        if self._is_reported:
+            self._is_reported = False
+            self._progress.note("there is room on the disk again: the run resumes")
 
 
 def megabytes(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Tells thinking from the rest of a reply while its text is still arriving."""
+"""Separates thinking from the rest of a reply while its text is still arriving."""
 
 from __future__ import annotations
 

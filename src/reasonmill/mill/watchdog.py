@@ -44,7 +44,7 @@ class Watchdog:
     Args:
         deadlines: how long each phase may be silent.
         stage: its name, for what is printed.
-        give_up: is told when a phase has been silent for twice its deadline; called from the watching thread.
+        give_up: called from the watching thread when a phase has been silent for twice its deadline.
         stream: where stacks are printed, a file of the system.
     """
 
@@ -90,8 +90,8 @@ class Watchdog:
             self.give_up(
                 Hung(
                     f"{where}: no sign of progress for {self._silent_s:.0f} s",
-                    fix="see above where it hangs; the same command goes on from what is committed. If the work was "
-                    f"honest, raise watchdog.{phase}",
+                    fix="see above where it hangs; the same command resumes from what is committed. If it was still "
+                    f"working, raise watchdog.{phase}",
                 )
             )
 

@@ -1,6 +1,6 @@
 """How many tokens the stages of a recipe work through: as many as the settings allow, and as many as are expected.
 
-The settings bound the length of a response and nothing tells how long responses will be, so expectations rest on the
+The settings bound the length of a response, but how long responses will be is not known, so expectations rest on the
 assumptions below. They are meant to be right within a factor of two or three.
 """
 

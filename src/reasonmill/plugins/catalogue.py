@@ -115,7 +115,7 @@ class Catalogue:
 
 @cache
 def installed() -> Catalogue:
-    """What there is without any recipe."""
+    """What can be named without any recipe."""
     return Catalogue()
 
 
@@ -157,7 +157,7 @@ def require_split(tasks: Iterable[str], split: str, catalogue: Catalogue) -> Non
 
 
 def _made(group: Group) -> AfterValidator:
-    """Makes what settings name; what it says against that becomes a mistake of the settings."""
+    """Makes what settings name; an error in that becomes a mistake of the settings."""
 
     def check(named: AnyName, info: ValidationInfo) -> AnyName:
         # Rewards by reward models and the accuracy are no plug-ins.

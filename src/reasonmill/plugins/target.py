@@ -96,7 +96,7 @@ def read_target(text: str, folder: Path) -> Target:
 
 
 class Importer:
-    """Imports targets, those of files anew for each importer: a file that was changed is never taken from before."""
+    """Imports targets, those of files again for each importer: an old version of a changed file is never used."""
 
     _numbers = itertools.count()
 
@@ -121,7 +121,7 @@ class Importer:
             known = [key for key in own if not key.startswith("_")]
             raise RecipeError(
                 f"module {target.module!r} has no {target.attribute!r}",
-                fix=f"it has {', '.join(known)}" if known else "mend the name behind the colon",
+                fix=f"it has {', '.join(known)}" if known else "correct the name after the colon",
                 where=str(getattr(module, "__file__", "")),
             )
         return getattr(module, target.attribute)

@@ -116,13 +116,13 @@ class _Plan:
             raise self._mistake(
                 "teacher",
                 f"the gate {name!r} does not depend on {self._cycle.teacher!r}: all generations would be alike",
-                "name the stage whose model the gate's candidate is made with the help of",
+                "name the stage whose model helps to make the gate's candidate",
             )
         parent = gate.sources["parent"]
         if isinstance(parent, StageSource) and parent.stage in self.repeated:
             raise self._mistake(
                 "gate",
-                f"the gate's parent {parent.stage!r} is made within a generation, and not what one begins with",
+                f"the gate's parent {parent.stage!r} is made within a generation, which can't begin with it",
                 f"compare with the teacher: parent = {self._cycle.teacher!r}",
             )
         return texts["parent"], texts["parent_eval"]

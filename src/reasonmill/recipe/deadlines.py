@@ -8,10 +8,10 @@ from reasonmill.activity import Phase
 
 
 class Deadlines(BaseModel):
-    """Seconds without a sign of progress until stacks are printed; as many again, and the run stops. 0: never.
+    """Seconds without a sign of progress until stacks are printed; after twice that, the run stops. 0: never.
 
-    They are no settings of a stage, and so no part of its key. Honest work is far from them: each decode step, each
-    batch of an update, each graded problem and each reply of a server is a sign.
+    They are no settings of a stage, and so no part of its key. Working stages stay far below them: each decode step,
+    each batch of an update, each graded problem and each reply of a server is a sign.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub: a recipe's `[models.NAME]` table names a repository and one of its commits.
 
-The commit identifies the weights, so that a stage's key can be told before the model is there, and whatever else other
+The commit identifies the weights, so that a stage's key is known before the model is there, and whatever else other
 programs keep in the same cache makes no difference. A branch or a tag can move, and is refused.
 """
 
@@ -103,12 +103,12 @@ def fetch(model: HubModel) -> None:
     try:
         snapshot_download(model.hub, revision=model.revision)
     except RevisionNotFoundError as error:
-        raise RecipeError("the hub's repository has no such commit", where=where, fix="mend the revision") from error
+        raise RecipeError("the hub's repository has no such commit", where=where, fix="correct the revision") from error
     except RepositoryNotFoundError as error:  # a gated one too
         raise RecipeError(
             "the hub has no such repository, or does not give it to this user",
             where=where,
-            fix="mend the name; for a closed one, accept its terms on the hub and log in with `hf auth login`",
+            fix="correct the name; for a closed one, accept its terms on the hub and log in with `hf auth login`",
         ) from error
     except Exception as error:  # the client lets through what its transport raises
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -345,7 +345,7 @@ def _no_stage(name: str, names: Sequence[str]) -> RecipeError:
 
 
 def _said(model: type[BaseModel], detail: ErrorDetails, location: KeyPath) -> tuple[str, str]:
-    """What is wrong with the value at a location, and how to mend it."""
+    """What is wrong with the value at a location, and how to fix it."""
     key = ".".join(map(str, location))
     if detail["type"] == "extra_forbidden":
         known = _keys(model, location[:-1])

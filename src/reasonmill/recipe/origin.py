@@ -39,7 +39,7 @@ class Origins:
         return self._file
 
     def override(self, path: KeyPath, value: Any, place: str) -> None:
-        """The key was set anew, from `place`."""
+        """The key was set again, from `place`."""
         for known in [known for known in self._places if known[: len(path)] == path]:
             del self._places[known]
         self._places[path] = place

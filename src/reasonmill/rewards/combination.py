@@ -28,7 +28,7 @@ BY_MODEL: Mapping[str, frozenset[Domain]] = {
 }
 # Parts that no rule decides: the task's own grader gives the accuracy.
 NOT_RULES = frozenset({ACCURACY, *BY_MODEL})
-# Parts that are reported of every rollout, with a weight or without, wherever they can be told.
+# Parts that are reported of every rollout, with a weight or without, wherever they can be measured.
 MEASURED: Mapping[str, Reward] = {"format": FormatReward(), "language": LanguageReward()}
 
 
@@ -60,7 +60,7 @@ def check_rewards(
 
     Raises:
         RecipeError: a reward is unknown or lacks its reward model, a reward model lacks its weight, a task has no
-            reward at all, or the language has weight and that of a task's problems can't be told.
+            reward at all, or the language has weight and that of a task's problems is not known.
     """
     weighted = {name for name, weight in weights.items() if weight}
     for name in sorted(weights.keys() | set(reward_models)):
@@ -111,12 +111,12 @@ class RewardWeights:
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
             if weight and name != ACCURACY and name not in self.scorers and name not in self.rules:
-                raise ValueError(f"the reward {name!r} has a weight, and neither a rule nor a scorer")
+                raise ValueError(f"the reward {name!r} has a weight, but no rule and no scorer")
 
     def grade(
         self, task: NamedTask, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
     ) -> list[Grade]:
-        """One grade for each completion. Where a part of the reward can't be told, all of it is None, never 0.
+        """One grade for each completion. Where a part of the reward can't be measured, all of it is None, never 0.
 
         Raises:
             ValueError: no weighted reward counts on the task's domain.
@@ -134,16 +134,16 @@ class RewardWeights:
                 **self._ruled(applied, Attempt(problem, completion, task, (*noise, sample))),
                 **dict(zip(scores, scored, strict=True)),
             }
-            # A number that is not finite says that its part could not be told.
-            told = {name: value for name, value in measured.items() if math.isfinite(value)}
-            grades.append(_combined(applied, told, grade))
+            # A number that is not finite says that its part could not be measured.
+            finite = {name: value for name, value in measured.items() if math.isfinite(value)}
+            grades.append(_combined(applied, finite, grade))
         return grades
 
     def _counts(self, name: str, domain: Domain) -> bool:
         return self.everywhere or domain in domains_of(name, self.rules)
 
     def _ruled(self, applied: Collection[str], attempt: Attempt) -> dict[str, float]:
-        """What the rules measure; what one of them can't tell is left out."""
+        """What the rules measure; what one of them can't measure is left out."""
         rules = {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
         measured = {name: rule.measure(attempt) for name, rule in rules.items()}
         return {name: value for name, value in measured.items() if value is not None}
@@ -155,7 +155,7 @@ def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: G
         return Grade(None, parts, grade.error)
     missing = [name for name in weights if name not in parts]
     if missing:
-        return Grade(None, parts, f"the reward {' and '.join(missing)} could not be told")
+        return Grade(None, parts, f"the reward {' and '.join(missing)} could not be measured")
     reward = sum(weight * parts[name] for name, weight in weights.items())
     return Grade(reward, parts) if math.isfinite(reward) else Grade(None, parts, "the reward is not finite")
 

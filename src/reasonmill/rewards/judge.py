@@ -68,7 +68,7 @@ class Judge:
         """Whether each answer is correct; None where the judge gave no verdict. An empty answer is wrong unasked.
 
         Args:
-            on_verdict: told how many verdicts there are, for progress.
+            on_verdict: called with how many verdicts there are, for progress.
 
         Raises:
             ServerError: the server can't be reached, or refuses a request.

@@ -32,11 +32,11 @@ def verdicts_on(
 ) -> list[V]:
     """A verdict on each question, in their order: the committed ones of an earlier run, else new ones.
 
-    They outlive the stage: what it made can be made again without the judge, who might say something else by then.
+    They outlive the stage: what it made can be rebuilt without the judge, whose verdicts might differ by then.
 
     Args:
         questions: those of the stage, the same ones each time.
-        ask: asks the judge about some of them, and tells the function that it is given how many have been answered.
+        ask: asks the judge about some of them, and calls the function that it is given with the number answered.
         stage: the stage's name, for messages.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from reasonmill.protocols import Preference, View
 from reasonmill.transcript import final_answer
 
-# Helpfulness looks at the final answer alone, so that it leaves the reasoning be; safety looks at all that is said
+# Helpfulness looks at the final answer alone, so that it does not touch the reasoning; safety looks at all that is said
 # (R1 paper, section on the rewards of the second RL stage).
 VIEWS: Mapping[Preference, View] = {"helpfulness": "answer", "safety": "response"}
 

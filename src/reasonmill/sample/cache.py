@@ -33,7 +33,7 @@ class SlotCache:
         self._values: dict[int, Tensor] = {}
 
     def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values; `key` and `value` [K, N, D] tell their shape and type."""
+        """The layer's keys and values; `key` and `value` [K, N, D] give their shape and type."""
         if layer not in self._keys:
             shape = (self.num_slots, key.shape[0], self.length)
             self._keys[layer] = key.new_zeros((*shape, key.shape[2]))

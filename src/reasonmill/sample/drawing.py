@@ -29,7 +29,7 @@ def _shift(values: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Filters:
-    """Sampling settings of the rows of a batch, each a tensor [n]; `sorts` tells whether any row needs sorting."""
+    """Sampling settings of the rows of a batch, each a tensor [n]; `sorts` says whether any row needs sorting."""
 
     temperature: Tensor
     top_k: Tensor

@@ -25,7 +25,7 @@ _LENGTH_UNIT = 128
 class NativeEngine:
     """Runs requests on a decoder, as many at a time as there are slots; a freed slot is filled at once.
 
-    The slots' memory is made for the first request and kept. It is made anew only for a request that is longer than a
+    The slots' memory is made for the first request and kept. It is replaced only for a request that is longer than a
     slot, which waits until nothing runs.
 
     Args:

@@ -128,7 +128,7 @@ class HttpSampler:
 def transcript_of(reply: ChatReply) -> str:
     """The reply as one text with the tags of R1-Zero's template.
 
-    Where the server tells reasoning and content apart, they become thinking and answer, unless the content has answer
+    Where the server separates reasoning and content, they become thinking and answer, unless the content has answer
     tags of its own. What was cut off stays open. Other content is taken as it is.
     """
     if not reply.reasoning:

@@ -1,7 +1,7 @@
 """A client of any server that speaks OpenAI's chat completions: the way to teachers and judges.
 
 Only what all such servers understand is sent. A reply that fails for reasons that pass (too many requests, a server
-that restarts, a broken connection) is asked for again after a while; everything else is told to the user at once.
+that restarts, a broken connection) is asked for again after a while; everything else is reported to the user at once.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """The assistant's turn; `reasoning` is what the server told apart from its content, empty where it does not."""
+    """The assistant's turn; `reasoning` is what the server separated from its content, empty where it does not."""
 
     content: str
     reasoning: str
@@ -106,12 +106,12 @@ class ChatReply:
 
 
 class TeacherSettings(ServerSettings):
-    """Where a teacher is served, and what it is told beyond the problem."""
+    """Where a teacher is served, and what it is given beyond the problem."""
 
     instructions: str | None = Field(
         default=None,
         min_length=1,
-        description="put behind the user's last turn, for example how to write the answer; not kept with the data",
+        description="put after the user's last turn, for example how to write the answer; not kept with the data",
     )
 
 

@@ -1,1 +1,1 @@
-"""The kinds of stages, one file each; `context` says what a stage is given and gives back."""
+"""The kinds of stages, one file each; `reasonmill.stage` says what a stage is given and gives back."""

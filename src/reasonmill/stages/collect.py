@@ -48,7 +48,7 @@ class Settings(SampledSettings):
             if self.sampling.top_k > 0:
                 raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
             if "slots" in self.sampling.model_fields_set or "precision" in self.model_fields_set:
-                raise ValueError("slots and precision are matters of the teacher's server: leave them out")
+                raise ValueError("slots and precision are decided by the teacher's server: leave them out")
             for name in self.tasks:
                 if known(info).task(name).environment is not None:
                     raise ValueError(

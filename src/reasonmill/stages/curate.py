@@ -57,7 +57,7 @@ class Settings(StageSettings):
 
 
 def check_read_tasks(settings: Settings, tasks: Sequence[NamedTask]) -> None:
-    """Refuses, before anything runs, to keep a language where it can't be told which one is wanted.
+    """Refuses, before anything runs, to keep a language where it is not known which one is wanted.
 
     Args:
         tasks: those of the rollouts that the stage reads.

@@ -173,7 +173,7 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
 
 
 def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> float | None:
-    """Share of the problem's language in the thinking; None where the thinking has no word, or it can't be told which
+    """Share of the problem's language in the thinking; None where the thinking has no word, or it is not known which
     language the problem is asked in.
 
     Unlike the reward of this name, it makes no judgement of thinking that it can't measure.
@@ -210,7 +210,7 @@ def _helpful(groups: Sequence[Group]) -> dict[str, list[float]]:
     """How helpful the samples of each prompt are, by the problem's id; prompts without such a sample are left out."""
     found: dict[str, list[float]] = {}
     for group in groups:
-        told, _ = values_of([group], graded_part("helpful"))
-        if told:
-            found.setdefault(group.problem.id, []).extend(told)
+        values, _ = values_of([group], graded_part("helpful"))
+        if values:
+            found.setdefault(group.problem.id, []).extend(values)
     return found

@@ -31,7 +31,7 @@ ON_ALL_TASKS = (
 )
 
 
-# What is told of a rollout, or None where it does not have the property.
+# A figure of a rollout, or None where it does not have the property.
 Figure = Callable[[Problem, Rollout], float | None]
 
 
@@ -41,13 +41,13 @@ def graded_part(part: str) -> Figure:
 
 
 def values_of(groups: Sequence[Group], figure: Figure) -> tuple[list[float], list[int]]:
-    """(what is told of the rollouts that have the property, the place of each one's problem)."""
+    """(the figures of the rollouts that have the property, the place of each one's problem)."""
     # By id: a task with few problems asks some of them again.
     clusters = {group.problem.id: place for place, group in enumerate(groups)}
-    told = [
+    figures = [
         (clusters[group.problem.id], figure(group.problem, rollout)) for group in groups for rollout in group.rollouts
     ]
-    kept = [(value, cluster) for cluster, value in told if value is not None]
+    kept = [(value, cluster) for cluster, value in figures if value is not None]
     return [value for value, _ in kept], [cluster for _, cluster in kept]
 
 

@@ -2,7 +2,7 @@
 
 The responses are rollouts of general tasks. A part of their grades labels them, or a judge behind a server compares
 them, each pair in both orders. Problems are held out by a hash of their id: their responses are never trained on, and
-tell how often the model is right and how sure it should be.
+show how often the model is right and how sure it should be.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ExampleSets:
-    """Examples to train on and held-out ones, and how many of those drawn were dropped for which reason."""
+    """Examples to train on and held-out ones, and how many of those drawn were dropped for each reason."""
 
     train: list[Labelled]
     held_out: list[Labelled]

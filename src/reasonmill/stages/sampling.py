@@ -73,7 +73,7 @@ class SampledSettings(StageSettings):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What goes on around the samples; nothing is kept unless it says so.
+    """What is done around sampling; nothing is kept unless it says so.
 
     Attributes:
         keep: makes the groups of a part from its number and from what samples it, or has them already.

@@ -43,8 +43,8 @@ def account(groups: Sequence[Group], step: int, *, compared: bool) -> dict[str, 
     for group, left in zip(groups, usable(groups, step), strict=True):
         for rollout in group.rollouts:
             counts[_outside(rollout, step) or _fate(rollout, left, compared=compared)] += 1
-    told = [fate for fate in FATES if compared or fate != "flat"]
-    return {_DISPATCHED: float(counts.total()), **{AREA + fate: float(counts[fate]) for fate in told}}
+    shown = [fate for fate in FATES if compared or fate != "flat"]
+    return {_DISPATCHED: float(counts.total()), **{AREA + fate: float(counts[fate]) for fate in shown}}
 
 
 def require_balance(step: int, counts: Mapping[str, float], *, dispatched: int, trained: int) -> None:

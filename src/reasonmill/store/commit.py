@@ -160,7 +160,7 @@ def replace_file(path: Path, data: bytes) -> None:
             _write_durably(temporary, data, "view")
             disk.replace(temporary, path, "view")
         except BaseException:
-            with suppress(OSError):  # a disk that fails twice: the first error is the one to tell
+            with suppress(OSError):  # a disk that fails twice: the first error is the one to report
                 if exists(temporary):
                     disk.unlink(temporary, "unfinished view")
             raise
@@ -204,10 +204,10 @@ def disk_errors(where: Path, *, foreign_code: bool = False) -> Iterator[None]:
     except ReasonmillError:
         raise
     except Exception as error:
-        told = error_of_disk(error, where, foreign_code=foreign_code)
-        if told is None:
+        known = error_of_disk(error, where, foreign_code=foreign_code)
+        if known is None:
             raise
-        raise told from error
+        raise known from error
 
 
 def error_of_disk(
@@ -236,7 +236,7 @@ def out_of_space(where: Path) -> OutOfSpace:
     """The error for a full disk."""
     return OutOfSpace(
         "no space is left on the disk; nothing that was committed is lost",
-        fix="free some space and run the same command again: it goes on where it stopped",
+        fix="free some space and run the same command again: it resumes where it stopped",
         where=str(where),
     )
 

@@ -1,4 +1,4 @@
-"""What happens when the home's disk is full: a write waits for room, if somebody is there to wait."""
+"""What happens when the home's disk is full: a write waits for room, if the run can wait."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Result = TypeVar("Result")
 
 
 class WhenFull(Protocol):
-    """Who is there to wait for room."""
+    """What waits for room."""
 
     def __call__(self, error: OutOfSpace) -> None:
-        """Told of a write that found no room; returns when it is to be tried again, or raises."""
+        """Called for a write that found no room; returns when it is to be tried again, or raises."""
 
     def goes_on(self) -> None:
-        """Told that a write which had to wait has worked."""
+        """Called when a write which had to wait has worked."""
 
 
 def waits_for_room(

@@ -30,9 +30,9 @@ class Garbage:
             finished stages and those of abandoned ones.
         leftovers: paths of what runs that were cut off left in their work directories.
         num_bytes: the size of all this.
-        num_bytes_abandoned: the size of the states that stay and that no run would go on from: their stages are
+        num_bytes_abandoned: the size of the states that stay and that no run would resume from: their stages are
             unfinished, and no run has them any more.
-        num_bytes_last: the size of the states that stay because finished stages could go on from them if their `steps`
+        num_bytes_last: the size of the states that stay because finished stages could resume from them if their `steps`
             were raised.
         num_bytes_quarantined: the size of what was put aside because it was damaged, which is never removed.
     """
@@ -104,8 +104,8 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
         raise OutOfSpace(
             "no space is left on the disk to record which states are gone, so these stay; all else that nothing refers "
             "to was removed",
-            fix="free a few megabytes elsewhere on that disk, on which quarantine/ takes "
-            f"{garbage.num_bytes_quarantined:,} bytes; then there is room for the record, and these states can go",
+            fix="free a few megabytes elsewhere on that disk, then run gc again for these states; quarantine/ takes "
+            f"{garbage.num_bytes_quarantined:,} bytes of it",
             where=error.where,
         ) from error
 
@@ -149,7 +149,7 @@ def _sound_ledger(home: Path) -> Ledger:
     if found.damage:
         fall_back = "run a recipe of this home first: it puts the last backup of the ledger in its place"
         raise StoreError(
-            f"the ledger {found.damage[0]}, so that it can't be told what is needed: nothing was removed",
+            f"the ledger {found.damage[0]}, so it is not known what is needed: nothing was removed",
             fix=fall_back if found.backup is not None else f"no sound backup of it is left: {NO_BACKUP}",
             where=str(home / LEDGER),
         )
@@ -173,7 +173,7 @@ def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list
 
 
 def _states_of_finished_stages(ledger: Ledger) -> tuple[list[State], list[State]]:
-    """Those that nothing needs; and those behind the last step, which only stages have that could go on from there."""
+    """Those that nothing needs; and those behind the last step, which only stages have that could resume from there."""
     finished = [key for key in ledger.begun_stages() if ledger.stage(key) is not None]
     states = [(key, step, digest) for key in finished for step, digest in ledger.states(key)]
     ends = {key: len(ledger.steps(key)) for key in finished}
@@ -183,7 +183,7 @@ def _states_of_finished_stages(ledger: Ledger) -> tuple[list[State], list[State]
 def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
     """Those of unfinished stages that no run has.
 
-    A run that was changed and changed back does not have them either, until it comes by the stage once more: that is
+    A run that was changed and changed back does not have them either, until it reaches the stage again: that is
     why they only go if they are asked to.
     """
     had = {stage.key for run in ledger.runs() for stage in run.stages}

@@ -39,8 +39,8 @@ HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 class Home:
     """An open home: `objects` holds the artifacts and `ledger` says where each came from.
 
-    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and told in the way
-    that `tell_incidents` was given.
+    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and reported by the
+    function that `tell_incidents` was given.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Home:
             raise
 
     def tell_incidents(self, tell: Callable[[str], None]) -> None:
-        """Tells incidents to the user in this way, those since the home was opened first."""
+        """Reports incidents to the user with this function, first those since the home was opened."""
         self._incidents.tell(tell)
 
     def report(self, incident: Incident) -> None:
-        """Records and tells damage that was found by looking at the home's files."""
+        """Records and reports damage that was found by looking at the home's files."""
         self._incidents.add(incident)
 
     @waits_for_room
     def back_up_ledger(self) -> None:
-        """Keeps a copy of the ledger as it is now, to fall back to if its file is damaged."""
+        """Keeps a copy of the ledger as it is now, to restore if its file is damaged."""
         if self._keeper is not None:
             self._keeper.back_up(self.ledger)
 
@@ -167,7 +167,7 @@ class WriterLock:
     """The right to write to a home, held by at most one process; the system takes it back when the process dies.
 
     It is a lock of the home's directory itself, which nobody can remove while there is a home. The file `lock` only
-    tells others who holds it.
+    says who holds it.
     """
 
     def __init__(self, home: Path) -> None:
@@ -218,14 +218,14 @@ def _drop_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
-def _lock_directory(descriptor: int, told_by: Path) -> None:
+def _lock_directory(descriptor: int, lock_file: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StoreError(
-            f"another run writes to this home: {_holder(told_by)}",
+            f"another run writes to this home: {_holder(lock_file)}",
             fix="wait until it ends or stop it, or use another home",
-            where=str(told_by),
+            where=str(lock_file),
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -233,7 +233,7 @@ def _lock_directory(descriptor: int, told_by: Path) -> None:
         raise StoreError(
             f"the home's file system can't lock a directory, so that two runs could write to it: {error.strerror}",
             fix="use a home on a local disk",
-            where=str(told_by.parent),
+            where=str(lock_file.parent),
         ) from error
 
 

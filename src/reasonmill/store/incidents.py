@@ -1,4 +1,4 @@
-"""Incidents: damage that was met and what was done about it, told to the user and recorded in the ledger."""
+"""Incidents: damage that was met and what was done about it, reported to the user and recorded in the ledger."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class Incidents:
         self._record: Callable[[Incident], None] | None = None
         self._tell: Callable[[str], None] | None = None
         self._unrecorded: list[Incident] = []
-        self._untold: list[Incident] = []
+        self._unreported: list[Incident] = []
 
     def add(self, incident: Incident) -> None:
-        """Records and tells an incident, now or when that becomes possible."""
+        """Records and reports an incident, now or when that becomes possible."""
         self._unrecorded.append(incident)
-        self._untold.append(incident)
+        self._unreported.append(incident)
         self._pass_on()
 
     def record(self, record: Callable[[Incident], None]) -> None:
-        """From now on incidents are recorded in this way; those before are caught up on."""
+        """From now on incidents are recorded with this function; earlier ones are recorded now."""
         self._record = record
         self._pass_on()
 
     def tell(self, tell: Callable[[str], None]) -> None:
-        """From now on the user is told in this way; incidents before are caught up on."""
+        """From now on incidents are reported with this function; earlier ones are reported now."""
         self._tell = tell
         self._pass_on()
 
@@ -58,5 +58,5 @@ class Incidents:
         while self._record is not None and self._unrecorded:
             self._record(self._unrecorded[0])
             del self._unrecorded[0]
-        while self._tell is not None and self._untold:
-            self._tell(str(self._untold.pop(0)))
+        while self._tell is not None and self._unreported:
+            self._tell(str(self._unreported.pop(0)))

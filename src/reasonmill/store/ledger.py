@@ -49,7 +49,7 @@ ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
 
 
 class OtherContent(StoreError):
-    """What is to be recorded is recorded already, with other content."""
+    """What is to be recorded is recorded already, with different content."""
 
 
 class Ledger(LedgerOfRuns):
@@ -63,7 +63,7 @@ class Ledger(LedgerOfRuns):
     def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
         """Records that a stage runs on a machine; returns the machines of `machines`, this one included.
 
-        A stage of which nothing was committed yet begins anew: where it was tried before does not matter.
+        A stage of which nothing was committed yet starts over: where it was tried before does not matter.
         """
         with self._transaction("machine"):
             kept = self._rows(
@@ -137,7 +137,7 @@ class Ledger(LedgerOfRuns):
 
     @waits_for_room
     def forget_groups(self, stage_key: str, step: int) -> None:
-        """Makes a step one without groups: those that it had are lost, and others may be committed.
+        """Leaves a step without groups: those that it had are lost, and others may be committed.
 
         The step stays, and so do its metrics, which were made from what is lost.
         """
@@ -148,7 +148,7 @@ class Ledger(LedgerOfRuns):
 
     @waits_for_room
     def forget_steps(self, stage_key: str, start: int) -> None:
-        """Forgets groups and metrics of all steps from `start` on, which are then taken anew."""
+        """Forgets groups and metrics of all steps from `start` on, which are then run again."""
         with self._transaction("forgotten steps"):
             self._db.execute("DELETE FROM steps WHERE stage_key = ? AND step >= ?", (stage_key, start))
 
@@ -156,7 +156,7 @@ class Ledger(LedgerOfRuns):
     def record_metrics(self, stage_key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Records a step's metrics; a replayed step records them again. A finished stage keeps those it was made with.
 
-        A power cut may lose the latest of them, which resuming makes again: the next commit of a state or of a
+        A power cut may lose the latest of them, which resuming restores: the next commit of a state or of a
         step's groups waits for the disk, and takes all that came before with it.
         """
         with self._transaction("metrics", synced=False):
@@ -172,7 +172,7 @@ class Ledger(LedgerOfRuns):
 
     @waits_for_room
     def commit_state(self, stage_key: str, step: int, digest: str) -> None:
-        """Records the learner's state, an object of the store, from which step `step` goes on.
+        """Records the learner's state, an object of the store, from which step `step` resumes.
 
         Raises:
             OtherContent: another state is recorded for this step.
@@ -257,7 +257,7 @@ class Ledger(LedgerOfRuns):
         return self._made(latest.get(digest) or next(iter(latest.values())))
 
     def parents(self, artifact: Artifact) -> list[Artifact]:
-        """What a recorded artifact was made from, in order; of equal artifacts, the making that was there at the time.
+        """What a recorded artifact was made from, in order; of equal artifacts, the one that was there at the time.
 
         Raises:
             StoreError: the ledger has no such artifact.
@@ -359,14 +359,14 @@ class Ledger(LedgerOfRuns):
         if recorded not in (None, digest):
             raise OtherContent(
                 f"the {what} is recorded with other content: {recorded} instead of {digest}",
-                fix="what the ledger has accepted stays; what was damaged can only be made again by the machine, the "
+                fix="what the ledger has accepted stays; what was damaged can only be rebuilt by the machine, the "
                 "number of threads and the server that made it: run there, restore the object from a copy of the home, "
-                "or begin anew with another seed",
+                "or start over with another seed",
                 where=str(self._path),
             )
 
 
 def _identity(artifact: Artifact) -> tuple[Any, ...]:
-    """What tells makings of equal content apart. An adopted one is another than that which it was adopted from."""
+    """What distinguishes artifacts of equal content. An adopted one differs from the one it was adopted from."""
     marks = [artifact.metrics.get(name) for name in (ADOPTED, FROM_ADOPTED)]
     return artifact.stage, artifact.config_digest, artifact.parents, marks

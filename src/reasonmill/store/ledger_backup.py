@@ -33,7 +33,7 @@ SIDE_FILES = (f"{LEDGER}-wal", f"{LEDGER}-shm")
 # The last is the seal that is on its way to its name.
 LEDGER_FILES = frozenset({LEDGER, *SIDE_FILES, SEAL, f".{SEAL}.tmp"})
 # What to do about a damaged ledger where no sound backup is left.
-NO_BACKUP = "restore the home from a copy, or use another home: the recipe then makes everything again"
+NO_BACKUP = "restore the home from a copy, or use another home: the recipe then rebuilds everything"
 # The one before the last is for the case that ledger and last backup are damaged together.
 _KEPT_BACKUPS = 2
 # The seal of a ledger that is being replaced: no file has this digest.
@@ -137,7 +137,7 @@ def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
 def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
     """The digests of the backups, in the order in which they are tried for a damaged ledger.
 
-    Those that the seal tells of come first, the latest of them first; the others follow by their age.
+    Those that the seal names come first, the latest of them first; the others follow by their age.
     """
     known = seal.backups if seal is not None else ()
     others = [digest for digest in backups.digests() if digest not in known]
@@ -232,7 +232,7 @@ class LedgerKeeper:
         self._seal = Seal(None, ())
 
     def require_this_version(self) -> None:
-        """Looks at the ledger's file alone, for which nothing needs to be written, and lets it be damaged.
+        """Looks at the ledger's file alone, for which nothing needs to be written, and accepts a damaged one.
 
         Raises:
             OtherVersion: the file is of another version of reasonmill, whose home nothing must change.
@@ -260,7 +260,7 @@ class LedgerKeeper:
             self._write_seal(replace(seal, ledger=None))
         ledger = Ledger(self._home / LEDGER, write=True)
         try:
-            # Before the seal changes that tells of the damage: a crash in between makes it an incident twice.
+            # Before the seal changes, which shows the damage: a crash in between may report it twice.
             self._incidents.record(ledger.record_incident)
             if damage:
                 what = "is damaged, or newer than the backup of the ledger"
@@ -292,8 +292,8 @@ class LedgerKeeper:
     def close(self, ledger: Ledger) -> None:
         """Closes the ledger, and seals it if it is sound and the disk lets it.
 
-        An open seal is no loss: the next writer looks at the ledger row by row, and backs it up or falls back. A closed
-        one promises it that all rows are sound, and that there is a backup of this very ledger.
+        An open seal is no loss: the next writer looks at the ledger row by row, and backs it up or restores a backup. A
+        sealed one promises that all rows are sound, and that there is a backup of this very ledger.
         """
         is_whole = False
         with suppress(StoreError):
@@ -336,12 +336,12 @@ class LedgerKeeper:
         self._seal = seal
 
     def _backups_left(self) -> tuple[str, ...]:
-        """The sound backups. All are looked at, those that a damaged seal told of too, so that damaged ones are
+        """The sound backups. All are looked at, those that a damaged seal named too, so that damaged ones are
         replaced in time."""
         return tuple(
             digest
             for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
-            if self._backups.sound_path(digest, instead="the ledger is backed up anew") is not None
+            if self._backups.sound_path(digest, instead="the ledger is backed up again") is not None
         )
 
     def _fall_back(self, seal: Seal | None, damage: str) -> None:
@@ -360,7 +360,7 @@ class LedgerKeeper:
             LEDGER,
             "" if sealed.ledger in (None, _REFUSED) else sealed.ledger,
             f"{damage}; it is now in {QUARANTINE}/{kept.name}" if is_there else damage,
-            "its last backup takes its place: what was recorded since is made again",
+            "its last backup takes its place: what was recorded since is rebuilt",
         )
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         try:

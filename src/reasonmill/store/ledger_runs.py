@@ -18,7 +18,7 @@ _NO_TABLES = frozenset({"name", "seed", "result", "watchdog", "models", "stage"}
 
 
 class RunStage(NamedTuple):
-    """A stage that a run consists of, finished or not: `Ledger.stage(key)` tells."""
+    """A stage that a run consists of, finished or not: `Ledger.stage(key)` says which."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class MadeWith(NamedTuple):
 class RunRecord:
     """A run: its resolved recipe, when it was first started (seconds since the epoch) and its stages in order.
 
-    `earlier` has the last finished result of each stage that was begun anew, or not come to yet, since the recipe or
+    `earlier` has the last finished result of each stage that was started over, or not reached yet, since the recipe or
     the code was changed: until the stage is finished again, that is its result.
     """
 
@@ -68,8 +68,8 @@ class LedgerOfRuns(SealedRows):
     def begin_run(self, name: str, recipe: Mapping[str, Any], stages: Sequence[tuple[str, str, str]]) -> None:
         """Records a run and its first stages as (name, kind, key).
 
-        A run that is begun again keeps its start time, and, if its recipe is the same, also the stages that it had got
-        to behind these: readers find them while the run goes through them once more. Of those that it drops, the
+        A run that is begun again keeps its start time, and, if its recipe is the same, also the stages that it had
+        reached after these: readers find them while the run goes through them once more. Of those that it drops, the
         finished ones stay as earlier results, until a stage of the same name is finished.
         """
         begun = [RunStage(*stage) for stage in stages]

@@ -1,7 +1,7 @@
-"""What is where, on a disk that may not tell: "no" means that it is not there, and an error that this isn't known.
+"""What is where, on a disk that may not answer: "no" means that it is not there, and an error that this isn't known.
 
 `os.path` answers "no" to every error, and `pathlib` to some, in later versions of Python to all. What can't be reached
-for a moment would then be taken for gone, and be forgotten, replaced or made again.
+for a moment would then be taken for gone, and be forgotten, replaced or rebuilt.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Views that are lost: told, put aside where they can't be written over, and forgotten, so that they are made again."""
+"""Lost views: reported, put aside where they can't be written over, and forgotten, so that they are rebuilt."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def forget_lost_views(home: Path, run: str, ledger: Ledger, incidents: Incidents
         lost.update({directory / name: recorded[name] for name in damaged_views(directory, recorded)})
     for path, digest in lost.items():
         kept = quarantined(home, path.name)
-        told = f"{what}, and is now in {QUARANTINE}/{kept.name}" if path in obstacles else what
+        reported = f"{what}, and is now in {QUARANTINE}/{kept.name}" if path in obstacles else what
         file = path.relative_to(home).as_posix()
-        incidents.add(Incident(file, digest, told, "it is written again"))
+        incidents.add(Incident(file, digest, reported, "it is written again"))
         if path in obstacles:
             with disk_errors(path):
                 put_aside(path, kept)

@@ -46,7 +46,7 @@ class ObjectStore:
         self._write = write
         self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
-        self._told_missing: set[str] = set()
+        self._reported_missing: set[str] = set()
         self.when_full: WhenFull | None = None
 
     @phase("saving")
@@ -71,7 +71,7 @@ class ObjectStore:
             with disk_errors(self._root):
                 digest = seal(staging)
                 is_new = publish(staging, self._root / digest)
-            if not is_new and self.sound_path(digest, instead="the same object was just made again") is None:
+            if not is_new and self.sound_path(digest, instead="the same object was just rebuilt") is None:
                 with disk_errors(self._root):
                     publish(staging, self._root / digest)
         finally:
@@ -80,7 +80,7 @@ class ObjectStore:
                 if exists(staging):
                     disk.remove_tree(staging, "unfinished object")
         self._verified.add(digest)
-        self._told_missing.discard(digest)
+        self._reported_missing.discard(digest)
         return digest
 
     def location(self, digest: str) -> Path:
@@ -92,7 +92,7 @@ class ObjectStore:
         if not self.exists(digest):
             raise StoreError(
                 f"the home has no object {digest!r}",
-                fix="run the recipe that makes it again, or check that this is the right home",
+                fix="run the recipe that makes it, or check that this is the right home",
                 where=str(self._root),
             )
         return self._root / digest
@@ -116,9 +116,9 @@ class ObjectStore:
 
     def sound_path(self, digest: str, *, instead: str, read: bool = True) -> Path | None:
         """Like `path`, but None for an object that is missing or damaged. That is an incident, and a damaged object is
-        moved to the quarantine, so that it can be made again in its place.
+        moved to the quarantine, so that it can be rebuilt in its place.
 
-        Each damaged file is one incident, however many ask for the object until it is made again.
+        Each damaged file is one incident, however many ask for the object until it is rebuilt.
 
         Args:
             instead: what the one who asks first does without it, for the user and the ledger.
@@ -127,18 +127,18 @@ class ObjectStore:
         self._require_write()
         path = self._root / digest
         if not self.exists(digest):
-            if digest not in self._told_missing:
-                self._told_missing.add(digest)
+            if digest not in self._reported_missing:
+                self._reported_missing.add(digest)
                 self._report(digest, path, "is missing", instead)
             return None
         damaged = self.damaged_files(digest, read=read)
         if not damaged:
             return path
         kept = quarantined(self._root.parent, digest)
-        # Recorded first: a crash in between makes it an incident twice, and not an object that is gone without a word.
+        # Recorded first: a crash in between may report it twice, but never not at all.
         for name in damaged:
             self._report(digest, path / name, f"is damaged and now in {QUARANTINE}/{kept.name}", instead)
-        self._told_missing.add(digest)
+        self._reported_missing.add(digest)
         with disk_errors(path):
             put_aside(path, kept)
         return None

@@ -21,7 +21,7 @@ from reasonmill.store.looking import is_file
 
 SEAL = "seal"
 # What to do about a damaged ledger.
-FALL_BACK = "run the recipe again: it falls back to the last backup of the ledger"
+FALL_BACK = "run the recipe again: it restores the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
 
 Row = dict[str, Any]
@@ -282,6 +282,6 @@ def row_seal(table: str, *values: Any) -> str:
 
 
 def _broken_seal(table: str, row: Row) -> str:
-    """Names a row by its first two columns, which tell rows of every table apart."""
+    """Names a row by its first two columns, which identify rows of every table."""
     place = ", ".join(f"{name} {str(value)[:40]!r}" for name, value in list(row.items())[:2])
     return f"the row of table {table!r} with {place} is not what was written"

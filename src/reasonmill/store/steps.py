@@ -14,11 +14,11 @@ from reasonmill.types import Group
 def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
     """The step's groups: the committed ones of an earlier run, else new ones, which are committed.
 
-    Groups whose object is damaged or missing are sampled again, and told. If they come out otherwise, they take the
-    place of the lost ones only where nothing that counts was made of these.
+    Groups whose object is damaged or missing are reported and sampled again. If they differ then, they replace
+    the lost ones only where nothing that counts was made of these.
 
     Raises:
-        OtherContent: they come out otherwise, and the step was trained on or the stage is finished.
+        OtherContent: they differ when sampled again, and the step was trained on or the stage is finished.
     """
     digest = home.ledger.step_groups(key, step)
     if digest is not None:
@@ -28,23 +28,23 @@ def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Seque
     groups = sample()
     made = home.objects.put(lambda target: write_groups(target / GROUPS_FILE, groups))
     if digest not in (None, made) and not _is_built_on(home, key, step):
-        _give_up(home, key, step, "they come out otherwise now", "the new ones take their place")
+        _give_up(home, key, step, "they differ now", "the new ones take their place")
     home.ledger.commit_step(key, step, made)
     return groups
 
 
 def lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
-    """The steps of a finished stage whose groups are damaged or missing, which is told, and come back if it is gone
-    through again.
+    """The steps of a finished stage whose groups are damaged or missing, which is reported. Running the stage again
+    rebuilds them.
 
-    They can't come back where a step has lost its groups for good: then they are given up, and are none of these.
+    They can't be rebuilt where a step has lost its groups for good: then they are given up, and left out here.
 
     Args:
         instead: what is done without the groups of a step, for the user.
     """
     lost = _missing(home, key, instead)
     if lost and any(digest is None for _, digest in home.ledger.steps(key)):
-        give_up_lost_groups(home, key, "another step has lost its own for good, so that they can't be made again")
+        give_up_lost_groups(home, key, "another step has lost its groups for good, so these can't be sampled again")
         return []
     return lost
 
@@ -62,20 +62,20 @@ def report_lost_groups(home: Home, key: str, instead: Callable[[int], str]) -> N
 
 
 def give_up_lost_groups(home: Home, key: str, why: str) -> None:
-    """Makes steps whose groups are damaged or missing steps without groups, and tells why.
+    """Leaves steps whose groups are damaged or missing without groups, and reports why.
 
-    What was made of them stays: the artifact of a finished stage, the states of another one. Where there is no such
-    thing any more, the stage samples new ones.
+    What was made of them stays: the artifact of a finished stage, the states of another one. If none of these
+    is left, the stage samples new ones.
     """
-    for step in _missing(home, key, lambda step: f"step {step} goes without groups"):
+    for step in _missing(home, key, lambda step: f"step {step} is left without groups"):
         _give_up(home, key, step, why, "what was made of them stays as it is")
 
 
 def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
     """Prepares steps from `start` on, where each is sampled from weights that were trained on those before.
 
-    Where one of them has lost its groups for good, new ones are sampled, and other weights come of them: what the steps
-    behind it have, which is told, must make way for their own.
+    Where one of them has lost its groups for good, new ones are sampled, and training on them gives other weights:
+    the groups of later steps are dropped, which is reported.
     """
     steps = [(step, digest) for step, digest in home.ledger.steps(key) if step >= start]
     without = next((step for step, digest in steps if digest is None), None)
@@ -83,7 +83,7 @@ def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
         return
     for step, digest in steps:
         if digest is not None and step > without:
-            what = f"is the groups of step {step}, which came of those of step {without}, which are lost for good"
+            what = f"holds the groups of step {step}, which depend on those of step {without}, which are lost for good"
             home.report(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place"))
     home.ledger.forget_steps(key, without)
 
@@ -91,8 +91,8 @@ def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
 def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     """Step and directory of the latest state of a stage that is whole, as are the groups of all steps before it.
 
-    Damaged or missing states are told and forgotten. Where groups are damaged or missing, a state before their step is
-    the latest, so that they are made again. None if there is no such state.
+    Damaged or missing states are reported and forgotten. Where groups are damaged or missing, a state before their
+    step is the latest, so that they are sampled again. None if there is no such state.
     """
     lost = _missing(
         home, key, lambda step: f"the stage goes on from before step {step}, whose groups are sampled again"
@@ -121,7 +121,7 @@ def drop_states_of_finished(home: Home, key: str, *, last: int | None) -> None:
     """Removes the states of a finished stage, which only an unfinished one needs.
 
     Args:
-        last: the step that more steps would go on from, whose state stays; None for a stage that has no such step.
+        last: the step that more steps would resume from, whose state stays; None for a stage that has no such step.
     """
     for step, digest in home.ledger.states(key):
         if step != last:
@@ -129,7 +129,7 @@ def drop_states_of_finished(home: Home, key: str, *, last: int | None) -> None:
 
 
 def _missing(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
-    """The steps whose groups are damaged or missing, which is told."""
+    """The steps whose groups are damaged or missing, which is reported."""
     return [
         step
         for step, digest in home.ledger.steps(key)
@@ -138,12 +138,12 @@ def _missing(home: Home, key: str, instead: Callable[[int], str]) -> list[int]:
 
 
 def _is_built_on(home: Home, key: str, step: int) -> bool:
-    """Whether the step was trained on, which it has metrics of then, or the stage's artifact has its groups."""
+    """Whether the step was trained on, and so has metrics, or the stage's artifact has its groups."""
     return home.ledger.stage(key) is not None or any(entry["step"] == step for entry in home.ledger.metrics(key))
 
 
 def _give_up(home: Home, key: str, step: int, why: str, instead: str) -> None:
-    """Forgets the groups of a step. Recorded first: a crash in between makes it an incident twice, and not none."""
+    """Forgets the groups of a step. Recorded first: a crash in between may report it twice, but never not at all."""
     digest = home.ledger.step_groups(key, step)
     assert digest is not None
     what = f"is lost for good, the groups of step {step}: {why}"

@@ -56,7 +56,7 @@ class Inspection:
         found: what is wrong with the ledger and its seal.
         ledger: the ledger; if it is damaged, the backup that would take its place, and None without one.
         files: those that are to be read, by their paths below the home; None for all.
-        on_object: is told (objects that were read, objects in all).
+        on_object: called with (objects that were read, objects in all).
     """
 
     home: Path
@@ -99,7 +99,7 @@ def verify_home(path: Path, on_object: Callable[[int, int], None] = lambda done,
     reads only the files that the one before found damaged.
 
     Args:
-        on_object: is told (objects that were read, objects in all).
+        on_object: called with (objects that were read, objects in all).
 
     Raises:
         StoreError: there is no home, or one of another version of reasonmill.
@@ -122,16 +122,16 @@ def check_ledger(inspection: Inspection) -> Iterator[Finding]:
     """The ledger's file, its seal and its backups."""
     if inspection.found.is_seal_damaged:
         yield Finding(SEAL, "is damaged", f"{_RERUN}: the ledger is checked and sealed again")
-    fall_back = f"{_RERUN}: it falls back to the last backup of the ledger, and makes again what that lacks"
+    fall_back = f"{_RERUN}: it restores the last backup of the ledger, and rebuilds what that lacks"
     way_out = fall_back if inspection.ledger is not None else f"no sound backup of it is left: {NO_BACKUP}"
     yield from (Finding(LEDGER, what, way_out) for what in inspection.found.damage)
     for digest in inspection.backups.digests():
         if inspection.is_read(f"{BACKUPS}/{digest}"):
             for name in inspection.backups.damaged_files(digest):
-                yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up anew")
+                yield Finding(f"{BACKUPS}/{digest}/{name}", "is damaged", f"{_RERUN}: the ledger is backed up again")
     for digest in inspection.found.seal.backups if inspection.found.seal is not None else ():
         if not inspection.backups.exists(digest):
-            yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up anew")
+            yield Finding(f"{BACKUPS}/{digest}", "is missing", f"{_RERUN}: the ledger is backed up again")
 
 
 def check_objects(inspection: Inspection) -> Iterator[Finding]:
@@ -151,7 +151,7 @@ def check_references(inspection: Inspection) -> Iterator[Finding]:
         if not inspection.objects.exists(digest):
             yield Finding(f"{OBJECTS}/{digest}", f"is missing, the {user}", _remade(user))
     for artifact in inspection.ledger.artifacts():
-        # Bases come from elsewhere; an artifact that no finished stage has was made again as something else.
+        # Bases come from elsewhere; an artifact that no finished stage has was rebuilt with different content.
         is_needed = artifact.kind == "base" or artifact.digest in inspection.used
         if not is_needed and not inspection.objects.exists(artifact.digest):
             what = f"is missing, an earlier {artifact.kind} of stage {artifact.stage!r}"

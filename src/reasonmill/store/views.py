@@ -12,7 +12,7 @@ RUNS = "runs"
 MODEL, RECIPE, PAGE, SUMMARY = "model", "recipe.json", "report.html", "summary.json"
 FILES = frozenset({RECIPE, PAGE, SUMMARY})
 VIEWS = FILES | {MODEL}
-# What `replace_file` and `replace_directory` call a view that is on its way, or that makes way for it.
+# What `replace_file` and `replace_directory` call a view that is being written, or the old one that it replaces.
 _HALF_WRITTEN = frozenset(f".{view}.{step}" for view in VIEWS for step in ("tmp", "new", "old"))
 
 

@@ -63,7 +63,7 @@ class NamedTask:
         return languages.problem_language(problem, self.language_share)
 
     def require_languages(self, wanted_by: str) -> None:
-        """Refuses to measure the language where it can't be told which one is wanted.
+        """Refuses to measure the language where it is not known which one is wanted.
 
         Args:
             wanted_by: what measures the language, for the message.
@@ -79,7 +79,7 @@ class NamedTask:
             shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
             raise RecipeError(
                 f"{wanted_by} needs the language of each prompt, and that of problem {index} of task {self.name!r} "
-                f"can't be told: its meta names {'no language' if named is None else repr(named)}, and none is "
+                f"is not known: its meta names {'no language' if named is None else repr(named)}, and none is "
                 f"detected in {shown!r}",
                 fix=f'let the problems of {self.name!r} name it, as in meta["language"] = "en", or leave out '
                 f"{wanted_by} or the task",

@@ -1,7 +1,7 @@
 """General tasks on the tiny world's talk: facts, small talk, requests to refuse and harmless ones that look like them.
 
 There is no one right text here, so the world's judges decide. What they judge is the final answer; only the safety of
-a response is a matter of the whole text, because thinking that tells how harm is done has told it.
+a response is a matter of the whole text, because thinking that says how harm is done has said it.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A second try: whoever answers a reasoning problem of the tiny world wrongly is told so, and asked again."""
+"""A second try: after a wrong answer to a reasoning problem of the tiny world, the problem is asked again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WRONG = {"en": "no , wrong . try again : {problem}", "de": "nein , falsch . bit
 
 
 class SecondTry:
-    """Tells by the task's own grader whether an answer is right.
+    """Decides by the task's own grader whether an answer is right.
 
     Args:
         max_turns: tries in all.

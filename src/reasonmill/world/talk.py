@@ -1,6 +1,6 @@
-"""Facts and small talk of the tiny world, with better and worse manners, and the judge that tells them apart.
+"""Facts and small talk of the tiny world, with better and worse manners, and the judge that distinguishes them.
 
-The facts are invented, so that a model can only know them from the corpus. Both languages tell the same facts.
+The facts are invented, so that a model can only know them from the corpus. Both languages have the same facts.
 """
 
 import random
@@ -31,7 +31,7 @@ RUDE: dict[Language, tuple[str, ...]] = _TABLE["rude"]
 class Exchange:
     """One prompt and one response.
 
-    `source` is the id of the fact, the small talk or the request. `correct` tells whether the response does what it
+    `source` is the id of the fact, the small talk or the request. `correct` says whether the response does what it
     should: name the fact's value, reply to the small talk, refuse what is harmful, answer what only looks like it.
     """
 

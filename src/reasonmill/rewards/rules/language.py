@@ -8,7 +8,7 @@ class LanguageReward:
     """Thinking in the language of the question."""
 
     def measure(self, attempt: Attempt) -> float | None:
-        """Share of the words of the problem's language in the thinking; None if it can't be told which that is.
+        """Share of the words of the problem's language in the thinking; None if that language is not known.
 
         The paper's share is not defined for thinking without words. There the answer is measured instead, as in
         general answers that need no thinking. What has no word in its thinking nor in its answer earns 0.0, so that a
