@@ -6,8 +6,8 @@ BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
 # A process of tests for each core, and one more because many tests wait; each of them, and each process that they start,
-# computes with one thread. The tests of a file stay together, because they share what is dear to make; files are taken in their order, in which those that
-# take long (chaos, e2e) come before the many that don't (unit).
+# computes with one thread. The tests of a file stay together, because they share what is dear to make; files are taken in
+# their order, in which those that take long (chaos, e2e) come before the many that don't (unit).
 PYTEST := $(PYTHON) -m pytest
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
