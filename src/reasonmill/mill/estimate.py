@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.planning import PlannedStage
 from reasonmill.mill.space import weight_bytes
-from reasonmill.mill.workload import Amount, Workload, workloads
+from reasonmill.mill.workload import Guess, Workload, workloads
 from reasonmill.recipe.graph import Node
 from reasonmill.stage import StageSettings
 
@@ -84,13 +84,13 @@ class Cost:
         memory_bytes: on the device; a lower bound if something is `unknown`.
     """
 
-    tokens: Amount | None = None
-    seconds: Amount | None = None
+    tokens: float | None = None
+    seconds: float | None = None
     memory_bytes: float | None = None
     unknown: tuple[str, ...] = ()
 
 
-def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device) -> dict[str, Cost]:
+def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device, guess: Guess) -> dict[str, Cost]:
     """An estimate of each stage that is not cached, by its name; of one that resumes, what is left of it.
 
     Args:
@@ -98,7 +98,7 @@ def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: D
         planned: what `plan` says of them, in the same order.
     """
     sizes = sizes_by_stage(nodes)
-    work = workloads(nodes, {stage.name: stage.artifact for stage in planned if stage.artifact is not None})
+    work = workloads(nodes, {stage.name: stage.artifact for stage in planned if stage.artifact is not None}, guess)
     return {
         stage.name: _estimate(node.settings, stage, work[stage.name], sizes[stage.name], device)
         for node, stage in zip(nodes, planned, strict=True)
@@ -108,10 +108,10 @@ def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: D
 
 def total(estimates: Mapping[str, Cost]) -> Cost:
     """The sum of tokens and times and the largest memory; `unknown` lists the stages that are not in the sums."""
-    known = [e for e in estimates.values() if e.seconds is not None and e.tokens is not None]
+    known = [e for e in estimates.values() if e.seconds is not None]
     return Cost(
-        sum((e.tokens for e in known if e.tokens is not None), Amount()),
-        sum((e.seconds for e in known if e.seconds is not None), Amount()),
+        sum(e.tokens for e in known if e.tokens is not None),
+        sum(e.seconds for e in known if e.seconds is not None),
         max((e.memory_bytes for e in known if e.memory_bytes is not None), default=None),
         tuple(name for name, e in estimates.items() if e.seconds is None),
     )
@@ -129,9 +129,9 @@ def _estimate(
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - stage.resumes_at / steps if stage.resumes_at is not None and steps else 1.0
     tokens = work.tokens * left
-    if not tokens.at_most:
-        return Cost(tokens, Amount(), 0.0)
-    waits = ("how fast the server is",) if work.served.at_most else ()
+    if not tokens:
+        return Cost(tokens, 0.0, 0.0)
+    waits = ("how fast the server is",) if work.served else ()
     if work.served == work.tokens:
         return Cost(tokens, memory_bytes=0.0, unknown=waits)
     policy = sizes[""] or sizes.get("from")
@@ -143,19 +143,12 @@ def _estimate(
     return Cost(tokens, seconds, memory, (*waits, *unknown))
 
 
-def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> Amount:
-    training = work.trained * (6 * policy.active / device.training_flops)
-    scoring = Amount()
-    for key, tokens in work.scored.items():
-        scoring += tokens * (2 * (sizes.get(key) or policy).active / device.training_flops)
-    response = work.sampled
-    if not response.at_most:
-        return training + scoring
+def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> float:
+    operations = 6 * policy.active * work.trained
+    operations += sum(2 * (sizes.get(key) or policy).active * tokens for key, tokens in work.scored.items())
     running = max(1.0, _RUNNING_SHARE * work.sequences)
-    # A sequence is on average half as long as it will be; the longest are the bound.
-    expected = _seconds_per_token(policy, running, work.longest * response.expected / response.at_most / 2, device)
-    bound = _seconds_per_token(policy, running, work.longest / 2, device)
-    return training + scoring + response * Amount(expected, bound)
+    sampling = work.sampled * _seconds_per_token(policy, running, work.mean_context, device)
+    return operations / device.training_flops + sampling
 
 
 def _seconds_per_token(policy: ModelSize, running: float, context: float, device: Device) -> float:
@@ -180,7 +173,7 @@ def _memory(
     for key in work.copies:
         size = sizes.get(key) or policy
         held += size.parameters * width
-    if work.trained.at_most:
+    if work.trained:
         # Gradients, AdamW's two moments, and fp32 master weights where the weights are bf16.
         held += policy.parameters * (width + 8 + (4 if width == 2 else 0))
     passing = [0.0]

@@ -26,7 +26,7 @@ from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
-from reasonmill.mill.workload import workloads
+from reasonmill.mill.workload import LIKELY, workloads
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
@@ -359,7 +359,7 @@ class _Run:
         saved = self._home.ledger.latest_state(stage.log_key)
         return expected_writes(
             settings,
-            workloads(self._recipe.nodes, self._artifacts)[stage.name],
+            workloads(self._recipe.nodes, self._artifacts, LIKELY)[stage.name],
             sizes[""] or sizes.get("from"),
             weight_bytes=weight_bytes(settings, 2 if self._device == "cuda" else 4),
             resumes_at=saved[0] if saved else None,
