@@ -61,7 +61,7 @@ def adopt(
 
     require_home(home)
     with Home.open(home) as opened:
-        opened.tell_incidents(note_to_user)
+        opened.incidents.tell(note_to_user)
         done = adopt_results(loaded, opened, until)
     table = table_of(f"{loaded.name}, seed {loaded.seed}", "stage", "kind", "result", "artifact")
     for stage in done:

@@ -135,7 +135,7 @@ def run_and_clean_up(home_path: Path) -> None:
 
 def _run(home: Home, stop_after: int | None = None, *, repair: bool = False) -> Artifact:
     """What a run does, whose last stage is stopped after so many steps, if any; returns what it has come to."""
-    home.tell_incidents(lambda text: None)
+    home.incidents.tell(lambda text: None)
     if home.ledger.runs() == []:
         home.ledger.register(BASE)
     done = [BASE]
@@ -252,7 +252,9 @@ def publish(home: Home, artifact: Artifact) -> bool:
     directory, recorded = home.run_dir(RUN), home.ledger.views(RUN)
     damaged = damaged_views(directory, recorded)
     for name in damaged:
-        home.report(Incident(f"{RUNS}/{RUN}/{name}", recorded[name], "is damaged", "it is written again", time.time()))
+        home.incidents.add(
+            Incident(f"{RUNS}/{RUN}/{name}", recorded[name], "is damaged", "it is written again", time.time())
+        )
     is_whole = bool(recorded) and not damaged
     shown = json.loads((directory / SUMMARY).read_text())["model"] if is_whole else None
     if shown == artifact.digest:

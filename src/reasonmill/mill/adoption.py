@@ -60,7 +60,8 @@ def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
         if record is None:
             home.ledger.begin_run(recipe.name, recipe.resolved(), begun)
             metrics = {**made.metrics, ADOPTED: _origin(found, home)}
-            artifacts[wanted.name] = wanted.commit(home, made.digest, made.kind, metrics, found.seconds, found.tokens)
+            adopted = wanted.commit(home, made.digest, made.kind, metrics, found.seconds, found.tokens)
+            artifacts[wanted.name] = adopted.artifact
         done.append(Adoption(wanted.name, wanted.kind, "cached" if record else "adopted", made.digest))
     return done
 
@@ -184,7 +185,6 @@ def _origin(made: StageRecord, home: Home) -> dict[str, Any]:
         summary = read_summary(home.run_dir(made.run)) or {"stages": []}
         is_shown = any(stage["key"] == made.key for stage in summary["stages"])
         version = summary["reasonmill"] if is_shown else None
-        machines = list(home.ledger.machines(made.key))
-        origin = {"key": made.key, "run": made.run, "reasonmill": version, "machines": machines}
+        origin = {"key": made.key, "run": made.run, "reasonmill": version, "machines": list(made.machines)}
     now = datetime.now().astimezone().isoformat("T", "seconds")
     return {**origin, "adopted_by": f"reasonmill {__version__}", "adopted_at": now}

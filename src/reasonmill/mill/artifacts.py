@@ -60,12 +60,6 @@ def made_digest(artifact: Artifact) -> str:
     return digest
 
 
-def made_under(artifact: Artifact, key: str) -> str:
-    """The key under which a stage's steps are in the ledger: its own or, if it was adopted, that of the other code."""
-    origin = artifact.metrics.get(ADOPTED)
-    return origin["key"] if origin else key
-
-
 def made_from_adopted(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, list[str]]:
     """For each stage of a recipe those that it is made from, directly or not, and that were adopted from other code.
 

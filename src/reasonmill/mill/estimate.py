@@ -1,14 +1,17 @@
 """Estimates for --dry-run: how long the stages of a recipe take, and whether they fit into the device's memory.
 
 Time is tokens x operations per token / rate: 2 operations per parameter for a forward pass, 6 with the backward pass
-(arXiv 2001.08361, section 2.1); attention itself, loading, grading and the disk are left out. The rates stand here, in
-one place, with where each comes from.
+(arXiv 2001.08361, section 2.1); attention itself, loading, grading and the disk are left out. The rates of devices
+stand in estimate.toml, with where each comes from.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.planning import PlannedStage
@@ -19,21 +22,6 @@ from reasonmill.stage import StageSettings
 
 GIGABYTE = 1e9
 
-# Two cores of an AMD EPYC (Zen 4), fp32, 1.05 million parameters: 9,000 tokens/s in rollouts and 14,000 in training
-# (docs/results.md, benchmarks/cpu_vs_trl.py). Larger models are assumed to reach the same operations per second.
-_CPU_SAMPLING = 9_000 * 2 * 1.05e6
-_CPU_TRAINING = 14_000 * 6 * 1.05e6
-# One H100 SXM, from NVIDIA's data sheet: bf16 without sparsity, and memory.
-_GPU_PEAK = 989e12
-_GPU_BANDWIDTH = 3.35e12
-# Share of the peak in training. An assumption: a prototype with torch.compile reached 0.39 (0.5B) and 0.51 (1.5B) on
-# one H200, and the learner does not compile.
-_GPU_TRAINING_SHARE = 0.3
-# Share of the bandwidth in sampling. An assumption: a prototype with CUDA graphs and 512 slots reached 0.14 (0.5B),
-# 0.22 (1.5B) and 0.26 (7B) of one H200's.
-_GPU_BANDWIDTH_SHARE = 0.2
-# Seconds that the host needs to launch one layer of a decode step. An assumption: the sampler captures no CUDA graphs.
-_GPU_LAYER_S = 1e-3
 # Sequences that still run, on average, of those that were started together: short ones are done early.
 _RUNNING_SHARE = 0.5
 # Bytes of activations for each token, layer and unit of width in 16 bits, attention scores aside (arXiv 2205.05198,
@@ -58,22 +46,17 @@ class Device:
     layer_s: float = 0.0
 
 
+_DEVICES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
 def cpu(memory_bytes: float) -> Device:
-    """Two cores; more are not assumed to be faster."""
-    return Device("two CPU cores", memory_bytes, _CPU_SAMPLING, _CPU_TRAINING, weight_bytes=4)
+    """Two cores."""
+    return Device(memory_bytes=memory_bytes, **_DEVICES["cpu"])
 
 
 def gpu(memory_bytes: float = 80 * GIGABYTE) -> Device:
     """One GPU of the H100's class."""
-    return Device(
-        "one GPU of the H100's class",
-        memory_bytes,
-        _GPU_PEAK,
-        _GPU_TRAINING_SHARE * _GPU_PEAK,
-        weight_bytes=2,
-        bandwidth=_GPU_BANDWIDTH_SHARE * _GPU_BANDWIDTH,
-        layer_s=_GPU_LAYER_S,
-    )
+    return Device(memory_bytes=memory_bytes, **_DEVICES["gpu"])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
-from reasonmill.mill.artifacts import made_under
 from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -36,7 +35,7 @@ from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import OtherContent
+from reasonmill.store.ledger import ADOPTED, OtherContent, StageRecord
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
@@ -77,7 +76,7 @@ def run_recipe(
         Interrupted: a stop was requested; what is finished is kept.
         OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
-    home.tell_incidents(progress.note)
+    home.incidents.tell(progress.note)
     run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair)
     try:
         with home.waiting_when_full(run.when_full):
@@ -227,18 +226,14 @@ class _Run:
         record = ledger.stage(key)
         if record is None or not self._is_whole(stage.name, record.artifact.digest, read=self._repair):
             if record is not None:
-                self._forget(key, record.artifact)
+                self._forget(record)
             return _Stage(stage, key, is_finished=False), None
-        log_key = made_under(record.artifact, key)
-        finished = _Stage(stage, log_key, is_finished=True)
-        if self._has_lost_groups(stage.name, log_key) and key not in self._restored:
+        finished = _Stage(stage, record.log_key, is_finished=True)
+        if self._has_lost_groups(stage.name, record.log_key) and key not in self._restored:
             self._restored.add(key)
             return finished, None
-        self._look_at_states(node, log_key)
-        cached = StageResult(
-            stage.name, stage.kind, key, record.artifact, True, record.seconds, record.tokens, ledger.machines(log_key)
-        )
-        return finished, cached
+        self._look_at_states(node, record.log_key)
+        return finished, StageResult(**vars(record), cached=True)
 
     def _is_whole(self, stage: str, digest: str, *, read: bool) -> bool:
         """Whether what a stage made is there; where it is not, that is reported."""
@@ -279,7 +274,7 @@ class _Run:
         digest = result.artifact.digest
         if (result.name, digest) not in self._noted:
             self._noted.add((result.name, digest))
-            adopted = ", adopted from other code" if made_under(result.artifact, result.key) != result.key else ""
+            adopted = ", adopted from other code" if ADOPTED in result.artifact.metrics else ""
             self._progress.note(f"{result.name}  cached{adopted}  {digest[:12]}")
         self._results.append(result)
 
@@ -303,13 +298,13 @@ class _Run:
     def _go_back_to_maker(self, digest: str) -> None:
         """Makes the first stage that made this, and is damaged, the next one."""
         place = next(place for place, result in enumerate(self._results) if result.artifact.digest == digest)
-        self._forget(self._results[place].key, self._results[place].artifact)
+        self._forget(self._results[place])
         del self._results[place:]
 
-    def _forget(self, key: str, artifact: Artifact) -> None:
+    def _forget(self, record: StageRecord) -> None:
         """Makes a stage count as not finished: what it made is lost, also for the one that it was adopted from."""
-        self._remade[key] = artifact.digest
-        for known in dict.fromkeys((key, made_under(artifact, key))):
+        self._remade[record.key] = record.artifact.digest
+        for known in dict.fromkeys((record.key, record.log_key)):
             self._home.ledger.forget_stage(known)
 
     # Stages that are executed
@@ -342,7 +337,7 @@ class _Run:
         """Commits what a stage made."""
         key, digest = stage.key, self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
-        artifact = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
+        record = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
                 f"{stage.name}  rebuilt with different content, as happens on other machines or thread counts: "
@@ -350,9 +345,7 @@ class _Run:
             )
         self._look_at_states(stage.node, key)
         self._noted.add((stage.name, digest))
-        machines = self._home.ledger.machines(key)
-        result = StageResult(stage.name, stage.kind, key, artifact, False, seconds, outcome.tokens, machines)
-        self._results.append(result)
+        self._results.append(StageResult(**vars(record), cached=False))
 
     def _expected_writes(self, stage: _Stage) -> Writes:
         sizes, settings = self._sizes[stage.name], stage.keyed.node.settings

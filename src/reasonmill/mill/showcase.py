@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reasonmill.mill.artifacts import made_under
 from reasonmill.mill.inputs import apply_template, model_path
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, write_summary
@@ -58,7 +56,7 @@ class Showcase:
             ledger.record_views(name, {})
             replace_file(directory / RECIPE, resolved)
             self._publish_model(summary["model"])
-            logs = {result.name: made_under(result.artifact, result.key) for result in results}
+            logs = {result.name: result.log_key for result in results}
             write_report(directory, self._home, summary, logs)
             write_summary(directory, summary)
             ledger.record_views(name, view_digests(directory))
@@ -77,7 +75,7 @@ class Showcase:
         for name in damaged:
             file, what = directory / name, "is damaged" if exists(directory / name) else "is missing"
             place = file.relative_to(self._home.path).as_posix()
-            self._home.report(Incident(place, recorded[name], what, "it is written again", time.time()))
+            self._home.incidents.add(Incident(place, recorded[name], what, "it is written again"))
         return None if damaged else shown
 
     def _publish_model(self, digest: str | None) -> None:

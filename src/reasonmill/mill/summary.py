@@ -17,30 +17,19 @@ from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.reference import references
 from reasonmill.store.commit import replace_file
-from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, StageRecord
 from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
-from reasonmill.types import Artifact
 
 # The metric of stages that sampled, or were judged, by something that may say something else each time: False.
 REPEATABLE = "repeatable"
 
 
 @dataclass(frozen=True)
-class StageResult:
-    """A finished stage. `seconds` and `tokens` are those of when it ran, also where it was taken from the ledger.
+class StageResult(StageRecord):
+    """A finished stage of a run; `cached` where it was taken from the ledger as it was."""
 
-    `machines` are the classes of machines on which it ran: several where it was resumed on another one.
-    """
-
-    name: str
-    kind: str
-    key: str
-    artifact: Artifact
     cached: bool
-    seconds: float
-    tokens: int
-    machines: tuple[str, ...]
 
 
 def result_model(recipe: Recipe, results: Sequence[StageResult]) -> str | None:

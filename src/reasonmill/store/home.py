@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.full_disk import WhenFull, waits_for_room
-from reasonmill.store.incidents import Incident, Incidents
+from reasonmill.store.incidents import Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
 from reasonmill.store.looking import exists, is_directory, is_file
@@ -39,8 +39,8 @@ HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 class Home:
     """An open home: `objects` holds the artifacts and `ledger` says where each came from.
 
-    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and reported by the
-    function that `tell_incidents` was given.
+    Damage that is met while the home is open for writing goes to `incidents`: recorded in the ledger, and reported to
+    the user.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Home:
         self.path = path
         self.objects = ObjectStore(path / OBJECTS, write=keeper is not None, incidents=incidents)
         self.ledger = ledger
-        self._incidents = incidents
+        self.incidents = incidents
         self._keeper = keeper
         self._lock = lock
         self.when_full: WhenFull | None = None
@@ -91,14 +91,6 @@ class Home:
             lock.close()
             raise
 
-    def tell_incidents(self, tell: Callable[[str], None]) -> None:
-        """Reports incidents to the user with this function, first those since the home was opened."""
-        self._incidents.tell(tell)
-
-    def report(self, incident: Incident) -> None:
-        """Records and reports damage that was found by looking at the home's files."""
-        self._incidents.add(incident)
-
     @waits_for_room
     def back_up_ledger(self) -> None:
         """Keeps a copy of the ledger as it is now, to restore if its file is damaged."""
@@ -114,7 +106,7 @@ class Home:
         path = self.path / RUNS / name
         if self._keeper is not None:
             if in_the_way(path):
-                forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
+                forget_lost_views(self.path, name, self.ledger, self.incidents, "is damaged")
             with disk_errors(path):
                 if not is_directory(path):
                     disk.make_directory(path, "run")

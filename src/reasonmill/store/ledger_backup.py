@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reasonmill.content import file_digest
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
-from reasonmill.store.commit import content, disk_errors, file_digest, holds, is_unreadable, replace_file
+from reasonmill.store.commit import content, disk_errors, holds, is_unreadable, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.looking import changed_ns, exists, is_directory, is_file, is_lost, size

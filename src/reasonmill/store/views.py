@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from reasonmill.store.commit import disk_errors, file_digest, has_size, holds
+from reasonmill.content import file_digest
+from reasonmill.store.commit import disk_errors, has_size, holds
 from reasonmill.store.looking import exists, files_below, is_directory, is_file, size
 
 RUNS = "runs"
