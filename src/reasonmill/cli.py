@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             shown = error if isinstance(error, ReasonmillError) else _error_of_file(error)
             if shown is None:
                 raise
-            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {shown}"))
+            note_on(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {shown}"))
             sys.exit(shown.exit_code)
     sys.exit(0)
 
@@ -348,7 +348,7 @@ def _gigabytes(size: float) -> str:
 
 def _print_verdict(console: Console, gate: str, verdict: Mapping[str, Any]) -> None:
     outcome = ("promoted", "bold green") if verdict["promoted"] else ("refused", "bold red")
-    _print(console, Text.assemble((gate, "bold"), ": ", outcome))
+    note_on(console, Text.assemble((gate, "bold"), ": ", outcome))
     for reason in verdict["reasons"]:
         note_on(console, f"  {reason}")
 
@@ -369,7 +369,3 @@ def _print_reply(console: Console, pieces: Iterable[str]) -> str:
 def _show_stop(stop: Interrupted) -> None:
     note_to_user(stop.what)
     note_on(Console(stderr=True), f"  {stop.fix}")
-
-
-def _print(console: Console, text: Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False)

@@ -83,9 +83,9 @@ def table_of(title: str, *columns: str) -> Table:
     return table
 
 
-def note_on(console: Console, text: str, style: str = "") -> None:
+def note_on(console: Console, text: str | Text, style: str = "") -> None:
     """Prints a line as it is, however long it is."""
-    console.print(Text(text, style=style), soft_wrap=True, highlight=False)
+    console.print(Text.assemble(text, style=style), soft_wrap=True, highlight=False)
 
 
 def note_to_user(text: str) -> None:

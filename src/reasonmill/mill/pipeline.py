@@ -8,7 +8,7 @@ back to the stage that made them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -150,19 +150,16 @@ class _Run:
         """
         while True:
             if len(self._results) == len(self._nodes):
-                damaged = self._damaged_model()
-                if damaged is None:
+                model = result_model(self._recipe, self._results)
+                if self._showcase.has_model(model) or not self._goes_back_for({model}):
                     return None
-                self._go_back_to_maker(damaged)
             node = self._nodes[len(self._results)]
             with Watchdog(self._recipe.watchdog, node.settings.name):
-                stage, result = self._look_at(node)
-                if result is not None:
-                    self._keep(result)
-                elif (damaged := self._damaged_input(stage)) is None:
-                    return stage
-                else:
-                    self._go_back_to_maker(damaged)
+                found = self._look_at(node)
+                if isinstance(found, StageResult):
+                    self._keep(found)
+                elif not self._goes_back_for({read.digest for read in found.keyed.inputs.values()}):
+                    return found
 
     def execute(self, stage: _Stage) -> None:
         """Takes the stage through all that is not committed of it, and commits what it made."""
@@ -216,8 +213,8 @@ class _Run:
 
     # Finished stages
 
-    def _look_at(self, node: Node) -> tuple[_Stage, StageResult | None]:
-        """A stage, and its result if there is nothing to be done for it."""
+    def _look_at(self, node: Node) -> _Stage | StageResult:
+        """A stage that something is to be done for, or its result."""
         with phase("reading"):
             stage = keyed(node, self._artifacts, self._home, self._recipe)
         key, ledger = stage.key, self._home.ledger
@@ -227,13 +224,12 @@ class _Run:
         if record is None or not self._is_whole(stage.name, record.artifact.digest, read=self._repair):
             if record is not None:
                 self._forget(record)
-            return _Stage(stage, key, is_finished=False), None
-        finished = _Stage(stage, record.log_key, is_finished=True)
+            return _Stage(stage, key, is_finished=False)
         if self._has_lost_groups(stage.name, record.log_key) and key not in self._restored:
             self._restored.add(key)
-            return finished, None
+            return _Stage(stage, record.log_key, is_finished=True)
         self._look_at_states(node, record.log_key)
-        return finished, StageResult(**vars(record), cached=True)
+        return StageResult(**vars(record), cached=True)
 
     def _is_whole(self, stage: str, digest: str, *, read: bool) -> bool:
         """Whether what a stage made is there; where it is not, that is reported."""
@@ -278,28 +274,18 @@ class _Run:
             self._progress.note(f"{result.name}  cached{adopted}  {digest[:12]}")
         self._results.append(result)
 
-    def _damaged_input(self, stage: _Stage) -> str | None:
-        """The digest of what an earlier stage made and this one is about to read, if it is damaged; reads all of it."""
-        return self._first_damaged(read.digest for read in stage.keyed.inputs.values())
+    def _goes_back_for(self, digests: Collection[str | None]) -> bool:
+        """Makes the first stage the next one that made one of these which is damaged; False where all are whole.
 
-    def _damaged_model(self) -> str | None:
-        """The digest of the model that is about to be copied into the run's directory, if it is damaged."""
-        digest = result_model(self._recipe, self._results)
-        return self._first_damaged([] if digest is None or self._showcase.has_model(digest) else [digest])
-
-    def _first_damaged(self, digests: Iterable[str]) -> str | None:
-        """The first of these that a stage of the run made and that is damaged."""
-        makers = {result.artifact.digest: result.name for result in self._results}
-        for digest in digests:
-            if digest in makers and not self._is_whole(makers[digest], digest, read=True):
-                return digest
-        return None
-
-    def _go_back_to_maker(self, digest: str) -> None:
-        """Makes the first stage that made this, and is damaged, the next one."""
-        place = next(place for place, result in enumerate(self._results) if result.artifact.digest == digest)
-        self._forget(self._results[place])
-        del self._results[place:]
+        Reads all bytes of those that stages of the run made.
+        """
+        for place, result in enumerate(self._results):
+            digest = result.artifact.digest
+            if digest in digests and not self._is_whole(result.name, digest, read=True):
+                self._forget(result)
+                del self._results[place:]
+                return True
+        return False
 
     def _forget(self, record: StageRecord) -> None:
         """Makes a stage count as not finished: what it made is lost, also for the one that it was adopted from."""

@@ -74,10 +74,9 @@ def read_results(summary: Mapping[str, Any]) -> Results:
 
 def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskResults:
     """A task's results; an evaluation without the task is empty."""
-    found = {name for metrics in evaluations for name, value in metrics.items() if _is_figure(value)}
-    others = dict.fromkeys(name for metrics in evaluations for name in metrics if name in found)
+    found = dict.fromkeys(name for metrics in evaluations for name, value in metrics.items() if _is_figure(value))
     known = {name: label for name, label in _TABLES["metrics"].items() if name in found}
-    labels = {**known, **{name: (name, name.startswith("pass@")) for name in others if name not in known}}
+    labels = {**known, **{name: (name, name.startswith("pass@")) for name in found if name not in known}}
     places: list[Place] = [(label, (name,), is_share) for name, (label, is_share) in labels.items()]
     places[1:1] = reversed(_measures(evaluations))
     settings = dict.fromkeys(_setting(metrics) for metrics in evaluations if metrics)

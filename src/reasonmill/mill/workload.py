@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import comb
 from typing import TYPE_CHECKING, Any
 
+from reasonmill.placement import SLOTS
 from reasonmill.plugins.sources import PACKAGE
 from reasonmill.recipe.reference import StageSource
 from reasonmill.types import Artifact
@@ -26,8 +27,6 @@ PROMPT_TOKENS = 20
 # Tokens of a general conversation of the tiny world, and of a document of its corpus (125 million in 4.1 million).
 GENERAL_TOKENS = 30
 DOCUMENT_TOKENS = 30.5
-# Slots of a sampler whose stage does not set them.
-DEFAULT_SLOTS = 512
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,9 @@ class Upstream:
     data: Mapping[str, Data] = field(default_factory=dict)
     general_share: float = 0.0
 
-    def __getitem__(self, key: str) -> Data:
-        return self.data[key]
+    def of_list(self, length: int) -> list[Data]:
+        """What the entries of the settings' `data` name."""
+        return [self.data[f"data[{place}]"] for place in range(length)]
 
 
 def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact], guess: Guess) -> dict[str, Workload | None]:
@@ -176,7 +176,7 @@ def _pretrain(settings: pretrain.Settings, upstream: Upstream) -> Workload:
 
 
 def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
-    data = [upstream[f"data[{place}]"] for place in range(len(settings.data))]
+    data = upstream.of_list(len(settings.data))
     trained = sum(read.texts * min(read.tokens_each, settings.max_tokens) for read in data) * settings.epochs
     return Workload(trained=trained, row=max(settings.tokens_per_batch, settings.max_tokens))
 
@@ -219,7 +219,7 @@ def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:
 
 
 def _evaluate(settings: evaluate.Settings, upstream: Upstream) -> Workload:
-    return _samples(settings, DEFAULT_SLOTS, upstream.guess)
+    return _samples(settings, SLOTS, upstream.guess)
 
 
 def _samples(settings: collect.Settings | evaluate.Settings, together: int, guess: Guess) -> Workload:
@@ -243,8 +243,7 @@ def _sampling(problems: int, samples: int, max_tokens: int, together: int, guess
 
 def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
     texts = tokens = served = 0.0
-    for place in range(len(settings.data)):
-        data = upstream[f"data[{place}]"]
+    for data in upstream.of_list(len(settings.data)):
         asked = kept = data.texts * upstream.guess.kept_share
         if settings.keep.per_problem is not None and data.problems:
             kept = min(kept, sum(data.problems.values()) * min(settings.keep.per_problem, data.samples))
@@ -262,8 +261,7 @@ def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
 
 def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Workload:
     tokens = served = 0.0
-    for place in range(len(settings.data)):
-        data = upstream[f"data[{place}]"]
+    for data in upstream.of_list(len(settings.data)):
         problems = sum(count for task, count in data.problems.items() if not settings.tasks or task in settings.tasks)
         each = data.samples
         if settings.objective == "pairwise":

@@ -22,9 +22,8 @@ from reasonmill.store.incidents import Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
 from reasonmill.store.looking import exists, is_directory, is_file
-from reasonmill.store.lost_views import forget_lost_views, in_the_way
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
-from reasonmill.store.views import RUNS
+from reasonmill.store.views import RUNS, forget_lost_views, in_the_way
 
 OBJECTS = "objects"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
