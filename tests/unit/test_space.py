@@ -14,6 +14,7 @@ from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room
 from reasonmill.mill.workload import LIKELY, Upstream, workload
 from reasonmill.stages import collect, rl, sft
+from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
 
 MILLION = ModelSize(1e6, 1e6)
@@ -101,7 +102,7 @@ def test_a_stage_that_does_not_fit_is_refused_with_figures(home: Home, monkeypat
 def waiting(
     home: Home, notes: KeptProgress, sleep: Callable[[float], None], stop: Callable[[], bool] = lambda: False
 ) -> Any:
-    return home.waiting_when_full(RoomWait(home, notes, stop, sleep))
+    return waiting_when_full(RoomWait(home, notes, stop, sleep))
 
 
 def no_sleep(seconds: float) -> None: ...

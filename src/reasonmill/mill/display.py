@@ -61,13 +61,10 @@ def readings(metrics: Mapping[str, float], where: str) -> Iterator[tuple[Reading
 def format_duration(seconds: float) -> str:
     """`42s`, `1m12s`, `3h05m` or `2d04h`."""
     whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    for size, unit, part, parts in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part:02d}{parts}"
+    return f"{whole}s"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

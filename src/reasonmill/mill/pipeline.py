@@ -34,6 +34,7 @@ from reasonmill.recipe.reference import FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
 from reasonmill.stage import Outcome, StageContext
+from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED, OtherContent, StageRecord
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
@@ -79,7 +80,7 @@ def run_recipe(
     home.incidents.tell(progress.note)
     run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair)
     try:
-        with home.waiting_when_full(run.when_full):
+        with waiting_when_full(run.when_full):
             while (stage := run.next_stage()) is not None:
                 run.execute(stage)
     except Exception:  # and not a second Ctrl-C, which ends at once
@@ -88,7 +89,7 @@ def run_recipe(
         with suppress(Exception):
             run.show_finished()
         raise
-    with home.waiting_when_full(run.when_full):
+    with waiting_when_full(run.when_full):
         return run.publish()
 
 

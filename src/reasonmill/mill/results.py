@@ -30,10 +30,7 @@ class Cell:
     interval: str
 
 
-@dataclass(frozen=True)
-class TableRow:
-    label: str
-    cells: tuple[Cell | None, ...]
+Row = tuple[str, tuple[Cell | None, ...]]  # label, a cell for each column
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class TaskResults:
 
     task: str
     setting: str
-    rows: tuple[TableRow, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,13 @@ def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskRe
     return TaskResults(task, "; ".join(settings), _rows(places, evaluations))
 
 
-def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[TableRow, ...]:
+def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
     """A row for each of the places at which some evaluation has a figure."""
     rows = [
-        TableRow(label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
+        (label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
         for label, place, is_share in places
     ]
-    return tuple(row for row in rows if any(row.cells))
+    return tuple((label, cells) for label, cells in rows if any(cells))
 
 
 def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[Place]:
@@ -185,9 +182,12 @@ def _terminal_table(results: Results, columns: slice, *, stacked: bool) -> Table
         stacked: whether intervals stand below their figures, and a label may take a line for each of its words.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown = [(task.task, [row for row in task.rows if any(row.cells[columns])]) for task in results.tasks]
+    shown = [
+        (task.task, [(label, cells[columns]) for label, cells in task.rows if any(cells[columns])])
+        for task in results.tasks
+    ]
     shown = [(task, rows) for task, rows in shown if rows]
-    words = [word for task, rows in shown for row in rows for word in (*row.label.split(), task)]
+    words = [word for task, rows in shown for label, _ in rows for word in (*label.split(), task)]
     indent = "  " if any(task for task, _ in shown) else ""
     longest = max(map(len, words)) + len(indent)
     table.add_column("", no_wrap=not stacked, max_width=longest if stacked else None)
@@ -198,9 +198,9 @@ def _terminal_table(results: Results, columns: slice, *, stacked: bool) -> Table
             table.add_row()
         if task:
             table.add_row(Text(task, style="bold"))
-        for row in rows:
-            cells = (_terminal_cell(cell, "\n" if stacked else " ") for cell in row.cells[columns])
-            table.add_row(Text(f"{indent}{row.label}"), *cells)
+        for label, cells in rows:
+            shown_cells = (_terminal_cell(cell, "\n" if stacked else " ") for cell in cells)
+            table.add_row(Text(f"{indent}{label}"), *shown_cells)
     return table
 
 

@@ -13,7 +13,7 @@ from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome, write_summary
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_directory, replace_file
-from reasonmill.store.full_disk import WhenFull, waits_for_room
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.looking import exists, is_directory
@@ -31,11 +31,6 @@ class Showcase:
         self._recipe = recipe
         self._home = home
         self._reads_all = reads_all
-
-    @property
-    def when_full(self) -> WhenFull | None:
-        """Who waits for room, as for all else that is written into the home."""
-        return self._home.when_full
 
     @property
     def directory(self) -> Path:

@@ -9,15 +9,14 @@ import os
 import shutil
 import socket
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.full_disk import WhenFull, waits_for_room
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.incidents import Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
@@ -35,7 +34,7 @@ _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 
 
-class Home:
+class Home(AbstractContextManager["Home"]):
     """An open home: `objects` holds the artifacts and `ledger` says where each came from.
 
     Damage that is met while the home is open for writing goes to `incidents`: recorded in the ledger, and reported to
@@ -51,7 +50,6 @@ class Home:
         self.incidents = incidents
         self._keeper = keeper
         self._lock = lock
-        self.when_full: WhenFull | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = True, lock: WriterLock | None = None) -> Home:
@@ -122,15 +120,6 @@ class Home:
         with disk_errors(self.path):
             return shutil.disk_usage(self.path).free
 
-    @contextmanager
-    def waiting_when_full(self, when_full: WhenFull) -> Iterator[None]:
-        """In the block, what is committed to a full disk waits for room instead of failing with OutOfSpace."""
-        self.when_full = self.objects.when_full = self.ledger.when_full = when_full
-        try:
-            yield
-        finally:
-            self.when_full = self.objects.when_full = self.ledger.when_full = None
-
     def close(self, *, at_once: bool = False) -> None:
         """Closes the ledger and lets go of the lock; closing twice does nothing.
 
@@ -146,9 +135,6 @@ class Home:
         finally:
             if self._lock is not None:
                 self._lock.close()
-
-    def __enter__(self) -> Home:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))  # a second Ctrl-C

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reasonmill.errors import StoreError
-from reasonmill.store.full_disk import WhenFull, waits_for_room
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger_runs import LedgerOfRuns
 from reasonmill.store.sealed_rows import Row, damaged_ledger
@@ -69,7 +69,6 @@ class Ledger(LedgerOfRuns):
 
     tables = _tables()
     version = 2
-    when_full: WhenFull | None = None
 
     @waits_for_room
     def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
