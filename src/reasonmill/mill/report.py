@@ -10,14 +10,13 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -50,10 +49,11 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         summary: what the run recorded of itself and of each stage, as in `summary.json`.
         stage_keys: the ledger's key of each stage's steps, by the stage's name.
     """
-    folder = files("reasonmill.mill")
-    charts = tomllib.loads(folder.joinpath("report.toml").read_text(encoding="utf-8"))["charts"]
-    template = folder.joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    charts = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["charts"]
+    beside = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=beside, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(duration=format_duration, thinking_spans=thinking_spans)
     stages = []
     for stage in summary["stages"]:
@@ -61,7 +61,7 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         rows = home.ledger.metrics(key)
         drawn = [chart for described in charts if (chart := _chart(described, rows, salt)) is not None]
         stages.append({**stage, "charts": drawn, "examples": _early_and_late(home, key, [row["step"] for row in rows])})
-    page = environment.from_string(template).render(
+    page = environment.get_template("report.html.jinja").render(
         {**summary, "stages": stages, "overview": read_stages(summary), "results": read_results(summary)}
     )
     replace_file(run_dir / PAGE, page.encode())

@@ -10,7 +10,7 @@ from typing import Any
 
 from reasonmill.mill.inputs import apply_template, model_path
 from reasonmill.mill.report import write_report
-from reasonmill.mill.summary import StageResult, read_summary, same_outcome, write_summary
+from reasonmill.mill.summary import StageResult, read_summary, same_outcome
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.full_disk import waits_for_room
@@ -45,7 +45,7 @@ class Showcase:
     def publish(self, summary: Mapping[str, Any], results: Sequence[StageResult]) -> None:
         """Makes the directory show these results; what is up to date is left alone."""
         name, ledger, directory = self._recipe.name, self._home.ledger, self.directory
-        resolved = (json.dumps(self._recipe.resolved(), indent=2, ensure_ascii=False) + "\n").encode()
+        resolved = _json(self._recipe.resolved())
         shown = self._shown
         if shown is None or not same_outcome(shown, summary) or (directory / RECIPE).read_bytes() != resolved:
             ledger.record_views(name, {})
@@ -53,7 +53,7 @@ class Showcase:
             self._publish_model(summary["model"])
             logs = {result.name: result.log_key for result in results}
             write_report(directory, self._home, summary, logs)
-            write_summary(directory, summary)
+            replace_file(directory / SUMMARY, _json(summary))
             ledger.record_views(name, view_digests(directory))
 
     @cached_property
@@ -86,3 +86,7 @@ class Showcase:
             source = self._home.objects.path(digest) if is_own else model_path(self._home, digest, self._recipe)
         # A crash may leave no model here; the next run then puts it back from the store.
         replace_directory(self.directory / MODEL, source)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

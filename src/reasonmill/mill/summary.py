@@ -16,7 +16,6 @@ from reasonmill.mill.artifacts import made_digest, made_from_adopted
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.reference import references
-from reasonmill.store.commit import replace_file
 from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, StageRecord
 from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
@@ -81,11 +80,6 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
 def same_outcome(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two summaries differ in nothing but in which stages were taken from the ledger."""
     return _without_cached(one) == _without_cached(other)
-
-
-def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Replaces the run's summary.json."""
-    replace_file(run_dir / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
