@@ -1,7 +1,5 @@
 """The commands about what a home's runs have made: `status`, `lineage` and `adopt`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

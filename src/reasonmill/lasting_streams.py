@@ -1,7 +1,5 @@
 """Standard output and standard error of a run, which continues when nobody reads them any more."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

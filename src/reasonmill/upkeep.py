@@ -1,7 +1,5 @@
 """The commands that look after a home: `verify` and `gc`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Annotated

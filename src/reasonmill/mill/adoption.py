@@ -4,8 +4,6 @@ A result is adopted only where nothing but the code differs: its settings, what 
 same, and each of its bytes is what was committed. The ledger, the summary and the report say so for ever.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Finds what the user means: an artifact of a home by run and stage or by digest, and a model wherever it is."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

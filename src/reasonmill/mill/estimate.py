@@ -5,8 +5,6 @@ Time is tokens x operations per token / rate: 2 operations per parameter for a f
 stand in estimate.toml, with where each comes from.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -2,8 +2,6 @@
 which what they make is recorded. No object of a home is read here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

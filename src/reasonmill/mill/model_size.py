@@ -1,7 +1,5 @@
 """How large models are, as far as estimates of time and memory need it. No weights are read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A finished stage whose `steps` is raised: from where it can resume, or what prevents that."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from reasonmill.mill.inputs import KeyedStage

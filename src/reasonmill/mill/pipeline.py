@@ -5,8 +5,6 @@ that is not finished needs them, or when they are copied into the run's director
 back to the stage that made them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress

@@ -3,8 +3,6 @@
 Which figures have a row, and under which label, stands in results.toml.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The directory of a run that people look at: its model, its report, its summary and its recipe."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property

@@ -1,7 +1,5 @@
 """How much a stage will write to the home's disk, and what a run does when the disk is full: it waits for room."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

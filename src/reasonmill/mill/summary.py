@@ -1,7 +1,5 @@
 """summary.json of a run: what each stage made, and on what it was made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The watchdog: says what hangs, and ends a run that hangs for good. What it ends, the same command resumes."""
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os

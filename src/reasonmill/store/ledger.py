@@ -5,8 +5,6 @@ processes read meanwhile. "Latest" is always a query here, never a look at the f
 read is checked against its seal.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import time

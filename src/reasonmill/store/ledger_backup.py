@@ -5,8 +5,6 @@ open, and after that writer was killed, the seal is open, too; SQLite's checks a
 for it. Backups are objects of a store of their own, which checks them like all others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid

@@ -1,7 +1,5 @@
 """What a stage keeps between its steps: groups, committed before anything uses them, and states to resume from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Lost ones are reported, put aside where they can't be written over, and forgotten, so that they are written again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
