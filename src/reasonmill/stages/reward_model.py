@@ -32,6 +32,7 @@ from reasonmill.algo.preferences import (
 )
 from reasonmill.algo.preferences import Judge as PairJudge
 from reasonmill.errors import RecipeError
+from reasonmill.learn.settings import LearningSettings
 from reasonmill.learn.supervised import optimise
 from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
@@ -41,7 +42,6 @@ from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
-from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group, Problem, Rollout
 
@@ -55,7 +55,7 @@ _PAIRWISE_ONLY = ("judge", "pairs_per_problem", "min_margin", "centring")
 _ROUNDING = 1e-9
 
 
-class Settings(TrainingSettings):
+class Settings(LearningSettings):
     """Settings of a `reward-model` stage. Pairwise is for helpfulness, pointwise for safety."""
 
     kind: Literal["reward-model"]
@@ -269,11 +269,10 @@ def _require_enough(settings: Settings, selection: ExampleSets) -> None:
 
 def _train(settings: Settings, context: StageContext, learner: RewardLearner, examples: Sequence[Labelled]) -> int:
     """All steps that the ledger has no state for; returns the tokens that were trained on, resumed ones too."""
-    order = Epochs(len(examples), settings.examples_per_step, (context.seed, settings.name))
+    epochs = Epochs(examples, settings.examples_per_step, (context.seed, settings.name))
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
-        for step in range(start, stop):
-            chosen = [examples[row] for row in order.rows(step)]
+        for chosen in epochs.feed(start, stop):
             rows = pack_texts([example.texts for example in chosen], settings.tokens_per_batch)
             total, right = 0.0, 0
             for row in rows:
@@ -295,15 +294,7 @@ def _train(settings: Settings, context: StageContext, learner: RewardLearner, ex
                 "tokens": float(sum(sum(row.lengths) for row in rows)),
             }
 
-    return optimise(
-        context,
-        learner,
-        passes,
-        name=settings.name,
-        steps=settings.epochs * order.steps_per_epoch,
-        schedule=settings.schedule,
-        state_every=settings.state_every,
-    )
+    return optimise(context, learner, passes, settings, settings.epochs * epochs.steps_per_epoch)
 
 
 def _chances(row: TextRow, rewards: Tensor) -> list[float]:
