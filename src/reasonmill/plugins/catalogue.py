@@ -27,8 +27,11 @@ from reasonmill.rewards.combination import NOT_RULES
 from reasonmill.settings import BY_CONTENT, Naming
 from reasonmill.tasks.named import NamedTask
 
-# The rooms of this package that offer something: what it is stands in their `offers.toml`.
-_OFFERING = ("stages", "rewards", "world")
+# What rooms of this package offer, by group and name.
+_OFFERS: list[dict[str, dict[str, str]]] = [
+    tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8"))
+    for room in ("stages", "rewards", "world")
+]
 
 AnyName = TypeVar("AnyName", bound="str | Use")
 
@@ -127,9 +130,7 @@ def _offered(group: Group) -> Mapping[str, str]:
     Raises:
         RecipeError: two packages offer the same name.
     """
-    found: dict[str, str] = {}
-    for room in _OFFERING:
-        found |= tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8")).get(group, {})
+    found = {name: target for offers in _OFFERS for name, target in offers.get(group, {}).items()}
     for entry in entry_points(group=f"{PACKAGE}.{group}"):
         if entry.name in found:
             raise RecipeError(
