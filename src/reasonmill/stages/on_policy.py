@@ -11,22 +11,20 @@ from pydantic import Field
 
 from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import Update, train_on_policy
-from reasonmill.learn.settings import LearningSettings
 from reasonmill.plugins.catalogue import TaskShares
 from reasonmill.protocols import Renderer
-from reasonmill.recipe.reference import ModelRef
 from reasonmill.rewards.combination import RewardWeights
 from reasonmill.rollouts import TaskMix, collect, stage_seed, thinking_tokens
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.stages.sampling import SamplingSettings, num_sampled
+from reasonmill.stages.training import TrainingSettings
 from reasonmill.types import Group
 
 
-class OnPolicySettings(LearningSettings):
+class OnPolicySettings(TrainingSettings):
     """Settings of stages whose policy learns from its own samples."""
 
-    from_: ModelRef = Field(alias="from")
     tasks: TaskShares = Field(min_length=1, description="tasks and their shares")
     steps: int = Field(ge=1)
     problems_per_step: int = Field(default=32, ge=1)

@@ -32,7 +32,6 @@ from reasonmill.algo.preferences import (
 )
 from reasonmill.algo.preferences import Judge as PairJudge
 from reasonmill.errors import RecipeError
-from reasonmill.learn.settings import LearningSettings
 from reasonmill.learn.supervised import optimise
 from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
@@ -42,6 +41,7 @@ from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
+from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group, Problem, Rollout
 
@@ -55,7 +55,7 @@ _PAIRWISE_ONLY = ("judge", "pairs_per_problem", "min_margin", "centring")
 _ROUNDING = 1e-9
 
 
-class Settings(LearningSettings):
+class Settings(TrainingSettings):
     """Settings of a `reward-model` stage. Pairwise is for helpfulness, pointwise for safety."""
 
     kind: Literal["reward-model"]

@@ -10,12 +10,12 @@ import numpy as np
 from pydantic import Field
 
 from reasonmill.errors import RecipeError
-from reasonmill.learn.settings import LearningSettings
 from reasonmill.learn.supervised import supervise
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
-from reasonmill.recipe.reference import DatasetRef, ModelRef
+from reasonmill.recipe.reference import DatasetRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example
 
@@ -25,11 +25,10 @@ MAKES: ArtifactKind = "model"
 NEEDS = ("learner",)
 
 
-class Settings(LearningSettings):
+class Settings(TrainingSettings):
     """Settings of an `sft` stage."""
 
     kind: Literal["sft"]
-    from_: ModelRef = Field(alias="from")
     data: list[DatasetRef] = Field(min_length=1)
     epochs: int = Field(default=2, ge=1, description="times that each conversation is read")
     conversations_per_step: int = Field(default=64, ge=1)

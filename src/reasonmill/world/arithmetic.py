@@ -43,8 +43,10 @@ def _operations_on(value: int, rng: random.Random) -> list[Step]:
 class Arithmetic(WorldTask):
     """Chained arithmetic problems in two languages."""
 
-    name = "arithmetic"
     domain = "reasoning"
+
+    def __init__(self, name: str = "arithmetic") -> None:
+        self.name = name
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         steps = draw_from_split(self.name, split, seed, index, draw_chain, lambda steps: tuple(map(str, steps)))
