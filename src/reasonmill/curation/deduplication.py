@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from reasonmill.types import Message
+from reasonmill.types import Conversation, Message
 
 Turns = tuple[tuple[str, str], ...]
+Said = tuple[Turns, str]  # a prompt and the response to it
 
 
 def normalised(text: str) -> str:
@@ -15,3 +16,8 @@ def normalised(text: str) -> str:
 def normalised_turns(messages: Sequence[Message]) -> Turns:
     """What makes two prompts the same, whatever task asks them."""
     return tuple((message.role, normalised(message.content)) for message in messages)
+
+
+def normalised_said(conversation: Conversation) -> Said:
+    """What makes two conversations the same."""
+    return normalised_turns(conversation.messages), normalised(conversation.response)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from reasonmill.curation.decontamination import HeldOut
-from reasonmill.curation.deduplication import Turns, normalised, normalised_turns
+from reasonmill.curation.deduplication import Said, Turns, normalised_said, normalised_turns
 from reasonmill.curation.filters import Keep, Sample, SampleFault, ThinkingFault, sample_fault, thinking_fault
 from reasonmill.protocols import Rewriting
 from reasonmill.transcript import read_transcript
@@ -67,7 +67,7 @@ class Selection:
         """The conversations that are kept, in the order of their samples: where only some can be, the first ones."""
         kept: list[Conversation] = []
         dropped: Counter[Reason] = Counter()
-        seen: set[tuple[Turns, str]] = set()
+        seen: set[Said] = set()
         per_problem: Counter[Turns] = Counter()
         for sample in samples:
             reason: Reason | None = sample_fault(sample, self.keep)
@@ -94,19 +94,14 @@ class Selection:
         return Conversation(problem.messages + sample.dialogue, response, sample.source, problem.id)
 
     def _why_dropped(
-        self,
-        sample: Sample,
-        conversation: Conversation,
-        seen: set[tuple[Turns, str]],
-        num_of_problem: int,
-        num_kept: int,
+        self, sample: Sample, conversation: Conversation, seen: set[Said], num_of_problem: int, num_kept: int
     ) -> Reason | None:
         fault = thinking_fault(conversation.response, sample, self.keep)
         if fault is not None:
             return fault
         if self.held_out.overlaps(conversation):
             return "contaminated"
-        said = (normalised_turns(conversation.messages), normalised(conversation.response))
+        said = normalised_said(conversation)
         if said in seen:
             return "duplicate"
         seen.add(said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
@@ -37,3 +38,10 @@ def arguments_of(made_by: Callable[..., Any], what: str) -> type[BaseModel]:
             f"the arguments of {what} can't be checked: {str(error).split(chr(10), 1)[0]}",
             fix="annotate every parameter with a plain type, such as int, str, list[str] or Path",
         ) from error
+
+
+def keywords(arguments: BaseModel, folder: Path) -> dict[str, Any]:
+    """The arguments by name; paths are relative to the recipe's folder."""
+    return {
+        name: (folder / value.expanduser()).resolve() if isinstance(value, Path) else value for name, value in arguments
+    }

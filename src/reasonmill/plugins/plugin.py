@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from reasonmill.content import path_digest
 from reasonmill.errors import ReasonmillError, RecipeError
-from reasonmill.plugins.arguments import arguments_of
+from reasonmill.plugins.arguments import arguments_of, keywords
 from reasonmill.plugins.reads import files_read, undeclared
 from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT, code_digest, engine_sources, room_versions, source_files
 from reasonmill.plugins.target import Importer, Target
@@ -158,11 +158,7 @@ class Plugin:
 
     @cached_property
     def _keywords(self) -> dict[str, Any]:
-        """The arguments by name; paths are relative to the recipe's folder."""
-        return {
-            name: (self.folder / value.expanduser()).resolve() if isinstance(value, Path) else value
-            for name, value in self._arguments
-        }
+        return keywords(self._arguments, self.folder)
 
     @cached_property
     def code(self) -> str:
