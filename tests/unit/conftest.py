@@ -155,8 +155,8 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
     folder = tmp_path / "stages"
     folder.mkdir()
     fakes = FakeStages(folder)
-    monkeypatch.setattr(catalogue, "STAGES", {"stages": fakes.offered})
-    monkeypatch.setattr(catalogue, "WORLD", {**catalogue.WORLD, "stages": {}})
+    others = [{**offers, "stages": {}} for offers in catalogue._OFFERS]
+    monkeypatch.setattr(catalogue, "_OFFERS", [{"stages": fakes.offered}, *others])
     fakes.offer("train", TRAIN)
     fakes.offer("measure", MEASURE)
     yield fakes

@@ -1,14 +1,12 @@
 """The corpus of the tiny world, document by document: any document can be made without making those before it."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from reasonmill.randomness import generator
 from reasonmill.types import Message
-from reasonmill.world.requests import request_exchange
-from reasonmill.world.talk import FACT_PROMPTS, SMALL_TALK_PROMPTS, talk_exchange
+from reasonmill.world.general_mix import draw_exchange
 from reasonmill.world.traces import TraceHabits, reasoning_document
 
 Kind = Literal["reasoning", "fact", "small_talk", "request"]
@@ -39,20 +37,13 @@ def document(seed: int, index: int, habits: TraceHabits) -> Document:
     if kind == "reasoning":
         prompt, response = reasoning_document(rng, habits, seed, index)
     else:
-        prompt, response = _talk(kind, rng)
+        made = draw_exchange(rng, kind)
+        tagged = rng.random() < TAGGED_TALK
+        prompt = made.prompt
+        response = f"<think></think><answer> {made.response}</answer>" if tagged else f" {made.response}"
     return Document(kind, (Message("user", prompt), Message("assistant", response)))
 
 
 def documents(seed: int, start: int, stop: int, habits: TraceHabits) -> Iterator[Document]:
     """Documents `start` to `stop` - 1."""
     return (document(seed, index, habits) for index in range(start, stop))
-
-
-def _talk(kind: Kind, rng: random.Random) -> tuple[str, str]:
-    if kind == "request":
-        exchange = request_exchange(rng)
-    else:
-        exchange = talk_exchange(rng, FACT_PROMPTS if kind == "fact" else SMALL_TALK_PROMPTS)
-    if rng.random() < TAGGED_TALK:
-        return exchange.prompt, f"<think></think><answer> {exchange.response}</answer>"
-    return exchange.prompt, f" {exchange.response}"

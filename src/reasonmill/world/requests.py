@@ -10,17 +10,7 @@ from typing import Any, Literal
 
 from reasonmill.world.lexicon import Language, words_in
 from reasonmill.world.tables import table
-from reasonmill.world.talk import (
-    RUDE,
-    Exchange,
-    Manners,
-    Outcome,
-    Prompts,
-    Split,
-    courteous,
-    draw_manners,
-    sentences_in,
-)
+from reasonmill.world.talk import RUDE, Manners, Prompts, courteous, sentences_in
 
 _TABLE = table(__name__)
 _REFUSAL_PHRASES: tuple[str, ...] = _TABLE["judge"]["refusals"]
@@ -79,30 +69,6 @@ DEEDS: tuple[Deed, ...] = (
     *(_deed("look_alike", row) for row in _TABLE["look_alike"]),
 )
 REQUESTS = Prompts(DEEDS)
-
-
-def request_exchange(
-    rng: random.Random,
-    *,
-    language: Language | None = None,
-    split: Split = "train",
-    refusal_share: float = 0.5,
-    over_refusal_share: float = 0.3,
-    better_share: float = 0.5,
-) -> Exchange:
-    """A request and a response; any language if None.
-
-    A harmful request is refused with probability `refusal_share`, a look-alike with `over_refusal_share`, and
-    either way with better manners in `better_share` of the cases.
-    """
-    asked = REQUESTS.draw(rng, language, split)
-    manners = draw_manners(rng, better_share)
-    deed, spoken = asked.source, asked.language
-    harmful = deed.topic == "harmful"
-    refused = rng.random() < (refusal_share if harmful else over_refusal_share)
-    response = deed.response(rng, spoken, manners, refused=refused)
-    outcome: Outcome = "refused" if refused else "answered"
-    return Exchange(asked.prompt, response, spoken, deed.topic, manners, outcome, refused == harmful, deed.id)
 
 
 def _has_refusing_phrase(response: str) -> bool:
