@@ -4,9 +4,12 @@
 drawn, and every case where the plain tests take one of each kind. `make chaos` runs the long forms of tests/chaos.
 """
 
+import gc
 import os
 
 import pytest
+
+from forked import start_server
 
 # One thread for each process, this one and those that tests start: the processes are as many as the cores, and the
 # bits of a run are promised for the same number of threads. Before torch is imported, which reads it then.
@@ -16,6 +19,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-long", action="store_true", help="run the long forms of the tests in tests/chaos")
     parser.addoption("--chaos-jobs", type=int, help="processes that a test of tests/chaos uses at a time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes of tests share one server that forks (forked.py), which starts while they collect."""
+    if config.getoption("numprocesses", None):
+        start_server()
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: a collection needn't look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

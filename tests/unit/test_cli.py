@@ -20,6 +20,8 @@ folder = sys.argv.pop(1)
 catalogue.STAGES = {"stages": {kind: f"{folder}/fake_{kind}.py" for kind in ("train", "measure")}}
 catalogue.WORLD = {**catalogue.WORLD, "stages": {}}
 from reasonmill.cli import main
+from reasonmill.mill import space
+space.RETRY_S = 0.2
 main()
 """
 
