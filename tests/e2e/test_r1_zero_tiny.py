@@ -16,6 +16,8 @@ from reasonmill.store.ledger import Ledger
 SMALLER = (
     "zero.steps=6",
     "zero.problems_per_step=8",
+    "zero.group_size=8",
+    "zero.sampling.max_tokens=160",
     "zero.state_every=3",
     "base-eval.tasks={countdown-3=8}",
     "zero-eval.tasks={countdown-3=8}",
