@@ -22,7 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The processes of tests share one server that forks (forked.py), which starts while they collect."""
+    # Nobody cuts the power here, so that nothing waits for the disk: what is asked of it is seen before (chaos/).
+    os.fsync = os.fstat  # type: ignore[assignment]
+    # The processes of tests share one server that forks (forked.py), which starts while they collect.
     if config.getoption("numprocesses", None):
         start_server()
 
