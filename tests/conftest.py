@@ -6,6 +6,7 @@ drawn, and every case where the plain tests take one of each kind. `make chaos` 
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -45,3 +46,11 @@ def chaos_jobs(pytestconfig: pytest.Config) -> int:
     """Processes that a test may use at a time: the cores, unless other tests run beside it on them."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     return pytestconfig.getoption("--chaos-jobs") or (min(8, os.cpu_count() or 1) if alone else 1)
+
+
+@pytest.fixture(scope="module")
+def without_charts() -> Iterator[None]:
+    """Reports have no charts: to draw them takes longer than all else in a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reasonmill.mill.report._chart", lambda *_: None)
+        yield

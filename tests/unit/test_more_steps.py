@@ -65,6 +65,8 @@ schedule = { peak = 1e-2, warmup_steps = 4 }
 MORE = "zero.steps=5"
 COSINE = 'zero.schedule.decay="cosine"'
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 Run = Callable[..., tuple[RunResult, list[str]]]
 
 
