@@ -140,9 +140,7 @@ def run_and_clean_up(home_path: Path) -> None:
     collect_garbage(home_path)
 
 
-def _run(
-    home: Home, *, stages: int = len(STEPS), stop_after: int | None = None, repair: bool = False
-) -> Artifact:
+def _run(home: Home, *, stages: int = len(STEPS), stop_after: int | None = None, repair: bool = False) -> Artifact:
     """What a run of so many stages does, the last of which is stopped after so many steps, if any; returns what it has
     come to."""
     home.tell_incidents(lambda text: None)

@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 from chaos.scenario import LOG, PLACE
 from reasonmill.store.disk import Operation
-from reasonmill.store.incidents import Incident
 from reasonmill.store.home import OBJECTS
+from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, SIDE_FILES
 
@@ -43,9 +43,10 @@ def steady(start: int) -> Iterator[None]:
     def record_now(self: Ledger, incident: Incident) -> None:
         record(self, replace(incident, at_s=now()))
 
-    with patch.object(time, "time", now), patch.object(uuid, "uuid4", name):
-        with patch.object(Ledger, "record_incident", record_now):
-            yield
+    # Incidents have kept the right clock since their class was made.
+    clock, names = patch.object(time, "time", now), patch.object(uuid, "uuid4", name)
+    with clock, names, patch.object(Ledger, "record_incident", record_now):
+        yield
 
 
 def date(operation: Operation) -> None:
