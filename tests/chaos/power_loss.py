@@ -29,6 +29,7 @@ from chaos.crash_points import FAST, drawn, standing_in
 from chaos.disk_model import Disk, Left, Moment, Tree, states
 from chaos.recording import LEDGER_PATH, LOG_PATH, Recorder
 from chaos.sabotage import REORDERED, Sabotage
+from chaos.steady import groups_known
 from reasonmill.store.commit import damaged_files
 from reasonmill.store.home import OBJECTS
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL
@@ -209,7 +210,7 @@ def main() -> int:
     options_parser.add_argument("--part", default="1/1", help="which part of the moments, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=FAST) as work:
+    with tempfile.TemporaryDirectory(dir=FAST) as work, groups_known():
         found = _controls(Path(work)) if options.controls else _survey(Path(work), options.part, long=options.long)
     json.dump(found, sys.stdout, indent=1)
     return 0
