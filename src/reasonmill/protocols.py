@@ -206,7 +206,8 @@ class Task(Protocol):
     A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
     depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
     what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
-    that of its last message is detected.
+    that of its last message is detected. Problems that are wordings of one thing, which a model knows or does not know,
+    name it in `meta["cluster"]`: intervals count them as one observation.
     """
 
     domain: Domain

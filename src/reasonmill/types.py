@@ -53,6 +53,14 @@ class Problem:
         content = [self.task, [[m.role, m.content] for m in self.messages], self.answer, dict(self.meta)]
         object.__setattr__(self, "id", content_digest(content)[:16])
 
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """(task, what the problem is about): problems that are wordings of one thing are no independent observations.
+
+        A task names the thing in `meta["cluster"]`; a problem that has none is a thing of its own.
+        """
+        return self.task, str(self.meta.get("cluster", self.id))
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:

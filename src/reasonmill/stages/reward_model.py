@@ -312,14 +312,13 @@ def held_out_metrics(learner: RewardLearner, examples: Sequence[Labelled], token
             chances.append(chance)
             outcomes.append(examples[unit].label > 0.5)
             problems.append(examples[unit].problem_id)
-    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(problems))}
     right = [float((chance > 0.5) == outcome) for chance, outcome in zip(chances, outcomes, strict=True)]
     if len(examples[0].texts) == 2:
         # A pair in one order only would have no outcome but "the first is better".
         chances, outcomes = [*chances, *(1 - c for c in chances)], [*outcomes, *(not o for o in outcomes)]
     return {
-        "held_out/accuracy": clustered_share(right, [numbers[problem] for problem in problems]).as_metric(),
+        "held_out/accuracy": clustered_share(right, problems).as_metric(),
         "held_out/calibration_error": calibration_error(chances, outcomes),
         "held_out/brier": brier_score(chances, outcomes),
-        "held_out/problems": len(numbers),
+        "held_out/problems": len(set(problems)),
     }

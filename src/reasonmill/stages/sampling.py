@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -16,6 +16,7 @@ from reasonmill.protocols import Progress, Renderer, Sampler
 from reasonmill.randomness import Part
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded
+from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import StageContext, StageSettings
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks.named import NamedTask
@@ -64,6 +65,9 @@ class SampledSettings(StageSettings):
 
     tasks: ProblemCounts = Field(min_length=1, description="tasks and the number of problems of each")
     samples: int = Field(default=4, ge=1, description="samples of each problem")
+    max_ungraded: Annotated[float, INCIDENTAL] = Field(
+        default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
+    )
     split: str
     sampling: EvaluationSampling
 
@@ -98,17 +102,15 @@ def sample_in_parts(
     sampler: Sampler,
     renderer: Renderer,
     around: Surroundings,
-    max_ungraded: float = 1.0,
 ) -> list[Group]:
     """The graded samples of all problems, part by part: what is kept of a part is not sampled again.
 
     Args:
         parts: problems, and what names their draw.
-        max_ungraded: the share of a part's samples that may be ungraded.
 
     Raises:
         Interrupted: the user asked to stop; what is kept are the parts that are finished.
-        TooManyUngraded: more samples of a part could not be graded.
+        TooManyUngraded: more samples of a part could not be graded than the settings allow.
     """
 
     def sample(problems: Sequence[Problem], noise: tuple[Part, ...], before: int) -> list[Group]:
@@ -123,7 +125,7 @@ def sample_in_parts(
             noise=noise,
             on_completion=lambda finished: around.progress.advance(before + finished, {}),
         )
-        refuse_ungraded(drawn, max_ungraded)
+        refuse_ungraded(drawn, settings.max_ungraded)
         return drawn
 
     num_problems = sum(settings.tasks.values())
