@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from reasonmill.algo.advantages import ADVANTAGES
-from reasonmill.algo.entropy import token_logprobs_and_entropies
 from reasonmill.algo.examples import denominator, pg_examples
-from reasonmill.algo.logprobs import token_logprobs
+from reasonmill.algo.logprobs import token_logprobs, token_logprobs_and_entropies
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch, pack
 from reasonmill.types import Completion, Example, Grade, Group, Message, Problem, Rollout

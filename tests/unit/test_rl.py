@@ -23,6 +23,7 @@ from reasonmill.store.accounts import misaccounts
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Example, Group
+from tiny_models import tiny_decoder
 
 Passes = list[tuple[Batch, float, dict[str, float]]]
 GIVEN: dict[str, Any] = {
@@ -204,6 +205,17 @@ def test_in_fp32_the_samplers_log_probs_are_the_learners(home: Home, passes: Pas
     assert passes[0][0].old_logprobs is None
     assert 0 < metrics["mismatch/mean"] <= metrics["mismatch/max"] < 1e-4
     assert metrics["mismatch/outside"] == 0.0
+
+
+def test_products_of_fewer_bits_are_not_fp32() -> None:
+    decoder = tiny_decoder()
+    before = torch.get_float32_matmul_precision()
+    assert decoder.in_fp32
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert not decoder.in_fp32
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(

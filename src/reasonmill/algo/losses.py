@@ -36,7 +36,7 @@ class LossSettings(BaseModel):
     divergence_bound: float | None = Field(default=None, gt=0, description="where DPPO's trust region ends")
     advantage: Advantage | None = Field(default=None, description="which advantage; the algorithm's if unset")
     kl_coefficient: float = Field(default=0.0, ge=0, description="weight of the KL to the reference")
-    kl_estimator: KLEstimator | None = Field(default=None, description="how that KL is estimated; the paper's is k3")
+    kl_estimator: KLEstimator = Field(default="k3", description="how that KL is estimated; the paper's is k3")
     drift_coefficient: float = Field(default=0.0, ge=0, description="weight of the squared log-ratio")
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     correction: CorrectionSettings | None = Field(default=None, description="for what the sampler draws otherwise")
@@ -48,7 +48,7 @@ class LossSettings(BaseModel):
             if name not in taken and getattr(self, name) is not None:
                 having = ", ".join(other for other, made in _ALGORITHMS.items() if name in made.constants)
                 raise ValueError(f"loss.{name} has no effect on {self.algorithm!r}, but on {having}; remove it")
-        if self.kl_estimator is not None and not self.kl_coefficient:
+        if self.kl_estimator != "k3" and not self.kl_coefficient:
             raise ValueError("loss.kl_estimator has no effect without a kl_coefficient; remove it, or set that")
         if self.correction is not None and self.correction.level == "token" and _ALGORITHMS[self.algorithm].by_sequence:
             raise ValueError(
@@ -170,7 +170,7 @@ def kl_to_reference(policy_logprobs: Tensor, batch: Batch, estimator: KLEstimato
 
 
 def _reference(policy: Tensor, batch: Batch, settings: LossSettings, entropies: Tensor | None) -> Tensor:
-    return kl_to_reference(policy, batch, settings.kl_estimator or "k3")
+    return kl_to_reference(policy, batch, settings.kl_estimator)
 
 
 def _drift(policy: Tensor, batch: Batch, settings: LossSettings, entropies: Tensor | None) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
-from reasonmill.algo.entropy import token_logprobs_and_entropies
-from reasonmill.algo.logprobs import token_logprobs
+from reasonmill.algo.logprobs import token_logprobs, token_logprobs_and_entropies
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
