@@ -70,6 +70,10 @@ class Engine(Protocol):
     def repeatable(self) -> bool:
         """Whether the same request has the same completion each time, as its noise says."""
 
+    @property
+    def in_fp32(self) -> bool:
+        """Whether a network of this process computes the log-probs, all of it in fp32."""
+
     def submit(self, request: Request) -> int:
         """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
 
@@ -99,6 +103,10 @@ class Sampler(Protocol):
     @property
     def repeatable(self) -> bool:
         """Whether the same requests have the same completions each time. A run can promise its bits only then."""
+
+    @property
+    def in_fp32(self) -> bool:
+        """As of `Engine`: then its log-probs are those of a learner with the same weights that is in fp32, too."""
 
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
@@ -146,6 +154,10 @@ class Learner(Trained, Protocol):
 
     @property
     def num_parameters(self) -> int: ...
+
+    @property
+    def in_fp32(self) -> bool:
+        """Whether a network of this process computes the log-probs, all of it in fp32."""
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""

@@ -265,7 +265,8 @@ class Example:
     """A sequence to train on. Every list has length T, and entry t speaks of predicting `tokens[t]`.
 
     `weights[t]` is 0 where a token is context only; `weights[0]` must be 0, because nothing predicts it. Lists may be
-    numpy arrays, which pack faster.
+    numpy arrays, which pack faster. `sampler_logprobs` are those that the tokens were drawn with, `old_logprobs` those
+    of the learner before the step's first update, and None where they are the same.
     """
 
     tokens: Numbers
@@ -273,11 +274,12 @@ class Example:
     loss: LossKind
     advantages: Numbers | None = None
     sampler_logprobs: Numbers | None = None
+    old_logprobs: Numbers | None = None
     ref_logprobs: Numbers | None = None
 
     def __post_init__(self) -> None:
         length = len(self.tokens)
-        for name in ("weights", "advantages", "sampler_logprobs", "ref_logprobs"):
+        for name in ("weights", "advantages", "sampler_logprobs", "old_logprobs", "ref_logprobs"):
             values = getattr(self, name)
             if values is not None and len(values) != length:
                 raise ValueError(f"an example has {length} tokens but {len(values)} {name}")

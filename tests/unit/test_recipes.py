@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from reasonmill.algo.losses import LossSettings
 from reasonmill.cli import main
 from reasonmill.mill.estimate import Cost, estimate, gpu, total
 from reasonmill.mill.planning import plan
@@ -72,7 +73,8 @@ def test_r1_paper_has_the_published_settings() -> None:
     for stage in (short, zero, dev2, r1):
         assert (stage["problems_per_step"], stage["group_size"], stage["reference_every"] * 16) == (512, 16, 400)
         assert (stage["schedule"]["peak"], stage["loss"]["kl_coefficient"]) == (3e-6, 0.001)
-        assert (stage["loss"]["algorithm"], stage["loss"]["clip_high"]) == ("grpo", 10.0)
+        assert (stage["loss"]["algorithm"], stage["flat_groups"]) == ("grpo", "keep")
+        assert LossSettings(**stage["loss"]).constants["clip_high"] == 10.0
     assert [stage["sampling"]["max_tokens"] for stage in (short, zero, dev2, r1)] == [32_768, 65_536, 32_768, 32_768]
     assert [stage["sampling"]["temperature"] for stage in (short, zero, dev2, r1)] == [1.0, 1.0, 1.0, 0.7]
     assert abs(r1["steps"] * 16 - 1700) <= 8

@@ -13,33 +13,50 @@ _CPU_LOGITS, _GPU_LOGITS = 1 << 20, 1 << 26
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """Forward keeps each position's normaliser; backward recomputes the logits chunk by chunk."""
+    """Forward keeps each position's normaliser and entropy; backward recomputes the logits chunk by chunk.
+
+    Entropies are all 0 unless they are asked for.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None
-    ) -> Tensor:
-        normalisers, logprobs = [], []
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        softcap: float | None,
+        with_entropies: bool,
+    ) -> tuple[Tensor, Tensor]:
+        normalisers, logprobs, entropies = [], [], []
         for part in chunks(hidden, weight):
             logits, _ = scaled_logits(hidden[part], weight, temperature, softcap)
             normaliser = torch.logsumexp(logits, dim=-1)
             chosen = logits.gather(1, targets[part, None]).squeeze(1)
             normalisers.append(normaliser)
             logprobs.append(chosen - normaliser)
-        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers))
-        ctx.temperature, ctx.softcap = temperature, softcap
-        return torch.cat(logprobs)
+            if with_entropies:
+                of_all = logits.sub_(normaliser[:, None])
+                entropies.append(-(of_all.exp() * of_all).sum(dim=-1))
+        entropy = torch.cat(entropies) if with_entropies else torch.zeros_like(logprobs[0])
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers), entropy)
+        ctx.temperature, ctx.softcap, ctx.with_entropies = temperature, softcap, with_entropies
+        return torch.cat(logprobs), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normalisers = ctx.saved_tensors
+        hidden, weight, targets, normalisers, entropy = ctx.saved_tensors
 
         def of_logits(part: slice, logits: Tensor) -> Tensor:
-            # d logprob / d logit = [is target] - probability
-            grad = torch.exp(logits - normalisers[part, None]).mul_(-grads[0][part, None])
-            return grad.scatter_add_(1, targets[part, None], grads[0][part, None])
+            # d logprob / d logit = [is target] - probability; d entropy / d logit = -probability (logprob + entropy)
+            of_target = grads[0][part, None]
+            of_all = logits - normalisers[part, None]
+            above = of_target
+            if ctx.with_entropies:
+                above = of_target + grads[1][part, None] * (of_all + entropy[part, None])
+            return torch.exp(of_all).mul_(-above).scatter_add_(1, targets[part, None], of_target)
 
-        return *head_gradients(hidden, weight, ctx.temperature, ctx.softcap, of_logits), None, None, None
+        return *head_gradients(hidden, weight, ctx.temperature, ctx.softcap, of_logits), None, None, None, None
 
 
 def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -94,7 +111,19 @@ def token_logprobs(
         temperature: that of the distribution that is scored.
         softcap: bound of the logits (Gemma 2), or None.
     """
+    return _scored(hidden, weight, targets, temperature, softcap, False)[0]
+
+
+def token_logprobs_and_entropies(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities as of `token_logprobs`, and the entropies [N] of the distributions, in nats; both
+    differentiable."""
+    return _scored(hidden, weight, targets, temperature, softcap, True)
+
+
+def _scored(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
-        return hidden.new_zeros(0, dtype=torch.float32)
-    result: Tensor = _ChunkedLogprobs.apply(hidden, weight, targets, temperature, softcap)  # type: ignore[no-untyped-call]
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, *arguments)  # type: ignore[no-untyped-call]
     return result

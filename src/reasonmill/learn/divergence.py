@@ -17,6 +17,7 @@ from reasonmill.errors import TrainingDiverged
 CAUSES = (
     "advantages",
     "sampler_logprobs",
+    "old_logprobs",
     "ref_logprobs",
     "policy_logprobs",
     "scores",  # the numbers that a reward model gives

@@ -109,6 +109,9 @@ def _estimate(
         return Cost(unknown=("how much data it reads",))
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - stage.resumes_at / steps if stage.resumes_at is not None and steps else 1.0
+    device = replace(device, weight_bytes=weight_bytes(settings, device.weight_bytes))
+    if work.rescored and device.weight_bytes < 4:
+        work = replace(work, scored={**work.scored, "from": work.scored["from"] + work.rescored})
     tokens = work.tokens * left
     if not tokens:
         return Cost(tokens, 0.0, 0.0)
@@ -118,7 +121,6 @@ def _estimate(
     policy = sizes[""] or sizes.get("from")
     if policy is None:
         return Cost(tokens, unknown=(*waits, "the size of the model"))
-    device = replace(device, weight_bytes=weight_bytes(settings, device.weight_bytes))
     memory, unknown = _memory(work, policy, sizes, device)
     seconds = None if waits else _seconds(work, policy, sizes, device) * left
     return Cost(tokens, seconds, memory, (*waits, *unknown))

@@ -50,6 +50,11 @@ class Decoder:
         return self._head.weight.dtype
 
     @property
+    def in_fp32(self) -> bool:
+        """Whether all is computed in fp32, its products included."""
+        return self.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+
+    @property
     def context(self) -> int | None:
         """How many tokens a sequence may have; None where the model does not say."""
         return getattr(self.config, "max_position_embeddings", None)

@@ -49,6 +49,10 @@ class NativeEngine:
         self._slots = Slots(0, 0, decoder.device)
         self._finished: list[tuple[int, Completion]] = []
 
+    @property
+    def in_fp32(self) -> bool:
+        return self._decoder.in_fp32
+
     @torch.no_grad()
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; those that are the decoder's own tensors already need no copy."""

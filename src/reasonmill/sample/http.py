@@ -69,6 +69,7 @@ class HttpSampler:
 
     version = 0
     repeatable = False
+    in_fp32 = False
 
     def __init__(self, settings: TeacherSettings) -> None:
         self._server = ChatServer(settings)

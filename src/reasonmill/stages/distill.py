@@ -43,13 +43,16 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     require_same_tokenizer(student_dir, teacher_dir, f"teacher of stage {settings.name!r}")
     student = Policy(settings, context, student_dir, teacher_dir)
 
-    def updates(step: int, groups: Sequence[Group]) -> Iterator[Update]:
+    def updates(step: int, groups: Sequence[Group]) -> tuple[Mapping[str, float], Iterator[Update]]:
+        return {}, of_step(step, groups)
+
+    def of_step(step: int, groups: Sequence[Group]) -> Iterator[Update]:
         learning_rate = settings.schedule.at(step, settings.steps)
         for share in range(settings.updates_per_step):
             if examples := kl_examples(groups[share :: settings.updates_per_step]):
                 yield kl_update(examples, settings.tokens_per_batch, learning_rate)
 
-    return student.train(lambda step: student.draw(step, student.mix, ACCURACY_ALONE), updates, compared=False)
+    return student.train(lambda step: student.draw(step, student.mix, ACCURACY_ALONE), updates)
 
 
 def kl_examples(groups: Sequence[Group]) -> list[Example]:
