@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -56,7 +57,8 @@ class RewardModel:
             layout=PackedLayout(row.lengths, self.device),
         )
         last: Tensor = output.last_hidden_state[0].index_select(0, row.last.to(self.device))
-        rewards: Tensor = self._head(last).float().squeeze(1)
+        # In fp32: rewards rounded to bf16 tie where responses differ.
+        rewards: Tensor = F.linear(last.float(), self._head.weight.float()).squeeze(1)
         return rewards
 
     @torch.no_grad()

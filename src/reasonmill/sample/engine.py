@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
+from reasonmill.algo.logprobs import scaled_logits
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import Renderer
@@ -161,9 +162,8 @@ class NativeEngine:
         return self._logits(self._decoder.hidden(rows.last_token[: len(running)], positions, layout))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = (hidden @ self._decoder.head_weight.T).float()
-        softcap = self._decoder.softcap
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        logits, _ = scaled_logits(hidden, self._decoder.head_weight, 1.0, self._decoder.softcap)
+        return logits
 
     def _draw(self, logits: Tensor, first: int) -> None:
         """Draws a token for slots `first` and after, and notes it."""
