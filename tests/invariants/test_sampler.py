@@ -169,7 +169,8 @@ def test_a_sequence_that_is_continued_draws_what_it_would_have_drawn(
 def test_in_bf16_the_logits_that_are_drawn_from_are_not_rounded() -> None:
     decoder = tiny_decoder(dtype=torch.bfloat16)
     prompt = (5, 9, 2, 7)
-    ((_, drawn),) = native_sampler(decoder, NumberRenderer()).generate([Request(prompt, SamplingParams(max_tokens=1), 3)])
+    asked = Request(prompt, SamplingParams(max_tokens=1), 3)
+    ((_, drawn),) = native_sampler(decoder, NumberRenderer()).generate([asked])
     with torch.no_grad():
         states = decoder.hidden(torch.tensor(prompt), torch.arange(4), PackedLayout([4], "cpu"))[-1]
     logprobs = torch.log_softmax(states.double() @ decoder.head_weight.detach().double().T, -1)
