@@ -103,7 +103,7 @@ def run(
     from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is reported before a home is made
-    backend = NativeBackend(_placement(device))
+    backend = NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code)
     with StopSignals() as stop:
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from reasonmill.errors import UnsupportedModel
+from reasonmill.model.decoder import first_line
+from reasonmill.model.directory import content, refuse_foreign_code
 from reasonmill.model.saving import COMPANIONS
 from reasonmill.protocols import Renderer
 from reasonmill.templates import R1_ZERO_PREAMBLE
@@ -66,8 +67,8 @@ class ChatRenderer(_TokenizerText):
                 for i, message in enumerate(messages)
                 if message.content
             ]
-        except TemplateError as error:
-            raise self._refused(f"says: {error}") from error
+        except UnsupportedModel as error:
+            raise self._refused(f"says: {error.what.partition(': ')[2]}") from error
         if ended.count(_TURN) != 1 or not replied.startswith(ended):
             raise self._refused("shows earlier turns differently from how they were said, for example without thinking")
         if replied in blanks:
@@ -78,7 +79,17 @@ class ChatRenderer(_TokenizerText):
 
     def _rendered(self, messages: Sequence[Message], *, goes_on: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=goes_on, tokenize=False)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=goes_on, tokenize=False, strftime_now=_no_clock
+            )
+        except Exception as error:  # whatever a template's own code comes to
+            roles = ", ".join(message.role for message in messages)
+            raise UnsupportedModel(
+                f"the model's chat template refuses a conversation of {roles}: {str(error) or type(error).__name__}",
+                fix="correct the template, or choose tasks whose conversations it takes",
+                where=self._where,
+            ) from error
         return text
 
     def _behind_stop(self, end: str) -> str:
@@ -98,6 +109,11 @@ class ChatRenderer(_TokenizerText):
         )
 
 
+def _no_clock(pattern: str) -> str:
+    """In place of what templates ask for the date: prompts would be others each day, and so would all that follows."""
+    raise ValueError(f"it writes the date (strftime_now({pattern!r})) into prompts, which would differ each day")
+
+
 class PlainRenderer(_TokenizerText):
     """R1-Zero's template as plain text, for one user question of a base that has no chat template of its own."""
 
@@ -113,13 +129,16 @@ class PlainRenderer(_TokenizerText):
         return f" User: {question}. Assistant:"
 
 
-def renderer_for(model_dir: Path) -> Renderer:
+def renderer_for(model_dir: Path, *, trust_remote_code: bool = False) -> Renderer:
     """The renderer of a model directory: its chat template where it has one, else R1-Zero's plain template.
+
+    Args:
+        trust_remote_code: whether code that comes with the tokenizer may run.
 
     Raises:
         UnsupportedModel: the directory holds no tokenizer, or one that never ends a text.
     """
-    tokenizer = _tokenizer(model_dir)
+    tokenizer = _tokenizer(model_dir, trust_remote_code)
     stop_tokens = _stop_tokens(model_dir, tokenizer)
     if not stop_tokens:
         raise UnsupportedModel(
@@ -130,7 +149,7 @@ def renderer_for(model_dir: Path) -> Renderer:
     return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens, str(model_dir))
 
 
-def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(model_dir: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     hasher = hashlib.blake2b(digest_size=32)
     for pattern in ("config.json", *COMPANIONS):
         for file in sorted(model_dir.glob(pattern)):
@@ -138,11 +157,12 @@ def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
             hasher.update(f"{file.name} {len(content)}\n".encode() + content)
     content_digest = hasher.hexdigest()
     if content_digest not in _TOKENIZERS:
+        refuse_foreign_code(model_dir, "tokenizer_config.json", trust=trust_remote_code)
         try:
-            _TOKENIZERS[content_digest] = AutoTokenizer.from_pretrained(model_dir)
-        except (OSError, ValueError) as error:
+            _TOKENIZERS[content_digest] = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+        except Exception as error:  # whatever transformers, tokenizers and a tokenizer's own code raise
             raise UnsupportedModel(
-                f"no tokenizer can be loaded: {error}",
+                f"no tokenizer can be loaded: {first_line(error)}",
                 fix="save the tokenizer next to the model",
                 where=str(model_dir),
             ) from error
@@ -155,7 +175,7 @@ def _stop_tokens(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> frozens
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     if (model_dir / "generation_config.json").exists():
-        configured = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        configured = content(model_dir / "generation_config.json").get("eos_token_id")
         if configured is not None:
             stops.update([configured] if isinstance(configured, int) else configured)
     return frozenset(stops)

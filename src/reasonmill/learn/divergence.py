@@ -86,6 +86,18 @@ class DivergenceGuard:
                 where=f"batch {batch}" + (f", groups {groups}" if groups else ""),
             )
 
+    def end(self) -> None:
+        """Takes the end of training: a model whose last update could not be made is not finished, but spoilt.
+
+        Raises:
+            TrainingDiverged: the last update was skipped.
+        """
+        if self._in_a_row:
+            raise TrainingDiverged(
+                "the last update was not finite, and what it was made from tells that the model is spoilt",
+                fix="lower schedule.peak, or clip harder with optimizer.clip_norm",
+            )
+
     def metrics(self) -> dict[str, float]:
         """What a resumed run has to know of the steps before it; empty while there is nothing to report."""
         return {_IN_A_ROW: float(self._in_a_row)} if self._in_a_row else {}

@@ -24,6 +24,7 @@ from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_roo
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
+from reasonmill.model.saving import refuse_unsound
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
@@ -320,9 +321,16 @@ class _Run:
 
     def _commit(self, stage: KeyedStage, outcome: Outcome, metrics: Mapping[str, Any], started: float) -> None:
         """Commits what a stage made."""
-        key, digest = stage.key, self._home.objects.put(outcome.write)
+        made: str = stage.node.module.MAKES
+
+        def write(directory: Path) -> None:
+            outcome.write(directory)
+            if made in ("model", "reward-model"):
+                refuse_unsound(directory, made)
+
+        key, digest = stage.key, self._home.objects.put(write)
         seconds = time.monotonic() - started
-        record = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
+        record = stage.commit(self._home, digest, made, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
                 f"{stage.name}  rebuilt with different content, as happens on other machines or thread counts: "

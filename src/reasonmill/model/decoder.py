@@ -170,8 +170,11 @@ _KINDS: Mapping[Any, str] = {
 }
 
 
-def refuse_not_finite(network: PreTrainedModel, model_dir: Path) -> None:
+def refuse_not_finite(network: PreTrainedModel, model_dir: Path | None = None) -> None:
     """Refuses weights, or what is computed from the config, that hold NaN or infinity.
+
+    Args:
+        model_dir: where they are from; None for a new network.
 
     Raises:
         UnsupportedModel: with the names.
@@ -181,8 +184,10 @@ def refuse_not_finite(network: PreTrainedModel, model_dir: Path) -> None:
     if broken:
         raise UnsupportedModel(
             f"{len(broken)} of {len(tensors)} tensors hold NaN or infinity: {listed(broken)}",
-            fix="give a checkpoint from before its training diverged, or copy the files again",
-            where=str(model_dir),
+            fix="give a checkpoint from before its training diverged, or copy the files again"
+            if model_dir
+            else "correct the config's numbers",
+            where=str(model_dir or ""),
         )
 
 
@@ -213,8 +218,11 @@ def new_decoder(config: PreTrainedConfig, *, seed: int, device: str, dtype: torc
         torch.manual_seed(seed)
         try:
             network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
-        except ValueError as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the code of an architecture raises
             raise UnsupportedModel(f"no causal language model has this config: {first_line(error)}") from error
+    refuse_not_finite(network)
     return Decoder(network.to(device))
 
 
@@ -226,7 +234,7 @@ def config_from(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:
     """
     try:
         config: PreTrainedConfig = AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever the code of an architecture raises
         raise UnsupportedModel(f"no config of type {model_type!r} with these settings: {error}") from error
     return config
 

@@ -12,7 +12,7 @@ from reasonmill.plugins.catalogue import known
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.rollouts import stage_seed
 from reasonmill.servers.client import TeacherSettings
-from reasonmill.settings import INCIDENTAL
+from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.measures import graded_part, values_of
 from reasonmill.stages.sampling import CollectSampling, SampledSettings, Surroundings, num_sampled, sample_in_parts
@@ -36,7 +36,7 @@ class Settings(SampledSettings):
     sampling: CollectSampling = CollectSampling()
     problems_per_commit: int = Field(default=256, ge=1, description="problems that are committed together")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_ungraded: Annotated[float, INCIDENTAL] = Field(
+    max_ungraded: Annotated[Real, INCIDENTAL] = Field(
         default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
     )
 

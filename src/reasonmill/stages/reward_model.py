@@ -39,6 +39,7 @@ from reasonmill.recipe.reference import ModelRef, RolloutsRef
 from reasonmill.rewards.judge import JudgeSettings, Pair
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
+from reasonmill.settings import Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
 from reasonmill.stages.training import TrainingSettings
@@ -72,9 +73,9 @@ class Settings(TrainingSettings):
         default=[], description="the tasks whose rollouts count; all that have the label if empty"
     )
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
-    min_margin: float = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
-    centring: float = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
-    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of problems that are never trained on")
+    min_margin: Real = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
+    centring: Real = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
+    held_out: Real = Field(default=0.1, gt=0, lt=1, description="share of problems that are never trained on")
     epochs: int = Field(default=1, ge=1, description="times that each example is read")
     examples_per_step: int = Field(default=64, ge=1, description="pairs or responses of an optimizer step")
     max_tokens: int = Field(default=8192, ge=2, description="longer texts are dropped")
