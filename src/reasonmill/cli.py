@@ -128,6 +128,9 @@ def run(
     for stage in result.stages:
         if stage.artifact.kind == "verdict":
             _print_verdict(console, stage.name, stage.artifact.metrics)
+    for stage in result.summary["stages"]:
+        for finding in stage["findings"]:
+            note_on(console, f"warning: {stage['name']}: {finding}", style="yellow")
     note_on(console, f"run: {result.directory}")
 
 

@@ -25,6 +25,9 @@ _TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 # of a turn and put it back in would add them.
 _TURN = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\nsaid"
 
+# In place of the function that tells templates the date. A text can't be called: a template that asks fails.
+_NO_CLOCK = "no clock"
+
 
 class _TokenizerText:
     """What both renderers do alike: completion tokens to text."""
@@ -81,13 +84,17 @@ class ChatRenderer(_TokenizerText):
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=goes_on, tokenize=False, strftime_now=_no_clock
+                turns, add_generation_prompt=goes_on, tokenize=False, strftime_now=_NO_CLOCK
             )
         except Exception as error:  # whatever a template's own code comes to
             roles = ", ".join(message.role for message in messages)
+            why = str(error) or type(error).__name__
+            if isinstance(error, TypeError) and "strftime_now" in str(self._tokenizer.chat_template):
+                why = "it writes the date (strftime_now) into prompts, which would be others each day"
             raise UnsupportedModel(
-                f"the model's chat template refuses a conversation of {roles}: {str(error) or type(error).__name__}",
-                fix="correct the template, or choose tasks whose conversations it takes",
+                f"the model's chat template refuses a conversation of {roles}: {why}",
+                fix="correct the template, for example by a date that stands in it, or choose tasks whose "
+                "conversations it takes",
                 where=self._where,
             ) from error
         return text
@@ -107,11 +114,6 @@ class ChatRenderer(_TokenizerText):
             fix="use a template that leaves earlier turns as they are and knows the role, or leave the environment out",
             where=self._where,
         )
-
-
-def _no_clock(pattern: str) -> str:
-    """In place of what templates ask for the date: prompts would be others each day, and so would all that follows."""
-    raise ValueError(f"it writes the date (strftime_now({pattern!r})) into prompts, which would differ each day")
 
 
 class PlainRenderer(_TokenizerText):

@@ -15,6 +15,7 @@ from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
+from reasonmill.mill.findings import FINDINGS, Watched, findings
 from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -183,7 +184,7 @@ class _Run:
                     seed=self._recipe.seed,
                     backend=self._backend,
                     home=self._home,
-                    progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
+                    progress=WatchedProgress(Watched(self._progress, stage.name), watchdog, on_begin=reading.close),
                     stop_requested=self._stop_requested,
                     catalogue=self._recipe.catalogue,
                     keeps_last_state=node.settings.against_more_steps() is None,
@@ -321,14 +322,26 @@ class _Run:
 
     def _commit(self, stage: KeyedStage, outcome: Outcome, metrics: Mapping[str, Any], started: float) -> None:
         """Commits what a stage made."""
-        made: str = stage.node.module.MAKES
+        key, made = stage.key, stage.node.module.MAKES
+        found: list[str] = []
 
         def write(directory: Path) -> None:
             outcome.write(directory)
-            if made in ("model", "reward-model"):
+            is_model = made in ("model", "reward-model")
+            if is_model:
                 refuse_unsound(directory, made)
+            parent = stage.inputs.get("from")
+            found[:] = findings(
+                self._home.ledger.metrics(key),
+                metrics,
+                directory if is_model else None,
+                parent.path if parent else None,
+            )
 
-        key, digest = stage.key, self._home.objects.put(write)
+        digest = self._home.objects.put(write)
+        for finding in found:
+            self._progress.note(f"warning: {stage.name}: {finding}")
+        metrics = {**metrics, FINDINGS: found} if found else metrics
         seconds = time.monotonic() - started
         record = stage.commit(self._home, digest, made, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):

@@ -114,8 +114,8 @@ class Loaded:
         """
         faults = {
             "lacks": self.missing,
-            "has others, that it does not know:": self.extra,
-            "has misshapen": self.misshapen,
+            "does not know": self.extra,
+            "has other shapes of": self.misshapen,
         }
         said = [f"{what} {listed(names)}" for what, names in faults.items() if names]
         if said:

@@ -126,13 +126,27 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
+    found = _one_class(settings, selection.train)
+    for finding in found:
+        context.progress.note(f"warning: {settings.name}: {finding}")
     learner = context.reward_learner(
         policy_dir, settings.optimizer, view=_VIEWS[settings.objective], precision=settings.precision
     )
     tokens = _train(settings, context, learner, selection.train)
     metrics = {**held_out_metrics(learner, selection.held_out, settings.tokens_per_batch), **selection.counts()}
     context.progress.end(metrics)
-    return Outcome(learner.save_model, metrics, tokens)
+    return Outcome(learner.save_model, {**metrics, "findings": found} if found else metrics, tokens)
+
+
+def _one_class(settings: Settings, examples: Sequence[Labelled]) -> list[str]:
+    """That there is nothing to tell apart, where that is so."""
+    labels = {example.label for example in examples}
+    if settings.objective == "pairwise" or len(labels) > 1:
+        return []
+    return [
+        f"all {len(examples)} labels to train on are {labels.pop():g}, so that the model learns to say one thing; "
+        f"likely cause: {settings.label!r} is a part of the grades that does not differ in these rollouts"
+    ]
 
 
 # Selection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from reasonmill.errors import Interrupted
 from reasonmill.placement import SLOTS
@@ -28,10 +28,10 @@ class _Drawing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @model_validator(mode="after")
-    def _can_be_asked_for(self) -> Self:
-        self.params()
-        return self
+    @field_validator("temperature", check_fields=False)
+    @classmethod
+    def _can_be_drawn_at(cls, value: float) -> float:
+        return SamplingParams(temperature=value).temperature
 
     def params(self) -> SamplingParams:
         """What a request says of it."""
