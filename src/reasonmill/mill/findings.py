@@ -107,8 +107,8 @@ def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None,
     for task, figures in (metrics.get("tasks") or {}).items():
         if isinstance(figures, Mapping) and (figures.get("truncated") or {}).get("value") == 1.0:
             found.append(f"all answers of {task} were cut off; likely cause: sampling.max_tokens is too small")
-    trained = any("optim/skipped" in row for row in rows)  # and not a stage that hands a model on
-    if trained and made is not None and parent is not None and has_same_weights(made, parent):
+    # A stage without steps may hand a model on as it is.
+    if rows and made is not None and parent is not None and has_same_weights(made, parent):
         skipped = all(row.get("optim/skipped") == 1.0 for row in rows)
         cause = (
             "all updates were skipped, because they were not finite"
