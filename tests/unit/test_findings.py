@@ -75,8 +75,8 @@ def test_a_finding_names_what_is_likely_behind_it(changes: dict[str, float], cau
     assert cause in found[0]
 
 
-def test_where_rewards_are_not_compared_flat_groups_are_no_sign() -> None:
-    row = step(groups__flat=1.0)
+def test_where_rewards_are_not_compared_flat_groups_and_cut_answers_are_no_sign() -> None:
+    row = step(groups__flat=1.0, length__truncated=1.0)
     del row["rollouts/flat"]
     assert findings([row], {}, None, None) == []
 

@@ -12,6 +12,9 @@ from reasonmill.protocols import Progress
 
 # What an artifact's metrics call them: a list of sentences.
 FINDINGS = "findings"
+# In the account of steps that learn by comparing rewards, and of no others: whoever learns from each token, as in
+# distillation, learns from flat groups and from cut answers as well.
+_COMPARED = "rollouts/flat"
 # Steps in a row after which a sign counts that was not there from the first step on.
 _IN_A_ROW = 4
 
@@ -42,13 +45,12 @@ def _why_flat(row: Row) -> str:
 _SIGNS = (
     _Sign(
         "all groups were flat (the attempts at each problem got the same reward), so that nothing was learned",
-        # Only where rewards are compared: then the account of a step has the flat ones.
-        lambda row: row.get("groups/flat") == 1.0 and "rollouts/flat" in row,
+        lambda row: row.get("groups/flat") == 1.0 and _COMPARED in row,
         _why_flat,
     ),
     _Sign(
         "all answers were cut off at the limit of their length",
-        lambda row: row.get("length/truncated") == 1.0,
+        lambda row: row.get("length/truncated") == 1.0 and _COMPARED in row,
         lambda row: "raise sampling.max_tokens; or the model never ends a text: look at its template and end token",
     ),
     _Sign(
