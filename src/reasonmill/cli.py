@@ -103,7 +103,7 @@ def run(
     from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is reported before a home is made
-    backend = NativeBackend(_placement(device))
+    backend = NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code)
     with StopSignals() as stop:
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
@@ -128,6 +128,9 @@ def run(
     for stage in result.stages:
         if stage.artifact.kind == "verdict":
             _print_verdict(console, stage.name, stage.artifact.metrics)
+    for stage in result.summary["stages"]:
+        for finding in stage["findings"]:
+            note_on(console, f"warning: {stage['name']}: {finding}", style="yellow")
     note_on(console, f"run: {result.directory}")
 
 

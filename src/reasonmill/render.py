@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from reasonmill.errors import UnsupportedModel
+from reasonmill.model.decoder import first_line
+from reasonmill.model.directory import content, refuse_foreign_code
 from reasonmill.model.saving import COMPANIONS
 from reasonmill.protocols import Renderer
 from reasonmill.templates import R1_ZERO_PREAMBLE
@@ -23,6 +24,9 @@ _TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 # A turn of the assistant that stands for whatever was sampled; with line ends where templates that take thinking out
 # of a turn and put it back in would add them.
 _TURN = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\nsaid"
+
+# In place of the function that tells templates the date. A text can't be called: a template that asks fails.
+_NO_CLOCK = "no clock"
 
 
 class _TokenizerText:
@@ -66,8 +70,8 @@ class ChatRenderer(_TokenizerText):
                 for i, message in enumerate(messages)
                 if message.content
             ]
-        except TemplateError as error:
-            raise self._refused(f"says: {error}") from error
+        except UnsupportedModel as error:
+            raise self._refused(f"says: {error.what.partition(': ')[2]}") from error
         if ended.count(_TURN) != 1 or not replied.startswith(ended):
             raise self._refused("shows earlier turns differently from how they were said, for example without thinking")
         if replied in blanks:
@@ -78,7 +82,21 @@ class ChatRenderer(_TokenizerText):
 
     def _rendered(self, messages: Sequence[Message], *, goes_on: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=goes_on, tokenize=False)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns, add_generation_prompt=goes_on, tokenize=False, strftime_now=_NO_CLOCK
+            )
+        except Exception as error:  # whatever a template's own code comes to
+            roles = ", ".join(message.role for message in messages)
+            why = str(error) or type(error).__name__
+            if isinstance(error, TypeError) and "strftime_now" in str(self._tokenizer.chat_template):
+                why = "it writes the date (strftime_now) into prompts, which would be others each day"
+            raise UnsupportedModel(
+                f"the model's chat template refuses a conversation of {roles}: {why}",
+                fix="correct the template, for example by a date that stands in it, or choose tasks whose "
+                "conversations it takes",
+                where=self._where,
+            ) from error
         return text
 
     def _behind_stop(self, end: str) -> str:
@@ -113,13 +131,16 @@ class PlainRenderer(_TokenizerText):
         return f" User: {question}. Assistant:"
 
 
-def renderer_for(model_dir: Path) -> Renderer:
+def renderer_for(model_dir: Path, *, trust_remote_code: bool = False) -> Renderer:
     """The renderer of a model directory: its chat template where it has one, else R1-Zero's plain template.
+
+    Args:
+        trust_remote_code: whether code that comes with the tokenizer may run.
 
     Raises:
         UnsupportedModel: the directory holds no tokenizer, or one that never ends a text.
     """
-    tokenizer = _tokenizer(model_dir)
+    tokenizer = _tokenizer(model_dir, trust_remote_code)
     stop_tokens = _stop_tokens(model_dir, tokenizer)
     if not stop_tokens:
         raise UnsupportedModel(
@@ -130,7 +151,7 @@ def renderer_for(model_dir: Path) -> Renderer:
     return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens, str(model_dir))
 
 
-def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(model_dir: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     hasher = hashlib.blake2b(digest_size=32)
     for pattern in ("config.json", *COMPANIONS):
         for file in sorted(model_dir.glob(pattern)):
@@ -138,11 +159,12 @@ def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
             hasher.update(f"{file.name} {len(content)}\n".encode() + content)
     content_digest = hasher.hexdigest()
     if content_digest not in _TOKENIZERS:
+        refuse_foreign_code(model_dir, "tokenizer_config.json", trust=trust_remote_code)
         try:
-            _TOKENIZERS[content_digest] = AutoTokenizer.from_pretrained(model_dir)
-        except (OSError, ValueError) as error:
+            _TOKENIZERS[content_digest] = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+        except Exception as error:  # whatever transformers, tokenizers and a tokenizer's own code raise
             raise UnsupportedModel(
-                f"no tokenizer can be loaded: {error}",
+                f"no tokenizer can be loaded: {first_line(error)}",
                 fix="save the tokenizer next to the model",
                 where=str(model_dir),
             ) from error
@@ -155,7 +177,7 @@ def _stop_tokens(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> frozens
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     if (model_dir / "generation_config.json").exists():
-        configured = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        configured = content(model_dir / "generation_config.json").get("eos_token_id")
         if configured is not None:
             stops.update([configured] if isinstance(configured, int) else configured)
     return frozenset(stops)

@@ -73,8 +73,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
+        # Beyond these, logits that are divided by it are no longer finite, or all alike.
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise ValueError(f"temperature must be 0, or a finite number from 1e-6 to 1e6, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.top_k < 0:

@@ -321,7 +321,7 @@ def test_a_score_is_the_sigmoid_of_the_model_on_the_final_answer(helpfulness_dir
 
 def test_a_number_that_is_not_finite_is_no_score(helpfulness_dir: Path, tmp_path: Path) -> None:
     model = load_reward_model(helpfulness_dir, device="cpu", dtype=torch.float32)
-    model.network.score.weight.data.fill_(math.inf)
+    model.network.score.weight.data.fill_(3e38)
     save_network(model.network, tmp_path, companions=helpfulness_dir)
     scorer = ModelScorer(tmp_path, "helpfulness", device="cpu", dtype=torch.float32, tokens_per_batch=64)
     (score,) = scorer.score(installed().task("facts").problem("train", 0, 0), [a_completion(" hello .")])

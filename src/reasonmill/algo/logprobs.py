@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Logits that exist at the same time: what fits a CPU's cache, and what keeps a GPU busy (256 MiB in fp32).
 _CPU_LOGITS, _GPU_LOGITS = 1 << 20, 1 << 26
+# Rows of a head in bf16 that a CPU, which has no product of bf16 into fp32, holds in fp32 at the same time.
+_CPU_ROWS = 4096
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -65,11 +67,25 @@ def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 
 
+def product_in_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """left [N, H] @ right [H, V] in fp32, whatever type both are of: no number of it is ever rounded to theirs.
+
+    Rounded to bf16, logits of 20 are multiples of 1/8, and so are the log-probs that come of them.
+    """
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.device.type == "cuda":
+        product: Tensor = torch.mm(left, right, out_dtype=torch.float32)
+        return product
+    wide = left.float()
+    return torch.cat([wide @ part.float() for part in right.split(_CPU_ROWS, dim=1)], dim=1)
+
+
 def scaled_logits(
     hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | float]:
     """fp32 logits [N, V] after soft-capping and temperature, and their slope over the raw logits (softcap only)."""
-    logits = (hidden @ weight.T).float()
+    logits = product_in_fp32(hidden, weight.T)
     if softcap is None:
         return (logits if temperature == 1.0 else logits / temperature), 1.0
     bounded = torch.tanh(logits / softcap)
@@ -83,7 +99,7 @@ def head_gradients(
     softcap: float | None,
     of_logits: Callable[[slice, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `hidden` and `weight`, whose logits are recomputed chunk by chunk.
+    """Gradients of `hidden`, in its type, and of `weight`, in fp32; logits are recomputed chunk by chunk.
 
     Args:
         of_logits: the gradient of a chunk's scaled logits, from its place and these logits.
@@ -95,8 +111,8 @@ def head_gradients(
         grad = of_logits(part, logits)
         grad = (grad * slope if softcap else grad / temperature).to(hidden.dtype)
         grad_hidden[part] = grad @ weight
-        grad_weight += (grad.T @ hidden[part]).float()
-    return grad_hidden, grad_weight.to(weight.dtype)
+        grad_weight += product_in_fp32(grad.T, hidden[part])
+    return grad_hidden, grad_weight
 
 
 def token_logprobs(

@@ -34,16 +34,20 @@ class _Where(TypedDict):
 class NativeBackend:
     """Makes what computes on one device. A learner and its sampler share the weights.
 
+    Args:
+        trust_remote_code: whether code that comes with models and their tokenizers may run.
+
     Raises:
         UnsupportedModel: the placement has several devices.
     """
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, *, trust_remote_code: bool = False) -> None:
         if placement.count != 1:
             raise UnsupportedModel(
                 f"the native backend computes on one device, and not on {placement.count}", fix="use a count of 1"
             )
         self.placement = placement
+        self._trusts = trust_remote_code
 
     def sampler(
         self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
@@ -56,15 +60,17 @@ class NativeBackend:
         if isinstance(model, TeacherSettings):
             return HttpSampler(model)
         if isinstance(model, Path):
-            decoder, renderer = self._decoder(model, precision), renderer_for(model)
+            decoder, renderer = self._decoder(model, precision), self.renderer(model)
         elif isinstance(model, LocalLearner) and model.companions is not None:
-            decoder, renderer = model.decoder, renderer_for(model.companions)
+            decoder, renderer = model.decoder, self.renderer(model.companions)
         else:
             raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
         return EngineSampler(NativeEngine(decoder, renderer, num_slots=slots))
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
-        return ConversationRenderer() if isinstance(model, TeacherSettings) else renderer_for(model)
+        if isinstance(model, TeacherSettings):
+            return ConversationRenderer()
+        return renderer_for(model, trust_remote_code=self._trusts)
 
     def learner(
         self,
@@ -98,8 +104,9 @@ class NativeBackend:
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
-        stop_tokens = renderer_for(policy).stop_tokens
-        model = new_reward_model(policy, view=view, stop_tokens=stop_tokens, **self._where(precision))
+        stop_tokens = self.renderer(policy).stop_tokens
+        where = self._where(precision)
+        model = new_reward_model(policy, view=view, stop_tokens=stop_tokens, trust_remote_code=self._trusts, **where)
         return ScalarLearner(model, optimizer, companions=policy)
 
     def scorer(
@@ -111,7 +118,7 @@ class NativeBackend:
         return Judge(settings)
 
     def _decoder(self, model: Path, precision: Precision) -> Decoder:
-        return load_decoder(model, **self._where(precision))
+        return load_decoder(model, trust_remote_code=self._trusts, **self._where(precision))
 
     def _where(self, precision: Precision) -> _Where:
         return {"device": self.placement.device, "dtype": working_dtype(precision, self.placement.device)}

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reasonmill.settings import Real
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
@@ -43,9 +44,9 @@ class Keep(BaseModel):
     well_formed: bool = Field(default=True, description="only ended responses of one thinking and one answer block")
     min_thinking_words: int = Field(default=0, ge=0)
     max_thinking_words: int | None = Field(default=None, ge=1)
-    max_repetition: float = Field(default=1.0, ge=0, le=1, description="share of repeated n-grams within the thinking")
+    max_repetition: Real = Field(default=1.0, ge=0, le=1, description="share of repeated n-grams within the thinking")
     repetition_words: int = Field(default=8, ge=1, description="words of these n-grams")
-    min_language: float = Field(default=0.0, ge=0, le=1, description="share of words in the prompt's language")
+    min_language: Real = Field(default=0.0, ge=0, le=1, description="share of words in the prompt's language")
     per_problem: int | None = Field(default=None, ge=1, description="samples kept of each problem; all if unset")
 
     @model_validator(mode="after")

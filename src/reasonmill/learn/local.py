@@ -18,7 +18,7 @@ from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
-from reasonmill.model.decoder import Decoder
+from reasonmill.model.decoder import Decoder, refuse_beyond
 from reasonmill.protocols import Sampler
 
 Made = TypeVar("Made")
@@ -58,8 +58,12 @@ class LocalLearner(TrainedNetwork):
         Returns:
             Weighted sums over the batch: "loss", and the loss's statistics by metric name. If something of them was
             not finite, `optim_step` refuses the update that this is a part of.
+
+        Raises:
+            UnsupportedModel: a sequence is longer than the model's positions, or has a token without a row.
         """
         beat()
+        refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
         moved = batch.to(self.decoder.device)
         with deterministic(self.decoder.device):
             losses, statistics, policy_logprobs = self._token_losses(moved, loss)

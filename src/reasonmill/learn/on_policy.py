@@ -107,6 +107,7 @@ def train_on_policy(
         metrics["speed/tokens_per_s"] = metrics["tokens/sampled"] / metrics["speed/step_s"]
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
+    guard.end()
     saved.after_last_step(steps, learner.save)
     entries = ledger.metrics(run.key)
     last = {name: value for name, value in entries[-1].items() if name != "step" and not name.startswith("speed/")}

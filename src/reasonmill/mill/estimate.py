@@ -157,8 +157,8 @@ def _memory(
         size = sizes.get(key) or policy
         held += size.parameters * width
     if work.trained:
-        # Gradients, AdamW's two moments, and fp32 master weights where the weights are bf16.
-        held += policy.parameters * (width + 8 + (4 if width == 2 else 0))
+        # In fp32: gradients, AdamW's two moments, and master weights where the weights are bf16.
+        held += policy.parameters * (12 + (4 if width == 2 else 0))
     passing = [0.0]
     if work.sequences:
         if policy.cached_values is None:
@@ -169,6 +169,6 @@ def _memory(
             unknown.append("activations")
         shape = work.row * (policy.layers or 0) * (policy.hidden_size or 0)
         passing.append(shape * _ACTIVATION_BYTES * width / 2)
-        # The optimizer step takes fp32 copies of bf16 gradients.
-        passing.append(policy.parameters * (4 if width == 2 else 0))
+        # The optimizer step makes an fp32 denominator of each weight.
+        passing.append(policy.parameters * 4)
     return held + max(passing), tuple(unknown)

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reasonmill.mill.display import format_duration
+from reasonmill.mill.findings import FINDINGS
 from reasonmill.mill.results import read_results, read_stages
 from reasonmill.mill.thinking import split_thinking
 from reasonmill.store.commit import replace_file
@@ -60,7 +61,8 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         key, salt = stage_keys[stage["name"]], f"{summary['name']}/{stage['name']}"
         rows = home.ledger.metrics(key)
         drawn = [chart for described in charts if (chart := _chart(described, rows, salt)) is not None]
-        stages.append({**stage, "charts": drawn, "examples": _early_and_late(home, key, [row["step"] for row in rows])})
+        examples = _early_and_late(home, key, [row["step"] for row in rows])
+        stages.append({FINDINGS: [], **stage, "charts": drawn, "examples": examples})
     page = environment.get_template("report.html.jinja").render(
         {**summary, "stages": stages, "overview": read_stages(summary), "results": read_results(summary)}
     )

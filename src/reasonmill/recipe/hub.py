@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.settings import Real
 from reasonmill.templates import CHAT_TEMPLATES
 from reasonmill.types import content_digest
 
@@ -33,8 +34,8 @@ class HubModel(BaseModel):
     template: Literal["r1-zero"] | None = Field(
         default=None, description="the chat template to use in place of the model's own"
     )
-    parameters: float = Field(gt=0)
-    active_parameters: float | None = Field(
+    parameters: Real = Field(gt=0)
+    active_parameters: Real | None = Field(
         default=None, gt=0, description="those that a token meets, in a mixture of experts; all if unset"
     )
     layers: int | None = Field(default=None, ge=1)

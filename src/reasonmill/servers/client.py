@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonmill.activity import beat, may_wait
 from reasonmill.errors import ReasonmillError, RecipeError
-from reasonmill.settings import INCIDENTAL
+from reasonmill.settings import INCIDENTAL, Seconds
 from reasonmill.types import Finish, Message, SamplingParams
 
 # What a server answers when it is worth to ask again: it took too long, is too busy or fails itself.
@@ -58,11 +58,11 @@ class ServerSettings(BaseModel):
     concurrency: Annotated[int, INCIDENTAL] = Field(
         default=8, ge=1, description="requests that are under way at the same time"
     )
-    timeout_s: Annotated[float, INCIDENTAL] = Field(
+    timeout_s: Annotated[Seconds, INCIDENTAL] = Field(
         default=600.0, gt=0, description="seconds without an answer until a request has failed"
     )
     retries: Annotated[int, INCIDENTAL] = Field(default=5, ge=0, description="how often a failed request is sent again")
-    retry_delay_s: Annotated[float, INCIDENTAL] = Field(
+    retry_delay_s: Annotated[Seconds, INCIDENTAL] = Field(
         default=1.0, ge=0, description="seconds until the first retry; each next waits twice"
     )
 

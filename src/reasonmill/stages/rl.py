@@ -22,7 +22,7 @@ from reasonmill.protocols import Preference, Scorer
 from reasonmill.recipe.reference import RewardModelRef
 from reasonmill.rewards.combination import RewardWeights, check_rewards
 from reasonmill.rollouts import TaskMix, refuse_ungraded
-from reasonmill.settings import INCIDENTAL
+from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.on_policy import OnPolicySettings, Policy
 from reasonmill.store.accounts import ALWAYS, Fate
@@ -50,7 +50,7 @@ class Settings(OnPolicySettings):
     reward_models: dict[Preference, RewardModelRef] = Field(
         default={}, description="the models of the rewards helpfulness and safety, which count on general tasks"
     )
-    preference_share: float = Field(
+    preference_share: Real = Field(
         default=1.0,
         gt=0,
         le=1,
@@ -79,7 +79,7 @@ class Settings(OnPolicySettings):
     reference_every: int = Field(
         default=25, ge=1, description="steps after which the policy becomes the KL's reference"
     )
-    max_ungraded: Annotated[float, INCIDENTAL] = Field(
+    max_ungraded: Annotated[Real, INCIDENTAL] = Field(
         default=0.05, ge=0, le=1, description="share of ungraded rollouts that ends the stage"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from reasonmill.errors import Interrupted
 from reasonmill.placement import SLOTS
@@ -16,7 +16,7 @@ from reasonmill.protocols import Progress, Renderer, Sampler
 from reasonmill.randomness import Part
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded
-from reasonmill.settings import INCIDENTAL
+from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageContext, StageSettings
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks.named import NamedTask
@@ -24,9 +24,14 @@ from reasonmill.types import Group, Problem, SamplingParams
 
 
 class _Drawing(BaseModel):
-    """How tokens are drawn."""
+    """How completions are drawn, whatever else a stage's settings say of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("temperature", check_fields=False)
+    @classmethod
+    def _can_be_drawn_at(cls, value: float) -> float:
+        return SamplingParams(temperature=value).temperature
 
     def params(self) -> SamplingParams:
         """What a request says of it."""
@@ -36,7 +41,7 @@ class _Drawing(BaseModel):
 class SamplingSettings(_Drawing):
     """How rollouts are drawn. Training scores the same distribution, which top-k and top-p would change."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Real = Field(default=1.0, gt=0)
     max_tokens: int = Field(default=256, ge=1)
     slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
 
@@ -44,14 +49,10 @@ class SamplingSettings(_Drawing):
 class EvaluationSampling(_Drawing):
     """How answers are drawn; the published protocol is temperature 0.6 and top-p 0.95."""
 
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: Real = Field(default=1.0, ge=0)
+    top_p: Real = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=256, ge=1)
-
-    def params(self) -> SamplingParams:
-        """What a request says of it."""
-        return SamplingParams(**self.model_dump(exclude={"slots"}))
 
 
 class CollectSampling(EvaluationSampling):
@@ -65,7 +66,7 @@ class SampledSettings(StageSettings):
 
     tasks: ProblemCounts = Field(min_length=1, description="tasks and the number of problems of each")
     samples: int = Field(default=4, ge=1, description="samples of each problem")
-    max_ungraded: Annotated[float, INCIDENTAL] = Field(
+    max_ungraded: Annotated[Real, INCIDENTAL] = Field(
         default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
     )
     split: str
