@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from chat_server import Answer, ChatServerFake, chat_server, says
 from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.sample.http import ConversationRenderer, HttpSampler, transcript_of
-from reasonmill.servers.client import ChatReply, ServerError, TeacherSettings
+from reasonmill.servers.replies import ChatReply
+from reasonmill.servers.settings import ServerError, TeacherSettings
 from reasonmill.types import Completion, Finish, Message, Request, SamplingParams
 
 RENDERER = ConversationRenderer()

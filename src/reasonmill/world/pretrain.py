@@ -16,10 +16,11 @@ from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.randomness import key
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.transcript import TAGS
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import documents
-from reasonmill.world.tokenizer import TAGS, train_tokenizer
+from reasonmill.world.tokenizer import train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
 MAKES: ArtifactKind = "model"

@@ -5,13 +5,11 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from reasonmill.transcript import TAGS
 from reasonmill.world.tables import table
 
 END, PAD, USER, ASSISTANT, SYSTEM = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"
 SPECIAL_TOKENS = (END, PAD, USER, ASSISTANT, SYSTEM)
-# Tags are single tokens, but no special ones: they are part of what the model says, and decoding keeps them.
-TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 # One or two digits, a word, a mark, each with the space before it.
 _PIECES = r" ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]|\s"
 
@@ -47,6 +45,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         additional_special_tokens=[USER, ASSISTANT, SYSTEM],
         clean_up_tokenization_spaces=False,
     )
+    # Tags are single tokens, but no special ones: they are part of what the model says, and decoding keeps them.
     wrapped.add_tokens(list(TAGS), special_tokens=False)
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
