@@ -52,7 +52,8 @@ def open_closed_streams() -> None:
 
     To be called before any file is opened: the file would get the stream's descriptor, and what others write there.
     """
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+    names = ("stdin", "stdout", "stderr")
+    for descriptor in range(len(names)):
         try:
             os.fstat(descriptor)
         except OSError:
@@ -61,6 +62,7 @@ def open_closed_streams() -> None:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
             os.set_inheritable(descriptor, True)  # so that the processes that this one starts have it, too
+    for name in names:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for as long as the process

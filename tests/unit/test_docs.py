@@ -105,7 +105,7 @@ def type_text(annotation: Any) -> str:
 
 def _plural(word: str) -> str:
     first, *rest = word.split(", or ")
-    return ", or ".join([first if first.endswith("s") else f"{first}s", *rest])
+    return ", or ".join([first if first.endswith(("s", "`")) else f"{first}s", *rest])
 
 
 def default_text(default: Any) -> str:

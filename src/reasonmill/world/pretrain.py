@@ -20,7 +20,7 @@ from reasonmill.transcript import TAGS
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import documents
-from reasonmill.world.tokenizer import train_tokenizer
+from reasonmill.world.tokenizer import save_tokenizer, train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
 MAKES: ArtifactKind = "model"
@@ -74,7 +74,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     tokens = supervise(context, learner, _feed(settings, context.seed, tokenizer), settings, settings.steps)
 
     def write(target: Path) -> None:
-        tokenizer.save_pretrained(target)
+        save_tokenizer(tokenizer, target)
         learner.save_model(target)
 
     ledger = context.home.ledger

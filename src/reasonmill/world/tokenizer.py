@@ -1,6 +1,8 @@
 """The tiny world's tokenizer: byte-level BPE in which most numbers up to 99 are one token, and each tag is one."""
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -49,3 +51,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     wrapped.add_tokens(list(TAGS), special_tokens=False)
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, target: Path) -> None:
+    """Writes a tokenizer so that transformers 4 reads it, too, which does not know version 5's names of things."""
+    tokenizer.save_pretrained(target)
+    file = target / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
