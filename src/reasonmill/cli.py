@@ -21,7 +21,7 @@ from rich.text import Text
 from reasonmill import history, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.history import note_on, note_to_user, table_of
-from reasonmill.lasting_streams import lasting
+from reasonmill.lasting_streams import lasting, open_closed_streams
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption, OverridesOption, RecipeArgument, UntilOption
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads that spin for long while they wait ruin each other where another program needs a core: seconds become
     # minutes. A short spin costs a quiet machine nothing. GNU's OpenMP reads this when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    open_closed_streams()
     with lasting("stderr"):
         try:
             app(args=None if arguments is None else list(arguments), prog_name="reasonmill")

@@ -31,9 +31,15 @@ FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]
 
 
 class Renderer(Protocol):
-    """Messages to tokens and back."""
+    """Messages to tokens and back. Text is text: what spells a control token in a message or a response becomes none.
+
+    Attributes:
+        opening: what `render` says on behalf of the assistant, a tag that opens its thinking for example: a turn's text
+            has it, and a turn's tokens do not.
+    """
 
     stop_tokens: frozenset[int]
+    opening: str
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
@@ -47,10 +53,11 @@ class Renderer(Protocol):
         """
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of completion tokens, thinking tags included, stop tokens left out."""
+        """Text of a turn from its completion tokens: `opening`, thinking tags included, stop tokens left out."""
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Tokens of an assistant's turn that says `text`, its stop token last: what fine-tuning learns to write."""
+        """Tokens of an assistant's turn that says `text`, without `opening`, and with the token last that the model's
+        template ends turns with: what fine-tuning learns to write."""
 
     def num_tokens(self, text: str) -> int:
         """How many tokens a text has; for measures, never to make training data."""

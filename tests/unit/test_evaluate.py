@@ -34,6 +34,7 @@ class WordRenderer:
     """A token is a word."""
 
     stop_tokens: frozenset[int] = frozenset()
+    opening = ""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return (1,)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from reasonmill.content import directory_digest
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.graph import stage_key
-from reasonmill.recipe.load import load_recipe
+from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.recipe.origin import Origins
 from reasonmill.recipe.reference import (
     DatasetRef,
@@ -373,3 +373,10 @@ def test_code_of_models_is_one_setting_of_the_recipe(recipe_file: Path) -> None:
     trusting = load_recipe(str(recipe_file))
     assert trusting.trust_remote_code
     assert trusting.resolved()["trust_remote_code"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + shipped_recipes()["tiny-base-weak"].read_bytes())
+    marked, plain = load_recipe(str(path)), load_recipe("tiny-base-weak")
+    assert [node.settings for node in marked.nodes] == [node.settings for node in plain.nodes]

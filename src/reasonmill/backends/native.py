@@ -21,7 +21,8 @@ from reasonmill.rewards.model import ModelScorer
 from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.sampler import EngineSampler
-from reasonmill.servers.client import TeacherSettings
+from reasonmill.servers.client import Replies
+from reasonmill.servers.settings import TeacherSettings
 
 
 class _Where(TypedDict):
@@ -50,7 +51,12 @@ class NativeBackend:
         self._trusts = trust_remote_code
 
     def sampler(
-        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+        self,
+        model: Path | Learner | TeacherSettings,
+        *,
+        slots: int = SLOTS,
+        precision: Precision = "auto",
+        replies: Replies | None = None,
     ) -> Sampler:
         """See `Backend`; the precision of a learner's sampler is the learner's.
 
@@ -58,7 +64,7 @@ class NativeBackend:
             UnsupportedModel: the learner is not one of this backend, or its model has no tokenizer.
         """
         if isinstance(model, TeacherSettings):
-            return HttpSampler(model)
+            return HttpSampler(model, replies)
         if isinstance(model, Path):
             decoder, renderer = self._decoder(model, precision), self.renderer(model)
         elif isinstance(model, LocalLearner) and model.companions is not None:
@@ -114,8 +120,8 @@ class NativeBackend:
     ) -> Scorer:
         return ModelScorer(model, preference, tokens_per_batch=tokens_per_batch, **self._where(precision))
 
-    def judge(self, settings: JudgeSettings) -> Judge:
-        return Judge(settings)
+    def judge(self, settings: JudgeSettings, *, replies: Replies | None = None) -> Judge:
+        return Judge(settings, replies)
 
     def _decoder(self, model: Path, precision: Precision) -> Decoder:
         return load_decoder(model, trust_remote_code=self._trusts, **self._where(precision))

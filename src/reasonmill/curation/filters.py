@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.settings import Real
 from reasonmill.tasks.named import NamedTask
-from reasonmill.transcript import read_transcript
+from reasonmill.transcript import read_transcript, with_opening
 from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
@@ -28,6 +28,11 @@ class Sample:
     grade: Grade
     task: NamedTask
     dialogue: tuple[Message, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What was said, with the tag that opens its thinking where the prompt of a model behind a server had that."""
+        return self.completion.text if self.completion.logprobs is not None else with_opening(self.completion.text)
 
     @property
     def source(self) -> ConversationSource:
@@ -64,7 +69,7 @@ def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
         return "ungraded"
     if keep.correct and sample.grade.parts["accuracy"] != 1.0:
         return "incorrect"
-    text, finish = sample.completion.text, sample.completion.finish
+    text, finish = sample.text, sample.completion.finish
     if not text or (keep.well_formed and not (finish == "stop" and read_transcript(text).well_formed)):
         return "malformed"  # an empty response teaches nothing, whatever the rules say
     return None

@@ -32,7 +32,7 @@ from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
-from reasonmill.servers.client import ServerError
+from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home

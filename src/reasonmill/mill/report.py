@@ -29,7 +29,7 @@ from reasonmill.store.commit import replace_file
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.store.views import PAGE
-from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
+from reasonmill.transcript import with_opening
 from reasonmill.types import Group, Problem, Rollout
 
 PROBLEMS_SHOWN = 3
@@ -177,6 +177,5 @@ def _verdict(rollout: Rollout) -> str:
 
 def thinking_spans(text: str) -> list[tuple[bool, str]]:
     """The text in order as (is thinking, span), tags with the thinking; unclosed thinking reaches to the end."""
-    begins_inside = THINK_CLOSE in text and THINK_OPEN not in text  # the opening tag was part of the prompt
-    pieces = groupby(split_thinking([text], inside=begins_inside), itemgetter(1))
+    pieces = groupby(split_thinking([with_opening(text)]), itemgetter(1))
     return [(is_thinking, "".join(span for span, _ in spans)) for is_thinking, spans in pieces]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeque
 from reasonmill.errors import TrainingDiverged, UnsupportedModel
 from reasonmill.model.decoder import is_finite, load_network
 from reasonmill.model.directory import CONFIG, content, listed
-
-# What belongs to a model apart from its config and weights: its tokenizer and how it generates.
-COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "*.model",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
+from reasonmill.model.tokenizer import COMPANIONS, model_tokenizer
 
 
 def save_network(network: PreTrainedModel, target: Path, *, companions: Path | None) -> None:
     """Writes config and weights as safetensors, and copies the files that go with them.
+
+    Where the chat template ends turns with a token that neither the tokenizer's settings nor the generation's name,
+    the latter get it: the model learned to end with it, and others who run it would not stop there.
 
     Args:
         target: an existing directory.
@@ -45,6 +38,20 @@ def save_network(network: PreTrainedModel, target: Path, *, companions: Path | N
         if not any(target.glob("tokenizer*")):
             raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
     network.save_pretrained(target)
+    if companions is not None:
+        _stop_as_taught(target, companions)
+
+
+def _stop_as_taught(target: Path, companions: Path) -> None:
+    tokenizer = model_tokenizer(companions)
+    file = target / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    configured = settings.get("eos_token_id")
+    stops = [configured] if isinstance(configured, int) else configured or []
+    own = tokenizer.plain.eos_token_id
+    if tokenizer.end_of_turn not in (own, *stops):
+        named = {token for token in (own, *stops, tokenizer.end_of_turn) if token is not None}
+        file.write_text(json.dumps({**settings, "eos_token_id": sorted(named)}, indent=2) + "\n", encoding="utf-8")
 
 
 def refuse_unsound(directory: Path, kind: str) -> None:

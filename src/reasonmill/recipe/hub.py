@@ -78,16 +78,27 @@ class HubModel(BaseModel):
                 (target / file.name).symlink_to(file)
         configured = self.directory / _TOKENIZER_CONFIG
         if configured.is_file():
-            config = json.loads(configured.read_text(encoding="utf-8"))
+            config = json.loads(configured.read_text(encoding="utf-8-sig"))
             config.pop("chat_template", None)
             (target / _TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        (target / _TEMPLATE_FILE).write_text(self._template_text, encoding="utf-8")
+        (target / _TEMPLATE_FILE).write_text(_beginning(target) + self._template_text, encoding="utf-8")
 
     @property
     def _template_text(self) -> str:
         if self.template is None:
             raise ValueError(f"the recipe gives {self.hub} no template")
         return CHAT_TEMPLATES[self.template]
+
+
+def _beginning(model: Path) -> str:
+    """What the model's tokenizer puts before any text, which a chat template has to say itself."""
+    from reasonmill.model.tokenizer import model_tokenizer
+
+    if not any(model.glob("tokenizer*")):
+        return ""
+    tokenizer = model_tokenizer(model)
+    beginning: str = tokenizer.plain.decode(tokenizer.prefix, skip_special_tokens=False)
+    return beginning
 
 
 def fetch(model: HubModel) -> None:

@@ -119,7 +119,7 @@ def _find(name_or_path: str) -> Path:
 
 def _parse(file: Path) -> tuple[dict[str, Any], Origins]:
     try:
-        text = file.read_bytes().decode().replace("\r\n", "\n")
+        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         return tomllib.loads(text), Origins(text, str(file))
     except UnicodeDecodeError as error:
         raise RecipeError("the recipe is not UTF-8 text", where=str(file)) from error

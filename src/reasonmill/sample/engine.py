@@ -230,7 +230,7 @@ class NativeEngine:
             return "stop"
         if params.stop:
             text = self._renderer.text(self._slots.rows.tokens[slot, : running.generated].tolist())
-            if any(stop in text for stop in params.stop):
+            if any(stop in text[len(self._renderer.opening) :] for stop in params.stop):
                 return "stop"
         return "length" if running.generated >= params.max_tokens else None
 
@@ -238,7 +238,8 @@ class NativeEngine:
         tokens = self._slots.rows.tokens[slot, : running.generated].tolist()
         text = self._renderer.text(tokens)
         # A stop string ends the text, though the tokens that spell it were drawn and stay.
-        ends = [text.index(stop) for stop in running.request.params.stop if stop in text]
+        said = len(self._renderer.opening)
+        ends = [place for stop in running.request.params.stop if (place := text.find(stop, said)) >= 0]
         return Completion(
             tokens=tuple(tokens),
             logprobs=tuple(self._slots.rows.logprobs[slot, : running.generated].tolist()),

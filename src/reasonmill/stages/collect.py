@@ -11,7 +11,7 @@ from reasonmill.algo.intervals import clustered_share
 from reasonmill.plugins.catalogue import known
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.rollouts import stage_seed
-from reasonmill.servers.client import TeacherSettings
+from reasonmill.servers.settings import TeacherSettings
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.measures import graded_part, values_of
 from reasonmill.stages.sampling import CollectSampling, SampledSettings, Surroundings, num_sampled, sample_in_parts
@@ -45,6 +45,8 @@ class Settings(SampledSettings):
                 raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
             if "slots" in self.sampling.model_fields_set or "precision" in self.model_fields_set:
                 raise ValueError("slots and precision are decided by the teacher's server: leave them out")
+            if untold := self.teacher.without(self.sampling.model_fields_set):
+                raise ValueError(f"teacher.parameters leaves {untold[0]} out, so it can't be set in sampling")
             for name in self.tasks:
                 if known(info).task(name).environment is not None:
                     raise ValueError(
@@ -65,7 +67,9 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         (problems[first : first + together], (context.seed, settings.name, commit))
         for commit, first in enumerate(range(0, len(problems), together))
     )
-    sampler = context.sampler(model, slots=settings.sampling.slots, precision=settings.precision)
+    sampler = context.sampler(
+        model, slots=settings.sampling.slots, precision=settings.precision, replies=context.replies
+    )
     around = Surroundings.of(context)
     groups = sample_in_parts(settings, tasks, parts, sampler, context.renderer(model), around)
     figures = {task: task_metrics(groups, task) for task in tasks}

@@ -100,5 +100,5 @@ def _tokenizer_digest(model_dir: Path) -> str:
             where=str(model_dir),
             fix="save its fast tokenizer next to it",
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     return content_digest({key: value for key, value in content.items() if key not in ("padding", "truncation")})

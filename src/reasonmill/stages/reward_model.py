@@ -179,7 +179,7 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
     """The judge behind a server, whose verdicts are kept; None where the settings name none."""
     if settings.judge is None:
         return None
-    judge = context.judge(settings.judge)
+    judge = context.judge(settings.judge, replies=context.replies)
 
     def preferences(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
         comparisons = [Pair(first.problem, first.shown, second.shown) for first, second in pairs]

@@ -93,7 +93,13 @@ class Surroundings:
     @classmethod
     def of(cls, context: StageContext) -> Surroundings:
         """Those of a stage, which commits its groups."""
-        return cls(context.progress, context.stop_requested, partial(committed_groups, context.home, context.key))
+
+        def keep(part: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
+            groups = committed_groups(context.home, context.key, part, sample)
+            context.replies.drop()
+            return groups
+
+        return cls(context.progress, context.stop_requested, keep)
 
 
 def sample_in_parts(
