@@ -237,10 +237,10 @@ def test_a_prompt_that_ends_a_text_is_refused() -> None:
 # Templates and tokenizers
 
 TEMPLATES = {
-    "{{ raise_exception('only tools here') }}": "refuses a conversation of user: only tools here",
-    "{{ messages[7].content }}": "refuses a conversation of user",
-    "{{ 1 // 0 }}": "refuses a conversation of user",
-    "{% for %}": "refuses a conversation of user",
+    "{{ raise_exception('only tools here') }}": "can't show a conversation of user: it says: only tools here",
+    "{{ messages[7].content }}": "can't show a conversation of user",
+    "{{ 1 // 0 }}": "can't show a conversation of user",
+    "{% for %}": "can't show a conversation of user",
     "{{ strftime_now('%d %b %Y') }}": r"writes the date \(strftime_now\)",
 }
 
