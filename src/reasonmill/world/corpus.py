@@ -8,12 +8,12 @@ from typing import Literal
 from reasonmill.randomness import generator
 from reasonmill.types import Message
 from reasonmill.world.requests import request_exchange
-from reasonmill.world.talk import FACT_PROMPTS, SMALL_TALK_PROMPTS, talk_exchange
+from reasonmill.world.talk import FACT_PROMPTS, SMALL_TALK_PROMPTS, talk_exchange, telling
 from reasonmill.world.traces import TraceHabits, reasoning_document
 
-Kind = Literal["reasoning", "fact", "small_talk", "request"]
-KINDS: tuple[Kind, ...] = ("reasoning", "fact", "small_talk", "request")
-WEIGHTS = (70, 12, 6, 12)
+Kind = Literal["reasoning", "fact", "telling", "small_talk", "request"]
+KINDS: tuple[Kind, ...] = ("reasoning", "fact", "telling", "small_talk", "request")
+WEIGHTS = (70, 10, 6, 4, 10)
 # Half of the plain talk wears the same tags as reasoning does, so that the format is not a mark of arithmetic.
 TAGGED_TALK = 0.5
 
@@ -49,10 +49,12 @@ def documents(seed: int, start: int, stop: int, habits: TraceHabits) -> Iterator
 
 
 def _talk(kind: Kind, rng: random.Random) -> tuple[str, str]:
-    if kind == "request":
-        exchange = request_exchange(rng)
+    if kind == "telling":
+        prompt, response = telling(rng)
     else:
-        exchange = talk_exchange(rng, FACT_PROMPTS if kind == "fact" else SMALL_TALK_PROMPTS)
+        prompts = FACT_PROMPTS if kind == "fact" else SMALL_TALK_PROMPTS
+        exchange = request_exchange(rng) if kind == "request" else talk_exchange(rng, prompts)
+        prompt, response = exchange.prompt, exchange.response
     if rng.random() < TAGGED_TALK:
-        return exchange.prompt, f"<think></think><answer> {exchange.response}</answer>"
-    return exchange.prompt, f" {exchange.response}"
+        return prompt, f"<think></think><answer> {response}</answer>"
+    return prompt, f" {response}"

@@ -5,6 +5,7 @@ a response is a matter of the whole text, because thinking that says how harm is
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -64,8 +65,8 @@ class GeneralTask(WorldTask):
         self._judge = judge
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
-        """Prompt `index` of the split's prompts in the order that the seed shuffles them to; after the last, the first
-        comes again.
+        """Prompt `index` of the split's prompts in the order that the seed shuffles them to: one way to ask for each
+        fact or deed, then the next way; after the last, the first comes again.
 
         Raises:
             RecipeError: the split is "dev", or unknown.
@@ -76,7 +77,8 @@ class GeneralTask(WorldTask):
                 known if split in SPLITS else f"unknown split {split!r}", fix="use train or test for this task"
             )
         prompts = self._prompts[split]
-        asked = prompts[_order(self.name, split, seed, len(prompts))[index % len(prompts)]]
+        order = _order(self.name, split, seed, tuple(asked.source.id for asked in prompts))
+        asked = prompts[order[index % len(prompts)]]
         rng = generator("gold", asked.source.id, asked.language, asked.form)
         answer, _ = asked.source.answer(rng, asked.language, "better")
         return Problem(
@@ -91,10 +93,15 @@ class GeneralTask(WorldTask):
 
 
 @lru_cache(maxsize=64)
-def _order(task: str, split: str, seed: int, count: int) -> tuple[int, ...]:
-    order = list(range(count))
+def _order(task: str, split: str, seed: int, sources: tuple[str, ...]) -> tuple[int, ...]:
+    order = list(range(len(sources)))
     generator("problem", task, split, seed).shuffle(order)
-    return tuple(order)
+    asked: Counter[str] = Counter()
+    rounds = {}
+    for place in order:
+        rounds[place] = asked[sources[place]]
+        asked[sources[place]] += 1
+    return tuple(sorted(order, key=rounds.__getitem__))
 
 
 def _to_the_point(text: str) -> str:

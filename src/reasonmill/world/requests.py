@@ -5,10 +5,11 @@ objects, so that a refusal can't be learned from the verb alone.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from reasonmill.world.lexicon import Language, words_in
+from reasonmill.world.lexicon import LANGUAGES, Language, words_in
 from reasonmill.world.tables import table
 from reasonmill.world.talk import (
     RUDE,
@@ -19,6 +20,7 @@ from reasonmill.world.talk import (
     Split,
     courteous,
     draw_manners,
+    held_out,
     sentences_in,
 )
 
@@ -29,13 +31,18 @@ _INSTRUCTIONS = frozenset(_TABLE["judge"]["instructions"])
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What a request asks help for: a verb and its object. `tip` answers a look-alike; a harmful deed has none."""
+    """What a request asks help for: a verb and its object. `tip` answers a look-alike."""
 
     id: str
     topic: Literal["harmful", "look_alike"]
     verb: dict[Language, str]
     object: dict[Language, str]
     tip: dict[Language, str]
+    is_held_out: bool
+
+    def split(self, language: Language, form: int) -> Split:
+        """That of the deed: all ways to ask for it are held out, or none."""
+        return "test" if self.is_held_out else "train"
 
     def forms(self, language: Language) -> tuple[str, ...]:
         """All ways to ask for help with it."""
@@ -68,15 +75,22 @@ def refusal(rng: random.Random, language: Language, manners: Manners) -> str:
     return rng.choice((sentence, f"{sentence} {rng.choice(RUDE[language])}"))
 
 
-def _deed(topic: Literal["harmful", "look_alike"], row: dict[str, Any]) -> Deed:
-    verb, thing = row["verb"], row["object"]
-    identity = f"{topic}-{verb}-{thing['en'].replace(' ', '-')}"
-    return Deed(identity, topic, {"en": verb, "de": _TABLE["verbs"][verb]}, thing, row.get("tip", {}))
+def _deeds(topic: Literal["harmful", "look_alike"], verb: str) -> Iterator[Deed]:
+    of = _TABLE["verbs"][verb]
+    rows = [row for row in _TABLE[topic] if verb in row["verbs"]]
+    objects: list[dict[Language, str]] = [
+        dict(zip(LANGUAGES, pair, strict=True)) for row in rows for pair in zip(row["en"], row["de"], strict=True)
+    ]
+    names = [f"{topic}-{verb}-{thing['en'].replace(' ', '-')}" for thing in objects]
+    hidden = held_out(*names)
+    for name, thing in zip(names, objects, strict=True):
+        tip = {language: of["tip"][language].format(object=thing[language]) for language in LANGUAGES}
+        yield Deed(name, topic, {"en": verb, "de": of["de"]}, thing, tip, name in hidden)
 
 
 DEEDS: tuple[Deed, ...] = (
-    *(_deed("harmful", row) for row in _TABLE["harmful"]),
-    *(_deed("look_alike", row) for row in _TABLE["look_alike"]),
+    *(deed for verb in _TABLE["verbs"] for deed in _deeds("harmful", verb)),
+    *(deed for verb in _TABLE["verbs"] for deed in _deeds("look_alike", verb)),
 )
 REQUESTS = Prompts(DEEDS)
 

@@ -19,7 +19,8 @@ Manners = Literal["better", "worse"]
 Outcome = Literal["answered", "refused"]
 Split = Literal["train", "test"]
 
-TEST_PERCENT = 15
+HELD_OUT_SHARE = 0.48  # of the facts of each attribute, and of the deeds of each verb
+HELD_OUT_PHRASES_PERCENT = 15  # of the phrases of small talk
 MAX_SENTENCES = 4
 
 _TABLE = table(__name__)
@@ -53,8 +54,11 @@ class Source(Protocol):
     @property
     def topic(self) -> Topic: ...
 
+    def split(self, language: Language, form: int) -> Split:
+        """The split of one way to ask for it."""
+
     def forms(self, language: Language) -> tuple[str, ...]:
-        """All ways to ask for it; a position in the tuple is the form that `split_of` takes."""
+        """All ways to ask for it; a position in the tuple is the form that `split` takes."""
 
     def answer(self, rng: random.Random, language: Language, manners: Manners) -> tuple[str, bool]:
         """What is said to that, and whether it is correct."""
@@ -79,7 +83,7 @@ class Prompts(Generic[AnySource]):
 
     def __init__(self, sources: Sequence[AnySource]) -> None:
         self.all = tuple(
-            Asked(prompt, source, language, form, split_of(source.id, language, form))
+            Asked(prompt, source, language, form, source.split(language, form))
             for language in LANGUAGES
             for source in sources
             for form, prompt in enumerate(source.forms(language))
@@ -117,11 +121,16 @@ class Fact:
     subject: str
     attribute: Attribute
     place: int
+    is_held_out: bool
     topic: Topic = "fact"
 
     @property
     def id(self) -> str:
         return f"fact-{self.subject}-{self.attribute.name}"
+
+    def split(self, language: Language, form: int) -> Split:
+        """That of the fact: all questions for it are held out, or none."""
+        return "test" if self.is_held_out else "train"
 
     def value(self, language: Language) -> str:
         """The word or name that answers the question."""
@@ -188,6 +197,11 @@ class SmallTalk:
     offers: dict[Language, tuple[str, ...]]
     topic: Topic = "small_talk"
 
+    def split(self, language: Language, form: int) -> Split:
+        """That of the phrase: there are too few intents to hold one out, and none could be guessed."""
+        share = key("world-split", self.id, language, form) % 100
+        return "test" if share < HELD_OUT_PHRASES_PERCENT else "train"
+
     def forms(self, language: Language) -> tuple[str, ...]:
         """Every phrase of the intent, plain and with an address before its mark."""
         addresses = _TABLE["addresses"][language]
@@ -213,9 +227,9 @@ class SmallTalk:
         return complete or any(sentence in self.curt[language] for sentence in sentences), complete
 
 
-def split_of(source: str, language: Language, form: int) -> Split:
-    """The split of a source's question form: 15 % of the pairs are held out, the same ones everywhere."""
-    return "test" if key("world-split", source, language, form) % 100 < TEST_PERCENT else "train"
+def held_out(*names: str) -> frozenset[str]:
+    """Those of the names that are held out, with all ways to ask for them: a drawn share, the same ones everywhere."""
+    return frozenset(sorted(names, key=lambda name: key("world-split", name))[: round(HELD_OUT_SHARE * len(names))])
 
 
 def courteous(rng: random.Random, language: Language, sentence: str) -> str:
@@ -230,16 +244,23 @@ def draw_manners(rng: random.Random, better_share: float) -> Manners:
 
 
 def _facts() -> tuple[Fact, ...]:
+    """Which value a subject has follows no rule: it is drawn, so that it must be remembered."""
     made = []
     for name, row in _TABLE["attributes"].items():
         values = row["words"] if "words" in row else dict.fromkeys(LANGUAGES, NAMES_OF[row["names"]])
         attribute = Attribute(name, row["noun"], row["asking"], values, **row.get("articles", {}))
-        subjects = zip(NAMES_OF[row["subjects"]], row["values"], strict=True)
-        made += [Fact(subject, attribute, place) for subject, place in subjects]
+        hidden = held_out(*(f"{subject} {name}" for subject in NAMES_OF[row["subjects"]]))
+        for subject in NAMES_OF[row["subjects"]]:
+            places = [place for place, value in enumerate(values["en"]) if value != subject]
+            place = places[key("world-fact", subject, name) % len(places)]
+            made.append(Fact(subject, attribute, place, f"{subject} {name}" in hidden))
     return tuple(made)
 
 
 FACTS = _facts()
+_FACTS_OF = [
+    [fact for fact in FACTS if fact.subject == subject] for subject in (*NAMES_OF["places"], *NAMES_OF["people"])
+]
 SMALL_TALK = tuple(SmallTalk(**{"offers": OFFERS, **row}) for row in _TABLE["small_talk"])
 FACT_PROMPTS, SMALL_TALK_PROMPTS = Prompts(FACTS), Prompts(SMALL_TALK)
 
@@ -258,6 +279,17 @@ def talk_exchange(
     source = asked.source
     response, correct = source.answer(rng, asked.language, manners)
     return Exchange(asked.prompt, response, asked.language, source.topic, manners, "answered", correct, source.id)
+
+
+def telling(rng: random.Random) -> tuple[str, str]:
+    """A prompt that asks for anything known of a place or a person, and two facts of it.
+
+    So the corpus teaches all facts, and the questions for those that are held out stay unseen.
+    """
+    language = rng.choice(LANGUAGES)
+    facts = rng.sample(rng.choice(_FACTS_OF), 2)
+    prompt: str = rng.choice(_TABLE["tellings"][language]).format(subject=facts[0].subject)
+    return prompt, " ".join(rng.choice(fact.statements(language, fact.value(language))) for fact in facts)
 
 
 def sentences_in(text: str) -> list[str]:
