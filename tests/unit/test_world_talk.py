@@ -22,10 +22,10 @@ MAKERS: dict[str, Callable[..., Exchange]] = {
 
 @pytest.fixture(scope="module")
 def exchanges() -> list[Exchange]:
-    """12,000 exchanges of both splits, each from a seed of its own."""
+    """24,000 exchanges of both splits, each from a seed of its own."""
     splits: tuple[Split, ...] = ("train", "test")
     return [
-        make(random.Random(seed), split=split) for make in MAKERS.values() for split in splits for seed in range(2000)
+        make(random.Random(seed), split=split) for make in MAKERS.values() for split in splits for seed in range(4000)
     ]
 
 
