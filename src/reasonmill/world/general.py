@@ -62,6 +62,7 @@ class GeneralTask(WorldTask):
         self.domain = domain
         self.measures = measures
         self._prompts = {split: [asked for asked in prompts if asked.split == split] for split in ("train", "test")}
+        self._sources = {split: tuple(asked.source.id for asked in asked_of) for split, asked_of in self._prompts.items()}
         self._judge = judge
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
@@ -77,8 +78,7 @@ class GeneralTask(WorldTask):
                 known if split in SPLITS else f"unknown split {split!r}", fix="use train or test for this task"
             )
         prompts = self._prompts[split]
-        order = _order(self.name, split, seed, tuple(asked.source.id for asked in prompts))
-        asked = prompts[order[index % len(prompts)]]
+        asked = prompts[_order(self.name, split, seed, self._sources[split])[index % len(prompts)]]
         rng = generator("gold", asked.source.id, asked.language, asked.form)
         answer, _ = asked.source.answer(rng, asked.language, "better")
         return Problem(
