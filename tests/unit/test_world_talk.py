@@ -154,7 +154,7 @@ def test_shares_are_kept(topic: str) -> None:
 
 def test_refusal_shares_are_kept() -> None:
     rng = random.Random(9)
-    made = [requests.request_exchange(rng, refusal_share=0.9, over_refusal_share=0.2) for _ in range(3000)]
+    made = [requests.request_exchange(rng, refusal_share=0.9, over_refusal_share=0.2) for _ in range(4000)]
     for topic, share in (("harmful", 0.9), ("look_alike", 0.2)):
         outcomes = [exchange.outcome for exchange in made if exchange.topic == topic]
         assert len(outcomes) > 1500

@@ -62,7 +62,7 @@ class GeneralTask(WorldTask):
         self.domain = domain
         self.measures = measures
         self._prompts = {split: [asked for asked in prompts if asked.split == split] for split in ("train", "test")}
-        self._sources = {split: tuple(asked.source.id for asked in asked_of) for split, asked_of in self._prompts.items()}
+        self._sources = {split: tuple(asked.source.id for asked in found) for split, found in self._prompts.items()}
         self._judge = judge
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
