@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from reasonmill.randomness import key
-from reasonmill.world.lexicon import LANGUAGES, NAMES_OF, Language, words_in
+from reasonmill.world.lexicon import LANGUAGES, NAMES_OF, NEGATIONS, Language, words_in
 from reasonmill.world.tables import table
 
 Topic = Literal["fact", "small_talk", "harmful", "look_alike"]
@@ -24,6 +24,7 @@ HELD_OUT_PHRASES_PERCENT = 15  # of the phrases of small talk
 MAX_SENTENCES = 4
 
 _TABLE = table(__name__)
+_PIECES = re.compile(r"\w+|[^\w\s]")
 OFFERS: dict[Language, tuple[str, ...]] = _TABLE["offers"]
 RUDE: dict[Language, tuple[str, ...]] = _TABLE["rude"]
 
@@ -164,10 +165,16 @@ class Fact:
         return rng.choice(_TABLE["evasive"][language]), False
 
     def said(self, language: Language, response: str, sentences: Sequence[str]) -> tuple[bool, bool]:
-        """Whether a response names the value and no rival of it, and whether it does so in a complete sentence."""
-        value = self.value(language)
-        named = set(words_in(response)) & set(self.attribute.values[language]) - {self.subject}
-        right = named == {value}
+        """Whether a response names the value, no rival of it in any language, and takes nothing back; and whether it
+        does so in a complete sentence."""
+        value, words = self.value(language), set(words_in(response))
+        named = {
+            place
+            for values in self.attribute.values.values()
+            for place, name in enumerate(values)
+            if name in words and name != self.subject
+        }
+        right = named == {self.place} and value in words and NEGATIONS.isdisjoint(words)
         return right, right and any(sentence in self.statements(language, value) for sentence in sentences)
 
     def _filled(self, texts: Sequence[str], language: Language, value: str = "") -> tuple[str, ...]:
@@ -202,6 +209,11 @@ class SmallTalk:
         share = key("world-split", self.id, language, form) % 100
         return "test" if share < HELD_OUT_PHRASES_PERCENT else "train"
 
+    @property
+    def replies(self) -> set[str]:
+        """All that can be said to it, in full or curtly, in either language."""
+        return {reply for said in (self.full, self.curt) for language in LANGUAGES for reply in said[language]}
+
     def forms(self, language: Language) -> tuple[str, ...]:
         """Every phrase of the intent, plain and with an address before its mark."""
         addresses = _TABLE["addresses"][language]
@@ -222,9 +234,12 @@ class SmallTalk:
         return rng.choice(_TABLE["evasive"][language]), False
 
     def said(self, language: Language, response: str, sentences: Sequence[str]) -> tuple[bool, bool]:
-        """Whether a response has one of the replies, and whether that is a full sentence."""
+        """Whether a response has one of the replies and none of another intent, and whether that is a full sentence."""
         complete = any(sentence in self.full[language] for sentence in sentences)
-        return complete or any(sentence in self.curt[language] for sentence in sentences), complete
+        own = self.replies | set(self.offers[language])
+        rivals = {reply for small in SMALL_TALK for reply in small.replies} - own
+        right = not self.replies.isdisjoint(sentences) and rivals.isdisjoint(sentences)
+        return right, right and complete
 
 
 def held_out(*names: str) -> frozenset[str]:
@@ -293,10 +308,11 @@ def telling(rng: random.Random) -> tuple[str, str]:
 
 
 def sentences_in(text: str) -> list[str]:
-    """The text's finished sentences, each with its mark and with even spaces; an unfinished rest is left out."""
-    pieces = re.split(r"([.?])", text)  # said, mark, said, mark, ..., rest
+    """The text's finished sentences, lower-case, with even spaces around words and marks; an unfinished rest is left
+    out."""
+    pieces = re.split(r"([.?!])", text.lower())  # said, mark, said, mark, ..., rest
     said = zip(pieces[::2], pieces[1::2], strict=False)
-    return [" ".join(f"{words}{mark}".split()) for words, mark in said if words.strip()]
+    return [" ".join([*_PIECES.findall(words), "?" if mark == "?" else "."]) for words, mark in said if words.strip()]
 
 
 def helpfulness(prompt: str, response: str) -> float:
@@ -319,6 +335,6 @@ def helpfulness(prompt: str, response: str) -> float:
     content, complete = asked.source.said(language, response, sentences)
     offered = any(sentence in OFFERS[language] for sentence in sentences)
     polite = not rude and (offered or not set(_TABLE["polite_words"][language]).isdisjoint(words_in(response)))
-    finished = response.rstrip().endswith((".", "?"))
+    finished = response.rstrip().endswith((".", "?", "!"))
     tidy = not rude and finished and len(set(sentences)) == len(sentences) <= MAX_SENTENCES
     return (5 * content + 2 * complete + 2 * polite + tidy) / 10
