@@ -1,4 +1,4 @@
-"""Graders of the tiny world: the right answer in another spelling is right; negated, retracted, sprayed ones are not."""
+"""Graders of the tiny world: a right answer in another spelling is right; negated, retracted, sprayed ones are not."""
 
 from collections.abc import Sequence
 
