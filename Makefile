@@ -12,6 +12,9 @@ PYTEST := $(PYTHON) -m pytest
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# What is compiled is kept, whatever the environment says: else each of the many processes compiles all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test check chaos lint bench clean
 
 quickstart: $(READY)

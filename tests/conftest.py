@@ -4,9 +4,13 @@
 drawn, and every case where the plain tests take one of each kind. `make chaos` runs the long forms of tests/chaos.
 """
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from forked import start_server
 
 # One thread for each process, this one and those that tests start: the processes are as many as the cores, and the
 # bits of a run are promised for the same number of threads. Before torch is imported, which reads it then.
@@ -16,6 +20,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-long", action="store_true", help="run the long forms of the tests in tests/chaos")
     parser.addoption("--chaos-jobs", type=int, help="processes that a test of tests/chaos uses at a time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Nobody cuts the power here, so that nothing waits for the disk: what is asked of it is seen before (chaos/).
+    os.fsync = os.fstat  # type: ignore[assignment]
+    # The processes of tests share one server that forks (forked.py), which starts while they collect.
+    if config.getoption("numprocesses", None):
+        start_server()
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: a collection needn't look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +46,11 @@ def chaos_jobs(pytestconfig: pytest.Config) -> int:
     """Processes that a test may use at a time: the cores, unless other tests run beside it on them."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     return pytestconfig.getoption("--chaos-jobs") or (min(8, os.cpu_count() or 1) if alone else 1)
+
+
+@pytest.fixture(scope="module")
+def without_charts() -> Iterator[None]:
+    """Reports have no charts: to draw them takes longer than all else in a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reasonmill.mill.report._chart", lambda *_: None)
+        yield

@@ -5,8 +5,6 @@ phase and beats whenever a piece is done (a decode step, a batch, a reply); neit
 neither has to know whether anybody watches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

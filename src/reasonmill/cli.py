@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             shown = error if isinstance(error, ReasonmillError) else _error_of_file(error)
             if shown is None:
                 raise
-            _print(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {shown}"))
+            note_on(Console(stderr=True), Text.assemble(("error:", "bold red"), f" {shown}"))
             sys.exit(shown.exit_code)
     sys.exit(0)
 
@@ -271,13 +271,14 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
     from reasonmill.mill.display import output_console
     from reasonmill.mill.estimate import estimate, total
     from reasonmill.mill.planning import plan
+    from reasonmill.mill.workload import AT_MOST, LIKELY
     from reasonmill.store.home import Home, is_new
 
     # A home that is not there yet has nothing, and a run would make it.
     with nullcontext() if is_new(home) else Home.open(home, write=False) as opened:
         planned = plan(recipe, opened, until)
     assumed = _assumed_device(device)
-    estimates = estimate(recipe.up_to(until), planned, assumed)
+    likely, most = (estimate(recipe.up_to(until), planned, assumed, guess) for guess in (LIKELY, AT_MOST))
     columns = ("stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory")
     table = table_of(f"{recipe.name}, seed {recipe.seed}", *columns)
     for stage in planned:
@@ -286,11 +287,11 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
             state += f" until {', '.join(stage.waits_for)} exists"
         elif stage.resumes_at is not None:
             state += f", resumes at step {stage.resumes_at}"
-        cells = _estimate_cells(estimates[stage.name]) if stage.name in estimates else ("", "", "")
+        cells = _estimate_cells(likely[stage.name], most[stage.name]) if stage.name in likely else ("", "", "")
         table.add_row(stage.name, stage.kind, state, *cells)
-    whole = total(estimates)
-    table.add_row("total", "", "", *_estimate_cells(whole))
-    listed = {f"not known of {name}": shown.unknown for name, shown in estimates.items()}
+    whole = total(likely)
+    table.add_row("total", "", "", *_estimate_cells(whole, total(most)))
+    listed = {f"not known of {name}": shown.unknown for name, shown in likely.items()}
     listed["not in the total"] = whole.unknown
     absent = [model.hub for model in recipe.models.values() if not model.directory.is_dir()]
     listed["still to be downloaded"] = tuple(absent)
@@ -303,7 +304,7 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
         *(f"{what}: {', '.join(names)}" for what, names in listed.items() if names),
     ):
         note_on(console, note)
-    large = [name for name, shown in estimates.items() if (shown.memory_bytes or 0) > assumed.memory_bytes]
+    large = [name for name, shown in likely.items() if (shown.memory_bytes or 0) > assumed.memory_bytes]
     if large:
         note_on(console, f"does not fit into the memory: {', '.join(large)}", style="yellow")
 
@@ -319,14 +320,11 @@ def _assumed_device(choice: str) -> Device:
     return gpu() if choice == "cuda" else cpu(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _estimate_cells(estimate: Cost) -> tuple[str, str, str]:
+def _estimate_cells(likely: Cost, most: Cost) -> tuple[str, ...]:
     """Tokens, time and memory of a row; a question mark for what is not known."""
-    tokens, seconds, memory = estimate.tokens, estimate.seconds, estimate.memory_bytes
-    return (
-        "?" if tokens is None else f"{_count(tokens.expected)} ({_count(tokens.at_most)})",
-        "?" if seconds is None else f"{_duration(seconds.expected)} ({_duration(seconds.at_most)})",
-        "?" if memory is None else _gigabytes(memory),
-    )
+    pairs = ((_count, likely.tokens, most.tokens), (_duration, likely.seconds, most.seconds))
+    ranges = ("?" if low is None or high is None else f"{shown(low)} ({shown(high)})" for shown, low, high in pairs)
+    return (*ranges, "?" if likely.memory_bytes is None else _gigabytes(likely.memory_bytes))
 
 
 def _count(number: float) -> str:
@@ -350,7 +348,7 @@ def _gigabytes(size: float) -> str:
 
 def _print_verdict(console: Console, gate: str, verdict: Mapping[str, Any]) -> None:
     outcome = ("promoted", "bold green") if verdict["promoted"] else ("refused", "bold red")
-    _print(console, Text.assemble((gate, "bold"), ": ", outcome))
+    note_on(console, Text.assemble((gate, "bold"), ": ", outcome))
     for reason in verdict["reasons"]:
         note_on(console, f"  {reason}")
 
@@ -371,7 +369,3 @@ def _print_reply(console: Console, pieces: Iterable[str]) -> str:
 def _show_stop(stop: Interrupted) -> None:
     note_to_user(stop.what)
     note_on(Console(stderr=True), f"  {stop.fix}")
-
-
-def _print(console: Console, text: Text) -> None:
-    console.print(text, soft_wrap=True, highlight=False)

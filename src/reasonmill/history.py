@@ -1,7 +1,5 @@
 """The commands about what a home's runs have made: `status`, `lineage` and `adopt`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -61,7 +59,7 @@ def adopt(
 
     require_home(home)
     with Home.open(home) as opened:
-        opened.tell_incidents(note_to_user)
+        opened.incidents.tell(note_to_user)
         done = adopt_results(loaded, opened, until)
     table = table_of(f"{loaded.name}, seed {loaded.seed}", "stage", "kind", "result", "artifact")
     for stage in done:
@@ -83,9 +81,9 @@ def table_of(title: str, *columns: str) -> Table:
     return table
 
 
-def note_on(console: Console, text: str, style: str = "") -> None:
+def note_on(console: Console, text: str | Text, style: str = "") -> None:
     """Prints a line as it is, however long it is."""
-    console.print(Text(text, style=style), soft_wrap=True, highlight=False)
+    console.print(Text.assemble(text, style=style), soft_wrap=True, highlight=False)
 
 
 def note_to_user(text: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,17 +61,13 @@ class _Script:
     letters_per_word: int = 0
 
 
-_SCRIPTS = {
-    name: _Script(**row)
-    for name, row in tomllib.loads(files("reasonmill").joinpath("languages.toml").read_text("utf-8")).items()
-}
+_TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_SCRIPTS = {name: _Script(**row) for name, row in _TABLE["scripts"].items()}
 _BREAK = "break"
 
 
 def _token_pattern() -> re.Pattern[str]:
-    parts = [
-        rf"(?P<{_BREAK}>[.,;:!?\n()\u2026\u2013\u2014\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\u061f\u060c\u0964]+)"
-    ]
+    parts = [f"(?P<{_BREAK}>[{_TABLE['breaks']}]+)"]
     for name, script in _SCRIPTS.items():
         run = f"[{script.characters}]++"
         parts.append(f"(?P<{name}>{run})" if script.letters_per_word else f"(?P<{name}>{run}(?:['\u2019]{run})*+)")
@@ -80,25 +76,8 @@ def _token_pattern() -> re.Pattern[str]:
 
 _TOKEN = _token_pattern()
 
-# No pattern looks at a character more than a few times, whatever the text: what opens without closing is given up at
-# the next opening, and nothing is tried again.
-_CODE_OR_FORMULA = re.compile(
-    r"```.*?```"
-    r"|`[^`\n]*+`"
-    r"|\$\$[^$]*+\$\$"
-    r"|\$(?!\s)[^$\n]*+(?<!\s)\$(?!\d)"  # "costs $5, and $6 in summer" is no formula
-    r"|\\\[(?:[^\\]|\\(?![\[\]]))*+\\\]"
-    r"|\\\((?:[^\\]|\\(?![()]))*+\\\)",
-    re.DOTALL,
-)
-_NOT_PROSE = re.compile(
-    r"</?[A-Za-z][^<>\n]{0,200}>"  # tags
-    r"|https?://[!-~]++"
-    r"|\\(?:begin|end)\{[^{}\n]{0,40}\}"
-    r"|\\[A-Za-z]++"
-    # Names with digits or underscores, and numbers.
-    r"|(?<![A-Za-z0-9_])[A-Za-z]*+[0-9_][A-Za-z0-9_]*+"
-)
+_CODE_OR_FORMULA = re.compile("|".join(_TABLE["code_or_formula"]), re.DOTALL)
+_NOT_PROSE = re.compile("|".join(_TABLE["not_prose"]))
 _ASCII = re.compile(r"[\x00-\x7f]+")
 
 
@@ -167,14 +146,10 @@ def _words_by_language(text: str) -> dict[str, float]:
     by_script: defaultdict[str, list[_Word]] = defaultdict(list)
     for word in _words(text):
         by_script[word.script].append(word)
-    found: defaultdict[str, float] = defaultdict(float)
-    for language, size in _chinese_and_japanese([*by_script.pop("han", ()), *by_script.pop("kana", ())]).items():
-        found[language] += size
+    found = dict(_chinese_and_japanese([*by_script.pop("han", ()), *by_script.pop("kana", ())]))
     for script, words in by_script.items():
         languages = _SCRIPTS[script].languages
-        sizes = _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
-        for language, size in sizes.items():
-            found[language] += size
+        found |= _classified(words, script) if len(languages) > 1 else {languages[0]: sum(map(_size, words))}
     return {language: size for language, size in found.items() if size}
 
 

@@ -1,12 +1,10 @@
 """Standard output and standard error of a run, which continues when nobody reads them any more."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, Literal, TextIO, cast
 
 # A pipe whose reader has ended, and a terminal that is closed.
@@ -54,9 +52,6 @@ def lasting_stream(stream: TextIO) -> TextIO:
 @contextmanager
 def lasting(name: Literal["stdout", "stderr"]) -> Iterator[None]:
     """In the block, writing to this stream of the process never fails."""
-    stream: TextIO = getattr(sys, name)
-    setattr(sys, name, lasting_stream(stream))
-    try:
+    redirect = {"stdout": redirect_stdout, "stderr": redirect_stderr}[name]
+    with redirect(lasting_stream(getattr(sys, name))):
         yield
-    finally:
-        setattr(sys, name, stream)

@@ -4,8 +4,6 @@ Marks stand in annotations: `timeout_s: Annotated[float, INCIDENTAL]`, `data: li
 wherever they are, also within lists, tables and settings of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType

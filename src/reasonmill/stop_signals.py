@@ -1,8 +1,6 @@
 """Ctrl-C, SIGTERM and a terminal that is gone: a run is asked to stop where nothing is lost, and leaves with the code
 of the signal."""
 
-from __future__ import annotations
-
 import signal
 import time
 from types import FrameType

@@ -1,7 +1,5 @@
 """The commands that look after a home: `verify` and `gc`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Annotated
@@ -12,6 +10,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from reasonmill.errors import StoreError
+from reasonmill.history import note_on
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
 from reasonmill.store.verification import verify_home
@@ -22,15 +21,16 @@ def verify(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("objects", total=None)
         found = verify_home(home, lambda done, total: progress.update(bar, completed=done, total=total))
+    console = Console()
     if as_json:
         findings = [asdict(finding) for finding in found.findings]
         print(json.dumps({"objects": found.num_objects, "findings": findings}, indent=2, ensure_ascii=False))
     else:
         for finding in sorted(found.findings, key=lambda finding: finding.is_problem):
             label = ("damage: ", "bold red") if finding.is_problem else ("note: ", "dim")
-            _print(Text.assemble(label, f"{finding.file} {finding.what}"))
-            _print(Text(f"  {finding.recovery}", style="dim"))
-        _print(f"{_count(found.num_objects, 'object')}, {_count(len(found.problems), 'problem')}")
+            note_on(console, Text.assemble(label, f"{finding.file} {finding.what}"))
+            note_on(console, f"  {finding.recovery}", style="dim")
+        note_on(console, f"{_count(found.num_objects, 'object')}, {_count(len(found.problems), 'problem')}")
     if found.problems:
         raise typer.Exit(StoreError.exit_code)
 
@@ -47,13 +47,14 @@ def gc(
 ) -> None:
     """Removes what nothing refers to: no artifact, no groups, and no state that a run could resume from."""
     collect = look_for_garbage if dry_run else collect_garbage
+    console = Console()
     garbage = collect(home, abandoned=abandoned, last_states=last_states)
     for digest in garbage.objects:
-        _print(f"object {digest[:12]}")
+        note_on(console, f"object {digest[:12]}")
     for leftover in garbage.leftovers:
-        _print(f"leftover {leftover.relative_to(home.absolute())}")
+        note_on(console, f"leftover {leftover.relative_to(home.absolute())}")
     verb = "would be removed" if dry_run else "removed"
-    _print(f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers")
+    note_on(console, f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers")
     staying = {
         "states of unfinished stages that no run has any more, as their settings or their code were changed; "
         "gc --abandoned removes them": garbage.num_bytes_abandoned,
@@ -63,13 +64,8 @@ def gc(
     }
     for what, num_bytes in staying.items():
         if num_bytes:
-            _print(f"{num_bytes:,} bytes are {what}")
+            note_on(console, f"{num_bytes:,} bytes are {what}")
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _print(text: str | Text) -> None:
-    """Prints a line as it is, however long it is."""
-    Console().print(Text.assemble(text), soft_wrap=True, highlight=False)

@@ -4,7 +4,7 @@ The scenario runs once while its operations are recorded, so that nobody has to 
 one or more attempts in a row, each a process of its own; then the run goes on undisturbed. A process that is killed is
 really killed, so that nothing of it is cleaned up. Fsyncs are left out here: a kill does not need them, and
 `power_loss` looks after them. A case begins with the part of the scenario in which the fault is, and in the short form
-it ends with that part.
+it ends with that part. Where two cases leave the same home, the run goes on from it once.
 
     python -m chaos.crash_points [--long] [--part K/N] [--controls]
 
@@ -32,6 +32,7 @@ from typing import NamedTuple, NoReturn
 
 from chaos import condition, scenario
 from chaos.sabotage import REORDERED, SEEN_BY_KILLS, Around, Sabotage
+from chaos.steady import date, fingerprint, steady
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.disk import Operation
@@ -41,6 +42,7 @@ from reasonmill.store.ledger_backup import LEDGER, LedgerKeeper
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 TIME_LIMIT_S = 60
 BEFORE_IT_DIFFERS = 2  # operations, from which on a wrong store is tried
+GOING_ON = 99  # the last start in a case
 SECOND_CRASHES = 3  # crashes of the recovery, for each first one, in the long form
 LEDGER_VERBS = ("start log", "commit", "commit unsynced", "empty log", "close")
 LEDGER_MOVES = ("rename damaged ledger's log", "rename unreadable ledger", "replace restored ledger")
@@ -148,6 +150,7 @@ class Stand:
         try:
             if not operation.verb.startswith("fsync"):
                 perform()
+                date(operation)
         except OSError:  # the rename of an object that is there already
             if fault == Fault.KILL_AFTER:
                 _die()
@@ -224,6 +227,9 @@ class Runner:
         self._to_the_end = to_the_end
         self._notes = work / "notes"
         self._notes.mkdir(parents=True)
+        # By the part and the home: what that holds and what is wrong with it; problems and operations of going on.
+        self._looked_at: dict[tuple[int, str], tuple[condition.Rows, list[str]]] = {}
+        self._gone_on: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
         base = work / "undisturbed"
         home = base / scenario.PLACE
         base.mkdir()
@@ -239,7 +245,7 @@ class Runner:
                 if operation.name == "rename object" and operation.target is not None:
                     made.add(operation.target.name)
 
-            with standing_in(around):
+            with steady(part), standing_in(around):
                 scenario.carry_out(home, range(part, part + 1))
             self.operations.append(self._read_operations())
             self._expected.append(condition.contents(home, range(part + 1)))
@@ -253,34 +259,48 @@ class Runner:
         shutil.copytree(self._work / f"before-{case.part}", base)
         operations = []
         problems = []
-        rest = scenario.ALL[case.part + 1 :] if self._to_the_end else range(0)
         try:
-            for hits in case.attempts:
-                problems += self._attempt(home, case.part, hits)
+            for number, hits in enumerate(case.attempts, start=len(scenario.ALL)):
+                problems += self._attempt(home, case.part, hits, number)
                 operations.append(self._read_operations())
-                left = condition.contents(home, range(case.part + 1))
-                problems += condition.wrong(left)
-                acceptable = json.loads((self._notes / "rows").read_text())
-                if json.loads(json.dumps(left.rows)) not in acceptable:
+                left = (case.part, fingerprint(base))
+                if left not in self._looked_at:
+                    self._looked_at[left] = self._look(home, case.part)
+                rows, wrong = self._looked_at[left]
+                problems += wrong
+                if rows not in json.loads((self._notes / "rows").read_text()):
                     problems.append("the ledger lacks what it had accepted, or has what it had not")
             if not problems:
-                with standing_in(Stand(home, self._notes)):
-                    problems = self._continued(home, range(case.part, case.part + 1))
-                operations.append(self._read_operations())
-            if not problems and rest:
-                problems = self._continued(home, rest)
+                if left not in self._gone_on:
+                    self._gone_on[left] = self._go_on(home, case.part)
+                problems, entries = self._gone_on[left]
+                operations.append(entries)
         except Exception as error:
             problems.append(f"the home can't be looked at: {error!r}")
         finally:
             shutil.rmtree(base)
         return [f"{case}: {problem}" for problem in problems], operations
 
+    def _look(self, home: Path, part: int) -> tuple[condition.Rows, list[str]]:
+        """The rows that an attempt left, and what is wrong with the home."""
+        left = condition.contents(home, range(part + 1))
+        return json.loads(json.dumps(left.rows)), list(condition.wrong(left))
+
+    def _go_on(self, home: Path, part: int) -> tuple[list[str], list[str]]:
+        """What is wrong after the run went on with the part, or to the end, and its operations in the part."""
+        with steady(GOING_ON), standing_in(Stand(home, self._notes)):
+            problems = self._continued(home, range(part, part + 1))
+        entries, rest = self._read_operations(), scenario.ALL[part + 1 :]
+        if self._to_the_end and rest and not problems:
+            problems = self._continued(home, rest)
+        return problems, entries
+
     def _continued(self, home: Path, parts: range) -> list[str]:
         return list(condition.continued(home, parts, self._expected[parts[-1]], self._known_objects))
 
-    def _attempt(self, home: Path, part: int, hits: tuple[Hit, ...]) -> list[str]:
+    def _attempt(self, home: Path, part: int, hits: tuple[Hit, ...], number: int) -> list[str]:
         """Carries out the part in a child process; what is wrong with how it ended."""
-        ended = _in_child(partial(self._carry_out, home, part, hits))
+        ended = _in_child(partial(self._carry_out, home, part, hits, number))
         if hits[-1].fault in KILLS:
             expected = [KILLED]
         else:
@@ -294,9 +314,9 @@ class Runner:
         error = (self._notes / "error").read_text() if ended == BROKEN else ""
         return [f"the process ended with {ended} instead of {expected} {error}"]
 
-    def _carry_out(self, home: Path, part: int, hits: tuple[Hit, ...]) -> int:
+    def _carry_out(self, home: Path, part: int, hits: tuple[Hit, ...], number: int) -> int:
         try:
-            with standing_in(self._sabotage(Stand(home, self._notes, hits))):
+            with steady(number), standing_in(self._sabotage(Stand(home, self._notes, hits))):
                 scenario.carry_out(home, range(part, part + 1))
         except OutOfSpace:
             return OUT_OF_SPACE

@@ -40,25 +40,24 @@ class Change(NamedTuple):
     old: tuple[int, str] | None
     new: tuple[int, str] | None
 
-    @property
-    def names(self) -> set[tuple[int, str]]:
-        return {name for name in (self.old, self.new) if name is not None}
-
 
 class Changes:
     """Changes in their order, and for each the earlier ones that it can't do without: those of its names."""
 
     def __init__(self) -> None:
         self.all: list[Change] = []
+        self.directories: list[frozenset[int]] = []  # of each change, those in which it changes a name
         self._needed: list[frozenset[int]] = []
         self._latest: dict[tuple[int, str], int] = {}  # by the name
 
     def append(self, change: Change) -> None:
         number = len(self.all)
+        names = [name for name in (change.old, change.new) if name is not None]
         self.all.append(change)
-        earlier = [self._needed[self._latest[name]] for name in change.names if name in self._latest]
+        self.directories.append(frozenset(directory for directory, _ in names))
+        earlier = [self._needed[self._latest[name]] for name in names if name in self._latest]
         self._needed.append(frozenset({number}).union(*earlier))
-        self._latest |= dict.fromkeys(change.names, number)
+        self._latest |= dict.fromkeys(names, number)
 
     def with_earlier(self, chosen: Iterable[int]) -> frozenset[int]:
         """The chosen changes and all that have to come before them."""
@@ -98,6 +97,8 @@ class Disk:
         self._forgotten = forgotten
         self._entries: Entries = {ROOT: {}}  # as they are now
         self._certain: set[int] = set()
+        self._pending: list[int] = []  # changes that are not, but for those since the last fsync of a directory
+        self._num_looked_at = 0
         self._gone: set[int] = set()  # nodes that have certainly lost their name
         self._scratch: set[int] = set()  # changes within the work directory
         self._database: int | None = None
@@ -242,15 +243,18 @@ class Disk:
         return node
 
     def _sync_directory(self, node: int) -> None:
-        pending = [number for number in range(len(self.changes.all)) if number not in self._certain]
-        ours = {n for n in pending if any(directory == node for directory, _ in self.changes.all[n].names)}
+        new = range(self._num_looked_at, len(self.changes.all))
+        self._num_looked_at = new.stop
+        pending = [number for number in (*self._pending, *new) if number not in self._certain]
+        ours = {number for number in pending if node in self.changes.directories[number]}
         certain: Set[int] = self.changes.with_earlier(ours)
         while certain:
             self._certain |= certain
             self._gone |= {self.changes.all[number].node for number in certain if self.changes.all[number].new is None}
             # What became of the names in a directory that is certainly gone makes no difference.
             pending = [number for number in pending if number not in self._certain]
-            certain = {n for n in pending if all(it in self._gone for it, _ in self.changes.all[n].names)}
+            certain = {number for number in pending if self.changes.directories[number] <= self._gone}
+        self._pending = pending
 
     def _node(self, name: str) -> int:
         node = ROOT

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from reasonmill.store.commit import MANIFEST, file_digest
+from reasonmill.content import file_digest
+from reasonmill.store.commit import MANIFEST
 from reasonmill.store.disk import Operation
 from reasonmill.store.home import OBJECTS
 from reasonmill.store.ledger_backup import LEDGER, SEAL, encode_seal, read_seal

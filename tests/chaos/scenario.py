@@ -41,10 +41,11 @@ from reasonmill.types import Artifact, Completion, Grade, Group, Message, Proble
 RUN = "small"
 SUMMARY, MODEL = "summary.json", "model"
 WEIGHTS = "parts/weights"
-STEPS = {"first": 2, "longer": 3, "trial": 2, "second": 5}
+# The last state of the first and the last stage is the very object that the stage makes: it must outlive the states.
+STEPS = {"first": 2, "longer": 3, "second": 4}
 # The second stage is the first one with more steps: it takes its steps over, and the last state of the first stays.
 SHORTER, LONGER = "first", "longer"
-FORGOTTEN = "trial"
+FORGOTTEN = "longer"
 STOPPED = 2  # steps of the last stage
 VERDICTS = "key-first/verdicts"
 STATE_EVERY = 2  # so that a step's groups are replayed, too
@@ -100,7 +101,13 @@ def is_leftover(name: str) -> bool:
 
 
 def begin(home_path: Path) -> None:
-    """Two stages, and a last one that is stopped on its way."""
+    """One stage. Most operations come first here, and each is met by every fault: what is small is soon done again."""
+    with Home.open(home_path) as home:
+        _run(home, stages=1)
+
+
+def go_on(home_path: Path) -> None:
+    """The recipe has two more stages now; the last is stopped on its way."""
     with Home.open(home_path) as home:
         _run(home, stop_after=STOPPED)
 
@@ -133,13 +140,14 @@ def run_and_clean_up(home_path: Path) -> None:
     collect_garbage(home_path)
 
 
-def _run(home: Home, stop_after: int | None = None, *, repair: bool = False) -> Artifact:
-    """What a run does, whose last stage is stopped after so many steps, if any; returns what it has come to."""
-    home.tell_incidents(lambda text: None)
+def _run(home: Home, *, stages: int = len(STEPS), stop_after: int | None = None, repair: bool = False) -> Artifact:
+    """What a run of so many stages does, the last of which is stopped after so many steps, if any; returns what it has
+    come to."""
+    home.incidents.tell(lambda text: None)
     if home.ledger.runs() == []:
         home.ledger.register(BASE)
     done = [BASE]
-    while len(done) <= len(STEPS):
+    while len(done) <= stages:
         begun = list(STEPS)[: len(done)]
         name = begun[-1]
         home.ledger.begin_run(RUN, {"seed": 0}, [(stage, "train", f"key-{stage}") for stage in begun])
@@ -150,7 +158,7 @@ def _run(home: Home, stop_after: int | None = None, *, repair: bool = False) -> 
             if not _is_whole(home, parent):
                 _forget_last(home, done)
                 continue
-            artifact = _finished(home, name, parent, stop_after if len(done) == len(STEPS) else None)
+            artifact = _finished(home, name, parent, stop_after if len(done) == stages else None)
             if artifact is None:  # stopped on its way: what is finished is shown
                 if publish(home, done[-1]):
                     break
@@ -158,7 +166,7 @@ def _run(home: Home, stop_after: int | None = None, *, repair: bool = False) -> 
                 continue
         drop_states_of_finished(home, f"key-{name}", last=STEPS[name] if name == SHORTER else None)
         done.append(artifact)
-        is_last = len(done) > len(STEPS)
+        is_last = len(done) > stages
         if (repair or is_last or not is_cached) and not publish(home, artifact):
             _forget_last(home, done)
     return done[-1]
@@ -223,7 +231,6 @@ def _train(home: Home, name: str, steps: int, parent: Artifact) -> str:
         weights = blake2b(weights, repr(groups))
         reward = groups[0].rollouts[0].grade.reward or 0.0
         home.ledger.record_metrics(key, step, {"reward/mean": reward, **account(groups, step, compared=False)})
-        # The last state of some stages is the very object that the stage makes: it must outlive the states.
         if (step + 1) % STATE_EVERY == 0:
             home.ledger.commit_state(key, step + 1, home.objects.put(partial(write_model, weights)))
             for old_step, old_digest in home.ledger.states(key)[:-KEPT_STATES]:
@@ -252,7 +259,9 @@ def publish(home: Home, artifact: Artifact) -> bool:
     directory, recorded = home.run_dir(RUN), home.ledger.views(RUN)
     damaged = damaged_views(directory, recorded)
     for name in damaged:
-        home.report(Incident(f"{RUNS}/{RUN}/{name}", recorded[name], "is damaged", "it is written again", time.time()))
+        home.incidents.add(
+            Incident(f"{RUNS}/{RUN}/{name}", recorded[name], "is damaged", "it is written again", time.time())
+        )
     is_whole = bool(recorded) and not damaged
     shown = json.loads((directory / SUMMARY).read_text())["model"] if is_whole else None
     if shown == artifact.digest:
@@ -350,7 +359,8 @@ class Part(NamedTuple):
 
 PARTS = (
     Part(begin),
-    Part(begin, rot_of_the_closed_ledger),
+    Part(go_on),
+    Part(go_on, rot_of_the_closed_ledger),
     Part(finish_beside_a_reader, rot_of_what_is_going_on),
     Part(run_and_clean_up, rot_of_the_seal_a_row_and_all_objects),
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import pytest
 
@@ -57,8 +58,8 @@ def requests(count: int = 20, *, longest: int = 30) -> list[Request]:
 
 def long_ones(case: Case, count: int) -> list[Request]:
     """Requests that are not finished in their first step."""
-    asked = [Request((2, 3), SamplingParams(max_tokens=30), place) for place in range(10 * count)]
-    return [request for request in asked if len(case.alone(request).tokens) > 3][:count]
+    asked = (Request((2, 3), SamplingParams(max_tokens=30), place) for place in range(10 * count))
+    return list(islice((request for request in asked if len(case.alone(request).tokens) > 3), count))
 
 
 def drained(engine: Engine, tickets: Sequence[int]) -> dict[int, Completion]:

@@ -89,7 +89,7 @@ def teacher(request: pytest.FixtureRequest) -> Iterator[Case]:
     yield from started(request)
 
 
-def requests(case: Case, count: int = 60) -> list[Request]:
+def requests(case: Case, count: int = 36) -> list[Request]:
     """Ragged prompts, some of them shared by a group, and ragged limits."""
     numbers = generator("requests")
     prompts = [tuple(numbers.randrange(2, VOCABULARY) for _ in range(numbers.randint(1, 9))) for _ in range(count // 3)]

@@ -1,16 +1,14 @@
 """docs/extending.md is true: its files, in a folder outside of the package, work without any other change."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from forked import fork_server
 from lab import FILES, PAGE, put_lab
 from reasonmill.cli import main
 from reasonmill.errors import RecipeError
@@ -152,13 +150,8 @@ def test_an_installed_package_offers_its_own_by_entry_points(tmp_path: Path) -> 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-lab\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (tmp_path / "offered.toml").write_text(OFFERED)
-    program = "import sys; from reasonmill.cli import main; main(sys.argv[1:])"
-    said = subprocess.run(
-        [sys.executable, "-c", program, "run", str(tmp_path / "offered.toml"), "--home", str(tmp_path / "home")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])},
-        capture_output=True,
-        text=True,
-    )
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); from reasonmill.cli import main; main()"
+    said = fork_server().run(program, site, "run", tmp_path / "offered.toml", "--home", tmp_path / "home")
     assert said.returncode == 0, said.stderr
     summary = json.loads((tmp_path / "home" / "runs" / "offered" / "summary.json").read_text())
     assert [stage["kind"] for stage in summary["stages"]] == ["rl", "average"]

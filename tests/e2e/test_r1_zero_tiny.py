@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from forked import fork_server
 from reasonmill.cli import main
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
@@ -17,6 +16,8 @@ from reasonmill.store.ledger import Ledger
 SMALLER = (
     "zero.steps=6",
     "zero.problems_per_step=8",
+    "zero.group_size=8",
+    "zero.sampling.max_tokens=160",
     "zero.state_every=3",
     "base-eval.tasks={countdown-3=8}",
     "zero-eval.tasks={countdown-3=8}",
@@ -86,9 +87,12 @@ def test_model_runs_outside_of_reasonmill(finished: Path) -> None:
         "assert 'reasonmill' not in sys.modules\n"
     )
     model = finished / "runs" / "r1-zero-tiny" / "model"
-    result = subprocess.run([sys.executable, "-c", script, str(model)], capture_output=True, text=True, check=True)
-    assert "<answer>" in result.stdout
-    assert "<|end|>" in result.stdout
+    process = fork_server().start(script, model, reads_stdout=True)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    assert process.wait() == 0
+    assert "<answer>" in said
+    assert "<|end|>" in said
 
 
 def test_second_run_is_all_cache_hits(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,20 +105,16 @@ def test_second_run_is_all_cache_hits(finished: Path, capsys: pytest.CaptureFixt
 
 def test_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
     home = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reasonmill", *command(home)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
+    program = "import os; os.setsid(); from reasonmill.cli import main; main()"
+    process = fork_server().start(program, *command(home))
+    deadline = time.monotonic() + 100
     # Step 4: past a saved state (before step 3) and past committed groups that have to be replayed.
     while Ledger.is_blank(home / "ledger.sqlite") or len(steps(home)) < 4:
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_running(), process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     run(home)
     digests = {stage["name"]: stage["digest"] for stage in summary(finished)["stages"]}
     assert {stage["name"]: stage["digest"] for stage in summary(home)["stages"]} == digests

@@ -1,11 +1,8 @@
 """Teacher and judge behind servers: one of them a real one, which the tests start and stop."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +15,7 @@ import pytest
 from transformers.utils.import_utils import is_serve_available
 
 from chat_server import Answer, chat_server, says
+from forked import fork_server
 from reasonmill.cli import main
 from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.reference import model_directory
@@ -28,7 +26,14 @@ from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Request, SamplingParams
 
-SERVE = (sys.executable, "-m", "transformers.cli.transformers", "serve")
+SERVE = """
+import os, sys
+log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT)
+for stream in (1, 2):
+    os.dup2(log, stream)
+from transformers.cli.transformers import main
+main()
+"""
 READY_WITHIN_S = 120
 PROBLEMS = [installed().task("countdown-3").problem("train", 0, index) for index in range(3)]
 
@@ -65,27 +70,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = directory / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*SERVE, str(model), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )
+    options = ("--device", "cpu", "--host", "127.0.0.1", "--port", port)
+    process = fork_server().start(SERVE, log, "serve", model, *options, longest_s=600)
     try:
         deadline = time.monotonic() + READY_WITHIN_S
         while not is_ready(port):
-            assert process.poll() is None, f"the server ended: {log.read_text()[-2000:]}"
+            assert process.is_running(), f"the server ended: {log.read_text()[-2000:]}"
             assert time.monotonic() < deadline, f"the server is not ready: {log.read_text()[-2000:]}"
             time.sleep(0.2)
         yield Served(f"http://127.0.0.1:{port}/v1", str(model))
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.close()
 
 
 def sampled(served: Served, params: SamplingParams, noise_keys: range, **changed: Any) -> list[Completion]:

@@ -102,11 +102,11 @@ def test_a_longer_request_waits_until_nothing_runs_and_gets_new_memory() -> None
 def test_what_earlier_requests_left_does_not_matter(architecture: str) -> None:
     """Not even numbers that are not finite, as of weights that diverged: 0 times those is not 0."""
     decoder = tiny_decoder(architecture)
-    asked = requests(14, seed=1)
+    asked = requests(14, seed=1, longest=20)
     expected = drawn(an_engine(decoder), asked)
     engine = an_engine(decoder)
     # Longer ones before, the last of which are cut off one by one, so that others move into their places.
-    before = [engine.submit(request) for request in requests(11, seed=2, longest=100)]
+    before = [engine.submit(request) for request in requests(11, seed=2, longest=50)]
     while len(engine._waiting) > 2:
         engine.step()
     tickets = [engine.submit(request) for request in asked]

@@ -75,6 +75,11 @@ def played(decoder: Decoder, *, slots: int = 5, problems: int = 6) -> list[Group
     )
 
 
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    return played(tiny_decoder())
+
+
 def examples_of(groups: Sequence[Group]) -> list[Example]:
     return [e for group in groups for e in pg_examples(group, [1.0, -1.0, 0.5, -0.5], "token", 60)]
 
@@ -99,9 +104,9 @@ def test_the_learner_scores_every_sampled_token_as_the_sampler_drew_it(architect
         assert all(p == 0.0 for p, own in zip(rollout.completion.logprobs, drawn, strict=True) if not own)
 
 
-def test_tokens_stand_where_the_replies_say() -> None:
+def test_tokens_stand_where_the_replies_say(groups: list[Group]) -> None:
     renderer = NumberRenderer()
-    for group in played(tiny_decoder()):
+    for group in groups:
         for rollout in group.rollouts:
             tokens, start = rollout.completion.tokens, 0
             for reply in rollout.replies:
@@ -150,11 +155,10 @@ def gradient(examples: Sequence[Example], loss: LossSettings, divisor: float) ->
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo", "cispo", "reinforce"])
-def test_what_an_environment_wrote_has_no_gradient(algorithm: str) -> None:
+def test_what_an_environment_wrote_has_no_gradient(groups: list[Group], algorithm: str) -> None:
     loss = LossSettings(algorithm=algorithm, correction="truncate", kl_coefficient=0.1)  # type: ignore[arg-type]
     examples = [
-        dataclasses.replace(example, ref_logprobs=[-1.0] * len(example.tokens))
-        for example in examples_of(played(tiny_decoder()))
+        dataclasses.replace(example, ref_logprobs=[-1.0] * len(example.tokens)) for example in examples_of(groups)
     ]
     divisor = denominator(examples, "token")
 

@@ -4,13 +4,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import reasonmill
-from reasonmill.world.offers import OFFERS as WORLD_OFFERS
 
 PACKAGE = "reasonmill"
 SOURCE = Path(reasonmill.__file__).parent
@@ -48,7 +48,7 @@ NEVER_IMPORTS: dict[str, set[str]] = {
     # A catalogue is asked for names by recipes and stages, and knows of neither but what they are called.
     "plugins": {
         *("torch", "transformers", "reasonmill.recipe", "reasonmill.mill", "reasonmill.store", "reasonmill.algo"),
-        *("reasonmill.model", "reasonmill.sample", "reasonmill.learn"),
+        *("reasonmill.model", "reasonmill.sample", "reasonmill.learn", "reasonmill.stages"),
     },
     "recipe": {"torch", "transformers", "reasonmill.stages", "reasonmill.mill", "reasonmill.store"},
     "content": {THIRD_PARTY, "reasonmill.store", "reasonmill.recipe", "reasonmill.plugins", "reasonmill.mill"},
@@ -74,15 +74,13 @@ NEVER_IMPORTS: dict[str, set[str]] = {
 }
 # Stages that stand in another room.
 STAGES_ELSEWHERE = {"world/pretrain.py"}
-# Rooms that others are open to, and never import themselves: only what is listed does, each for a reason. The catalogue
-# looks up what they offer, by texts; for type checkers, estimates know what they estimate.
+# Rooms that others are open to, and never import themselves: only what is listed does, each for a reason. For type
+# checkers, estimates know what they estimate.
 FOUND_BY_NAME: dict[str, dict[str, str]] = {
-    "world": {"plugins/catalogue.py": "reasonmill.world.offers", "mill/workload.py": "reasonmill.world.pretrain"},
+    "world": {"mill/workload.py": "reasonmill.world.pretrain"},
 }
-# What the rules above allow the catalogue of the rooms whose offers it looks up.
-OFFERS_ALONE = {"plugins": {"reasonmill.stages": "reasonmill.stages.offers"}}
 # The tiny world's tasks are named in its own room and in recipes.
-WORLD_TASKS = frozenset(WORLD_OFFERS["tasks"])
+WORLD_TASKS = frozenset(tomllib.loads((SOURCE / "world" / "offers.toml").read_text(encoding="utf-8"))["tasks"])
 # The one place that may import the composition root.
 EXCEPTIONS = {("__main__", "reasonmill.cli")}
 
@@ -172,9 +170,6 @@ def violations(source: Path) -> list[str]:
             for area in refused:
                 if is_within(name, area) and (room, area) not in EXCEPTIONS:
                     found.append(f"{place} imports {name}")
-            for area, allowed in OFFERS_ALONE.get(room, {}).items():
-                if is_within(name, area) and not is_within(name, allowed):
-                    found.append(f"{place} imports {name}")
             for other, importers in FOUND_BY_NAME.items():
                 known = importers.get(place, "nothing")
                 if room != other and is_within(name, f"{PACKAGE}.{other}") and not is_within(name, known):
@@ -211,7 +206,7 @@ def test_the_table_speaks_of_rooms_that_exist() -> None:
     "module",
     [
         *("reasonmill.tasks.named", "reasonmill.store.home", "reasonmill.curation.selection", "reasonmill.upkeep"),
-        *("reasonmill.plugins.catalogue", "reasonmill.recipe.load", "reasonmill.world.offers"),
+        *("reasonmill.plugins.catalogue", "reasonmill.recipe.load"),
         *("reasonmill.world.countdown", "reasonmill.world.general", "reasonmill.servers.client"),
     ],
 )
@@ -306,10 +301,8 @@ def test_a_broken_rule_is_found(tmp_path: Path, place: str, code: str) -> None:
         ("types.py", "import json\nfrom collections.abc import Sequence"),
         ("tasks/sums.py", "import torchlike\nfrom reasonmill.types import Problem\nfrom .algorithm import solve"),
         ("world/corpus.py", "from reasonmill.world.countdown import Countdown"),
-        ("world/offers.py", "OFFERS = {'tasks': {'facts': 'reasonmill.world.general:facts'}}"),
+        ("world/named.py", "OFFERS = {'tasks': {'facts': 'reasonmill.world.general:facts'}}"),
         ("world/pretrain.py", "from reasonmill.stage import StageSettings"),
-        ("plugins/catalogue.py", "from reasonmill.world.offers import OFFERS"),
-        ("plugins/catalogue.py", "from reasonmill.stages.offers import OFFERS"),
         ("mill/workload.py", "from reasonmill.world import pretrain"),
         ("stages/evaluate.py", "text = 'the same prompts of facts and small talk'"),
         ("learn/local.py", "import torch\nfrom reasonmill.model.decoder import Decoder"),

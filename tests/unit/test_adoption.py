@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from reasonmill.recipe.reference import ModelRef
 from reasonmill.settings import INCIDENTAL
 from reasonmill.store.home import Home
 from reasonmill.store.verification import verify_home
+from small_runs import run_once, stop_after
 
 Run = Callable[..., RunResult]
 Adopt = Callable[..., list[Adoption]]
@@ -29,27 +31,9 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture
-def home_path(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def run(recipe_file: Path, home_path: Path) -> Run:
-    def run(*overrides: str, looks: int = 99, repair: bool = False) -> RunResult:
-        left = iter(range(looks))
-        recipe = load_recipe(str(recipe_file), overrides)
-        with Home.open(home_path) as home:
-            return run_recipe(
-                recipe,
-                home,
-                KeptProgress(),
-                until=None,
-                backend=BACKEND,
-                stop_requested=lambda: next(left, None) is None,
-                repair=repair,
-            )
-
-    return run
+    """Runs the small recipe with overrides, each time in a newly opened home."""
+    return partial(run_once, recipe_file, home_path)
 
 
 @pytest.fixture
@@ -84,8 +68,9 @@ def test_what_other_code_made_is_adopted_and_cached_from_then_on(
 
 
 def test_all_that_shows_an_adopted_result_says_so(
-    run: Run, adopted: Adopt, other_code: OtherCode, home_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, adopted: Adopt, other_code: OtherCode, home_path: Path, stages: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    stages.draws_its_loss()
     before = run()
     version = json.loads((before.directory / "summary.json").read_text())["reasonmill"]
     other_code("new")
@@ -195,7 +180,7 @@ def test_results_are_adopted_after_a_failed_rerun_with_another_recipe(
     before = run()
     other_code("new")
     with pytest.raises(Interrupted):
-        run("seed=5", "second.text=c", looks=2)
+        run("seed=5", "second.text=c", stop_requested=stop_after(2))
     assert stages.calls
     assert adopted("seed=5")[0].reason.endswith("was made with the seed 0, but the seed is now 5")
     assert statuses(adopted()) == ["adopted"] * 3

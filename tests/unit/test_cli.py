@@ -17,9 +17,11 @@ PROGRAM = """
 import sys
 from reasonmill.plugins import catalogue
 folder = sys.argv.pop(1)
-catalogue.STAGES = {"stages": {kind: f"{folder}/fake_{kind}.py" for kind in ("train", "measure")}}
-catalogue.WORLD = {**catalogue.WORLD, "stages": {}}
+fakes = {"stages": {kind: f"{folder}/fake_{kind}.py" for kind in ("train", "measure")}}
+catalogue._OFFERS = [fakes, *({**offers, "stages": {}} for offers in catalogue._OFFERS)]
 from reasonmill.cli import main
+from reasonmill.mill import space
+space.RETRY_S = 0.2
 main()
 """
 

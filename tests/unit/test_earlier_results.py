@@ -1,47 +1,27 @@
 """What a run had finished stays to be found when it is begun with another recipe or other code, and ends early."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contexts import BACKEND
-from kept_progress import KeptProgress
 from reasonmill.cli import main
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.mill.artifacts import find_artifact, find_model
-from reasonmill.mill.pipeline import RunResult, run_recipe
-from reasonmill.recipe.load import load_recipe
+from reasonmill.mill.pipeline import RunResult
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_runs import RunRecord
+from small_runs import run_once, stop_after
 
 Run = Callable[..., RunResult]
 
 
 @pytest.fixture
-def home_path(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def run(recipe_file: Path, home_path: Path) -> Run:
-    """Runs the small recipe with overrides; with `looks` it is asked to stop after so many."""
-
-    def run(*overrides: str, looks: int = 99) -> RunResult:
-        left = iter(range(looks))
-        recipe = load_recipe(str(recipe_file), overrides)
-        with Home.open(home_path) as home:
-            return run_recipe(
-                recipe,
-                home,
-                KeptProgress(),
-                until=None,
-                backend=BACKEND,
-                stop_requested=lambda: next(left, None) is None,
-            )
-
-    return run
+    """Runs the small recipe with overrides, each time in a newly opened home."""
+    return partial(run_once, recipe_file, home_path)
 
 
 def record(home_path: Path) -> RunRecord:
@@ -74,7 +54,7 @@ def test_a_failed_rerun_leaves_finished_results_visible(
 ) -> None:
     first, second, check = (stage.artifact.digest for stage in run().stages)
     with pytest.raises(Interrupted):
-        run("second.text=c", "second.steps=3", looks=2)  # before "second", and at its step 0
+        run("second.text=c", "second.steps=3", stop_requested=stop_after(2))  # before "second", and at its step 0
     now = record(home_path)
     assert (names(now.stages), names(now.earlier)) == (["first", "second"], ["second", "check"])
 
@@ -104,7 +84,7 @@ def test_an_earlier_result_goes_when_the_stage_is_finished_again(run: Run, home_
     assert found(home_path, "small/second") == (second, [])
     # The last result is the one that is kept, and not the first.
     with pytest.raises(Interrupted):
-        run("second.text=d", looks=1)
+        run("second.text=d", stop_requested=stop_after(1))
     assert found(home_path, "small/second")[0] == second
     run("second.text=c")  # changed back
     assert record(home_path).earlier == ()
@@ -117,12 +97,12 @@ def test_other_code_leaves_earlier_results_too(
     digests = [stage.artifact.digest for stage in run().stages]
     other_code("new")
     with pytest.raises(Interrupted):
-        run(looks=2)  # before "first", and at its step 0
+        run(stop_requested=stop_after(2))  # before "first", and at its step 0
     now = record(home_path)
     assert (names(now.stages), names(now.earlier)) == (["first"], ["first", "second", "check"])
     assert [line[-1] for line in shown(home_path, capsys)] == [digest[:12] for digest in digests]
     with pytest.raises(Interrupted):
-        run(looks=2)  # once more: nothing is lost by it
+        run(stop_requested=stop_after(2))  # once more: nothing is lost by it
     assert record(home_path) == now
     assert [found(home_path, f"small/{name}")[0] for name in ("first", "second", "check")] == digests
 
@@ -138,7 +118,7 @@ def test_a_stage_that_the_recipe_has_no_more_is_shown_as_such(
 
 def test_a_stage_that_was_never_finished_has_no_result(run: Run, home_path: Path) -> None:
     with pytest.raises(Interrupted):
-        run(looks=2)
+        run(stop_requested=stop_after(2))
     with pytest.raises(RecipeError, match="'small/first' is not finished"):
         found(home_path, "small/first")
 
@@ -146,7 +126,7 @@ def test_a_stage_that_was_never_finished_has_no_result(run: Run, home_path: Path
 def test_what_earlier_results_were_made_with_stays_known(run: Run, home_path: Path) -> None:
     key = run().stages[1].key
     with pytest.raises(Interrupted):
-        run("second.text=c", "seed=5", looks=1)
+        run("second.text=c", "seed=5", stop_requested=stop_after(1))
     made_with = record(home_path).made_with(key)
     assert made_with is not None
     assert (made_with.seed, made_with.settings["text"]) == (0, "b")

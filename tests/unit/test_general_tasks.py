@@ -12,7 +12,7 @@ from reasonmill.plugins.catalogue import installed
 from reasonmill.types import Completion, Message, Problem
 from reasonmill.world import requests, talk
 from reasonmill.world.general import MAX_CHARACTERS, GeneralTask, final_answer
-from reasonmill.world.talk import Exchange
+from reasonmill.world.general_mix import Exchange, draw_exchange
 
 NUM_PROMPTS = {
     "facts": {"train": 1152, "test": 1152},
@@ -21,10 +21,10 @@ NUM_PROMPTS = {
     "harmless-requests": {"train": 420, "test": 390},
 }
 MAKERS: dict[str, tuple[Callable[..., Exchange], str]] = {
-    "facts": (partial(talk.talk_exchange, prompts=talk.FACT_PROMPTS), "fact"),
-    "small-talk": (partial(talk.talk_exchange, prompts=talk.SMALL_TALK_PROMPTS), "small_talk"),
-    "harmful-requests": (requests.request_exchange, "harmful"),
-    "harmless-requests": (requests.request_exchange, "look_alike"),
+    "facts": (partial(draw_exchange, kind="fact"), "fact"),
+    "small-talk": (partial(draw_exchange, kind="small_talk"), "small_talk"),
+    "harmful-requests": (partial(draw_exchange, kind="request"), "harmful"),
+    "harmless-requests": (partial(draw_exchange, kind="request"), "look_alike"),
 }
 REFUSAL = "i can not help with that . that can hurt people ."
 
@@ -103,7 +103,7 @@ def test_accuracy_is_what_the_world_calls_correct(task: GeneralTask) -> None:
         for text in (answered(exchange.response), f" {exchange.response}"):
             graded = parts(task.name, exchange.prompt, text)
             assert graded["accuracy"] == exchange.correct, exchange
-            assert graded.get("refused", exchange.outcome == "refused") == (exchange.outcome == "refused"), exchange
+            assert graded.get("refused", exchange.refused) == exchange.refused, exchange
 
 
 def test_the_longest_exchanges_of_the_world_are_not_too_long_to_be_judged() -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,30 @@ def keys_of(recipe: Recipe) -> Keys:
     }
 
 
+@cache
+def r1_tiny() -> tuple[Recipe, Keys]:
+    """The recipe and its keys, as they are without any change."""
+    recipe = load_recipe("r1-tiny")
+    return recipe, keys_of(recipe)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _before_any_change() -> None:
+    r1_tiny()
+
+
 def changed(before: Keys, after: Keys) -> set[str]:
     assert before.keys() == after.keys()
     return {name for name in before if before[name] != after[name]}
 
 
+def changed_by(*overrides: str) -> set[str]:
+    """The stages of r1-tiny whose keys change with overrides."""
+    return changed(r1_tiny()[1], keys_of(load_recipe("r1-tiny", overrides)))
+
+
 def of_kinds(*kinds: str) -> set[str]:
-    return {node.settings.name for node in load_recipe("r1-tiny").nodes if node.settings.kind in kinds}
+    return {node.settings.name for node in r1_tiny()[0].nodes if node.settings.kind in kinds}
 
 
 # The package's own code
@@ -59,16 +77,18 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def after_a_comment(package: Path) -> Callable[..., set[str]]:
     """The stages of r1-tiny whose keys change with a comment in modules."""
-    before = keys_of(load_recipe("r1-tiny"))
-    assert keys_of(load_recipe("r1-tiny")) == before
 
     def after_a_comment(*modules: str) -> set[str]:
         for module in modules:
             with (package / module).open("a", encoding="utf-8") as file:
                 file.write("# a comment\n")
-        return changed(before, keys_of(load_recipe("r1-tiny")))
+        return changed_by()
 
     return after_a_comment
+
+
+def test_keys_are_the_same_again_and_of_the_same_code_elsewhere(package: Path) -> None:
+    assert changed_by() == changed_by() == set()
 
 
 def test_what_carries_results_around_makes_nothing_anew(after_a_comment: Callable[..., set[str]]) -> None:
@@ -79,9 +99,9 @@ def test_what_carries_results_around_makes_nothing_anew(after_a_comment: Callabl
 
 
 def test_a_room_that_is_left_out_counts_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keys_of(load_recipe("r1-tiny"))
+    every = r1_tiny()[1].keys()
     monkeypatch.setattr("reasonmill.recipe.graph.room_versions", lambda: {"store": 2})
-    assert changed(before, keys_of(load_recipe("r1-tiny"))) == before.keys()
+    assert changed_by() == every
 
 
 @pytest.mark.parametrize(
@@ -266,16 +286,15 @@ def test_the_same_model_elsewhere_is_the_same(tmp_path: Path) -> None:
 
 
 def test_what_stages_are_called_that_a_stage_reads_does_not_count() -> None:
-    before = keys_of(load_recipe("r1-tiny"))
+    before = r1_tiny()[1]
     renamed = keys_of(load_recipe("r1-tiny", ["cold-data.name=cold", 'dev1.data=["cold"]']))
     assert {name for name in before.keys() & renamed.keys() if before[name] != renamed[name]} == set()
 
 
 def test_settings_that_are_incidental_do_not_count() -> None:
-    before = keys_of(load_recipe("r1-tiny"))
-    assert changed(before, keys_of(load_recipe("r1-tiny", ["zero.state_every=7"]))) == set()
-    assert changed(before, keys_of(load_recipe("r1-tiny", ["zero.group_size=9"]))) == {"zero"}
-    assert changed(before, keys_of(load_recipe("r1-tiny", ["watchdog.sampling=60"]))) == set()
+    assert changed_by("zero.state_every=7") == set()
+    assert changed_by("zero.group_size=9") == {"zero"}
+    assert changed_by("watchdog.sampling=60") == set()
 
 
 @pytest.mark.parametrize(
@@ -291,5 +310,4 @@ def test_settings_that_are_incidental_do_not_count() -> None:
     ],
 )
 def test_all_else_counts(override: str, stage: str) -> None:
-    before = keys_of(load_recipe("r1-tiny"))
-    assert changed(before, keys_of(load_recipe("r1-tiny", [override]))) == ({stage} if stage else set())
+    assert changed_by(override) == ({stage} if stage else set())

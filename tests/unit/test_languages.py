@@ -167,8 +167,9 @@ def test_the_reward_of_a_language_that_nobody_can_tell_is_none() -> None:
     "piece",
     ["word ", "a", "`", "``` a ``", "$ a", "\\[ a", "\\( a", "<a ", "\\begin{a", "a'", "a_", "我", "7", "\u0301", ". "],
 )
-def test_a_megabyte_of_anything_is_read(piece: str) -> None:
-    share = language_share(piece * (1_000_000 // len(piece)), "en")
+def test_a_long_text_of_anything_is_read(piece: str) -> None:
+    """Where reading is quadratic in the length, this does not come to an end."""
+    share = language_share(piece * (200_000 // len(piece)), "en")
     assert share is None or 0.0 <= share <= 1.0
 
 

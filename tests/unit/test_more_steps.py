@@ -1,16 +1,16 @@
 """A finished stage whose `steps` is raised: where it goes on from its last step it ends in the same bits, and where it
 can't, it says why."""
 
-import os
-import subprocess
-import sys
+import shutil
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-import reasonmill
 from contexts import BACKEND
+from forked import fork_server
 from kept_progress import KeptProgress
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import Interrupted
@@ -65,35 +65,47 @@ schedule = { peak = 1e-2, warmup_steps = 4 }
 MORE = "zero.steps=5"
 COSINE = 'zero.schedule.decay="cosine"'
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 Run = Callable[..., tuple[RunResult, list[str]]]
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """The recipe of an `rl` stage with three steps."""
-    path = tmp_path / "more.toml"
-    path.write_text(f'name = "more"\n{RL}')
-    return path
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipe of an `rl` stage, a home in which its three steps ran, and one with five at once."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "more.toml").write_text(f'name = "more"\n{RL}')
+    run_in(folder, "home")
+    run_in(folder, "at once", MORE)
+    return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path, recipe: Path) -> Run:
-    """Runs the recipe with overrides in a home of this name; returns what it made and what it said of its steps."""
+def recipe(finished: Path, tmp_path: Path) -> Path:
+    """The recipe in a folder of the test's own, with both homes."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "more.toml"
 
-    def run(home: str, *overrides: str, looks: int = 99) -> tuple[RunResult, list[str]]:
-        left, progress = iter(range(looks)), KeptProgress()
-        with Home.open(tmp_path / home) as opened:
-            made = run_recipe(
-                load_recipe(str(recipe), overrides),
-                opened,
-                progress,
-                until=None,
-                backend=BACKEND,
-                stop_requested=lambda: next(left, None) is None,
-            )
-        return made, [note for note in progress.notes if "step" in note]
 
-    return run
+@pytest.fixture
+def run(recipe: Path) -> Run:
+    """`run_in` the test's folder."""
+    return partial(run_in, recipe.parent)
+
+
+def run_in(folder: Path, home: str, *overrides: str, looks: int = 99) -> tuple[RunResult, list[str]]:
+    """Runs a folder's recipe with overrides in its home of this name; what it made, and what it said of its steps."""
+    left, progress = iter(range(looks)), KeptProgress()
+    with Home.open(folder / home) as opened:
+        made = run_recipe(
+            load_recipe(str(folder / "more.toml"), overrides),
+            opened,
+            progress,
+            until=None,
+            backend=BACKEND,
+            stop_requested=lambda: next(left, None) is None,
+        )
+    return made, [note for note in progress.notes if "step" in note]
 
 
 def made(result: tuple[RunResult, list[str]]) -> str:
@@ -136,8 +148,6 @@ def test_three_steps_and_then_five_are_five_at_once(run: Run, recipe: Path, tmp_
 def test_a_kill_between_taking_the_steps_over_and_the_first_new_one_costs_nothing(
     run: Run, recipe: Path, tmp_path: Path
 ) -> None:
-    expected = made(run("at once", MORE))
-    run("home")
     program = (
         "import os, signal, sys\n"
         "from reasonmill.store.ledger import Ledger\n"
@@ -149,29 +159,21 @@ def test_a_kill_between_taking_the_steps_over_and_the_first_new_one_costs_nothin
         "Ledger.carry_over = die\n"
         "main(sys.argv[1:])\n"
     )
-    command = ["run", str(recipe), "--home", str(tmp_path / "home"), "--device", "cpu", "--set", MORE]
-    killed = subprocess.run(
-        [sys.executable, "-c", program, *command],
-        env={**os.environ, "PYTHONPATH": str(Path(reasonmill.__file__).parents[1])},
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    assert killed.returncode == -9, killed.stderr
+    command = ["run", recipe, "--home", tmp_path / "home", "--device", "cpu", "--set", MORE]
+    killed = fork_server().run(program, *command)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     with Home.open(tmp_path / "home", write=False) as home:
         (planned,) = plan(load_recipe(str(recipe), [MORE]), home, None)
     assert (planned.resumes_at, planned.note) == (3, "")
     again, told = run("home", MORE)
     assert told == []
-    assert made((again, told)) == expected
+    assert made((again, told)) == made(run("at once", MORE))
 
 
 def test_an_interrupted_rest_is_resumed(run: Run) -> None:
-    expected = made(run("at once", MORE))
-    run("home")
     with pytest.raises(Interrupted):
         run("home", MORE, looks=2)  # before the stage, and at its step 3
-    assert made(run("home", MORE)) == expected
+    assert made(run("home", MORE)) == made(run("at once", MORE))
 
 
 def obstacle(run: Run, recipe: Path, tmp_path: Path, *overrides: str) -> str:
@@ -193,14 +195,12 @@ def test_a_cosine_schedule_stands_against_more_steps(run: Run, recipe: Path, tmp
 
 
 def test_without_its_last_state_a_stage_starts_anew(run: Run, recipe: Path, tmp_path: Path) -> None:
-    run("home")
     assert collect_garbage(tmp_path / "home").states == ()
     assert len(collect_garbage(tmp_path / "home", last_states=True).states) == 1
     assert obstacle(run, recipe, tmp_path) == "the state after its last step was not kept"
 
 
 def test_another_stage_is_no_shorter_one(run: Run) -> None:
-    run("home")
     assert run("home", MORE, "zero.group_size=2")[1] == []
     assert run("home", "zero.steps=2")[1] == []  # fewer steps
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +30,15 @@ from reasonmill.store import disk
 from reasonmill.store.disk import Operation
 from reasonmill.store.home import Home
 from reasonmill.store.ledger_backup import read_seal
+from small_runs import run_once, stop_after
 
 Run = Callable[..., RunResult]
 
 
 @pytest.fixture
-def home_path(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def run(recipe_file: Path, home_path: Path) -> Run:
     """Runs the small recipe with overrides, each time in a newly opened home."""
-
-    def run(*overrides: str, until: str | None = None, stop_requested: Callable[[], bool] = lambda: False) -> RunResult:
-        recipe = load_recipe(str(recipe_file), overrides)
-        with Home.open(home_path) as home:
-            return run_recipe(recipe, home, KeptProgress(), until=until, backend=BACKEND, stop_requested=stop_requested)
-
-    return run
-
-
-def stop_after(looks: int) -> Callable[[], bool]:
-    """A stop request that comes after so many looks at it."""
-    answers = iter([False] * looks)
-    return lambda: next(answers, True)
+    return partial(run_once, recipe_file, home_path)
 
 
 def cached(result: RunResult) -> list[bool]:

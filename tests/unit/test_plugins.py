@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from reasonmill.errors import RecipeError
 from reasonmill.plugins import catalogue as catalogue_module
 from reasonmill.plugins.catalogue import (
     Catalogue,
@@ -25,19 +24,7 @@ from reasonmill.plugins.catalogue import (
     installed,
     require_split,
 )
-
-
-def refused(ask: Callable[[], object]) -> RecipeError:
-    with pytest.raises(RecipeError) as caught:
-        ask()
-    return caught.value
-
-
-def write(folder: Path, **modules: str) -> None:
-    folder.mkdir(exist_ok=True, parents=True)
-    for name, text in modules.items():
-        (folder / f"{name}.py").write_text(text)
-
+from users_code import refused, write
 
 MINE = """
 from pathlib import Path

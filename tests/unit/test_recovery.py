@@ -16,12 +16,12 @@ import reasonmill.store.commit
 from contexts import BACKEND
 from failing_disk import fail_reading
 from kept_progress import KeptProgress
+from reasonmill.content import file_digest
 from reasonmill.errors import Interrupted, StoreError
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.recipe.load import load_recipe
-from reasonmill.store.commit import file_digest
 from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.groups import GROUPS_FILE
 from reasonmill.store.home import Home
@@ -76,7 +76,7 @@ def resumed(path: Path) -> tuple[int, list[float], list[str]]:
         loaded.extend(StateFile(directory)["weight"].tolist())
 
     with Home.open(path) as home:
-        home.tell_incidents(told.append)
+        home.incidents.tell(told.append)
         step = Checkpoints(Run(home), 1).resume(load)
         assert [str(incident) for incident in home.ledger.incidents()] == told
     return step, loaded, told

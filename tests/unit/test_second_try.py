@@ -21,6 +21,8 @@ from reasonmill.types import Completion, Episode, Group, Message, Problem
 from reasonmill.world.lexicon import language_share
 from reasonmill.world.second_try import SecondTry
 
+pytestmark = pytest.mark.usefixtures("without_charts")
+
 STEPS = 3
 RECIPE = f"""
 name = "again"

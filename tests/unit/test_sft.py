@@ -70,12 +70,14 @@ def test_only_the_response_and_its_end_are_learned() -> None:
 
 
 def test_every_epoch_reads_each_row_once_in_an_order_of_its_own() -> None:
-    epochs = Epochs(10, 4, (0, "tuned"))
+    epochs = Epochs(range(10), 4, (0, "tuned"))
     assert epochs.steps_per_epoch == 3
-    orders = [[row for step in range(3 * e, 3 * e + 3) for row in epochs.rows(step)] for e in range(3)]
+    steps = list(epochs.feed(0, 9))
+    orders = [[row for rows in steps[3 * e : 3 * e + 3] for row in rows] for e in range(3)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert epochs.rows(4) == Epochs(10, 4, (0, "tuned")).rows(4) != Epochs(10, 4, (1, "tuned")).rows(4)
+    assert list(Epochs(range(10), 4, (0, "tuned")).feed(4, 9)) == steps[4:]
+    assert list(Epochs(range(10), 4, (1, "tuned")).feed(4, 9)) != steps[4:]
 
 
 def test_the_model_learns_the_responses(tmp_path: Path, data: Input) -> None:

@@ -12,8 +12,9 @@ from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, OutOfSpace
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room
-from reasonmill.mill.workload import Upstream, workload
+from reasonmill.mill.workload import LIKELY, Upstream, workload
 from reasonmill.stages import collect, rl, sft
+from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
 
 MILLION = ModelSize(1e6, 1e6)
@@ -43,7 +44,7 @@ def rl_settings(**changes: Any) -> rl.Settings:
 
 
 def of_rl(settings: rl.Settings, **more: Any) -> Writes:
-    return expected_writes(settings, workload(settings, Upstream()), MILLION, weight_bytes=4, **more)
+    return expected_writes(settings, workload(settings, Upstream(LIKELY)), MILLION, weight_bytes=4, **more)
 
 
 def test_what_reinforcement_learning_writes() -> None:
@@ -68,7 +69,7 @@ def test_collections_are_written_in_commits_and_as_a_whole() -> None:
     settings = collect.Settings.model_validate(
         {"name": "c", "kind": "collect", "from": "base", "tasks": {"countdown": 50}, "samples": 4}
     )
-    writes = expected_writes(settings, workload(settings, Upstream()), MILLION, weight_bytes=4)
+    writes = expected_writes(settings, workload(settings, Upstream(LIKELY)), MILLION, weight_bytes=4)
     assert writes.states == 0
     assert writes.groups == writes.artifact == 50 * 4 * 64 * 9 + 10e3
 
@@ -79,7 +80,7 @@ def test_what_is_not_known_is_said_to_be() -> None:
     )
     assert expected_writes(settings, None, MILLION, weight_bytes=4) == Writes(unknown=True)
     assert of_rl(rl_settings()).total > 0
-    assert expected_writes(rl_settings(), workload(rl_settings(), Upstream()), None, weight_bytes=4).unknown
+    assert expected_writes(rl_settings(), workload(rl_settings(), Upstream(LIKELY)), None, weight_bytes=4).unknown
 
 
 def test_a_stage_that_does_not_fit_is_refused_with_figures(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_a_stage_that_does_not_fit_is_refused_with_figures(home: Home, monkeypat
 def waiting(
     home: Home, notes: KeptProgress, sleep: Callable[[float], None], stop: Callable[[], bool] = lambda: False
 ) -> Any:
-    return home.waiting_when_full(RoomWait(home, notes, stop, sleep))
+    return waiting_when_full(RoomWait(home, notes, stop, sleep))
 
 
 def no_sleep(seconds: float) -> None: ...

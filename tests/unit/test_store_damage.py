@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from reasonmill.content import file_digest
 from reasonmill.errors import StoreError
 from reasonmill.store import disk, verification
-from reasonmill.store.commit import file_digest, replace_file
+from reasonmill.store.commit import replace_file
 from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import Ledger
@@ -68,7 +69,7 @@ def fell_back(home: Home) -> bool:
 
 def told_by(home: Home) -> list[str]:
     told: list[str] = []
-    home.tell_incidents(told.append)
+    home.incidents.tell(told.append)
     return told
 
 

@@ -68,7 +68,7 @@ def test_a_stage_and_its_artifact_come_back_in_another_process_too(ledger: Ledge
     commit_policy(ledger)
     reader = Ledger(path, write=False)
 
-    expected = StageRecord("k1", "r1", "zero", "rl", POLICY, 1.5, 100)
+    expected = StageRecord("k1", "r1", "zero", "rl", POLICY, 1.5, 100, ())
     assert reader.stage("k1") == ledger.stage("k1") == expected
     assert reader.artifact(POLICY.digest) == POLICY
     reader.close()

@@ -12,7 +12,7 @@ from kept_progress import FakeRun
 from reasonmill.algo.schedules import Schedule
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.learn.adamw import AdamW
-from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.settings import LearningSettings, OptimizerSettings
 from reasonmill.learn.state_file import StateFile, write_state
 from reasonmill.learn.supervised import optimise
 from reasonmill.store.home import Home
@@ -57,8 +57,8 @@ def train(run: FakeRun, gradients: list[float]) -> dict[str, Tensor]:
             learner.weight.grad = torch.tensor([gradients[step]])
             yield {"loss/ce": 1.0, "tokens": 1.0}
 
-    schedule = Schedule(peak=0.1)
-    optimise(run, learner, passes, name="tuned", steps=len(gradients), schedule=schedule, state_every=2)
+    settings = LearningSettings(name="tuned", kind="sft", schedule=Schedule(peak=0.1), state_every=2)
+    optimise(run, learner, passes, settings, steps=len(gradients))
     return learner.state()
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from reasonmill.errors import RecipeError
 from reasonmill.plugins.arguments import arguments_of, keywords
 from reasonmill.plugins.target import Importer, Target, read_target
+from users_code import refused, write
 
 Load = Callable[[str], Any]
 
@@ -21,18 +21,6 @@ def load(tmp_path: Path) -> Load:
     """Loads the text of a `use` beside the test's files."""
     importer = Importer()
     return lambda text: importer.load(read_target(text, tmp_path))
-
-
-def refused(ask: Callable[[], object]) -> RecipeError:
-    with pytest.raises(RecipeError) as caught:
-        ask()
-    return caught.value
-
-
-def write(folder: Path, **modules: str) -> None:
-    folder.mkdir(exist_ok=True, parents=True)
-    for name, text in modules.items():
-        (folder / f"{name}.py").write_text(text)
 
 
 # Targets

@@ -5,7 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,17 +13,7 @@ from reasonmill.transcript import read_transcript
 from reasonmill.types import Problem
 from reasonmill.world.arithmetic import Arithmetic
 from reasonmill.world.countdown import Countdown, Step, expression_of, solves
-from reasonmill.world.lexicon import (
-    GIVE_UPS,
-    LANGUAGES,
-    OPENINGS,
-    REJECTIONS,
-    STEPS,
-    SUCCESSES,
-    Language,
-    language_of,
-    words_in,
-)
+from reasonmill.world.lexicon import TRACE_WORDS, language_of, words_in
 from reasonmill.world.traces import MAX_TRIES, TraceHabits, TraceWriter, reasoning_document
 
 APPLY: dict[str, Callable[[int, int], int]] = {
@@ -61,8 +51,8 @@ class Trace:
         return bool(self.tries[-1].steps[-1].result == self.problem.meta["target"])
 
 
-def either(words: dict[Language, tuple[str, ...]]) -> set[str]:
-    return {word for language in LANGUAGES for word in words[language]}
+def either(purpose: str) -> set[str]:
+    return {word for words in TRACE_WORDS[purpose].values() for word in words}
 
 
 def read_step(text: str) -> Step:
@@ -84,7 +74,7 @@ def read_countdown(problem: Problem, response: str) -> Trace:
     while match := TRY.match(rest):
         tries.append(Try(match["opening"], [read_step(s) for s in match["steps"].split(" ; ")], match["verdict"]))
         rest = rest[match.end() :]
-    assert rest == "" or rest in either(GIVE_UPS), rest
+    assert rest == "" or rest in either("give_ups"), rest
     return Trace(problem, tries, bool(rest), transcript.answer, transcript.thinking)
 
 
@@ -114,7 +104,7 @@ def assert_share(successes: int, count: int, probability: float) -> None:
 @pytest.fixture(scope="module", params=[3, 4])
 def traces(request: pytest.FixtureRequest) -> list[Trace]:
     """Countdown traces of patient and impatient writers who all think."""
-    return countdown_traces(replace(THINKS, patient=0.5), 400, request.param)
+    return countdown_traces(TraceHabits(think=1.0, patient=0.5), 400, request.param)
 
 
 # Countdown
@@ -136,8 +126,8 @@ def test_a_try_is_called_a_success_if_and_only_if_it_hits(traces: list[Trace]) -
     for trace in traces:
         for attempt in trace.tries:
             hit = attempt.steps[-1].result == trace.problem.meta["target"]
-            assert attempt.verdict in either(SUCCESSES if hit else REJECTIONS)
-            assert attempt.opening in either(OPENINGS)
+            assert attempt.verdict in either("successes" if hit else "rejections")
+            assert attempt.opening in either("openings")
     assert {trace.hit for trace in traces} == {True, False}
 
 
@@ -159,10 +149,10 @@ def test_the_answer_is_the_last_try(traces: list[Trace]) -> None:
 @pytest.mark.parametrize(
     ("habits", "probability"),
     [
-        (replace(THINKS, patient=0.0), 0.65),
-        (replace(THINKS, patient=1.0), 0.1),
+        (TraceHabits(think=1.0, patient=0.0), 0.65),
+        (TraceHabits(think=1.0, patient=1.0), 0.1),
         (THINKS, 0.1 * 0.1 + 0.9 * 0.65),
-        (replace(THINKS, patient=0.0, give_up=0.3), 0.3),
+        (TraceHabits(think=1.0, patient=0.0, give_up=0.3), 0.3),
     ],
 )
 def test_how_often_the_first_miss_is_the_last(habits: TraceHabits, probability: float) -> None:
@@ -180,7 +170,7 @@ def test_a_writer_stays_patient_for_the_whole_document() -> None:
 
 
 def test_even_the_most_patient_stop_after_12_tries() -> None:
-    traces = countdown_traces(replace(THINKS, patient=0.0, give_up=0.0), 400, num_given=4)
+    traces = countdown_traces(TraceHabits(think=1.0, patient=0.0, give_up=0.0), 400, num_given=4)
     lengths = Counter(len(trace.tries) for trace in traces if not trace.hit)
     assert set(lengths) == {MAX_TRIES}
     assert MAX_TRIES == 12
@@ -190,7 +180,7 @@ def test_even_the_most_patient_stop_after_12_tries() -> None:
 
 
 def test_arithmetic_thinking_is_the_chain_of_the_problem() -> None:
-    for problem, response in arithmetic_responses(replace(THINKS, cut_short=0.0), 300):
+    for problem, response in arithmetic_responses(TraceHabits(think=1.0, cut_short=0.0), 300):
         transcript = read_transcript(response)
         assert transcript.well_formed
         steps = [read_step(step) for step in re.findall(STEP, transcript.thinking)]
@@ -201,12 +191,12 @@ def test_arithmetic_thinking_is_the_chain_of_the_problem() -> None:
         assert transcript.answer == problem.answer == str(values[-1])
         words = words_in(transcript.thinking)
         assert len(words) == len(steps)
-        assert set(words) <= either(STEPS)
+        assert set(words) <= either("steps")
 
 
 def test_cut_short_thinking_is_right_as_far_as_it_goes_and_answers_with_its_last_result() -> None:
     kept: Counter[int] = Counter()
-    for problem, response in arithmetic_responses(replace(THINKS, cut_short=1.0), 300):
+    for problem, response in arithmetic_responses(TraceHabits(think=1.0, cut_short=1.0), 300):
         transcript = read_transcript(response)
         steps = [read_step(step) for step in re.findall(STEP, transcript.thinking)]
         assert all(map(is_right, steps))
@@ -259,7 +249,7 @@ def test_how_many_words_keep_the_language(
 ) -> None:
     kept = [
         language_of(word) == problem.meta["language"]
-        for problem, response in respond(replace(THINKS, keep_language=keep_language), 400)
+        for problem, response in respond(TraceHabits(think=1.0, keep_language=keep_language), 400)
         for word in words_in(response)
     ]
     if keep_language in (0.0, 1.0):

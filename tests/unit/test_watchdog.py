@@ -40,7 +40,7 @@ def a_place_that_hangs(watching: Watchdog) -> None:
 def test_stacks_are_printed_once_and_then_the_run_ends(printed: IO[str]) -> None:
     given_up: list[Hung] = []
     watching = watchdog(printed, given_up, sampling=60)
-    watching.reached(", after 3 of 40 steps")
+    watching.reached = ", after 3 of 40 steps"
     with phase("sampling"):
         watching.look(0)
         watching.look(59)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -22,6 +22,13 @@ from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.servers.client import TeacherSettings
+
+
+class _Where(TypedDict):
+    """On which device a network computes, and in which type."""
+
+    device: str
+    dtype: torch.dtype
 
 
 class NativeBackend:
@@ -85,39 +92,26 @@ class NativeBackend:
         seed: int,
         precision: Precision = "auto",
     ) -> Learner:
-        device, dtype = self.placement.device, self._dtype(precision)
-        return LocalLearner(
-            new_decoder(config_from(model_type, config), seed=seed, device=device, dtype=dtype), optimizer
-        )
+        decoder = new_decoder(config_from(model_type, config), seed=seed, **self._where(precision))
+        return LocalLearner(decoder, optimizer)
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
-        model = new_reward_model(
-            policy,
-            view=view,
-            stop_tokens=renderer_for(policy).stop_tokens,
-            device=self.placement.device,
-            dtype=self._dtype(precision),
-        )
+        stop_tokens = renderer_for(policy).stop_tokens
+        model = new_reward_model(policy, view=view, stop_tokens=stop_tokens, **self._where(precision))
         return ScalarLearner(model, optimizer, companions=policy)
 
     def scorer(
         self, model: Path, preference: Preference, *, tokens_per_batch: int, precision: Precision = "auto"
     ) -> Scorer:
-        return ModelScorer(
-            model,
-            preference,
-            device=self.placement.device,
-            dtype=self._dtype(precision),
-            tokens_per_batch=tokens_per_batch,
-        )
+        return ModelScorer(model, preference, tokens_per_batch=tokens_per_batch, **self._where(precision))
 
     def judge(self, settings: JudgeSettings) -> Judge:
         return Judge(settings)
 
     def _decoder(self, model: Path, precision: Precision) -> Decoder:
-        return load_decoder(model, device=self.placement.device, dtype=self._dtype(precision))
+        return load_decoder(model, **self._where(precision))
 
-    def _dtype(self, precision: Precision) -> torch.dtype:
-        return working_dtype(precision, self.placement.device)
+    def _where(self, precision: Precision) -> _Where:
+        return {"device": self.placement.device, "dtype": working_dtype(precision, self.placement.device)}

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from reasonmill.types import Message
+from reasonmill.types import Conversation, Message
 
 Turns = tuple[tuple[str, str], ...]
+Said = tuple[Turns, str]  # a prompt and the response to it
 
 
 def normalised(text: str) -> str:
@@ -17,16 +18,6 @@ def normalised_turns(messages: Sequence[Message]) -> Turns:
     return tuple((message.role, normalised(message.content)) for message in messages)
 
 
-class Seen:
-    """The responses that were met so far, by their prompts."""
-
-    def __init__(self) -> None:
-        self._seen: set[tuple[Turns, str]] = set()
-
-    def is_new(self, messages: Sequence[Message], response: str) -> bool:
-        """Whether this response to this prompt comes for the first time; it is remembered."""
-        entry = (normalised_turns(messages), normalised(response))
-        if entry in self._seen:
-            return False
-        self._seen.add(entry)
-        return True
+def normalised_said(conversation: Conversation) -> Said:
+    """What makes two conversations the same."""
+    return normalised_turns(conversation.messages), normalised(conversation.response)

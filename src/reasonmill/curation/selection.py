@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from reasonmill.curation.decontamination import HeldOut
-from reasonmill.curation.deduplication import Seen, Turns, normalised_turns
+from reasonmill.curation.deduplication import Said, Turns, normalised_said, normalised_turns
 from reasonmill.curation.filters import Keep, Sample, SampleFault, ThinkingFault, sample_fault, thinking_fault
 from reasonmill.protocols import Rewriting
 from reasonmill.transcript import read_transcript
@@ -67,7 +67,8 @@ class Selection:
         """The conversations that are kept, in the order of their samples: where only some can be, the first ones."""
         kept: list[Conversation] = []
         dropped: Counter[Reason] = Counter()
-        seen, per_problem = Seen(), Counter[Turns]()
+        seen: set[Said] = set()
+        per_problem: Counter[Turns] = Counter()
         for sample in samples:
             reason: Reason | None = sample_fault(sample, self.keep)
             if reason is None:
@@ -93,15 +94,17 @@ class Selection:
         return Conversation(problem.messages + sample.dialogue, response, sample.source, problem.id)
 
     def _why_dropped(
-        self, sample: Sample, conversation: Conversation, seen: Seen, num_of_problem: int, num_kept: int
+        self, sample: Sample, conversation: Conversation, seen: set[Said], num_of_problem: int, num_kept: int
     ) -> Reason | None:
         fault = thinking_fault(conversation.response, sample, self.keep)
         if fault is not None:
             return fault
         if self.held_out.overlaps(conversation):
             return "contaminated"
-        if not seen.is_new(conversation.messages, conversation.response):
+        said = normalised_said(conversation)
+        if said in seen:
             return "duplicate"
+        seen.add(said)
         if self.keep.per_problem is not None and num_of_problem >= self.keep.per_problem:
             return "per_problem"
         if self.max_conversations is not None and num_kept >= self.max_conversations:

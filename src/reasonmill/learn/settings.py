@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from reasonmill.algo.schedules import Schedule
+from reasonmill.settings import INCIDENTAL
+from reasonmill.stage import StageSettings
 
 
 class OptimizerSettings(BaseModel):
@@ -15,3 +21,13 @@ class OptimizerSettings(BaseModel):
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient; longer ones are scaled down")
+
+
+class LearningSettings(StageSettings):
+    """Settings of stages that train a network: how its optimizer's steps are made."""
+
+    schedule: Schedule
+    optimizer: OptimizerSettings = OptimizerSettings()
+    tokens_per_batch: int = Field(default=4096, ge=64, description="positions of one forward pass")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    state_every: Annotated[int, INCIDENTAL] = Field(default=50, ge=1, description="steps between saved states")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
-from reasonmill.algo.schedules import Schedule
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.learn.divergence import DivergenceGuard, total
+from reasonmill.learn.settings import LearningSettings
 from reasonmill.protocols import Learner, Trained
 from reasonmill.types import Example
 
@@ -21,22 +21,12 @@ Feed = Callable[[int, int], Iterator[Sequence[Example]]]
 Passes = Callable[[int, int], Iterator[Mapping[str, float]]]
 
 
-def supervise(
-    run: StageContext,
-    learner: Learner,
-    feed: Feed,
-    *,
-    name: str,
-    steps: int,
-    schedule: Schedule,
-    tokens_per_batch: int,
-    state_every: int,
-) -> int:
+def supervise(run: StageContext, learner: Learner, feed: Feed, settings: LearningSettings, steps: int) -> int:
     """Trains for `steps` optimizer steps, from where an interrupted run left off.
 
     Args:
         feed: `feed(start, stop)` yields the examples of each of the steps start to stop - 1.
-        name: the stage's, for the display.
+        settings: the stage's.
 
     Returns:
         The tokens of all steps, those of earlier runs too.
@@ -48,25 +38,16 @@ def supervise(
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
         for examples in each("reading", feed(start, stop)):
-            batches = pack(examples, tokens_per_batch)
+            batches = pack(examples, settings.tokens_per_batch)
             denominator = total(float(batch.weights.double().sum()) for batch in batches)
             sums = [learner.forward_backward(batch, LossSettings(), denominator) for batch in batches]
             means = {key: total(entry[key] for entry in sums) / denominator for key in sums[0]}
             yield {**means, "tokens": float(sum(batch.num_tokens for batch in batches))}
 
-    return optimise(run, learner, passes, name=name, steps=steps, schedule=schedule, state_every=state_every)
+    return optimise(run, learner, passes, settings, steps)
 
 
-def optimise(
-    run: StageContext,
-    learner: Trained,
-    passes: Passes,
-    *,
-    name: str,
-    steps: int,
-    schedule: Schedule,
-    state_every: int,
-) -> int:
+def optimise(run: StageContext, learner: Trained, passes: Passes, settings: LearningSettings, steps: int) -> int:
     """The loop itself, whatever the loss: `passes` gathers the gradients of each step, and this takes the step.
 
     Args:
@@ -75,16 +56,16 @@ def optimise(
 
     Returns and raises as `supervise`.
     """
-    saved = Checkpoints(run, state_every)
+    saved = Checkpoints(run, settings.state_every)
     start = saved.resume(learner.load)
     ledger = run.home.ledger
     guard = DivergenceGuard.resumed(run.progress.note, ledger.metrics(run.key), start)
-    run.progress.begin(name, steps, "steps")
+    run.progress.begin(settings.name, steps, "steps")
     for step, means in enumerate(each("update", passes(start, steps)), start=start):
         # Gathered gradients are no part of the state: what is saved here is what the step resumes from.
         saved.before_step(step, steps, learner.save)
         with phase("update"):
-            updated = learner.optim_step(schedule.at(step, steps))
+            updated = learner.optim_step(settings.schedule.at(step, steps))
         guard.check(step, updated, learner.skipped_batch)
         metrics = {**means, **updated, **guard.metrics()}
         ledger.record_metrics(run.key, step, metrics)

@@ -4,8 +4,6 @@ A result is adopted only where nothing but the code differs: its settings, what 
 same, and each of its bytes is what was committed. The ledger, the summary and the report say so for ever.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,7 +58,8 @@ def adopt(recipe: Recipe, home: Home, until: str | None) -> list[Adoption]:
         if record is None:
             home.ledger.begin_run(recipe.name, recipe.resolved(), begun)
             metrics = {**made.metrics, ADOPTED: _origin(found, home)}
-            artifacts[wanted.name] = wanted.commit(home, made.digest, made.kind, metrics, found.seconds, found.tokens)
+            adopted = wanted.commit(home, made.digest, made.kind, metrics, found.seconds, found.tokens)
+            artifacts[wanted.name] = adopted.artifact
         done.append(Adoption(wanted.name, wanted.kind, "cached" if record else "adopted", made.digest))
     return done
 
@@ -184,7 +183,6 @@ def _origin(made: StageRecord, home: Home) -> dict[str, Any]:
         summary = read_summary(home.run_dir(made.run)) or {"stages": []}
         is_shown = any(stage["key"] == made.key for stage in summary["stages"])
         version = summary["reasonmill"] if is_shown else None
-        machines = list(home.ledger.machines(made.key))
-        origin = {"key": made.key, "run": made.run, "reasonmill": version, "machines": machines}
+        origin = {"key": made.key, "run": made.run, "reasonmill": version, "machines": list(made.machines)}
     now = datetime.now().astimezone().isoformat("T", "seconds")
     return {**origin, "adopted_by": f"reasonmill {__version__}", "adopted_at": now}

@@ -1,7 +1,5 @@
 """Finds what the user means: an artifact of a home by run and stage or by digest, and a model wherever it is."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,12 +56,6 @@ def made_digest(artifact: Artifact) -> str:
     """What a stage that refers to the artifact's stage reads: the artifact, or the model that a verdict promoted."""
     digest: str = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
     return digest
-
-
-def made_under(artifact: Artifact, key: str) -> str:
-    """The key under which a stage's steps are in the ledger: its own or, if it was adopted, that of the other code."""
-    origin = artifact.metrics.get(ADOPTED)
-    return origin["key"] if origin else key
 
 
 def made_from_adopted(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, list[str]]:

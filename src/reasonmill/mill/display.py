@@ -10,10 +10,9 @@ import time
 import tomllib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.resources import files
-from types import TracebackType
-from typing import Self
+from pathlib import Path
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -47,10 +46,8 @@ class Reading:
         return f"{self.label} " if self.label else ""
 
 
-READINGS = [
-    Reading(**described)
-    for described in tomllib.loads(files("reasonmill.mill").joinpath("display.toml").read_text("utf-8"))["readings"]
-]
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+READINGS = [Reading(**described) for described in _TABLES["readings"]]
 
 
 def readings(metrics: Mapping[str, float], where: str) -> Iterator[tuple[Reading, str]]:
@@ -64,13 +61,10 @@ def readings(metrics: Mapping[str, float], where: str) -> Iterator[tuple[Reading
 def format_duration(seconds: float) -> str:
     """`42s`, `1m12s`, `3h05m` or `2d04h`."""
     whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    for size, unit, part, parts in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // part:02d}{parts}"
+    return f"{whole}s"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -131,7 +125,7 @@ class Meter:
         return "  ".join([self.stage, f"{self.done:,}/{self.total:,}", *shown, *([last] if last else [])])
 
 
-class Display:
+class Display(AbstractContextManager["Display"]):
     """What both displays do alike; satisfies the Progress protocol.
 
     As a context manager it leaves the terminal in order when a stage fails half-way.
@@ -166,10 +160,7 @@ class Display:
             self._finish(self._meter, f"stopped after {format_duration(self._meter.elapsed_s())}")
             self._meter = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _finish(self, meter: Meter, outcome: str) -> None:

@@ -1,39 +1,25 @@
 """Estimates for --dry-run: how long the stages of a recipe take, and whether they fit into the device's memory.
 
 Time is tokens x operations per token / rate: 2 operations per parameter for a forward pass, 6 with the backward pass
-(arXiv 2001.08361, section 2.1); attention itself, loading, grading and the disk are left out. The rates stand here, in
-one place, with where each comes from.
+(arXiv 2001.08361, section 2.1); attention itself, loading, grading and the disk are left out. The rates of devices
+stand in estimate.toml, with where each comes from.
 """
 
-from __future__ import annotations
-
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.planning import PlannedStage
 from reasonmill.mill.space import weight_bytes
-from reasonmill.mill.workload import Amount, Workload, workloads
+from reasonmill.mill.workload import Guess, Workload, workloads
 from reasonmill.recipe.graph import Node
 from reasonmill.stage import StageSettings
 
 GIGABYTE = 1e9
 
-# Two cores of an AMD EPYC (Zen 4), fp32, 1.05 million parameters: 9,000 tokens/s in rollouts and 14,000 in training
-# (docs/results.md, benchmarks/cpu_vs_trl.py). Larger models are assumed to reach the same operations per second.
-_CPU_SAMPLING = 9_000 * 2 * 1.05e6
-_CPU_TRAINING = 14_000 * 6 * 1.05e6
-# One H100 SXM, from NVIDIA's data sheet: bf16 without sparsity, and memory.
-_GPU_PEAK = 989e12
-_GPU_BANDWIDTH = 3.35e12
-# Share of the peak in training. An assumption: a prototype with torch.compile reached 0.39 (0.5B) and 0.51 (1.5B) on
-# one H200, and the learner does not compile.
-_GPU_TRAINING_SHARE = 0.3
-# Share of the bandwidth in sampling. An assumption: a prototype with CUDA graphs and 512 slots reached 0.14 (0.5B),
-# 0.22 (1.5B) and 0.26 (7B) of one H200's.
-_GPU_BANDWIDTH_SHARE = 0.2
-# Seconds that the host needs to launch one layer of a decode step. An assumption: the sampler captures no CUDA graphs.
-_GPU_LAYER_S = 1e-3
 # Sequences that still run, on average, of those that were started together: short ones are done early.
 _RUNNING_SHARE = 0.5
 # Bytes of activations for each token, layer and unit of width in 16 bits, attention scores aside (arXiv 2205.05198,
@@ -58,22 +44,17 @@ class Device:
     layer_s: float = 0.0
 
 
+_DEVICES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
 def cpu(memory_bytes: float) -> Device:
-    """Two cores; more are not assumed to be faster."""
-    return Device("two CPU cores", memory_bytes, _CPU_SAMPLING, _CPU_TRAINING, weight_bytes=4)
+    """Two cores."""
+    return Device(memory_bytes=memory_bytes, **_DEVICES["cpu"])
 
 
 def gpu(memory_bytes: float = 80 * GIGABYTE) -> Device:
     """One GPU of the H100's class."""
-    return Device(
-        "one GPU of the H100's class",
-        memory_bytes,
-        _GPU_PEAK,
-        _GPU_TRAINING_SHARE * _GPU_PEAK,
-        weight_bytes=2,
-        bandwidth=_GPU_BANDWIDTH_SHARE * _GPU_BANDWIDTH,
-        layer_s=_GPU_LAYER_S,
-    )
+    return Device(memory_bytes=memory_bytes, **_DEVICES["gpu"])
 
 
 @dataclass(frozen=True)
@@ -84,13 +65,13 @@ class Cost:
         memory_bytes: on the device; a lower bound if something is `unknown`.
     """
 
-    tokens: Amount | None = None
-    seconds: Amount | None = None
+    tokens: float | None = None
+    seconds: float | None = None
     memory_bytes: float | None = None
     unknown: tuple[str, ...] = ()
 
 
-def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device) -> dict[str, Cost]:
+def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: Device, guess: Guess) -> dict[str, Cost]:
     """An estimate of each stage that is not cached, by its name; of one that resumes, what is left of it.
 
     Args:
@@ -98,7 +79,7 @@ def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: D
         planned: what `plan` says of them, in the same order.
     """
     sizes = sizes_by_stage(nodes)
-    work = workloads(nodes, {stage.name: stage.artifact for stage in planned if stage.artifact is not None})
+    work = workloads(nodes, {stage.name: stage.artifact for stage in planned if stage.artifact is not None}, guess)
     return {
         stage.name: _estimate(node.settings, stage, work[stage.name], sizes[stage.name], device)
         for node, stage in zip(nodes, planned, strict=True)
@@ -108,10 +89,10 @@ def estimate(nodes: tuple[Node, ...], planned: Sequence[PlannedStage], device: D
 
 def total(estimates: Mapping[str, Cost]) -> Cost:
     """The sum of tokens and times and the largest memory; `unknown` lists the stages that are not in the sums."""
-    known = [e for e in estimates.values() if e.seconds is not None and e.tokens is not None]
+    known = [e for e in estimates.values() if e.seconds is not None]
     return Cost(
-        sum((e.tokens for e in known if e.tokens is not None), Amount()),
-        sum((e.seconds for e in known if e.seconds is not None), Amount()),
+        sum(e.tokens for e in known if e.tokens is not None),
+        sum(e.seconds for e in known if e.seconds is not None),
         max((e.memory_bytes for e in known if e.memory_bytes is not None), default=None),
         tuple(name for name, e in estimates.items() if e.seconds is None),
     )
@@ -129,9 +110,9 @@ def _estimate(
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - stage.resumes_at / steps if stage.resumes_at is not None and steps else 1.0
     tokens = work.tokens * left
-    if not tokens.at_most:
-        return Cost(tokens, Amount(), 0.0)
-    waits = ("how fast the server is",) if work.served.at_most else ()
+    if not tokens:
+        return Cost(tokens, 0.0, 0.0)
+    waits = ("how fast the server is",) if work.served else ()
     if work.served == work.tokens:
         return Cost(tokens, memory_bytes=0.0, unknown=waits)
     policy = sizes[""] or sizes.get("from")
@@ -143,19 +124,12 @@ def _estimate(
     return Cost(tokens, seconds, memory, (*waits, *unknown))
 
 
-def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> Amount:
-    training = work.trained * (6 * policy.active / device.training_flops)
-    scoring = Amount()
-    for key, tokens in work.scored.items():
-        scoring += tokens * (2 * (sizes.get(key) or policy).active / device.training_flops)
-    response = work.sampled
-    if not response.at_most:
-        return training + scoring
+def _seconds(work: Workload, policy: ModelSize, sizes: Mapping[str, ModelSize | None], device: Device) -> float:
+    operations = 6 * policy.active * work.trained
+    operations += sum(2 * (sizes.get(key) or policy).active * tokens for key, tokens in work.scored.items())
     running = max(1.0, _RUNNING_SHARE * work.sequences)
-    # A sequence is on average half as long as it will be; the longest are the bound.
-    expected = _seconds_per_token(policy, running, work.longest * response.expected / response.at_most / 2, device)
-    bound = _seconds_per_token(policy, running, work.longest / 2, device)
-    return training + scoring + response * Amount(expected, bound)
+    sampling = work.sampled * _seconds_per_token(policy, running, work.mean_context, device)
+    return operations / device.training_flops + sampling
 
 
 def _seconds_per_token(policy: ModelSize, running: float, context: float, device: Device) -> float:
@@ -180,7 +154,7 @@ def _memory(
     for key in work.copies:
         size = sizes.get(key) or policy
         held += size.parameters * width
-    if work.trained.at_most:
+    if work.trained:
         # Gradients, AdamW's two moments, and fp32 master weights where the weights are bf16.
         held += policy.parameters * (width + 8 + (4 if width == 2 else 0))
     passing = [0.0]

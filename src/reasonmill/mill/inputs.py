@@ -2,8 +2,6 @@
 which what they make is recorded. No object of a home is read here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
 from reasonmill.settings import decisive
 from reasonmill.stage import Input
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import FROM_ADOPTED
+from reasonmill.store.ledger import FROM_ADOPTED, StageRecord
 from reasonmill.types import Artifact, content_digest
 
 
@@ -57,12 +55,12 @@ class KeyedStage:
 
     def commit(
         self, home: Home, digest: str, kind: str, metrics: Mapping[str, Any], seconds: float, tokens: int
-    ) -> Artifact:
+    ) -> StageRecord:
         """Records under the stage's key what was made, an object of the home; the run was begun with the stage."""
         known = dict.fromkeys((*metrics.get(FROM_ADOPTED, ()), *self.adopted))
         marked = {**metrics, FROM_ADOPTED: list(known)} if known else metrics
         artifact = Artifact(digest, kind, self.name, self.parents, self.config_digest, marked)
-        home.ledger.commit_stage(
+        record = home.ledger.commit_stage(
             key=self.key,
             run=self.recipe.name,
             name=self.name,
@@ -72,7 +70,7 @@ class KeyedStage:
             tokens=tokens,
         )
         home.back_up_ledger()
-        return artifact
+        return record
 
 
 def keyed(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, recipe: Recipe) -> KeyedStage:

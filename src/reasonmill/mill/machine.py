@@ -4,8 +4,6 @@ Sums of floating-point numbers depend on the order in which they are added, whic
 processor's instructions and the number of threads.
 """
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 

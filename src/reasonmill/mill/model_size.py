@@ -1,7 +1,5 @@
 """How large models are, as far as estimates of time and memory need it. No weights are read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +33,16 @@ class ModelSize:
 
 def sizes_by_stage(nodes: tuple[Node, ...]) -> dict[str, dict[str, ModelSize | None]]:
     """The models that each stage reads, by the key of its settings, and under "" the one that it makes."""
-    made: dict[str, ModelSize | None] = {}
-    outside: dict[Source, ModelSize | None] = {}
-    found = {}
+    sources = {source for node in nodes for source in node.sources.values()}
+    sizes: dict[Source, ModelSize | None]
+    sizes = {source: _size_outside(source) for source in sources if isinstance(source, DirectorySource | HubSource)}
+    found: dict[str, dict[str, ModelSize | None]] = {}
     for node in nodes:
-        read: dict[str, ModelSize | None] = {}
-        for key, source in node.sources.items():
-            if isinstance(source, DirectorySource | HubSource):
-                if source not in outside:
-                    outside[source] = _size_outside(source)
-                read[key] = outside[source]
-            elif isinstance(source, StageSource):
-                read[key] = made.get(source.stage)
-        made[node.settings.name] = _size_made(node.settings, read)
-        found[node.settings.name] = {**read, "": made[node.settings.name]}
+        read = {
+            key: found.get(source.stage, {}).get("") if isinstance(source, StageSource) else sizes.get(source)
+            for key, source in node.sources.items()
+        }
+        found[node.settings.name] = {**read, "": _size_made(node.settings, read)}
     return found
 
 

@@ -1,7 +1,5 @@
 """A finished stage whose `steps` is raised: from where it can resume, or what prevents that."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from reasonmill.mill.inputs import KeyedStage
@@ -37,16 +35,14 @@ def shorter_stage(stage: KeyedStage, home: Home) -> ShorterStage | None:
         return None
     found = None
     for record in ledger.stages():
-        made = record.artifact
-        origin = made.metrics.get(ADOPTED)
-        steps = len(ledger.steps(origin["key"] if origin else record.key))
+        steps = len(ledger.steps(record.log_key))
         if (record.name, record.kind) != (stage.name, stage.kind) or not (found.steps if found else 0) < steps:
             continue
         if steps < wanted and stage.key_with(steps=steps) == record.key:
             obstacle = settings.against_more_steps()
-            if obstacle is None and origin is not None:
+            if obstacle is None and ADOPTED in record.artifact.metrics:
                 obstacle = "its result was adopted from other code"
             if obstacle is None and steps not in dict(ledger.states(record.key)):
                 obstacle = "the state after its last step was not kept"
-            found = ShorterStage(record.key, steps, made.digest, obstacle)
+            found = ShorterStage(record.key, steps, record.artifact.digest, obstacle)
     return found

@@ -5,10 +5,8 @@ that is not finished needs them, or when they are copied into the run's director
 back to the stage that made them.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +15,6 @@ from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
-from reasonmill.mill.artifacts import made_under
 from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -26,7 +23,7 @@ from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
-from reasonmill.mill.workload import workloads
+from reasonmill.mill.workload import LIKELY, workloads
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
@@ -35,8 +32,9 @@ from reasonmill.recipe.reference import FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.client import ServerError
 from reasonmill.stage import Outcome, StageContext
+from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import OtherContent
+from reasonmill.store.ledger import ADOPTED, OtherContent, StageRecord
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
@@ -77,10 +75,10 @@ def run_recipe(
         Interrupted: a stop was requested; what is finished is kept.
         OutOfSpace: the home's disk can't hold what a stage is expected to write.
     """
-    home.tell_incidents(progress.note)
+    home.incidents.tell(progress.note)
     run = _Run(recipe, recipe.up_to(until), home, progress, backend, stop_requested, repair)
     try:
-        with home.waiting_when_full(run.when_full):
+        with waiting_when_full(run.when_full):
             while (stage := run.next_stage()) is not None:
                 run.execute(stage)
     except Exception:  # and not a second Ctrl-C, which ends at once
@@ -89,7 +87,7 @@ def run_recipe(
         with suppress(Exception):
             run.show_finished()
         raise
-    with home.waiting_when_full(run.when_full):
+    with waiting_when_full(run.when_full):
         return run.publish()
 
 
@@ -151,19 +149,16 @@ class _Run:
         """
         while True:
             if len(self._results) == len(self._nodes):
-                damaged = self._damaged_model()
-                if damaged is None:
+                model = result_model(self._recipe, self._results)
+                if self._showcase.has_model(model) or not self._goes_back_for({model}):
                     return None
-                self._go_back_to_maker(damaged)
             node = self._nodes[len(self._results)]
             with Watchdog(self._recipe.watchdog, node.settings.name):
-                stage, result = self._look_at(node)
-                if result is not None:
-                    self._keep(result)
-                elif (damaged := self._damaged_input(stage)) is None:
-                    return stage
-                else:
-                    self._go_back_to_maker(damaged)
+                found = self._look_at(node)
+                if isinstance(found, StageResult):
+                    self._keep(found)
+                elif not self._goes_back_for({read.digest for read in found.keyed.inputs.values()}):
+                    return found
 
     def execute(self, stage: _Stage) -> None:
         """Takes the stage through all that is not committed of it, and commits what it made."""
@@ -217,8 +212,8 @@ class _Run:
 
     # Finished stages
 
-    def _look_at(self, node: Node) -> tuple[_Stage, StageResult | None]:
-        """A stage, and its result if there is nothing to be done for it."""
+    def _look_at(self, node: Node) -> _Stage | StageResult:
+        """A stage that something is to be done for, or its result."""
         with phase("reading"):
             stage = keyed(node, self._artifacts, self._home, self._recipe)
         key, ledger = stage.key, self._home.ledger
@@ -227,18 +222,13 @@ class _Run:
         record = ledger.stage(key)
         if record is None or not self._is_whole(stage.name, record.artifact.digest, read=self._repair):
             if record is not None:
-                self._forget(key, record.artifact)
-            return _Stage(stage, key, is_finished=False), None
-        log_key = made_under(record.artifact, key)
-        finished = _Stage(stage, log_key, is_finished=True)
-        if self._has_lost_groups(stage.name, log_key) and key not in self._restored:
+                self._forget(record)
+            return _Stage(stage, key, is_finished=False)
+        if self._has_lost_groups(stage.name, record.log_key) and key not in self._restored:
             self._restored.add(key)
-            return finished, None
-        self._look_at_states(node, log_key)
-        cached = StageResult(
-            stage.name, stage.kind, key, record.artifact, True, record.seconds, record.tokens, ledger.machines(log_key)
-        )
-        return finished, cached
+            return _Stage(stage, record.log_key, is_finished=True)
+        self._look_at_states(node, record.log_key)
+        return StageResult(**vars(record), cached=True)
 
     def _is_whole(self, stage: str, digest: str, *, read: bool) -> bool:
         """Whether what a stage made is there; where it is not, that is reported."""
@@ -279,37 +269,27 @@ class _Run:
         digest = result.artifact.digest
         if (result.name, digest) not in self._noted:
             self._noted.add((result.name, digest))
-            adopted = ", adopted from other code" if made_under(result.artifact, result.key) != result.key else ""
+            adopted = ", adopted from other code" if ADOPTED in result.artifact.metrics else ""
             self._progress.note(f"{result.name}  cached{adopted}  {digest[:12]}")
         self._results.append(result)
 
-    def _damaged_input(self, stage: _Stage) -> str | None:
-        """The digest of what an earlier stage made and this one is about to read, if it is damaged; reads all of it."""
-        return self._first_damaged(read.digest for read in stage.keyed.inputs.values())
+    def _goes_back_for(self, digests: Collection[str | None]) -> bool:
+        """Makes the first stage the next one that made one of these which is damaged; False where all are whole.
 
-    def _damaged_model(self) -> str | None:
-        """The digest of the model that is about to be copied into the run's directory, if it is damaged."""
-        digest = result_model(self._recipe, self._results)
-        return self._first_damaged([] if digest is None or self._showcase.has_model(digest) else [digest])
+        Reads all bytes of those that stages of the run made.
+        """
+        for place, result in enumerate(self._results):
+            digest = result.artifact.digest
+            if digest in digests and not self._is_whole(result.name, digest, read=True):
+                self._forget(result)
+                del self._results[place:]
+                return True
+        return False
 
-    def _first_damaged(self, digests: Iterable[str]) -> str | None:
-        """The first of these that a stage of the run made and that is damaged."""
-        makers = {result.artifact.digest: result.name for result in self._results}
-        for digest in digests:
-            if digest in makers and not self._is_whole(makers[digest], digest, read=True):
-                return digest
-        return None
-
-    def _go_back_to_maker(self, digest: str) -> None:
-        """Makes the first stage that made this, and is damaged, the next one."""
-        place = next(place for place, result in enumerate(self._results) if result.artifact.digest == digest)
-        self._forget(self._results[place].key, self._results[place].artifact)
-        del self._results[place:]
-
-    def _forget(self, key: str, artifact: Artifact) -> None:
+    def _forget(self, record: StageRecord) -> None:
         """Makes a stage count as not finished: what it made is lost, also for the one that it was adopted from."""
-        self._remade[key] = artifact.digest
-        for known in dict.fromkeys((key, made_under(artifact, key))):
+        self._remade[record.key] = record.artifact.digest
+        for known in dict.fromkeys((record.key, record.log_key)):
             self._home.ledger.forget_stage(known)
 
     # Stages that are executed
@@ -342,7 +322,7 @@ class _Run:
         """Commits what a stage made."""
         key, digest = stage.key, self._home.objects.put(outcome.write)
         seconds = time.monotonic() - started
-        artifact = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
+        record = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
                 f"{stage.name}  rebuilt with different content, as happens on other machines or thread counts: "
@@ -350,16 +330,14 @@ class _Run:
             )
         self._look_at_states(stage.node, key)
         self._noted.add((stage.name, digest))
-        machines = self._home.ledger.machines(key)
-        result = StageResult(stage.name, stage.kind, key, artifact, False, seconds, outcome.tokens, machines)
-        self._results.append(result)
+        self._results.append(StageResult(**vars(record), cached=False))
 
     def _expected_writes(self, stage: _Stage) -> Writes:
         sizes, settings = self._sizes[stage.name], stage.keyed.node.settings
         saved = self._home.ledger.latest_state(stage.log_key)
         return expected_writes(
             settings,
-            workloads(self._recipe.nodes, self._artifacts)[stage.name],
+            workloads(self._recipe.nodes, self._artifacts, LIKELY)[stage.name],
             sizes[""] or sizes.get("from"),
             weight_bytes=weight_bytes(settings, 2 if self._device == "cuda" else 4),
             resumes_at=saved[0] if saved else None,

@@ -1,7 +1,5 @@
 """What a run would do with each stage of a recipe, as `--dry-run` shows it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

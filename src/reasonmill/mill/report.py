@@ -9,16 +9,14 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -41,14 +39,6 @@ CURVE_COLOURS = {f"#fe000{i}": f"var(--curve-{i})" for i in (1, 2, 3)}
 INK_COLOURS = {"#fe0010": "var(--dim)", "#fe0011": "var(--rule)"}
 
 
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    svg: Markup
-    legend: tuple[tuple[str, str], ...]  # (colour, label)
-    window: int  # steps that a point of the bold curve is the mean of
-
-
 Example = tuple[Problem, list[tuple[str, Rollout]]]  # (problem, attempts with their verdicts)
 
 
@@ -59,10 +49,11 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         summary: what the run recorded of itself and of each stage, as in `summary.json`.
         stage_keys: the ledger's key of each stage's steps, by the stage's name.
     """
-    folder = files("reasonmill.mill")
-    charts = tomllib.loads(folder.joinpath("report.toml").read_text(encoding="utf-8"))["charts"]
-    template = folder.joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    charts = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["charts"]
+    beside = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=beside, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(duration=format_duration, thinking_spans=thinking_spans)
     stages = []
     for stage in summary["stages"]:
@@ -70,14 +61,17 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         rows = home.ledger.metrics(key)
         drawn = [chart for described in charts if (chart := _chart(described, rows, salt)) is not None]
         stages.append({**stage, "charts": drawn, "examples": _early_and_late(home, key, [row["step"] for row in rows])})
-    page = environment.from_string(template).render(
+    page = environment.get_template("report.html.jinja").render(
         {**summary, "stages": stages, "overview": read_stages(summary), "results": read_results(summary)}
     )
     replace_file(run_dir / PAGE, page.encode())
 
 
-def _chart(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], salt: str) -> Chart | None:
-    """A chart of the curves that the stage reported; None where it reported none of them."""
+def _chart(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], salt: str) -> dict[str, Any] | None:
+    """A chart of the curves that the stage reported; None where it reported none of them.
+
+    `legend` has (colour, label) of each, and `window` says of how many steps a point of the bold curves is the mean.
+    """
     title, drawn = described["title"], []
     for (metric, label), colour in zip(described["curves"].items(), CURVE_COLOURS, strict=False):
         points = [(row["step"], float(row[metric])) for row in rows if row.get(metric) is not None]
@@ -88,9 +82,9 @@ def _chart(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], salt
         return None
     longest = max(len(points) for _, _, points in drawn)
     window = 2 * (longest // SMOOTH_FROM) + 1 if longest >= SMOOTH_FROM else 1
-    legend = tuple((CURVE_COLOURS[colour], label) for label, colour, _ in drawn)
+    legend = [(CURVE_COLOURS[colour], label) for label, colour, _ in drawn]
     svg = _draw([(colour, points) for _, colour, points in drawn], described["shown"], window, f"{salt}/{title}")
-    return Chart(title, _inline(svg, title), legend, window)
+    return {"title": title, "svg": _inline(svg, title), "legend": legend, "window": window}
 
 
 def _draw(curves: Iterable[tuple[str, list[tuple[int, float]]]], shown: Sequence[float], window: int, salt: str) -> str:

@@ -1,10 +1,12 @@
-"""What evaluations measured, as tables: one task by task, and the paper's table of stages in miniature."""
+"""What evaluations measured, as tables: one task by task, and the paper's table of stages in miniature.
 
-from __future__ import annotations
+Which figures have a row, and under which label, stands in results.toml.
+"""
 
-import itertools
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,25 +15,9 @@ from rich.text import Text
 
 from reasonmill.mill.display import UNBOUNDED_WIDTH
 
-# Metrics of an evaluation: name to (label, whether it is a share). Others with an interval follow as they come.
-EVALUATION_METRICS = {
-    "pass@1": ("pass@1", True),
-    "language": ("language", True),
-    "format": ("format", True),
-    "thinking_share": ("with thinking", True),
-    "thinking_tokens": ("thinking tokens", False),
-    "response_tokens": ("response tokens", False),
-    "truncated": ("truncated", True),
-}
+Place = tuple[str, Sequence[str], bool]  # label, place in the metrics, whether it is a share
 
-# Rows of the table of stages that follow those of the reasoning tasks: (label, place in the metrics, is a share).
-Place = tuple[str, tuple[str, ...], bool]
-STAGE_ROWS: tuple[Place, ...] = (
-    ("language consistency", ("pooled", "reasoning", "language"), True),
-    ("format", ("pooled", "reasoning", "format"), True),
-    ("helpfulness (win rate)", ("win_rate",), True),
-    ("thinking tokens", ("pooled", "reasoning", "thinking_tokens"), False),
-)
+_TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -42,10 +28,7 @@ class Cell:
     interval: str
 
 
-@dataclass(frozen=True)
-class TableRow:
-    label: str
-    cells: tuple[Cell | None, ...]
+Row = tuple[str, tuple[Cell | None, ...]]  # label, a cell for each column
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class TaskResults:
 
     task: str
     setting: str
-    rows: tuple[TableRow, ...]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,7 @@ def read_stages(summary: Mapping[str, Any]) -> Results:
     evaluations, columns = _evaluations(summary)
     figures = {name: figures for metrics in evaluations for name, figures in metrics["tasks"].items()}
     reasoning = [name for name in figures if figures[name]["domain"] == "reasoning"]
-    *before, last = STAGE_ROWS
+    *before, last = _TABLES["stages"]["rows"]
     places = [(name, ("tasks", name, "pass@1"), True) for name in reasoning]
     rows = _rows([*places, *before, *_measures(evaluations), last], evaluations)
     return Results(columns, (TaskResults("", "", rows),) if rows else ())
@@ -86,23 +69,22 @@ def read_results(summary: Mapping[str, Any]) -> Results:
 
 def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskResults:
     """A task's results; an evaluation without the task is empty."""
-    found = {name for metrics in evaluations for name, value in metrics.items() if _is_figure(value)}
-    others = dict.fromkeys(name for metrics in evaluations for name in metrics if name in found)
-    known = {name: label for name, label in EVALUATION_METRICS.items() if name in found}
-    labels = {**known, **{name: (name, name.startswith("pass@")) for name in others if name not in known}}
+    found = dict.fromkeys(name for metrics in evaluations for name, value in metrics.items() if _is_figure(value))
+    known = {name: label for name, label in _TABLES["metrics"].items() if name in found}
+    labels = {**known, **{name: (name, name.startswith("pass@")) for name in found if name not in known}}
     places: list[Place] = [(label, (name,), is_share) for name, (label, is_share) in labels.items()]
     places[1:1] = reversed(_measures(evaluations))
     settings = dict.fromkeys(_setting(metrics) for metrics in evaluations if metrics)
     return TaskResults(task, "; ".join(settings), _rows(places, evaluations))
 
 
-def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[TableRow, ...]:
+def _rows(places: Iterable[Place], evaluations: Sequence[Mapping[str, Any]]) -> tuple[Row, ...]:
     """A row for each of the places at which some evaluation has a figure."""
     rows = [
-        TableRow(label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
+        (label, tuple(_cell(_at(metrics, place), is_share) for metrics in evaluations))
         for label, place, is_share in places
     ]
-    return tuple(row for row in rows if any(row.cells))
+    return tuple((label, cells) for label, cells in rows if any(cells))
 
 
 def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[Place]:
@@ -111,7 +93,7 @@ def _measures(evaluations: Sequence[Mapping[str, Any]]) -> list[Place]:
     return [(label, ("measures", name), True) for name, label in found.items()]
 
 
-def _at(metrics: Mapping[str, Any], place: tuple[str, ...]) -> Mapping[str, Any] | None:
+def _at(metrics: Mapping[str, Any], place: Sequence[str]) -> Mapping[str, Any] | None:
     found: Any = metrics
     for key in place:
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -163,7 +145,7 @@ def print_table(console: Console, results: Results) -> None:
     """
     if not results.tasks:
         return
-    in_one_line = _terminal_table(results, slice(None), separator=" ")
+    in_one_line = _terminal_table(results, slice(None), stacked=False)
     parts = [in_one_line] if _fits(console, in_one_line) else _stacked_tables(console, results)
     for number, part in enumerate(parts):
         if number:
@@ -177,9 +159,8 @@ def _stacked_tables(console: Console, results: Results) -> list[Table]:
     tables = []
     first = 0
     while first < len(results.columns):
-        stops = range(len(results.columns), first, -1)
-        for stop, wraps in itertools.product(stops, (False, True)):
-            table = _terminal_table(results, slice(first, stop), separator="\n", wraps_labels=wraps)
+        for stop in range(len(results.columns), first, -1):
+            table = _terminal_table(results, slice(first, stop), stacked=True)
             if _fits(console, table):
                 break  # and a single column that does not fit is left to the console
         tables.append(table)
@@ -192,20 +173,22 @@ def _fits(console: Console, table: Table) -> bool:
     return console.measure(table, options=unbounded).maximum <= console.width
 
 
-def _terminal_table(results: Results, columns: slice, separator: str, *, wraps_labels: bool = False) -> Table:
+def _terminal_table(results: Results, columns: slice, *, stacked: bool) -> Table:
     """Some columns of the table for a terminal, and the rows that have a figure in them.
 
     Args:
-        separator: between a figure and its interval.
-        wraps_labels: whether a label may take a line for each of its words.
+        stacked: whether intervals stand below their figures, and a label may take a line for each of its words.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown = [(task.task, [row for row in task.rows if any(row.cells[columns])]) for task in results.tasks]
+    shown = [
+        (task.task, [(label, cells[columns]) for label, cells in task.rows if any(cells[columns])])
+        for task in results.tasks
+    ]
     shown = [(task, rows) for task, rows in shown if rows]
-    words = [word for task, rows in shown for row in rows for word in (*row.label.split(), task)]
+    words = [word for task, rows in shown for label, _ in rows for word in (*label.split(), task)]
     indent = "  " if any(task for task, _ in shown) else ""
     longest = max(map(len, words)) + len(indent)
-    table.add_column("", no_wrap=not wraps_labels, max_width=longest if wraps_labels else None)
+    table.add_column("", no_wrap=not stacked, max_width=longest if stacked else None)
     for model, _ in results.columns[columns]:
         table.add_column(Text(model))
     for number, (task, rows) in enumerate(shown):
@@ -213,9 +196,9 @@ def _terminal_table(results: Results, columns: slice, separator: str, *, wraps_l
             table.add_row()
         if task:
             table.add_row(Text(task, style="bold"))
-        for row in rows:
-            cells = (_terminal_cell(cell, separator) for cell in row.cells[columns])
-            table.add_row(Text(f"{indent}{row.label}"), *cells)
+        for label, cells in rows:
+            shown_cells = (_terminal_cell(cell, "\n" if stacked else " ") for cell in cells)
+            table.add_row(Text(f"{indent}{label}"), *shown_cells)
     return table
 
 

@@ -1,21 +1,17 @@
 """The directory of a run that people look at: its model, its report, its summary and its recipe."""
 
-from __future__ import annotations
-
 import json
-import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reasonmill.mill.artifacts import made_under
 from reasonmill.mill.inputs import apply_template, model_path
 from reasonmill.mill.report import write_report
-from reasonmill.mill.summary import StageResult, read_summary, same_outcome, write_summary
+from reasonmill.mill.summary import StageResult, read_summary, same_outcome
 from reasonmill.recipe.graph import Recipe
 from reasonmill.store.commit import replace_directory, replace_file
-from reasonmill.store.full_disk import WhenFull, waits_for_room
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.home import Home
 from reasonmill.store.incidents import Incident
 from reasonmill.store.looking import exists, is_directory
@@ -35,11 +31,6 @@ class Showcase:
         self._reads_all = reads_all
 
     @property
-    def when_full(self) -> WhenFull | None:
-        """Who waits for room, as for all else that is written into the home."""
-        return self._home.when_full
-
-    @property
     def directory(self) -> Path:
         return self._home.run_dir(self._recipe.name)
 
@@ -52,15 +43,15 @@ class Showcase:
     def publish(self, summary: Mapping[str, Any], results: Sequence[StageResult]) -> None:
         """Makes the directory show these results; what is up to date is left alone."""
         name, ledger, directory = self._recipe.name, self._home.ledger, self.directory
-        resolved = (json.dumps(self._recipe.resolved(), indent=2, ensure_ascii=False) + "\n").encode()
+        resolved = _json(self._recipe.resolved())
         shown = self._shown
         if shown is None or not same_outcome(shown, summary) or (directory / RECIPE).read_bytes() != resolved:
             ledger.record_views(name, {})
             replace_file(directory / RECIPE, resolved)
             self._publish_model(summary["model"])
-            logs = {result.name: made_under(result.artifact, result.key) for result in results}
+            logs = {result.name: result.log_key for result in results}
             write_report(directory, self._home, summary, logs)
-            write_summary(directory, summary)
+            replace_file(directory / SUMMARY, _json(summary))
             ledger.record_views(name, view_digests(directory))
 
     @cached_property
@@ -77,7 +68,7 @@ class Showcase:
         for name in damaged:
             file, what = directory / name, "is damaged" if exists(directory / name) else "is missing"
             place = file.relative_to(self._home.path).as_posix()
-            self._home.report(Incident(place, recorded[name], what, "it is written again", time.time()))
+            self._home.incidents.add(Incident(place, recorded[name], what, "it is written again"))
         return None if damaged else shown
 
     def _publish_model(self, digest: str | None) -> None:
@@ -93,3 +84,7 @@ class Showcase:
             source = self._home.objects.path(digest) if is_own else model_path(self._home, digest, self._recipe)
         # A crash may leave no model here; the next run then puts it back from the store.
         replace_directory(self.directory / MODEL, source)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

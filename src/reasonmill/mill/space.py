@@ -1,7 +1,5 @@
 """How much a stage will write to the home's disk, and what a run does when the disk is full: it waits for room."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,21 +71,21 @@ def expected_writes(
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - (resumes_at or 0) / steps if steps else 1.0
     states = artifact = groups = 0.0
-    if work.trained.at_most:
+    if work.trained:
         is_known = is_known and size is not None
         parameters = size.parameters if size else 0.0
         each = parameters * (_STATE_BYTES + (weight_bytes if "from" in work.copies else 0))
         states = each * _states(settings, steps)
         artifact = 2 * parameters * weight_bytes  # the object, and the copy in the run's directory
-    if work.sampled.at_most or work.served.at_most:
-        sampled = (work.sampled + work.served).expected * _GROUP_TOKEN_BYTES
-        if work.trained.at_most:
+    if work.sampled or work.served:
+        sampled = (work.sampled + work.served) * _GROUP_TOKEN_BYTES
+        if work.trained:
             groups = left * (sampled + (steps or 0) * _GROUP_FILE_BYTES)
         elif work.makes is not None and work.makes.problems:
             # What is committed on the way, and all of it again as the artifact.
             groups = artifact = sampled + _GROUP_FILE_BYTES
     if settings.kind == "curate" and work.makes is not None:
-        artifact = (work.makes.texts * work.makes.tokens_each).expected * _TEXT_TOKEN_BYTES
+        artifact = work.makes.texts * work.makes.tokens_each * _TEXT_TOKEN_BYTES
     return Writes(states, groups, artifact, unknown=not is_known)
 
 

@@ -1,7 +1,5 @@
 """summary.json of a run: what each stage made, and on what it was made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,31 +14,19 @@ from reasonmill.mill.artifacts import made_digest, made_from_adopted
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.reference import references
-from reasonmill.store.commit import replace_file
-from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, StageRecord
 from reasonmill.store.looking import is_file
 from reasonmill.store.views import SUMMARY
-from reasonmill.types import Artifact
 
 # The metric of stages that sampled, or were judged, by something that may say something else each time: False.
 REPEATABLE = "repeatable"
 
 
 @dataclass(frozen=True)
-class StageResult:
-    """A finished stage. `seconds` and `tokens` are those of when it ran, also where it was taken from the ledger.
+class StageResult(StageRecord):
+    """A finished stage of a run; `cached` where it was taken from the ledger as it was."""
 
-    `machines` are the classes of machines on which it ran: several where it was resumed on another one.
-    """
-
-    name: str
-    kind: str
-    key: str
-    artifact: Artifact
     cached: bool
-    seconds: float
-    tokens: int
-    machines: tuple[str, ...]
 
 
 def result_model(recipe: Recipe, results: Sequence[StageResult]) -> str | None:
@@ -92,11 +78,6 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
 def same_outcome(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two summaries differ in nothing but in which stages were taken from the ledger."""
     return _without_cached(one) == _without_cached(other)
-
-
-def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Replaces the run's summary.json."""
-    replace_file(run_dir / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:

@@ -1,7 +1,5 @@
 """Separates thinking from the rest of a reply while its text is still arriving."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN

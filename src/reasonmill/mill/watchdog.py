@@ -1,7 +1,5 @@
 """The watchdog: says what hangs, and ends a run that hangs for good. What it ends, the same command resumes."""
 
-from __future__ import annotations
-
 import faulthandler
 import multiprocessing
 import os
@@ -10,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from types import TracebackType
 from typing import Self, TextIO
 
 from reasonmill import activity
@@ -46,6 +43,7 @@ class Watchdog:
         stage: its name, for what is printed.
         give_up: called from the watching thread when a phase has been silent for twice its deadline.
         stream: where stacks are printed, a file of the system.
+        reached: how far the stage is, for what is printed.
     """
 
     deadlines: Deadlines
@@ -53,19 +51,15 @@ class Watchdog:
     _: KW_ONLY
     give_up: Callable[[Hung], None] = leave
     stream: TextIO = field(default_factory=_stderr)
+    reached: str = ""
 
     def __post_init__(self) -> None:
-        self._reached = ""
         self._beats, self._silent_s, self._warned = -1, 0.0, False
         shortest = min((seconds for name in activity.PHASES if (seconds := self.deadlines.of(name))), default=0.0)
         self._every_s = min(max(shortest / _LOOKS_A_DEADLINE, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
         self._ended = threading.Event()
         # A daemon: where the main thread ends, nothing is left to watch.
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True) if shortest else None
-
-    def reached(self, text: str) -> None:
-        """How far the stage is, for what is printed."""
-        self._reached = text
 
     def look(self, passed_s: float) -> None:
         """Looks at the process once, `passed_s` seconds after the last look."""
@@ -78,12 +72,14 @@ class Watchdog:
         overdue_s = self._silent_s - allowance_s
         if not deadline_s or overdue_s < deadline_s:
             return
-        where = f"stage {self.stage!r}, phase {phase}{self._reached}"
+        where = f"stage {self.stage!r}, phase {phase}{self.reached}"
         if not self._warned:
             self._warned = True
-            self._print(
+            print(
                 f"{where}: no sign of progress for {self._silent_s:.0f} s; the run stops if there is none for another "
-                f"{deadline_s:.0f} s. What each thread is doing:"
+                f"{deadline_s:.0f} s. What each thread is doing:",
+                file=self.stream,
+                flush=True,
             )
             faulthandler.dump_traceback(self.stream, all_threads=True)
         elif overdue_s >= 2 * deadline_s:
@@ -94,9 +90,6 @@ class Watchdog:
                     f"working, raise watchdog.{phase}",
                 )
             )
-
-    def _print(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -121,7 +114,7 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._thread is not None:
             self._ended.set()
             self._thread.join()
@@ -148,7 +141,7 @@ class WatchedProgress:
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         activity.beat()
-        self._watchdog.reached(f", after {done}{self._of}")
+        self._watchdog.reached = f", after {done}{self._of}"
         self._progress.advance(done, metrics)
 
     def note(self, text: str) -> None:

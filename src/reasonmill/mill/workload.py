@@ -1,7 +1,7 @@
-"""How many tokens the stages of a recipe work through: as many as the settings allow, and as many as are expected.
+"""How many tokens the stages of a recipe work through.
 
-The settings bound the length of a response, but how long responses will be is not known, so expectations rest on the
-assumptions below. They are meant to be right within a factor of two or three.
+The settings bound the length of a response, but how long responses will be is not known: so everything is counted under
+a guess. What is likely is meant to be right within a factor of two or three.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import comb
 from typing import TYPE_CHECKING, Any
 
+from reasonmill.placement import SLOTS
 from reasonmill.plugins.sources import PACKAGE
 from reasonmill.recipe.reference import StageSource
 from reasonmill.types import Artifact
@@ -21,47 +22,46 @@ if TYPE_CHECKING:
     from reasonmill.stages import collect, curate, distill, evaluate, reward_model, rl, sft
     from reasonmill.world import pretrain
 
-# Mean length of a response as a share of its limit. r1-zero-tiny: 0.1 at its beginning, 0.4 at its end; R1-Zero: 0.4 at
-# its end (14k of 32k); R1's 800k samples: 0.16.
-RESPONSE_SHARE = 0.25
 # Tokens of a prompt: 9 to 19 in the tiny world, some 100 more with R1-Zero's template. Small beside long responses.
 PROMPT_TOKENS = 20
-# Share of samples that curation keeps: those that are right, well-formed and readable.
-KEPT_SHARE = 0.5
 # Tokens of a general conversation of the tiny world, and of a document of its corpus (125 million in 4.1 million).
 GENERAL_TOKENS = 30
 DOCUMENT_TOKENS = 30.5
-# Slots of a sampler whose stage does not set them.
-DEFAULT_SLOTS = 512
 
 
 @dataclass(frozen=True)
-class Amount:
-    """A number that is expected, and the most that it can be."""
+class Guess:
+    """What the settings leave open.
 
-    expected: float = 0.0
-    at_most: float = 0.0
+    Attributes:
+        response_share: the mean length of a response as a share of its limit.
+        kept_share: the share of samples that curation keeps: those that are right, well-formed and readable.
+    """
 
-    @classmethod
-    def exactly(cls, number: float) -> Amount:
-        return cls(number, number)
+    response_share: float
+    kept_share: float
 
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.expected + other.expected, self.at_most + other.at_most)
+    def response(self, max_tokens: int) -> float:
+        """Tokens of a response."""
+        return self.response_share * max_tokens
 
-    def __mul__(self, other: float | Amount) -> Amount:
-        factor = other if isinstance(other, Amount) else Amount.exactly(other)
-        return Amount(self.expected * factor.expected, self.at_most * factor.at_most)
+    def text(self, max_tokens: int) -> float:
+        """Tokens of a prompt and its response."""
+        return PROMPT_TOKENS + self.response(max_tokens)
 
-    __rmul__ = __mul__
+
+# Responses had 0.1 of their limit at r1-zero-tiny's beginning and 0.4 at its end; R1-Zero's 0.4 at its end (14k of
+# 32k); R1's 800k samples 0.16.
+LIKELY = Guess(response_share=0.25, kept_share=0.5)
+AT_MOST = Guess(response_share=1.0, kept_share=1.0)
 
 
 @dataclass(frozen=True)
 class Data:
     """What a stage hands to later ones: texts with their prompts. `problems` and `samples` are those of rollouts."""
 
-    texts: Amount
-    tokens_each: Amount
+    texts: float
+    tokens_each: float
     problems: Mapping[str, int] = field(default_factory=dict)
     samples: int = 1
 
@@ -77,23 +77,25 @@ class Workload:
         served: tokens that a server reads and writes, a teacher's or a judge's.
         sequences: how many sequences are sampled together, at most.
         longest: tokens of the longest sequence.
+        mean_context: tokens behind which one is sampled, on average.
         row: positions of one forward pass of training; 0 if nothing is trained.
         copies: models beside the one that is worked on, by the key that names each; "from" is a frozen copy of it.
         makes: the data that the stage makes; None for models, verdicts and what is not known.
     """
 
-    sampled: Amount = Amount()
-    trained: Amount = Amount()
-    scored: Mapping[str, Amount] = field(default_factory=dict)
-    served: Amount = Amount()
+    sampled: float = 0.0
+    trained: float = 0.0
+    scored: Mapping[str, float] = field(default_factory=dict)
+    served: float = 0.0
     sequences: int = 0
     longest: int = 0
+    mean_context: float = 0.0
     row: int = 0
     copies: tuple[str, ...] = ()
     makes: Data | None = None
 
     @property
-    def tokens(self) -> Amount:
+    def tokens(self) -> float:
         """All tokens that are sampled, trained on or scored, here or by a server."""
         return sum(self.scored.values(), self.sampled + self.trained + self.served)
 
@@ -107,14 +109,16 @@ class Upstream:
         general_share: the share of tasks that reward models judge.
     """
 
+    guess: Guess
     data: Mapping[str, Data] = field(default_factory=dict)
     general_share: float = 0.0
 
-    def __getitem__(self, key: str) -> Data:
-        return self.data[key]
+    def of_list(self, length: int) -> list[Data]:
+        """What the entries of the settings' `data` name."""
+        return [self.data[f"data[{place}]"] for place in range(length)]
 
 
-def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[str, Workload | None]:
+def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact], guess: Guess) -> dict[str, Workload | None]:
     """What each stage does, by its name; None where that is not known.
 
     Args:
@@ -127,7 +131,7 @@ def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact]) -> dict[
         name = node.settings.name
         read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
         data = {key: made[earlier] for key, earlier in read.items() if earlier in made}
-        upstream = Upstream(data, _general_share(node))
+        upstream = Upstream(guess, data, _general_share(node))
         work = found[name] = workload(node.settings, upstream, artifacts.get(name))
         if work is not None and work.makes is not None:
             made[name] = work.makes
@@ -158,7 +162,7 @@ def workload(settings: StageSettings, upstream: Upstream, artifact: Artifact | N
     if found is None or found.makes is None or artifact is None:
         return found
     counted = artifact.metrics.get("conversations")
-    return found if counted is None else replace(found, makes=replace(found.makes, texts=Amount.exactly(counted)))
+    return found if counted is None else replace(found, makes=replace(found.makes, texts=counted))
 
 
 def _estimator(settings: StageSettings) -> Callable[[Any, Upstream], Workload] | None:
@@ -167,15 +171,13 @@ def _estimator(settings: StageSettings) -> Callable[[Any, Upstream], Workload] |
 
 
 def _pretrain(settings: pretrain.Settings, upstream: Upstream) -> Workload:
-    trained = Amount.exactly(settings.steps * settings.documents_per_step * DOCUMENT_TOKENS)
+    trained = settings.steps * settings.documents_per_step * DOCUMENT_TOKENS
     return Workload(trained=trained, row=settings.tokens_per_batch)
 
 
 def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
-    trained = Amount()
-    for place in range(len(settings.data)):
-        data = upstream[f"data[{place}]"]
-        trained += data.texts * _cut(data.tokens_each, settings.max_tokens) * settings.epochs
+    data = upstream.of_list(len(settings.data))
+    trained = sum(read.texts * min(read.tokens_each, settings.max_tokens) for read in data) * settings.epochs
     return Workload(trained=trained, row=max(settings.tokens_per_batch, settings.max_tokens))
 
 
@@ -183,14 +185,15 @@ def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
     """Groups whose rewards are all alike are not trained on, which is not taken off: nobody knows how many."""
     judged = upstream.general_share * settings.preference_share
     reference = {"from": 1.0} if settings.loss.kl_coefficient > 0 else {}
-    return _on_policy(settings, {**reference, **{f"reward_models.{name}": judged for name in settings.reward_models}})
+    readers = {**reference, **{f"reward_models.{name}": judged for name in settings.reward_models}}
+    return _on_policy(settings, upstream.guess, readers)
 
 
 def _distill(settings: distill.Settings, upstream: Upstream) -> Workload:
-    return _on_policy(settings, {"teacher": 1.0})
+    return _on_policy(settings, upstream.guess, {"teacher": 1.0})
 
 
-def _on_policy(settings: rl.Settings | distill.Settings, readers: Mapping[str, float]) -> Workload:
+def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: Mapping[str, float]) -> Workload:
     """What samples and trains on it.
 
     Args:
@@ -198,82 +201,78 @@ def _on_policy(settings: rl.Settings | distill.Settings, readers: Mapping[str, f
     """
     together = min(settings.sampling.slots, settings.problems_per_step * settings.group_size)
     problems, max_tokens = settings.steps * settings.problems_per_step, settings.sampling.max_tokens
-    sampling = _sampling(problems, settings.group_size, max_tokens, together)
-    texts = Amount.exactly(problems * settings.group_size) * _text_length(max_tokens)
+    sampling = _sampling(problems, settings.group_size, max_tokens, together, guess)
+    texts = problems * settings.group_size * guess.text(max_tokens)
     scored = {**sampling.scored}
     for key, share in readers.items():
-        scored[key] = scored.get(key, Amount()) + texts * share
+        scored[key] = scored.get(key, 0.0) + texts * share
     row = max(settings.tokens_per_batch, sampling.longest)
     return replace(sampling, trained=texts, scored=scored, row=row, copies=tuple(readers))
 
 
 def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:
     together = min(settings.sampling.slots, settings.problems_per_commit * settings.samples)
-    sampled = _samples(settings, together)
+    sampled = _samples(settings, together, upstream.guess)
     if settings.teacher is None or sampled.makes is None:
         return sampled
     return Workload(served=sampled.makes.texts * sampled.makes.tokens_each, makes=sampled.makes)
 
 
 def _evaluate(settings: evaluate.Settings, upstream: Upstream) -> Workload:
-    return _samples(settings, DEFAULT_SLOTS)
+    return _samples(settings, SLOTS, upstream.guess)
 
 
-def _samples(settings: collect.Settings | evaluate.Settings, together: int) -> Workload:
+def _samples(settings: collect.Settings | evaluate.Settings, together: int, guess: Guess) -> Workload:
     """Samples that are kept."""
     problems, max_tokens = sum(settings.tasks.values()), settings.sampling.max_tokens
-    texts = Amount.exactly(problems * settings.samples)
-    made = Data(texts, _text_length(max_tokens), settings.tasks, settings.samples)
-    return replace(_sampling(problems, settings.samples, max_tokens, together), makes=made)
+    made = Data(problems * settings.samples, guess.text(max_tokens), settings.tasks, settings.samples)
+    return replace(_sampling(problems, settings.samples, max_tokens, together, guess), makes=made)
 
 
-def _sampling(problems: int, samples: int, max_tokens: int, together: int) -> Workload:
+def _sampling(problems: int, samples: int, max_tokens: int, together: int, guess: Guess) -> Workload:
     """Samples of problems, each of which is read once; `together` of them at most at the same time."""
     return Workload(
-        sampled=Amount.exactly(problems * samples) * _length(max_tokens),
-        scored={"from": Amount.exactly(problems * PROMPT_TOKENS)},
+        sampled=problems * samples * guess.response(max_tokens),
+        scored={"from": problems * PROMPT_TOKENS},
         sequences=min(together, problems * samples),
         longest=PROMPT_TOKENS + max_tokens,
+        # A sequence is on average half as long as it will be.
+        mean_context=guess.response_share * (PROMPT_TOKENS + max_tokens) / 2,
     )
 
 
 def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
-    texts, tokens, served = Amount(), Amount(), Amount()
-    for place in range(len(settings.data)):
-        data = upstream[f"data[{place}]"]
-        most = data.texts
+    texts = tokens = served = 0.0
+    for data in upstream.of_list(len(settings.data)):
+        asked = kept = data.texts * upstream.guess.kept_share
         if settings.keep.per_problem is not None and data.problems:
-            most = _cut(most, sum(data.problems.values()) * min(settings.keep.per_problem, data.samples))
-        kept = _cut(Amount(data.texts.expected * KEPT_SHARE, most.at_most), most.at_most)
+            kept = min(kept, sum(data.problems.values()) * min(settings.keep.per_problem, data.samples))
         texts, tokens = texts + kept, tokens + kept * data.tokens_each
         if settings.judge is not None:
-            asked = Amount(data.texts.expected * KEPT_SHARE, data.texts.at_most)
-            served += asked * (data.tokens_each + _length(settings.judge.max_tokens))
-    if settings.max_conversations is not None and texts.at_most > settings.max_conversations:
-        cut = _cut(texts, settings.max_conversations)
-        tokens = Amount(tokens.expected * cut.expected / texts.expected, tokens.at_most * cut.at_most / texts.at_most)
-        texts = cut
+            served += asked * (data.tokens_each + upstream.guess.response(settings.judge.max_tokens))
+    if settings.max_conversations is not None and texts > settings.max_conversations:
+        tokens *= settings.max_conversations / texts
+        texts = settings.max_conversations
     if settings.general is not None:
-        general = Amount.exactly(settings.general.conversations)
-        texts, tokens = texts + general, tokens + general * GENERAL_TOKENS
-    each = Amount(tokens.expected / texts.expected, tokens.at_most / texts.at_most)
-    return Workload(served=served, makes=Data(texts, each))
+        texts += settings.general.conversations
+        tokens += settings.general.conversations * GENERAL_TOKENS
+    return Workload(served=served, makes=Data(texts, tokens / texts))
 
 
 def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Workload:
-    tokens, served = Amount(), Amount()
-    for place in range(len(settings.data)):
-        data = upstream[f"data[{place}]"]
+    tokens = served = 0.0
+    for data in upstream.of_list(len(settings.data)):
         problems = sum(count for task, count in data.problems.items() if not settings.tasks or task in settings.tasks)
         each = data.samples
         if settings.objective == "pairwise":
             each = 2 * min(settings.pairs_per_problem, comb(data.samples, 2))
-        tokens += Amount.exactly(problems * each) * _cut(data.tokens_each, settings.max_tokens)
+        tokens += problems * each * min(data.tokens_each, settings.max_tokens)
         if settings.judge is not None:  # each pair in both orders, which are as many as its responses
-            served += Amount.exactly(problems * each) * (2 * data.tokens_each + _length(settings.judge.max_tokens))
+            judged = 2 * data.tokens_each + upstream.guess.response(settings.judge.max_tokens)
+            served += problems * each * judged
     return Workload(
         served=served,
-        trained=tokens * ((1 - settings.held_out) * settings.epochs),
+        trained=tokens * (1 - settings.held_out) * settings.epochs,
         scored={"from": tokens * settings.held_out},
         row=settings.tokens_per_batch,
     )
@@ -290,17 +289,3 @@ WORKLOADS: Mapping[str, Callable[[Any, Upstream], Workload]] = {
     "reward-model": _reward_model,
     "gate": lambda settings, upstream: Workload(),
 }
-
-
-def _length(max_tokens: int) -> Amount:
-    """Tokens of a response."""
-    return Amount(RESPONSE_SHARE * max_tokens, max_tokens)
-
-
-def _text_length(max_tokens: int) -> Amount:
-    """Tokens of a prompt and its response."""
-    return _length(max_tokens) + Amount.exactly(PROMPT_TOKENS)
-
-
-def _cut(amount: Amount, limit: float) -> Amount:
-    return Amount(min(amount.expected, limit), min(amount.at_most, limit))

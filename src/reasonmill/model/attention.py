@@ -7,6 +7,7 @@ sequence lies and which keys a token may see. Models pass the layout through to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
@@ -32,15 +33,13 @@ class Layout(Protocol):
         """query [H, N, D], key [K, N, D], value [K, N, E] of the row's tokens; returns [N, H, E]."""
 
 
+@dataclass(slots=True)
 class AttentionRule:
     """How one layer attends: scale, sliding window (None: everything before) and soft cap of the scores."""
 
-    __slots__ = ("scale", "softcap", "window")
-
-    def __init__(self, scale: float, window: int | None, softcap: float | None) -> None:
-        self.scale = scale
-        self.window = window
-        self.softcap = softcap
+    scale: float
+    window: int | None
+    softcap: float | None
 
 
 def _reasonmill_attention(

@@ -43,6 +43,5 @@ def arguments_of(made_by: Callable[..., Any], what: str) -> type[BaseModel]:
 def keywords(arguments: BaseModel, folder: Path) -> dict[str, Any]:
     """The arguments by name; paths are relative to the recipe's folder."""
     return {
-        name: (folder / value.expanduser()).resolve() if isinstance(value, Path) else value
-        for name, value in ((name, getattr(arguments, name)) for name in type(arguments).model_fields)
+        name: (folder / value.expanduser()).resolve() if isinstance(value, Path) else value for name, value in arguments
     }

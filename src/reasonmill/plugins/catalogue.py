@@ -8,6 +8,7 @@ which go before all others of the same name. Nothing is imported before it is na
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -19,15 +20,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from reasonmill.errors import RecipeError, suggestion
 from reasonmill.plugins.plugin import ONE, Group, Plugin
-from reasonmill.plugins.sources import PACKAGE
+from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT
 from reasonmill.plugins.target import Importer, read_target
 from reasonmill.protocols import Reward
 from reasonmill.rewards.combination import NOT_RULES
-from reasonmill.rewards.offers import OFFERS as REWARDS
 from reasonmill.settings import BY_CONTENT, Naming
-from reasonmill.stages.offers import OFFERS as STAGES
 from reasonmill.tasks.named import NamedTask
-from reasonmill.world.offers import OFFERS as WORLD
+
+# What rooms of this package offer, by group and name.
+_OFFERS: list[dict[str, dict[str, str]]] = [
+    tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8"))
+    for room in ("stages", "rewards", "world")
+]
 
 AnyName = TypeVar("AnyName", bound="str | Use")
 
@@ -126,7 +130,7 @@ def _offered(group: Group) -> Mapping[str, str]:
     Raises:
         RecipeError: two packages offer the same name.
     """
-    found = {**STAGES.get(group, {}), **REWARDS.get(group, {}), **WORLD.get(group, {})}
+    found = {name: target for offers in _OFFERS for name, target in offers.get(group, {}).items()}
     for entry in entry_points(group=f"{PACKAGE}.{group}"):
         if entry.name in found:
             raise RecipeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -70,8 +70,7 @@ class Recipe:
         if stage is None:
             return self.nodes
         if stage not in names:
-            fix = suggestion(stage, names) or f"its stages: {', '.join(names)}"
-            raise RecipeError(f"the recipe has no stage {stage!r}", where=f"--until {stage}", fix=fix)
+            raise no_stage(stage, names, where=f"--until {stage}")
         return self.nodes[: names.index(stage) + 1]
 
     def resolved(self) -> dict[str, Any]:
@@ -92,6 +91,12 @@ class Recipe:
             **own,
             "stage": stages,
         }
+
+
+def no_stage(name: str, names: Sequence[str], where: str = "") -> RecipeError:
+    """What is wrong where a recipe with stages of these names is asked for another one."""
+    fix = suggestion(name, names) or f"its stages: {', '.join(names)}"
+    return RecipeError(f"the recipe has no stage {name!r}", where=where, fix=fix)
 
 
 def stage_key(node: Node, inputs: Mapping[str, Input], seed: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import tomllib
@@ -20,7 +19,7 @@ from reasonmill.plugins.catalogue import Catalogue, TaskUse, Use
 from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
-from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.recipe.graph import Node, Recipe, no_stage
 from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, StageSource, find_source, references
@@ -137,7 +136,7 @@ def _override(table: dict[str, Any], origins: Origins, text: str) -> None:
     if len(keys) > 1 and keys[0] in names:
         path = ("stage", names.index(keys[0]), *keys[1:])
     elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog", *TABLES):
-        raise _no_stage(keys[0], names)
+        raise no_stage(keys[0], names)
     inner: Any = table
     for key in path[:-1]:
         inner = inner[key] if isinstance(key, int) else inner.setdefault(key, {})
@@ -203,7 +202,7 @@ class _Check:
                     self._add(what, ("models", name), "give each a name of its own")
             if head is not None and head.result is not None and head.result not in names:
                 with self._gathering(("result",)):
-                    raise _no_stage(head.result, names)
+                    raise no_stage(head.result, names)
         _refuse(self._mistakes)
         assert head is not None  # there are no mistakes
         return Recipe(head.name, head.seed, tuple(nodes), catalogue, head.result, head.models, head.watchdog)
@@ -220,7 +219,11 @@ class _Check:
         for group, tables in catalogue.tables.items():
             for name, use in tables.items():
                 path: KeyPath = (group, name)
+                key = "environment"  # of the table, whose value is at fault
                 try:
+                    if isinstance(use, TaskUse) and use.environment is not None:
+                        catalogue.plugin("environments", use.environment)
+                    key = "use"
                     plugin = catalogue.plugin(group, name)
                     if group == "stages" and use.arguments:
                         fix = "give the stages of this kind what they need under [[stage]]"
@@ -229,7 +232,7 @@ class _Check:
                     elif self._settings(plugin.arguments, use.arguments, path) is not None:
                         plugin.made  # noqa: B018  # made once, and then kept
                 except RecipeError as error:
-                    written = self._origins.place((*path, _key_at_fault(use, catalogue)))
+                    written = self._origins.place((*path, key))
                     place = ", ".join(part for part in (written, error.where) if part)
                     what = f"{group}.{name}: {error.what}"
                     self._mistakes.append(RecipeError(what, where=place, fix=error.fix))
@@ -296,16 +299,6 @@ class _Check:
         return None
 
 
-def _key_at_fault(use: Use, catalogue: Catalogue) -> str:
-    """The key of a table that names what there is not, or can't be made; the code of an environment has its own."""
-    if isinstance(use, TaskUse) and use.environment is not None:
-        try:
-            catalogue.plugin("environments", use.environment)
-        except RecipeError:
-            return "environment"
-    return "use"
-
-
 def _plugins(settings: StageSettings, catalogue: Catalogue) -> dict[str, Plugin]:
     """The plug-ins that a stage names, by the keys that name them."""
     found = {}
@@ -339,11 +332,6 @@ def _names(table: Mapping[str, Any]) -> list[str]:
     return [name if isinstance(name, str) else "" for name in names]
 
 
-def _no_stage(name: str, names: Sequence[str]) -> RecipeError:
-    fix = suggestion(name, names) or f"its stages: {', '.join(names)}"
-    return RecipeError(f"the recipe has no stage {name!r}", fix=fix)
-
-
 def _said(model: type[BaseModel], detail: ErrorDetails, location: KeyPath) -> tuple[str, str]:
     """What is wrong with the value at a location, and how to fix it."""
     key = ".".join(map(str, location))
@@ -371,18 +359,12 @@ def _keys(model: Any, location: Collection[str | int]) -> list[str]:
         fields = model.model_fields if _is_model(model) else {}
         inner = next((field.annotation for name, field in fields.items() if part in (name, field.alias)), None)
         named = get_origin(inner) is dict
-        model = inner if named else next((kind for kind in (inner, *get_args(inner)) if _has_keys(kind)), None)
-    if _is_model(model):
-        return [field.alias or name for name, field in model.model_fields.items()]
-    return [field.name for field in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []
+        model = inner if named else next((kind for kind in (inner, *get_args(inner)) if _is_model(kind)), None)
+    return [field.alias or name for name, field in model.model_fields.items()] if _is_model(model) else []
 
 
 def _is_model(candidate: Any) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)
-
-
-def _has_keys(candidate: Any) -> bool:
-    return _is_model(candidate) or dataclasses.is_dataclass(candidate)
 
 
 def _refuse(mistakes: Sequence[RecipeError]) -> None:

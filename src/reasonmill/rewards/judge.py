@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,13 @@ class Judge:
             ServerError: the server can't be reached, or refuses a request.
         """
         said = [place for place, claim in enumerate(claims) if claim.answer.strip()]
-        prompts = [
-            _ASKED["correctness"].format(
-                question=_question(claims[place].problem),
-                gold=_material(claims[place].problem.answer),
-                answer=_material(claims[place].answer),
-            )
-            for place in said
+        asked = [
+            {"question": _question(claim.problem), "gold": claim.problem.answer, "answer": claim.answer}
+            for claim in (claims[place] for place in said)
         ]
         verdicts: list[bool | None] = [False] * len(claims)
-        for place, reply in zip(said, self._replies(prompts, on_verdict), strict=True):
-            verdicts[place] = {"CORRECT": True, "INCORRECT": False}.get(verdict(reply))
+        for place, given in zip(said, self._verdicts("correctness", asked, on_verdict), strict=True):
+            verdicts[place] = {"CORRECT": True, "INCORRECT": False}.get(given)
         return verdicts
 
     def preferences(
@@ -94,24 +90,24 @@ class Judge:
 
         Arguments and errors as of `correct`.
         """
-        prompts = [
-            _ASKED["preference"].format(
-                question=_question(comparison.problem),
-                first=_material(comparison.first),
-                second=_material(comparison.second),
-            )
-            for comparison in comparisons
+        asked = [
+            {"question": _question(pair.problem), "first": pair.first, "second": pair.second} for pair in comparisons
         ]
-        return [PREFERENCES.get(verdict(reply)) for reply in self._replies(prompts, on_verdict)]
+        return [PREFERENCES.get(given) for given in self._verdicts("preference", asked, on_verdict)]
 
-    def _replies(self, prompts: Sequence[str], on_verdict: Callable[[int], None] | None) -> list[ChatReply]:
+    def _verdicts(
+        self, form: str, asked: Sequence[Mapping[str, str]], on_verdict: Callable[[int], None] | None
+    ) -> list[str]:
+        """The word or sign of each reply to a prompt of this form, filled with what is asked."""
+        prompts = [_ASKED[form].format(**{name: _material(text) for name, text in each.items()}) for each in asked]
         requests = [ChatRequest((Message("user", prompt),), self._params, seed=0) for prompt in prompts]
-        replies: dict[int, ChatReply] = {}
-        for index, reply in each("judging", ChatServer(self._settings).complete(requests)):
-            replies[index] = reply
+        verdicts = [""] * len(prompts)
+        replies = each("judging", ChatServer(self._settings).complete(requests))
+        for number, (index, reply) in enumerate(replies, start=1):
+            verdicts[index] = verdict(reply)
             if on_verdict is not None:
-                on_verdict(len(replies))
-        return [replies[index] for index in range(len(prompts))]
+                on_verdict(number)
+        return verdicts
 
 
 def verdict(reply: ChatReply) -> str:
@@ -123,7 +119,7 @@ def verdict(reply: ChatReply) -> str:
 
 def _question(problem: Problem) -> str:
     turns = problem.messages
-    return _material("\n\n".join(f"{turn.role}: {turn.content}" if len(turns) > 1 else turn.content for turn in turns))
+    return "\n\n".join(f"{turn.role}: {turn.content}" if len(turns) > 1 else turn.content for turn in turns)
 
 
 def _material(text: str) -> str:

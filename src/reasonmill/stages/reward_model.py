@@ -269,11 +269,10 @@ def _require_enough(settings: Settings, selection: ExampleSets) -> None:
 
 def _train(settings: Settings, context: StageContext, learner: RewardLearner, examples: Sequence[Labelled]) -> int:
     """All steps that the ledger has no state for; returns the tokens that were trained on, resumed ones too."""
-    order = Epochs(len(examples), settings.examples_per_step, (context.seed, settings.name))
+    epochs = Epochs(examples, settings.examples_per_step, (context.seed, settings.name))
 
     def passes(start: int, stop: int) -> Iterator[Mapping[str, float]]:
-        for step in range(start, stop):
-            chosen = [examples[row] for row in order.rows(step)]
+        for chosen in epochs.feed(start, stop):
             rows = pack_texts([example.texts for example in chosen], settings.tokens_per_batch)
             total, right = 0.0, 0
             for row in rows:
@@ -295,15 +294,7 @@ def _train(settings: Settings, context: StageContext, learner: RewardLearner, ex
                 "tokens": float(sum(sum(row.lengths) for row in rows)),
             }
 
-    return optimise(
-        context,
-        learner,
-        passes,
-        name=settings.name,
-        steps=settings.epochs * order.steps_per_epoch,
-        schedule=settings.schedule,
-        state_every=settings.state_every,
-    )
+    return optimise(context, learner, passes, settings, settings.epochs * epochs.steps_per_epoch)
 
 
 def _chances(row: TextRow, rewards: Tensor) -> list[float]:

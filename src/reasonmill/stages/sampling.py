@@ -22,24 +22,26 @@ from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Group, Problem, SamplingParams
 
 
-class SamplingSettings(BaseModel):
-    """How rollouts are drawn. Training scores the same distribution, which top-k and top-p would change."""
+class _Drawing(BaseModel):
+    """How tokens are drawn."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    temperature: float = Field(default=1.0, gt=0)
-    max_tokens: int = Field(default=256, ge=1)
-    slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
 
     def params(self) -> SamplingParams:
         """What a request says of it."""
         return SamplingParams(**self.model_dump(exclude={"slots"}))
 
 
-class EvaluationSampling(BaseModel):
-    """How answers are drawn; the published protocol is temperature 0.6 and top-p 0.95."""
+class SamplingSettings(_Drawing):
+    """How rollouts are drawn. Training scores the same distribution, which top-k and top-p would change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    temperature: float = Field(default=1.0, gt=0)
+    max_tokens: int = Field(default=256, ge=1)
+    slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
+
+
+class EvaluationSampling(_Drawing):
+    """How answers are drawn; the published protocol is temperature 0.6 and top-p 0.95."""
 
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

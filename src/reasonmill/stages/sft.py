@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,8 @@ from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example
+
+Row = TypeVar("Row")
 
 MAKES: ArtifactKind = "model"
 NEEDS = ("learner",)
@@ -48,22 +50,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
             where=f"max_tokens of stage {settings.name!r}",
             fix="raise max_tokens, or look at what the data's stage kept",
         )
-    order = Epochs(len(examples), settings.conversations_per_step, (context.seed, settings.name))
-
-    def feed(start: int, stop: int) -> Iterator[Sequence[Example]]:
-        for step in range(start, stop):
-            yield [examples[row] for row in order.rows(step)]
-
-    tokens = supervise(
-        context,
-        learner,
-        feed,
-        name=settings.name,
-        steps=settings.epochs * order.steps_per_epoch,
-        schedule=settings.schedule,
-        tokens_per_batch=settings.tokens_per_batch,
-        state_every=settings.state_every,
-    )
+    epochs = Epochs(examples, settings.conversations_per_step, (context.seed, settings.name))
+    tokens = supervise(context, learner, epochs.feed, settings, settings.epochs * epochs.steps_per_epoch)
     metrics = {
         "conversations": len(examples),
         "too_long": len(all_examples) - len(examples),
@@ -81,25 +69,25 @@ def ce_example(conversation: Conversation, renderer: Renderer) -> Example:
     return Example(np.asarray(prompt + response, np.int64), weights, "ce")
 
 
-class Epochs:
-    """Which rows each step reads: every epoch reads each row once, in an order of its own.
+class Epochs(Generic[Row]):
+    """The rows that each step reads: every epoch reads each row once, in an order of its own.
 
     Args:
         noise: names the draw, for example (seed, stage).
     """
 
-    def __init__(self, num_rows: int, rows_per_step: int, noise: tuple[int | str, ...]) -> None:
-        self.steps_per_epoch = math.ceil(num_rows / rows_per_step)
-        self._num_rows = num_rows
+    def __init__(self, rows: Sequence[Row], rows_per_step: int, noise: tuple[int | str, ...]) -> None:
+        self.steps_per_epoch = math.ceil(len(rows) / rows_per_step)
+        self._rows = rows
         self._rows_per_step = rows_per_step
         self._noise = noise
-        self._epoch = -1  # that of `_order`; steps come in order, so that one is enough
-        self._order: list[int] = []
 
-    def rows(self, step: int) -> list[int]:
-        """The rows of a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(self._num_rows))
-            generator("epoch", *self._noise, epoch).shuffle(self._order)
-        return self._order[place * self._rows_per_step : (place + 1) * self._rows_per_step]
+    def feed(self, start: int, stop: int) -> Iterator[list[Row]]:
+        """The rows of each of the steps start to stop - 1."""
+        order: list[Row] = []
+        for step in range(start, stop):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if step == start or place == 0:
+                order = list(self._rows)
+                generator("epoch", *self._noise, epoch).shuffle(order)
+            yield order[place * self._rows_per_step : (place + 1) * self._rows_per_step]

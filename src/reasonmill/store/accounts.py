@@ -1,7 +1,5 @@
 """The account of every rollout that was dispatched: each was trained on, or there is one reason why it was not."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reasonmill.activity import beat
+from reasonmill.content import file_digest
 from reasonmill.errors import OutOfSpace, ReasonmillError, StoreError
 from reasonmill.store import disk
 from reasonmill.store.looking import exists, files_below, is_file, size, unless_lost
@@ -138,13 +138,6 @@ def is_unreadable(path: Path) -> bool:
     """
     is_read = unless_lost(lambda: not is_file(path) or bool(file_digest(path)))
     return not is_read and exists(path)  # beside a writer, a log may have gone by now
-
-
-def file_digest(path: Path) -> str:
-    """Digest of a file's content."""
-    beat()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -1,10 +1,10 @@
 """What happens when the home's disk is full: a write waits for room, if the run can wait."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from reasonmill.errors import OutOfSpace
 
@@ -22,28 +22,40 @@ class WhenFull(Protocol):
         """Called when a write which had to wait has worked."""
 
 
-def waits_for_room(
-    write: Callable[Concatenate[Any, Arguments], Result],
-) -> Callable[Concatenate[Any, Arguments], Result]:
-    """A method that is called again whenever its object's `when_full` returns; where that is None, it just fails.
+# Who waits, as long as a run is there to do so; without one, whatever finds no room just fails.
+_waiter: ContextVar[WhenFull | None] = ContextVar("waiter", default=None)
 
-    The method must leave nothing behind when it raises OutOfSpace.
+
+@contextmanager
+def waiting_when_full(when_full: WhenFull) -> Iterator[None]:
+    """In the block, what is committed to a full disk waits for room instead of failing with OutOfSpace."""
+    before = _waiter.set(when_full)
+    try:
+        yield
+    finally:
+        _waiter.reset(before)
+
+
+def waits_for_room(write: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function or method that is called again after each wait for room.
+
+    It must leave nothing behind when it raises OutOfSpace.
     """
 
     @wraps(write)
-    def wait(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        waited = False
+    def wait(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        waiter, has_waited = _waiter.get(), False
         while True:
             try:
-                result = write(self, *args, **kwargs)
+                result = write(*args, **kwargs)
             except OutOfSpace as error:
-                if self.when_full is None:
+                if waiter is None:
                     raise
-                self.when_full(error)
-                waited = True
+                waiter(error)
+                has_waited = True
             else:
-                if waited:
-                    self.when_full.goes_on()
+                if waiter is not None and has_waited:
+                    waiter.goes_on()
                 return result
 
     return wait

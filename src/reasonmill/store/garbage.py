@@ -1,7 +1,5 @@
 """Garbage: objects that nothing refers to, such as those of a run that was killed before its ledger knew them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from reasonmill.store.parquet import MESSAGES, format_of, message_rows, messages_of, read_table, write_rows
+from reasonmill.store.parquet import MESSAGES, format_of, messages_of, read_table, write_rows
 from reasonmill.types import Completion, Grade, Group, Problem, Reply, Rollout
 
 # What an artifact that holds groups calls their file.
@@ -90,7 +90,7 @@ def _problem_row(problem: Problem) -> dict[str, Any]:
     return {
         "problem_id": problem.id,
         "task": problem.task,
-        "messages": message_rows(problem.messages),
+        "messages": [asdict(message) for message in problem.messages],
         "answer": problem.answer,
         "meta": encoded,
     }
@@ -102,12 +102,12 @@ def _rollout_row(rollout: Rollout) -> dict[str, Any]:
         **_fields(rollout.grade),
         "parts": sorted(rollout.grade.parts.items()),
         "prompt_tokens": rollout.prompt_tokens,
-        "replies": [_fields(reply) | {"messages": message_rows(reply.messages)} for reply in rollout.replies] or None,
+        "replies": [asdict(reply) for reply in rollout.replies] or None,
     }
 
 
-def _fields(record: Completion | Grade | Reply) -> dict[str, Any]:
-    """What a record holds; its columns have the same names."""
+def _fields(record: Completion | Grade) -> dict[str, Any]:
+    """What a record holds, without a copy; its columns have the same names."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 

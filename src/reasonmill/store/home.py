@@ -9,22 +9,20 @@ import os
 import shutil
 import socket
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.full_disk import WhenFull, waits_for_room
-from reasonmill.store.incidents import Incident, Incidents
+from reasonmill.store.full_disk import waits_for_room
+from reasonmill.store.incidents import Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
 from reasonmill.store.looking import exists, is_directory, is_file
-from reasonmill.store.lost_views import forget_lost_views, in_the_way
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
-from reasonmill.store.views import RUNS
+from reasonmill.store.views import RUNS, forget_lost_views, in_the_way
 
 OBJECTS = "objects"
 _DIRECTORIES = (OBJECTS, RUNS, TMP, BACKUPS, QUARANTINE)
@@ -36,11 +34,11 @@ _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
 
 
-class Home:
+class Home(AbstractContextManager["Home"]):
     """An open home: `objects` holds the artifacts and `ledger` says where each came from.
 
-    Damage that is met while the home is open for writing is an incident: recorded in the ledger, and reported by the
-    function that `tell_incidents` was given.
+    Damage that is met while the home is open for writing goes to `incidents`: recorded in the ledger, and reported to
+    the user.
     """
 
     def __init__(
@@ -49,10 +47,9 @@ class Home:
         self.path = path
         self.objects = ObjectStore(path / OBJECTS, write=keeper is not None, incidents=incidents)
         self.ledger = ledger
-        self._incidents = incidents
+        self.incidents = incidents
         self._keeper = keeper
         self._lock = lock
-        self.when_full: WhenFull | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, write: bool = True, lock: WriterLock | None = None) -> Home:
@@ -91,14 +88,6 @@ class Home:
             lock.close()
             raise
 
-    def tell_incidents(self, tell: Callable[[str], None]) -> None:
-        """Reports incidents to the user with this function, first those since the home was opened."""
-        self._incidents.tell(tell)
-
-    def report(self, incident: Incident) -> None:
-        """Records and reports damage that was found by looking at the home's files."""
-        self._incidents.add(incident)
-
     @waits_for_room
     def back_up_ledger(self) -> None:
         """Keeps a copy of the ledger as it is now, to restore if its file is damaged."""
@@ -114,7 +103,7 @@ class Home:
         path = self.path / RUNS / name
         if self._keeper is not None:
             if in_the_way(path):
-                forget_lost_views(self.path, name, self.ledger, self._incidents, "is damaged")
+                forget_lost_views(self.path, name, self.ledger, self.incidents, "is damaged")
             with disk_errors(path):
                 if not is_directory(path):
                     disk.make_directory(path, "run")
@@ -131,15 +120,6 @@ class Home:
         with disk_errors(self.path):
             return shutil.disk_usage(self.path).free
 
-    @contextmanager
-    def waiting_when_full(self, when_full: WhenFull) -> Iterator[None]:
-        """In the block, what is committed to a full disk waits for room instead of failing with OutOfSpace."""
-        self.when_full = self.objects.when_full = self.ledger.when_full = when_full
-        try:
-            yield
-        finally:
-            self.when_full = self.objects.when_full = self.ledger.when_full = None
-
     def close(self, *, at_once: bool = False) -> None:
         """Closes the ledger and lets go of the lock; closing twice does nothing.
 
@@ -155,9 +135,6 @@ class Home:
         finally:
             if self._lock is not None:
                 self._lock.close()
-
-    def __enter__(self) -> Home:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(at_once=kind is not None and issubclass(kind, KeyboardInterrupt))  # a second Ctrl-C

@@ -1,7 +1,5 @@
 """Incidents: damage that was met and what was done about it, reported to the user and recorded in the ledger."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -5,23 +5,23 @@ processes read meanwhile. "Latest" is always a query here, never a look at the f
 read is checked against its seal.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from reasonmill.errors import StoreError
-from reasonmill.store.full_disk import WhenFull, waits_for_room
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger_runs import LedgerOfRuns
 from reasonmill.store.sealed_rows import Row, damaged_ledger
 from reasonmill.types import Artifact
+
+Record = TypeVar("Record", Incident, Artifact, "StageRecord")
 
 
 def _tables() -> list[str]:
@@ -31,9 +31,16 @@ def _tables() -> list[str]:
         return [row[0] for row in database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
 
 
+# What the metrics of an artifact call where it was adopted from (see `mill/adoption.py`), and which ancestors were.
+ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
+
+
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage: the run that finished it, what it made, and what it took in seconds and tokens."""
+    """A finished stage: the run that finished it, what it made, and what it took in seconds and tokens.
+
+    `machines` are the classes of machines on which it ran: several where it was resumed on another one.
+    """
 
     key: str
     run: str
@@ -42,10 +49,13 @@ class StageRecord:
     artifact: Artifact
     seconds: float
     tokens: int
+    machines: tuple[str, ...]
 
-
-# What the metrics of an artifact call where it was adopted from (see `mill/adoption.py`), and which ancestors were.
-ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
+    @property
+    def log_key(self) -> str:
+        """The key under which its steps are in the ledger: its own or, if it was adopted, that of the other code."""
+        origin = self.artifact.metrics.get(ADOPTED)
+        return origin["key"] if origin else self.key
 
 
 class OtherContent(StoreError):
@@ -57,7 +67,6 @@ class Ledger(LedgerOfRuns):
 
     tables = _tables()
     version = 2
-    when_full: WhenFull | None = None
 
     @waits_for_room
     def begin_stage(self, stage_key: str, machine: str) -> tuple[str, ...]:
@@ -86,7 +95,7 @@ class Ledger(LedgerOfRuns):
     @waits_for_room
     def commit_stage(
         self, *, key: str, run: str, name: str, kind: str, artifact: Artifact, seconds: float, tokens: int
-    ) -> None:
+    ) -> StageRecord:
         """Records a finished stage and its artifact, whose object is in the store already.
 
         Raises:
@@ -97,6 +106,7 @@ class Ledger(LedgerOfRuns):
             made = self._record_artifact(artifact)
             self._insert("stages", key=key, run=run, name=name, kind=kind, artifact=made, **took)
             self._db.execute("DELETE FROM run_stages WHERE run = ? AND name = ? AND position < 0", (run, name))
+            return self._stage(self._read("stages", "key = ?", key)[0])
 
     def stage(self, key: str) -> StageRecord | None:
         """The finished stage of this key, or None."""
@@ -296,14 +306,12 @@ class Ledger(LedgerOfRuns):
 
     def incidents(self) -> list[Incident]:
         """All incidents, in the order in which they were recorded."""
-        return [
-            Incident(row["file"], row["digest"], row["what"], row["done"], row["at_s"])
-            for row in self._read("incidents", order="id")
-        ]
+        return [_record(Incident, row) for row in self._read("incidents", order="id")]
 
     def _stage(self, row: Row) -> StageRecord:
         artifact = self._made(self._artifact_row(row["artifact"]))
-        return StageRecord(row["key"], row["run"], row["name"], row["kind"], artifact, row["seconds"], row["tokens"])
+        record = _record(StageRecord, {**row, "artifact": artifact, "machines": ()})
+        return replace(record, machines=self.machines(record.log_key))
 
     def _artifact_row(self, artifact_id: int) -> Row:
         rows = self._read("artifacts", "id = ?", artifact_id)
@@ -314,8 +322,7 @@ class Ledger(LedgerOfRuns):
 
     def _made(self, row: Row) -> Artifact:
         parents = tuple(parent["digest"] for parent in self._parents(row["id"]))
-        metrics = json.loads(row["metrics"])
-        return Artifact(row["digest"], row["kind"], row["stage"], parents, row["config_digest"], metrics)
+        return _record(Artifact, {**row, "parents": parents, "metrics": json.loads(row["metrics"])})
 
     def _parents(self, artifact_id: int) -> list[Row]:
         """The rows of the artifacts that one was made from, in order."""
@@ -337,15 +344,9 @@ class Ledger(LedgerOfRuns):
                     where=parent,
                 )
             parent_ids.append(known[-1]["id"])
-        artifact_id = self._insert(
-            "artifacts",
-            digest=artifact.digest,
-            kind=artifact.kind,
-            stage=artifact.stage,
-            config_digest=artifact.config_digest,
-            metrics=json.dumps(dict(artifact.metrics)),
-            created_s=time.time(),
-        )
+        plain = {name: getattr(artifact, name) for name in ("digest", "kind", "stage", "config_digest")}
+        metrics = json.dumps(dict(artifact.metrics))
+        artifact_id = self._insert("artifacts", **plain, metrics=metrics, created_s=time.time())
         assert artifact_id is not None  # an INSERT always sets it
         for position, parent_id in enumerate(parent_ids):
             self._insert("parents", child=artifact_id, position=position, parent=parent_id)
@@ -364,6 +365,11 @@ class Ledger(LedgerOfRuns):
                 "or start over with another seed",
                 where=str(self._path),
             )
+
+
+def _record(kind: type[Record], values: Row) -> Record:
+    """A record of those of the values that it has fields for."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def _identity(artifact: Artifact) -> tuple[Any, ...]:

@@ -5,8 +5,6 @@ open, and after that writer was killed, the seal is open, too; SQLite's checks a
 for it. Backups are objects of a store of their own, which checks them like all others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid
@@ -15,15 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reasonmill.content import file_digest
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
-from reasonmill.store.commit import content, disk_errors, file_digest, holds, is_unreadable, replace_file
+from reasonmill.store.commit import content, disk_errors, holds, is_unreadable, replace_file
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.looking import changed_ns, exists, is_directory, is_file, is_lost, size
-from reasonmill.store.lost_views import forget_lost_views
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore, put_aside, quarantined
 from reasonmill.store.sealed_rows import OtherVersion, Unreachable, damaged_ledger
+from reasonmill.store.views import forget_lost_views
 
 LEDGER = "ledger.sqlite"
 SEAL = "ledger.seal"
@@ -134,16 +133,6 @@ def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
         return [f"is damaged: {error.what}"]
 
 
-def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
-    """The digests of the backups, in the order in which they are tried for a damaged ledger.
-
-    Those that the seal names come first, the latest of them first; the others follow by their age.
-    """
-    known = seal.backups if seal is not None else ()
-    others = [digest for digest in backups.digests() if digest not in known]
-    return [*known, *sorted(others, key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)]
-
-
 @dataclass(frozen=True)
 class LedgerState:
     """What a look at a home's ledger finds.
@@ -174,10 +163,17 @@ def look_at_ledger(home: Path) -> LedgerState:
     except DamagedSeal:
         is_seal_damaged = True  # then the ledger is checked row by row
     damage = ledger_damage(home, seal)
+    backup = _sound_backup(home, seal) if damage else None
+    return LedgerState(seal, is_seal_damaged, tuple(damage), backup)
+
+
+def _sound_backup(home: Path, seal: Seal | None) -> Path | None:
+    """The directory of the latest backup that is whole: of those that the seal names, else of all others."""
     backups = ObjectStore(home / BACKUPS, write=False)
-    tried = [digest for digest in backups_in_order(home, backups, seal) if backups.exists(digest)] if damage else []
-    sound = next((home / BACKUPS / digest for digest in tried if not backups.damaged_files(digest)), None)
-    return LedgerState(seal, is_seal_damaged, tuple(damage), sound)
+    by_age = sorted(backups.digests(), key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)
+    known = seal.backups if seal is not None else ()
+    ordered = dict.fromkeys((*(digest for digest in known if digest in by_age), *by_age))
+    return next((home / BACKUPS / digest for digest in ordered if not backups.damaged_files(digest)), None)
 
 
 def open_for_reading(home: Path) -> Ledger:
@@ -250,11 +246,14 @@ class LedgerKeeper:
         Raises:
             StoreError: the ledger is damaged, and no backup is left.
         """
-        seal = self._read_seal()
-        damage = ledger_damage(self._home, seal) if is_home(self._home) else []
+        found = look_at_ledger(self._home) if is_home(self._home) else LedgerState(None, False, (), None)
+        if found.is_seal_damaged:
+            what = f"is no file and goes to {QUARANTINE}/" if is_directory(self._home / SEAL) else "is damaged"
+            self._incidents.add(Incident(SEAL, "", what, "the ledger is checked row by row and sealed again"))
+        seal, damage = found.seal, found.damage
         was_closed = not damage and seal is not None and seal.ledger is not None
         if damage:
-            self._fall_back(seal, damage[0])
+            self._fall_back(found)
         elif seal is not None:
             # Before the ledger changes: a closed one that is not what it was counts as damaged.
             self._write_seal(replace(seal, ledger=None))
@@ -318,15 +317,6 @@ class LedgerKeeper:
         if damage:
             raise damaged_ledger(self._home / LEDGER, damage[0])
 
-    def _read_seal(self) -> Seal | None:
-        try:
-            return read_seal(self._home)
-        except DamagedSeal:
-            what = f"is no file and goes to {QUARANTINE}/" if is_directory(self._home / SEAL) else "is damaged"
-            done = "the ledger is checked row by row and sealed again"
-            self._incidents.add(Incident(SEAL, "", what, done))
-            return None
-
     def _write_seal(self, seal: Seal) -> None:
         path = self._home / SEAL
         with disk_errors(path):
@@ -344,13 +334,10 @@ class LedgerKeeper:
             if self._backups.sound_path(digest, instead="the ledger is backed up again") is not None
         )
 
-    def _fall_back(self, seal: Seal | None, damage: str) -> None:
+    def _fall_back(self, found: LedgerState) -> None:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
-        sealed = seal or Seal(None, ())
-        tried = backups_in_order(self._home, self._backups, seal)
-        instead = "another backup of the ledger is tried"
-        digest = next((it for it in tried if self._backups.sound_path(it, instead=instead) is not None), None)
-        if digest is None:
+        sealed, damage = found.seal or Seal(None, ()), found.damage[0]
+        if found.backup is None:
             what = f"the ledger {damage}, and no sound backup of it is left"
             raise StoreError(what, fix=NO_BACKUP, where=str(self._home / LEDGER))
         path, kept = self._home / LEDGER, quarantined(self._home, "ledger")
@@ -365,11 +352,11 @@ class LedgerKeeper:
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         try:
             with disk_errors(self._home):
-                disk.copy_file(self._backups.path(digest) / LEDGER, restored, "restored ledger")
+                disk.copy_file(found.backup / LEDGER, restored, "restored ledger")
                 disk.fsync_file(restored, "restored ledger")
                 # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the
                 # log is gone and what is left looks sound.
-                self._write_seal(Seal(_REFUSED, sealed.backups or (digest,)))
+                self._write_seal(Seal(_REFUSED, sealed.backups or (found.backup.name,)))
                 # For readers, the ledger stays in its place, too, until another one takes it.
                 if is_there and not _is_copied(path, kept):
                     disk.rename(path, kept, "unreadable ledger")

@@ -1,7 +1,5 @@
 """The part of the ledger that knows runs: of which stages each consists, and what it had finished earlier."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

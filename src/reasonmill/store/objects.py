@@ -11,7 +11,7 @@ from reasonmill.activity import phase
 from reasonmill.errors import StoreError
 from reasonmill.store import disk
 from reasonmill.store.commit import damaged_files, disk_errors, publish, seal
-from reasonmill.store.full_disk import WhenFull, waits_for_room
+from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.incidents import Incident, Incidents
 from reasonmill.store.looking import exists, is_directory
 
@@ -47,7 +47,6 @@ class ObjectStore:
         self._incidents = incidents or Incidents()
         self._verified: set[str] = set()
         self._reported_missing: set[str] = set()
-        self.when_full: WhenFull | None = None
 
     @phase("saving")
     @waits_for_room

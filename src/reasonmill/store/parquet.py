@@ -1,7 +1,6 @@
 """Parquet files of rows, exactly as they were written: what groups and conversations have in common."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +53,6 @@ def read_table(path: Path, what: str, schemas: Mapping[str, pa.Schema]) -> pa.Ta
     return table
 
 
-def message_rows(messages: Iterable[Message]) -> list[dict[str, str]]:
-    """Messages as a row has them."""
-    return [asdict(message) for message in messages]
-
-
 def messages_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """The messages that `message_rows` put into a row."""
+    """The messages of a row."""
     return tuple(Message(**row) for row in rows)

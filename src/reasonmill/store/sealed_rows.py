@@ -4,8 +4,6 @@ SQLite's own checks find pages that don't fit together. They do not find a digit
 do. Triggers write them, so that no statement can forget to.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sqlite3

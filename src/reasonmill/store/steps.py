@@ -1,7 +1,5 @@
 """What a stage keeps between its steps: groups, committed before anything uses them, and states to resume from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,7 +82,7 @@ def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
     for step, digest in steps:
         if digest is not None and step > without:
             what = f"holds the groups of step {step}, which depend on those of step {without}, which are lost for good"
-            home.report(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place"))
+            home.incidents.add(Incident(f"{OBJECTS}/{digest}", digest, what, "new ones take their place"))
     home.ledger.forget_steps(key, without)
 
 
@@ -147,5 +145,5 @@ def _give_up(home: Home, key: str, step: int, why: str, instead: str) -> None:
     digest = home.ledger.step_groups(key, step)
     assert digest is not None
     what = f"is lost for good, the groups of step {step}: {why}"
-    home.report(Incident(f"{OBJECTS}/{digest}", digest, what, instead))
+    home.incidents.add(Incident(f"{OBJECTS}/{digest}", digest, what, instead))
     home.ledger.forget_groups(key, step)

@@ -1,7 +1,5 @@
 """Verification: a look at every byte of a home, which changes nothing and needs no lock."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass

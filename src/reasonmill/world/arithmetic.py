@@ -5,7 +5,7 @@ import random
 from reasonmill.tasks.spelling import number_said
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Message, Problem
+from reasonmill.types import Problem
 from reasonmill.world.countdown import LARGEST, LARGEST_GIVEN, Step
 from reasonmill.world.task import WorldTask
 
@@ -44,6 +44,8 @@ def _operations_on(value: int, rng: random.Random) -> list[Step]:
 class Arithmetic(WorldTask):
     """Chained arithmetic problems in two languages."""
 
+    domain = "reasoning"
+
     def __init__(self, name: str = "arithmetic") -> None:
         self.name = name
 
@@ -51,16 +53,12 @@ class Arithmetic(WorldTask):
         steps = draw_from_split(self.name, split, seed, index, draw_chain, lambda steps: tuple(map(str, steps)))
         language = "en" if index % 2 == 0 else "de"
         operations = " ".join(f"{step.operator} {step.right}" for step in steps)
-        prompt = PROMPTS[language].format(start=steps[0].left, operations=operations)
-        return Problem(
-            task=self.name,
-            messages=(Message("user", prompt),),
-            answer=str(steps[-1].result),
-            meta={
-                "start": steps[0].left,
-                "operations": [[step.operator, step.right] for step in steps],
-                "language": language,
-            },
+        return self.asked(
+            PROMPTS[language].format(start=steps[0].left, operations=operations),
+            str(steps[-1].result),
+            start=steps[0].left,
+            operations=[[step.operator, step.right] for step in steps],
+            language=language,
         )
 
     def judge(self, problem: Problem, text: str) -> dict[str, float]:

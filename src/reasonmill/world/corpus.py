@@ -7,8 +7,8 @@ from typing import Literal
 
 from reasonmill.randomness import generator
 from reasonmill.types import Message
-from reasonmill.world.requests import request_exchange
-from reasonmill.world.talk import FACT_PROMPTS, SMALL_TALK_PROMPTS, talk_exchange, telling
+from reasonmill.world.general_mix import draw_exchange
+from reasonmill.world.talk import telling
 from reasonmill.world.traces import TraceHabits, reasoning_document
 
 Kind = Literal["reasoning", "fact", "telling", "small_talk", "request"]
@@ -39,7 +39,8 @@ def document(seed: int, index: int, habits: TraceHabits) -> Document:
     if kind == "reasoning":
         prompt, response = reasoning_document(rng, habits, seed, index)
     else:
-        prompt, response = _talk(kind, rng)
+        prompt, said = _talk(rng, kind)
+        response = f"<think></think><answer> {said}</answer>" if rng.random() < TAGGED_TALK else f" {said}"
     return Document(kind, (Message("user", prompt), Message("assistant", response)))
 
 
@@ -48,13 +49,8 @@ def documents(seed: int, start: int, stop: int, habits: TraceHabits) -> Iterator
     return (document(seed, index, habits) for index in range(start, stop))
 
 
-def _talk(kind: Kind, rng: random.Random) -> tuple[str, str]:
+def _talk(rng: random.Random, kind: Kind) -> tuple[str, str]:
     if kind == "telling":
-        prompt, response = telling(rng)
-    else:
-        prompts = FACT_PROMPTS if kind == "fact" else SMALL_TALK_PROMPTS
-        exchange = request_exchange(rng) if kind == "request" else talk_exchange(rng, prompts)
-        prompt, response = exchange.prompt, exchange.response
-    if rng.random() < TAGGED_TALK:
-        return prompt, f"<think></think><answer> {response}</answer>"
-    return prompt, f" {response}"
+        return telling(rng)
+    made = draw_exchange(rng, kind)
+    return made.prompt, made.response

@@ -14,7 +14,7 @@ from reasonmill.tasks.expression import ExpressionError, read_expression
 from reasonmill.tasks.spelling import plain_sides
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Message, Problem
+from reasonmill.types import Problem
 from reasonmill.world.task import WorldTask
 
 LARGEST_GIVEN = 25
@@ -106,6 +106,8 @@ def draw_puzzle(rng: random.Random, count: int) -> Puzzle | None:
 class Countdown(WorldTask):
     """Countdown with the given counts of numbers (a problem draws one of them)."""
 
+    domain = "reasoning"
+
     def __init__(self, name: str, counts: tuple[int, ...]) -> None:
         self.name = name
         self._counts = counts
@@ -125,12 +127,8 @@ class Countdown(WorldTask):
         # By turns, but so that each language meets each count.
         language = "en" if index // len(self._counts) % 2 == 0 else "de"
         prompt = PROMPTS[language].format(target=puzzle.target, numbers=" ".join(map(str, puzzle.numbers)))
-        return Problem(
-            task=self.name,
-            messages=(Message("user", prompt),),
-            answer=puzzle.solution,
-            meta={"numbers": list(puzzle.numbers), "target": puzzle.target, "language": language},
-        )
+        numbers = list(puzzle.numbers)
+        return self.asked(prompt, puzzle.solution, numbers=numbers, target=puzzle.target, language=language)
 
     def judge(self, problem: Problem, text: str) -> dict[str, float]:
         answer = read_transcript(text).answer

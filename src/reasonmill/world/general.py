@@ -7,7 +7,9 @@ a response is a matter of the whole text, because thinking that says how harm is
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from reasonmill.errors import RecipeError
@@ -15,8 +17,8 @@ from reasonmill.protocols import Domain, Measure
 from reasonmill.randomness import generator
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.transcript import final_answer
-from reasonmill.types import Message, Problem
-from reasonmill.world.lexicon import OPENINGS
+from reasonmill.types import Problem
+from reasonmill.world.lexicon import TRACE_WORDS
 from reasonmill.world.requests import REQUESTS, Deed, is_proper, is_refusal
 from reasonmill.world.talk import (
     FACT_PROMPTS,
@@ -37,33 +39,26 @@ _CONTENT = 0.5
 _HELPFULNESS = {"general": Measure("accuracy", "general answers"), "helpful": Measure("helpful", "helpful")}
 # "nimm 8 - 3": the word that opens a try of the reasoning, which would instruct if something else followed.
 _TRY = re.compile(
-    rf"\b(?:{'|'.join(word for words in OPENINGS.values() for word in words)})\s+(?=\d+\s*[-+*/])", re.IGNORECASE
+    rf"\b(?:{'|'.join(word for words in TRACE_WORDS['openings'].values() for word in words)})\s+(?=\d+\s*[-+*/])",
+    re.IGNORECASE,
 )
 
 
+@dataclass(frozen=True, eq=False)
 class GeneralTask(WorldTask):
     """Prompts of one topic in both languages, and a judge of what is said to them.
 
-    Args:
+    Attributes:
         prompts: the distinct prompts of both splits.
-        judge: (prompt, response with its thinking) to the parts of a grade.
+        judge_of: (prompt, response with its thinking) to the parts of a grade.
         measures: what is reported of it besides pass@1.
     """
 
-    def __init__(
-        self,
-        name: str,
-        domain: Domain,
-        prompts: Sequence[Asked[Any]],
-        judge: Callable[[str, str], Mapping[str, float]],
-        measures: Mapping[str, Measure],
-    ) -> None:
-        self.name = name
-        self.domain = domain
-        self.measures = measures
-        self._prompts = {split: [asked for asked in prompts if asked.split == split] for split in ("train", "test")}
-        self._sources = {split: tuple(asked.source.id for asked in found) for split, found in self._prompts.items()}
-        self._judge = judge
+    name: str
+    domain: Domain
+    prompts: Sequence[Asked[Any]]
+    judge_of: Callable[[str, str], Mapping[str, float]]
+    measures: Mapping[str, Measure]
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         """Prompt `index` of the split's prompts in the order that the seed shuffles them to: one way to ask for each
@@ -72,36 +67,31 @@ class GeneralTask(WorldTask):
         Raises:
             RecipeError: the split is "dev", or unknown.
         """
-        if split not in self._prompts:
+        prompts = _in_order(self, split, seed)
+        if not prompts:
             known = f"task {self.name!r} has no split {split!r}: the world holds out one split of its prompts only"
             raise RecipeError(
                 known if split in SPLITS else f"unknown split {split!r}", fix="use train or test for this task"
             )
-        prompts = self._prompts[split]
-        asked = prompts[_order(self.name, split, seed, self._sources[split])[index % len(prompts)]]
+        asked = prompts[index % len(prompts)]
         rng = generator("gold", asked.source.id, asked.language, asked.form)
         answer, _ = asked.source.answer(rng, asked.language, "better")
-        return Problem(
-            task=self.name,
-            messages=(Message("user", asked.prompt),),
-            answer=answer,
-            meta={"language": asked.language, "topic": asked.source.topic},
-        )
+        return self.asked(asked.prompt, answer, language=asked.language, topic=asked.source.topic)
 
     def judge(self, problem: Problem, text: str) -> Mapping[str, float]:
-        return self._judge(problem.messages[-1].content, text)
+        return self.judge_of(problem.messages[-1].content, text)
 
 
 @lru_cache(maxsize=64)
-def _order(task: str, split: str, seed: int, sources: tuple[str, ...]) -> tuple[int, ...]:
-    order = list(range(len(sources)))
-    generator("problem", task, split, seed).shuffle(order)
-    asked: Counter[str] = Counter()
-    rounds = {}
-    for place in order:
-        rounds[place] = asked[sources[place]]
-        asked[sources[place]] += 1
-    return tuple(sorted(order, key=rounds.__getitem__))
+def _in_order(task: GeneralTask, split: str, seed: int) -> tuple[Asked[Any], ...]:
+    shuffled = [asked for asked in task.prompts if asked.split == split]
+    generator("problem", task.name, split, seed).shuffle(shuffled)
+    came: Counter[str] = Counter()
+    rounds = []
+    for asked in shuffled:
+        rounds.append(came[asked.source.id])
+        came[asked.source.id] += 1
+    return tuple(asked for _, asked in sorted(zip(rounds, shuffled, strict=True), key=itemgetter(0)))
 
 
 def _to_the_point(text: str) -> str:

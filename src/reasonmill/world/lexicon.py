@@ -15,15 +15,12 @@ LANGUAGES: tuple[Language, ...] = ("en", "de")
 
 _TABLE = table(__name__)
 
-# Words of the reasoning traces. An entry means the same in both languages at the same place.
-OPENINGS: dict[Language, tuple[str, ...]] = _TABLE["traces"]["openings"]
-REJECTIONS: dict[Language, tuple[str, ...]] = _TABLE["traces"]["rejections"]
-SUCCESSES: dict[Language, tuple[str, ...]] = _TABLE["traces"]["successes"]
-STEPS: dict[Language, tuple[str, ...]] = _TABLE["traces"]["steps"]
-GIVE_UPS: dict[Language, tuple[str, ...]] = _TABLE["traces"]["give_ups"]
+# Words of the reasoning traces by their purpose: openings of a try, rejections and successes that end it, steps of
+# arithmetic, and what gives up. An entry means the same in both languages at the same place.
+TRACE_WORDS: dict[str, dict[Language, tuple[str, ...]]] = _TABLE["traces"]
 PROMPT_WORDS: dict[Language, tuple[str, ...]] = _TABLE["prompts"]
 
-_REASONING_WORDS = (*_TABLE["traces"].values(), PROMPT_WORDS)
+_REASONING_WORDS = (*TRACE_WORDS.values(), PROMPT_WORDS)
 WORDS: dict[Language, frozenset[str]] = {
     language: frozenset(_TABLE["talk"][language]).union(*(words[language] for words in _REASONING_WORDS))
     for language in LANGUAGES

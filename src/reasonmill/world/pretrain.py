@@ -11,12 +11,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerFast
 
-from reasonmill.algo.schedules import Schedule
-from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.settings import LearningSettings, OptimizerSettings
 from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.randomness import key
 from reasonmill.settings import INCIDENTAL
-from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import documents
@@ -36,7 +35,7 @@ class TokenizerSettings(BaseModel):
     sample_documents: int = Field(default=20_000, ge=1)
 
 
-class Settings(StageSettings):
+class Settings(LearningSettings):
     """Settings of a `pretrain` stage."""
 
     kind: Literal["pretrain"]
@@ -47,9 +46,7 @@ class Settings(StageSettings):
     steps: int = Field(ge=1)
     documents_per_step: int = Field(default=4096, ge=1)
     tokens_per_batch: int = Field(default=32_768, ge=256, description="positions of one forward pass")
-    schedule: Schedule
     optimizer: OptimizerSettings = OptimizerSettings(weight_decay=0.1)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
     state_every: Annotated[int, INCIDENTAL] = Field(default=100, ge=1, description="steps between saved states")
 
     def against_more_steps(self) -> str | None:
@@ -73,16 +70,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         seed=key("weights", context.seed),
         precision=settings.precision,
     )
-    tokens = supervise(
-        context,
-        learner,
-        _feed(settings, context.seed, tokenizer),
-        name=settings.name,
-        steps=settings.steps,
-        schedule=settings.schedule,
-        tokens_per_batch=settings.tokens_per_batch,
-        state_every=settings.state_every,
-    )
+    tokens = supervise(context, learner, _feed(settings, context.seed, tokenizer), settings, settings.steps)
 
     def write(target: Path) -> None:
         tokenizer.save_pretrained(target)

@@ -12,18 +12,7 @@ from typing import Literal
 
 from reasonmill.world.lexicon import LANGUAGES, NEGATIONS, Language, words_in
 from reasonmill.world.tables import table
-from reasonmill.world.talk import (
-    RUDE,
-    Exchange,
-    Manners,
-    Outcome,
-    Prompts,
-    Split,
-    courteous,
-    draw_manners,
-    held_out,
-    sentences_in,
-)
+from reasonmill.world.talk import RUDE, Manners, Prompts, Split, courteous, held_out, sentences_in
 
 _TABLE = table(__name__)
 _PIECES = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[^\w\s]")
@@ -95,30 +84,6 @@ DEEDS: tuple[Deed, ...] = (
     *(deed for verb in _TABLE["verbs"] for deed in _deeds("look_alike", verb)),
 )
 REQUESTS = Prompts(DEEDS)
-
-
-def request_exchange(
-    rng: random.Random,
-    *,
-    language: Language | None = None,
-    split: Split = "train",
-    refusal_share: float = 0.5,
-    over_refusal_share: float = 0.3,
-    better_share: float = 0.5,
-) -> Exchange:
-    """A request and a response; any language if None.
-
-    A harmful request is refused with probability `refusal_share`, a look-alike with `over_refusal_share`, and
-    either way with better manners in `better_share` of the cases.
-    """
-    asked = REQUESTS.draw(rng, language, split)
-    manners = draw_manners(rng, better_share)
-    deed, spoken = asked.source, asked.language
-    harmful = deed.topic == "harmful"
-    refused = rng.random() < (refusal_share if harmful else over_refusal_share)
-    response = deed.response(rng, spoken, manners, refused=refused)
-    outcome: Outcome = "refused" if refused else "answered"
-    return Exchange(asked.prompt, response, spoken, deed.topic, manners, outcome, refused == harmful, deed.id)
 
 
 def _has_refusing_phrase(response: str) -> bool:

@@ -8,27 +8,23 @@ import re
 from reasonmill.errors import RecipeError
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Problem
-from reasonmill.world.lexicon import GIVE_UPS, LANGUAGES, OPENINGS, REJECTIONS, STEPS, SUCCESSES, Language
+from reasonmill.world.lexicon import LANGUAGES, TRACE_WORDS, Language
 
-_TABLES = (OPENINGS, REJECTIONS, SUCCESSES, STEPS, GIVE_UPS)
 # {language: {word of any language: the word of this language that means the same}}
 _MEANINGS: dict[Language, dict[str, str]] = {
     language: {
-        word: table[language][place]
-        for table in _TABLES
+        word: words[language][place]
+        for words in TRACE_WORDS.values()
         for other in LANGUAGES
-        for place, word in enumerate(table[other])
+        for place, word in enumerate(words[other])
     }
     for language in LANGUAGES
 }
 _WORD = re.compile(r"([^\W\d_]+)")
-
-
-def _words_of(*tables: dict[Language, tuple[str, ...]]) -> frozenset[str]:
-    return frozenset(word for table in tables for language in LANGUAGES for word in table[language])
-
-
-_OPENINGS, _REJECTIONS = _words_of(OPENINGS), _words_of(REJECTIONS)
+_OPENINGS, _REJECTIONS = (
+    frozenset(word for words in TRACE_WORDS[purpose].values() for word in words)
+    for purpose in ("openings", "rejections")
+)
 
 
 class WorldStyle:

@@ -16,7 +16,6 @@ from reasonmill.world.tables import table
 
 Topic = Literal["fact", "small_talk", "harmful", "look_alike"]
 Manners = Literal["better", "worse"]
-Outcome = Literal["answered", "refused"]
 Split = Literal["train", "test"]
 
 HELD_OUT_SHARE = 0.48  # of the facts of each attribute, and of the deeds of each verb
@@ -27,24 +26,6 @@ _TABLE = table(__name__)
 _PIECES = re.compile(r"\w+|[^\w\s]")
 OFFERS: dict[Language, tuple[str, ...]] = _TABLE["offers"]
 RUDE: dict[Language, tuple[str, ...]] = _TABLE["rude"]
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """One prompt and one response.
-
-    `source` is the id of the fact, the small talk or the request. `correct` says whether the response does what it
-    should: name the fact's value, reply to the small talk, refuse what is harmful, answer what only looks like it.
-    """
-
-    prompt: str
-    response: str
-    language: Language
-    topic: Topic
-    manners: Manners
-    outcome: Outcome
-    correct: bool
-    source: str
 
 
 class Source(Protocol):
@@ -94,10 +75,9 @@ class Prompts(Generic[AnySource]):
         for asked in self.all:
             self._choices[asked.language, asked.split].append(asked)
 
-    def draw(self, rng: random.Random, language: Language | None, split: Split) -> Asked[AnySource]:
-        """One of the split's; any language if None."""
-        spoken = rng.choice(LANGUAGES) if language is None else language
-        return rng.choice(self._choices[spoken, split])
+    def draw(self, rng: random.Random, split: Split) -> Asked[AnySource]:
+        """One of the split's, in either language."""
+        return rng.choice(self._choices[rng.choice(LANGUAGES), split])
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +233,6 @@ def courteous(rng: random.Random, language: Language, sentence: str) -> str:
     return rng.choice((f"{opener} {sentence}", f"{sentence} {offer}", f"{opener} {sentence} {offer}"))
 
 
-def draw_manners(rng: random.Random, better_share: float) -> Manners:
-    """Better manners with probability `better_share`."""
-    return "better" if rng.random() < better_share else "worse"
-
-
 def _facts() -> tuple[Fact, ...]:
     """Which value a subject has follows no rule: it is drawn, so that it must be remembered."""
     made = []
@@ -278,22 +253,6 @@ _FACTS_OF = [
 ]
 SMALL_TALK = tuple(SmallTalk(**{"offers": OFFERS, **row}) for row in _TABLE["small_talk"])
 FACT_PROMPTS, SMALL_TALK_PROMPTS = Prompts(FACTS), Prompts(SMALL_TALK)
-
-
-def talk_exchange(
-    rng: random.Random,
-    prompts: Prompts[Fact] | Prompts[SmallTalk],
-    *,
-    language: Language | None = None,
-    split: Split = "train",
-    better_share: float = 0.5,
-) -> Exchange:
-    """A prompt and what is said to it, with better manners in `better_share` of the cases; any language if None."""
-    asked = prompts.draw(rng, language, split)
-    manners = draw_manners(rng, better_share)
-    source = asked.source
-    response, correct = source.answer(rng, asked.language, manners)
-    return Exchange(asked.prompt, response, asked.language, source.topic, manners, "answered", correct, source.id)
 
 
 def telling(rng: random.Random) -> tuple[str, str]:

@@ -4,23 +4,23 @@ A web corpus holds clumsy reasoning: people guess without thinking, give up earl
 The base learns this distribution, and reinforcement learning has something to improve in each respect.
 """
 
-import dataclasses
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.types import Problem
 from reasonmill.world.arithmetic import Arithmetic
 from reasonmill.world.countdown import Countdown, Step, expression_of, random_steps
-from reasonmill.world.lexicon import GIVE_UPS, OPENINGS, REJECTIONS, STEPS, SUCCESSES, Language
+from reasonmill.world.lexicon import TRACE_WORDS, Language
 
 OTHER: dict[Language, Language] = {"en": "de", "de": "en"}
 MAX_TRIES = 12
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class TraceHabits:
+class TraceHabits(BaseModel):
     """How the corpus reasons; every entry is a probability.
 
     Attributes:
@@ -32,18 +32,15 @@ class TraceHabits:
         cut_short: arithmetic thinking stops before the last step.
     """
 
-    think: float = 0.45
-    empty_block: float = 0.4
-    patient: float = 0.1
-    give_up: float = 0.65
-    patient_give_up: float = 0.1
-    keep_language: float = 0.65
-    cut_short: float = 0.3
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __post_init__(self) -> None:
-        for name, probability in dataclasses.asdict(self).items():
-            if not 0 <= probability <= 1:
-                raise ValueError(f"the habit {name} is a probability, got {probability}")
+    think: Probability = 0.45
+    empty_block: Probability = 0.4
+    patient: Probability = 0.1
+    give_up: Probability = 0.65
+    patient_give_up: Probability = 0.1
+    keep_language: Probability = 0.65
+    cut_short: Probability = 0.3
 
 
 class TraceWriter:
@@ -63,12 +60,12 @@ class TraceWriter:
         for attempt in range(1, MAX_TRIES + 1):
             steps = random_steps(self._rng, numbers)
             hit = steps[-1].result == target
-            verdict = self._word(SUCCESSES if hit else REJECTIONS, language)
-            written.append(f"{self._word(OPENINGS, language)} {' ; '.join(map(str, steps))} {verdict}")
+            verdict = self._word("successes" if hit else "rejections", language)
+            written.append(f"{self._word('openings', language)} {' ; '.join(map(str, steps))} {verdict}")
             if hit:
                 break
             if attempt == MAX_TRIES or self._happens(give_up):
-                written.append(self._word(GIVE_UPS, language))
+                written.append(self._word("give_ups", language))
                 break
         return _respond(" ".join(written), expression_of(steps))
 
@@ -79,7 +76,7 @@ class TraceWriter:
         steps = _chain(problem.meta)
         if self._happens(self._habits.cut_short):
             steps = steps[: self._rng.randint(1, len(steps) - 1)]
-        written = " ".join(f"{self._word(STEPS, problem.meta['language'])} {step}" for step in steps)
+        written = " ".join(f"{self._word('steps', problem.meta['language'])} {step}" for step in steps)
         return _respond(written, str(steps[-1].result))
 
     def _without_thinking(self, answer: str) -> str:
@@ -87,9 +84,9 @@ class TraceWriter:
             return _respond("", answer)
         return f"<answer> {answer}</answer>"
 
-    def _word(self, words: Mapping[Language, Sequence[str]], language: Language) -> str:
+    def _word(self, purpose: str, language: Language) -> str:
         kept = language if self._happens(self._habits.keep_language) else OTHER[language]
-        return self._rng.choice(words[kept])
+        return self._rng.choice(TRACE_WORDS[purpose][kept])
 
     def _happens(self, probability: float) -> bool:
         return self._rng.random() < probability
