@@ -114,7 +114,7 @@ def _run_reasonmill(workload: Workload) -> Measured:
 
 
 def _recipe(workload: Workload) -> str:
-    low, high = LossSettings(algorithm="grpo").clip
+    clip = LossSettings(algorithm="grpo").constants
     return f"""
 name = "{RECIPE}"
 seed = {workload.seed}
@@ -131,7 +131,7 @@ group_size = {workload.samples}
 updates_per_step = 1
 precision = "fp32"
 sampling = {{ temperature = 1.0, max_tokens = {workload.max_tokens} }}
-loss = {{ algorithm = "grpo", clip_low = {low}, clip_high = {high}, kl_coefficient = 0.0 }}
+loss = {{ algorithm = "grpo", clip_low = {clip["clip_low"]}, clip_high = {clip["clip_high"]}, kl_coefficient = 0.0 }}
 schedule = {{ peak = {workload.learning_rate!r} }}
 """
 

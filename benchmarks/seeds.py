@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reasonmill.algo.intervals import Estimate, clustered_mean
+from reasonmill.algo.comparison import Change
+from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
 from reasonmill.mill.summary import read_summary
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Renderer
@@ -149,6 +150,8 @@ def measures(renderer: Renderer) -> dict[str, Measure]:
 def values(groups: Sequence[Group], measure: Measure) -> Values:
     """What a measure finds in each problem's rollouts; problems without a value are left out.
 
+    A problem's name is that of its cluster, a slash and its id.
+
     Raises:
         SystemExit: there is no value at all.
     """
@@ -157,7 +160,8 @@ def values(groups: Sequence[Group], measure: Measure) -> Values:
         measured = [measure(group.problem, rollout) for rollout in group.rollouts]
         kept = [value for value in measured if value is not None]
         if kept:
-            found.setdefault(group.problem.id, []).extend(kept)
+            name = "/".join((*group.problem.cluster, group.problem.id))
+            found.setdefault(name, []).extend(kept)
     if not found:
         raise SystemExit("the evaluations have nothing that this measurement could count: ask more problems")
     return found
@@ -188,27 +192,34 @@ class Figure:
 
 def figure(runs: Sequence[Values]) -> Figure:
     """A measure of one model, given its values in the run of each seed."""
-    clusters = _clusters(runs)
-    rows = [(clusters[name], value) for run in runs for name, of_problem in run.items() for value in of_problem]
-    pooled = clustered_mean([value for _, value in rows], [cluster for cluster, _ in rows])
+    rows = [(_cluster(name), value) for run in runs for name, of_problem in run.items() for value in of_problem]
+    interval = clustered_share if _are_shares(runs) else clustered_mean
+    pooled = interval([value for _, value in rows], [cluster for cluster, _ in rows])
     return Figure(tuple(map(mean, runs)), pooled)
 
 
 def change(before: Sequence[Values], after: Sequence[Values]) -> Figure:
     """The difference that a measure has between two models of the run of each seed: after - before."""
-    clusters = _clusters(before)
-    differences, places = [], []
+    differences, clusters = [], []
     for old, new in zip(before, after, strict=True):
         for name in old.keys() & new.keys():
             differences.append(statistics.fmean(new[name]) - statistics.fmean(old[name]))
-            places.append(clusters[name])
+            clusters.append(_cluster(name))
     seeds = tuple(mean(new) - mean(old) for old, new in zip(before, after, strict=True))
-    return Figure(seeds, clustered_mean(differences, places))
+    if not _are_shares([*before, *after]):
+        return Figure(seeds, clustered_mean(differences, clusters))
+    low, high = Change.of(differences, clusters).interval()
+    return Figure(seeds, Estimate(statistics.fmean(differences), float(low), float(high)))
 
 
-def _clusters(runs: Sequence[Values]) -> dict[str, int]:
-    """Numbers for the problems; one that two seeds share is one cluster."""
-    return {name: number for number, name in enumerate(dict.fromkeys(name for run in runs for name in run))}
+def _cluster(name: str) -> str:
+    """That of a problem; one that two seeds share is one cluster."""
+    return name.rpartition("/")[0] or name
+
+
+def _are_shares(runs: Sequence[Values]) -> bool:
+    """Whether the values are shares; what else is measured are numbers of tokens."""
+    return all(0 <= value <= 1 for run in runs for of_problem in run.values() for value in of_problem)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _trl_config(workload: Workload, batch_size: int, work: str) -> Any:
     from trl import GRPOConfig
 
     optimizer = OptimizerSettings()
-    low, high = LossSettings(algorithm="grpo").clip
+    clip = LossSettings(algorithm="grpo").constants
     return GRPOConfig(
         output_dir=work,
         seed=workload.seed,
@@ -147,8 +147,8 @@ def _trl_config(workload: Workload, batch_size: int, work: str) -> Any:
         top_k=0,
         loss_type="grpo",
         scale_rewards="group",
-        epsilon=low,
-        epsilon_high=high,
+        epsilon=clip["clip_low"],
+        epsilon_high=clip["clip_high"],
         beta=0.0,
         learning_rate=workload.learning_rate,
         lr_scheduler_type="constant",

@@ -33,6 +33,7 @@ class ScriptedEngine:
     """
 
     repeatable = True
+    in_fp32 = False
 
     def __init__(self, renderer: Renderer, script: Script, *, num_slots: int = 512) -> None:
         self.version = 0

@@ -21,7 +21,7 @@ from rich.text import Text
 from reasonmill import history, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.history import note_on, note_to_user, table_of
-from reasonmill.lasting_streams import lasting
+from reasonmill.lasting_streams import lasting, open_closed_streams
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption, OverridesOption, RecipeArgument, UntilOption
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads that spin for long while they wait ruin each other where another program needs a core: seconds become
     # minutes. A short spin costs a quiet machine nothing. GNU's OpenMP reads this when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    open_closed_streams()
     with lasting("stderr"):
         try:
             app(args=None if arguments is None else list(arguments), prog_name="reasonmill")
@@ -103,7 +104,7 @@ def run(
     from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is reported before a home is made
-    backend = NativeBackend(_placement(device))
+    backend = NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code)
     with StopSignals() as stop:
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
@@ -128,6 +129,9 @@ def run(
     for stage in result.stages:
         if stage.artifact.kind == "verdict":
             _print_verdict(console, stage.name, stage.artifact.metrics)
+    for stage in result.summary["stages"]:
+        for finding in stage["findings"]:
+            note_on(console, f"warning: {stage['name']}: {finding}", style="yellow")
     note_on(console, f"run: {result.directory}")
 
 

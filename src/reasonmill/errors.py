@@ -72,6 +72,12 @@ class TooManyUngraded(ReasonmillError):
     exit_code = 6
 
 
+class SamplerMismatch(ReasonmillError):
+    """Sampler and learner give what was sampled other log-probs than the stage allows."""
+
+    exit_code = 8
+
+
 class NotAdopted(ReasonmillError):
     """A finished result of other code can't be taken over; the message says which one, and why."""
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a run, which continues when nobody reads them any more."""
+"""The standard streams of a run, which continues when nobody reads them any more, or when there never were any."""
 
 import errno
 import os
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, Literal, TextIO, cast
 
-# A pipe whose reader has ended, and a terminal that is closed.
-_NOBODY_READS = frozenset({errno.EPIPE, errno.EIO})
+# A pipe or a socket whose reader has ended, a terminal that is closed, and a descriptor that can't be written to.
+_NOBODY_READS = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.EBADF})
 
 
 class _LastingStream:
@@ -26,6 +26,9 @@ class _LastingStream:
             self._stream.write(text)
         except OSError as error:
             self._go_on(error)
+        except UnicodeEncodeError:  # where the system's locale has no such characters
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
@@ -42,6 +45,27 @@ class _LastingStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def open_closed_streams() -> None:
+    """Lets each standard stream that is closed, as services and `>&-` leave them, lead nowhere.
+
+    To be called before any file is opened: the file would get the stream's descriptor, and what others write there.
+    """
+    names = ("stdin", "stdout", "stderr")
+    for descriptor in range(len(names)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+            os.set_inheritable(descriptor, True)  # so that the processes that this one starts have it, too
+    for name in names:
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # for as long as the process
 
 
 def lasting_stream(stream: TextIO) -> TextIO:

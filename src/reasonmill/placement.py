@@ -11,7 +11,8 @@ from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, S
 if TYPE_CHECKING:
     from reasonmill.learn.settings import OptimizerSettings
     from reasonmill.rewards.judge import Judge, JudgeSettings
-    from reasonmill.servers.client import TeacherSettings
+    from reasonmill.servers.client import Replies
+    from reasonmill.servers.settings import TeacherSettings
 
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on CUDA, fp32 elsewhere
 # Sequences that a sampler runs at the same time, by default.
@@ -43,12 +44,18 @@ class Backend(Protocol):
     def placement(self) -> Placement: ...
 
     def sampler(
-        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+        self,
+        model: Path | Learner | TeacherSettings,
+        *,
+        slots: int = SLOTS,
+        precision: Precision = "auto",
+        replies: Replies | None = None,
     ) -> Sampler:
         """A sampler of a model directory, of what a learner is learning, or of a teacher behind a server.
 
         Args:
             slots: sequences that run at the same time.
+            replies: keeps what a teacher says as it comes.
         """
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
@@ -91,5 +98,5 @@ class Backend(Protocol):
     ) -> Scorer:
         """What scores completions with a reward model."""
 
-    def judge(self, settings: JudgeSettings) -> Judge:
-        """A judge behind a server, which is looked for when it is first asked."""
+    def judge(self, settings: JudgeSettings, *, replies: Replies | None = None) -> Judge:
+        """A judge behind a server, which is looked for when it is first asked; `replies` keeps what it says."""

@@ -31,9 +31,15 @@ FollowUp = Callable[[Sequence[tuple[int, Completion]]], Sequence[Request | None]
 
 
 class Renderer(Protocol):
-    """Messages to tokens and back."""
+    """Messages to tokens and back. Text is text: what spells a control token in a message or a response becomes none.
+
+    Attributes:
+        opening: what `render` says on behalf of the assistant, a tag that opens its thinking for example: a turn's text
+            has it, and a turn's tokens do not.
+    """
 
     stop_tokens: frozenset[int]
+    opening: str
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
@@ -47,10 +53,11 @@ class Renderer(Protocol):
         """
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of completion tokens, thinking tags included, stop tokens left out."""
+        """Text of a turn from its completion tokens: `opening`, thinking tags included, stop tokens left out."""
 
     def response(self, text: str) -> tuple[int, ...]:
-        """Tokens of an assistant's turn that says `text`, its stop token last: what fine-tuning learns to write."""
+        """Tokens of an assistant's turn that says `text`, without `opening`, and with the token last that the model's
+        template ends turns with: what fine-tuning learns to write."""
 
     def num_tokens(self, text: str) -> int:
         """How many tokens a text has; for measures, never to make training data."""
@@ -69,6 +76,10 @@ class Engine(Protocol):
     @property
     def repeatable(self) -> bool:
         """Whether the same request has the same completion each time, as its noise says."""
+
+    @property
+    def in_fp32(self) -> bool:
+        """Whether a network of this process computes the log-probs, all of it in fp32."""
 
     def submit(self, request: Request) -> int:
         """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
@@ -99,6 +110,10 @@ class Sampler(Protocol):
     @property
     def repeatable(self) -> bool:
         """Whether the same requests have the same completions each time. A run can promise its bits only then."""
+
+    @property
+    def in_fp32(self) -> bool:
+        """As of `Engine`: then its log-probs are those of a learner with the same weights that is in fp32, too."""
 
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
@@ -146,6 +161,10 @@ class Learner(Trained, Protocol):
 
     @property
     def num_parameters(self) -> int: ...
+
+    @property
+    def in_fp32(self) -> bool:
+        """Whether a network of this process computes the log-probs, all of it in fp32."""
 
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""
@@ -206,7 +225,8 @@ class Task(Protocol):
     A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
     depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
     what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
-    that of its last message is detected.
+    that of its last message is detected. Problems that are wordings of one thing, which a model knows or does not know,
+    name it in `meta["cluster"]`: intervals count them as one observation.
     """
 
     domain: Domain

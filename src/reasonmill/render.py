@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.saving import COMPANIONS
+from reasonmill.model.tokenizer import ModelTokenizer, model_tokenizer
 from reasonmill.protocols import Renderer
 from reasonmill.templates import R1_ZERO_PREAMBLE
-from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
+from reasonmill.transcript import THINK_CLOSE, THINK_OPEN, with_opening
 from reasonmill.types import Message
-
-# One for the same files, for as long as the process lives: the tokenizers library keeps the words that it has merged
-# in memory of the thread, which outlives the tokenizer, so that one for each stage would fill it without end.
-_TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 
 # A turn of the assistant that stands for whatever was sampled; with line ends where templates that take thinking out
 # of a turn and put it back in would add them.
@@ -26,60 +18,73 @@ _TURN = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\nsaid"
 
 
 class _TokenizerText:
-    """What both renderers do alike: completion tokens to text."""
+    """What both renderers do alike: turns of the assistant to tokens and back."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: frozenset[int], where: str) -> None:
-        self.stop_tokens = stop_tokens
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: ModelTokenizer, where: str) -> None:
+        self.stop_tokens = tokenizer.stop_tokens
+        self.opening = tokenizer.opening
+        self._of_model = tokenizer
+        self._tokenizer = tokenizer.plain
         self._where = where
 
     def text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self.stop_tokens]
         decoded: str = self._tokenizer.decode(kept, skip_special_tokens=False)
-        return decoded
+        return self.opening + decoded
 
     def response(self, text: str) -> tuple[int, ...]:
-        # The tokenizer's own end token where it has one; a model that only its generation config ends has others.
-        end = self._tokenizer.eos_token_id
-        stop = min(self.stop_tokens) if end is None else end
-        return (*self._tokenizer.encode(text, add_special_tokens=False), stop)
+        return (*self._of_model.text(self._behind_opening(text)), self._of_model.end_of_turn)
 
     def num_tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _behind_opening(self, text: str) -> str:
+        """What is left to say of a turn where the prompt has opened its thinking."""
+        if not self.opening:
+            return text
+        if text.startswith(self.opening):
+            return text[len(self.opening) :]
+        if with_opening(text).lstrip().startswith(THINK_OPEN):
+            return text.lstrip().removeprefix(THINK_OPEN)
+        # A turn without thinking closes what was opened, with the blanks that the template has behind the tag.
+        gap = self.opening.removeprefix(THINK_OPEN)
+        gap = "" if gap.strip() else gap
+        return f"{gap}{THINK_CLOSE}{gap}{gap}{text}"
 
 
 class ChatRenderer(_TokenizerText):
     """The chat template that comes with the model."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(self._rendered(messages, goes_on=True), add_special_tokens=False))
+        return tuple(
+            self._of_model.shown(
+                [message.content for message in messages],
+                lambda contents: self._of_model.show(_turns(messages, contents), goes_on=True),
+            )
+        )
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         # The difference of two conversations as text: one that ends with a turn of the assistant, and the same with the
         # messages behind it. A mark that ends a turn is a token of its own, so that text can be cut behind it.
-        before = (Message("user", "question"), Message("assistant", _TURN))
+        before = (("user", "question"), ("assistant", _TURN))
+
+        def replied(contents: Sequence[str]) -> str:
+            return self._of_model.show([*before, *_turns(messages, contents)], goes_on=True)
+
+        contents = [message.content for message in messages]
         try:
-            ended = self._rendered(before, goes_on=False)
-            replied = self._rendered((*before, *messages), goes_on=True)
-            blanks = [
-                self._rendered((*before, *messages[:i], Message(message.role, ""), *messages[i + 1 :]), goes_on=True)
-                for i, message in enumerate(messages)
-                if message.content
-            ]
-        except TemplateError as error:
-            raise self._refused(f"says: {error}") from error
-        if ended.count(_TURN) != 1 or not replied.startswith(ended):
+            ended = self._of_model.show(before, goes_on=False)
+            whole = replied(contents)
+            blanks = [replied([*contents[:i], "", *contents[i + 1 :]]) for i, content in enumerate(contents) if content]
+        except UnsupportedModel as error:
+            raise self._refused(f"says: {error.__cause__}") from error
+        if ended.count(_TURN) != 1 or not whole.startswith(ended):
             raise self._refused("shows earlier turns differently from how they were said, for example without thinking")
-        if replied in blanks:
+        if whole in blanks:
             roles = " or ".join(sorted({message.role for message in messages}))
             raise self._refused(f"does not show what {roles} says")
         behind = self._behind_stop(ended.partition(_TURN)[2])
-        return tuple(self._tokenizer.encode(behind + replied[len(ended) :], add_special_tokens=False))
-
-    def _rendered(self, messages: Sequence[Message], *, goes_on: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=goes_on, tokenize=False)
-        return text
+        return tuple(self._of_model.shown(contents, lambda contents: behind + replied(contents)[len(ended) :]))
 
     def _behind_stop(self, end: str) -> str:
         """What is left of a turn's end behind its stop token; all of it in a template that has none."""
@@ -102,60 +107,34 @@ class PlainRenderer(_TokenizerText):
     """R1-Zero's template as plain text, for one user question of a base that has no chat template of its own."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(f"{R1_ZERO_PREAMBLE}{self._asked(messages)}"))
+        asked = self._of_model.shown(
+            [message.content for message in messages], lambda contents: f"{R1_ZERO_PREAMBLE}{_asked(contents)}"
+        )
+        # Of what the tokenizer adds, what stands before a text alone: behind an end token nothing is left to say.
+        return (*self._of_model.prefix, *asked)
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         # As the chat template of this name continues longer conversations.
-        return tuple(self._tokenizer.encode(self._asked(messages), add_special_tokens=False))
-
-    def _asked(self, messages: Sequence[Message]) -> str:
-        question = "\n".join(message.content for message in messages)
-        return f" User: {question}. Assistant:"
+        return tuple(self._of_model.shown([message.content for message in messages], _asked))
 
 
-def renderer_for(model_dir: Path) -> Renderer:
+def renderer_for(model_dir: Path, *, trust_remote_code: bool = False) -> Renderer:
     """The renderer of a model directory: its chat template where it has one, else R1-Zero's plain template.
+
+    Args:
+        trust_remote_code: whether code that comes with the tokenizer may run.
 
     Raises:
         UnsupportedModel: the directory holds no tokenizer, or one that never ends a text.
     """
-    tokenizer = _tokenizer(model_dir)
-    stop_tokens = _stop_tokens(model_dir, tokenizer)
-    if not stop_tokens:
-        raise UnsupportedModel(
-            "the tokenizer has no end-of-text token, so no completion would ever stop",
-            fix="set eos_token in tokenizer_config.json",
-            where=str(model_dir),
-        )
-    return (ChatRenderer if tokenizer.chat_template else PlainRenderer)(tokenizer, stop_tokens, str(model_dir))
+    tokenizer = model_tokenizer(model_dir, trust_remote_code=trust_remote_code)
+    return (ChatRenderer if tokenizer.plain.chat_template else PlainRenderer)(tokenizer, str(model_dir))
 
 
-def _tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    hasher = hashlib.blake2b(digest_size=32)
-    for pattern in ("config.json", *COMPANIONS):
-        for file in sorted(model_dir.glob(pattern)):
-            content = file.read_bytes()
-            hasher.update(f"{file.name} {len(content)}\n".encode() + content)
-    content_digest = hasher.hexdigest()
-    if content_digest not in _TOKENIZERS:
-        try:
-            _TOKENIZERS[content_digest] = AutoTokenizer.from_pretrained(model_dir)
-        except (OSError, ValueError) as error:
-            raise UnsupportedModel(
-                f"no tokenizer can be loaded: {error}",
-                fix="save the tokenizer next to the model",
-                where=str(model_dir),
-            ) from error
-    return _TOKENIZERS[content_digest]
+def _turns(messages: Sequence[Message], contents: Sequence[str]) -> list[tuple[str, str]]:
+    return [(message.role, content) for message, content in zip(messages, contents, strict=True)]
 
 
-def _stop_tokens(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokenizer's end token and those of generation_config.json, which chat models use for the end of a turn."""
-    stops: set[int] = set()
-    if tokenizer.eos_token_id is not None:
-        stops.add(tokenizer.eos_token_id)
-    if (model_dir / "generation_config.json").exists():
-        configured = GenerationConfig.from_pretrained(model_dir).eos_token_id
-        if configured is not None:
-            stops.update([configured] if isinstance(configured, int) else configured)
-    return frozenset(stops)
+def _asked(contents: Sequence[str]) -> str:
+    question = "\n".join(contents)
+    return f" User: {question}. Assistant:"

@@ -9,7 +9,23 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field
+
+# The range of fp32, in which networks and their optimizer compute: what is smaller becomes 0 there, or nearly nothing,
+# and what is larger infinity.
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
+def _held_in_fp32(value: float) -> float:
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        raise ValueError(f"{value} is no number that fp32 holds: write 0, or something from 1.2e-38 to 3.4e38")
+    return value
+
+
+# A number of a recipe: any that can be computed with.
+Real = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_held_in_fp32)]
+# A time that clocks and sockets can count: up to thirty years.
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)

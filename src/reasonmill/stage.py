@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.errors import RecipeError
+from reasonmill.kept_replies import KeptReplies
 from reasonmill.placement import Backend
 from reasonmill.plugins.catalogue import Catalogue
 from reasonmill.plugins.sources import ENGINES
@@ -104,6 +106,11 @@ class StageContext:
         """
         rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
         return RewardWeights(weights, rules, scorers)
+
+    @cached_property
+    def replies(self) -> KeptReplies:
+        """Keeps what a server says to the stage as it comes; to be dropped when what was made of it is committed."""
+        return KeptReplies(self.home, self.key)
 
     @property
     def is_repeatable(self) -> bool:

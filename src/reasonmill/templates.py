@@ -9,10 +9,11 @@ R1_ZERO_PREAMBLE = (
     "and the answer in <answer> </answer>, that is, <think> reasoning here </think> <answer> answer here </answer>."
 )
 
-# Jinja as tokenizers keep it, by the name that a recipe gives it. A single question reads like the plain template.
+# Jinja as tokenizers keep it, by the name that a recipe gives it. A single question reads like the plain template. What
+# the model's tokenizer puts before any text is set before the template where it is given to a model.
 CHAT_TEMPLATES: Mapping[str, str] = {
     "r1-zero": (
-        "{{ bos_token }}" + R1_ZERO_PREAMBLE + "{% for message in messages %}"
+        R1_ZERO_PREAMBLE + "{% for message in messages %}"
         "{% if message.role == 'assistant' %} Assistant: {{ message.content }}"
         "{% else %} User: {{ message.content }}.{% endif %}"
         "{% endfor %}{% if add_generation_prompt %} Assistant:{% endif %}"

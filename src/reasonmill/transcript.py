@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 _TAG = re.compile(r"(</?(?:think|answer)>)")
 _STATES = ("aloud", "thinking", "answer")
@@ -70,6 +71,14 @@ def final_answer(text: str) -> str | None:
     if not _TAG.search(text):
         return text.strip()
     return read_transcript(text).answer
+
+
+def with_opening(text: str) -> str:
+    """A text from elsewhere with the tag that opens its thinking, where its prompt had that tag and the text does not.
+
+    What is sampled here has it already: see `Renderer.text`.
+    """
+    return f"{THINK_OPEN}{text}" if _closes_thinking_first(_TAG.findall(text)) else text
 
 
 def _closes_thinking_first(tags: list[str]) -> bool:

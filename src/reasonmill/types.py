@@ -53,6 +53,14 @@ class Problem:
         content = [self.task, [[m.role, m.content] for m in self.messages], self.answer, dict(self.meta)]
         object.__setattr__(self, "id", content_digest(content)[:16])
 
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """(task, what the problem is about): problems that are wordings of one thing are no independent observations.
+
+        A task names the thing in `meta["cluster"]`; a problem that has none is a thing of its own.
+        """
+        return self.task, str(self.meta.get("cluster", self.id))
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -65,8 +73,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
+        # Beyond these, logits that are divided by it are no longer finite, or all alike.
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise ValueError(f"temperature must be 0, or a finite number from 1e-6 to 1e6, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.top_k < 0:
@@ -257,7 +266,8 @@ class Example:
     """A sequence to train on. Every list has length T, and entry t speaks of predicting `tokens[t]`.
 
     `weights[t]` is 0 where a token is context only; `weights[0]` must be 0, because nothing predicts it. Lists may be
-    numpy arrays, which pack faster.
+    numpy arrays, which pack faster. `sampler_logprobs` are those that the tokens were drawn with, `old_logprobs` those
+    of the learner before the step's first update, and None where they are the same.
     """
 
     tokens: Numbers
@@ -265,11 +275,12 @@ class Example:
     loss: LossKind
     advantages: Numbers | None = None
     sampler_logprobs: Numbers | None = None
+    old_logprobs: Numbers | None = None
     ref_logprobs: Numbers | None = None
 
     def __post_init__(self) -> None:
         length = len(self.tokens)
-        for name in ("weights", "advantages", "sampler_logprobs", "ref_logprobs"):
+        for name in ("weights", "advantages", "sampler_logprobs", "old_logprobs", "ref_logprobs"):
             values = getattr(self, name)
             if values is not None and len(values) != length:
                 raise ValueError(f"an example has {length} tokens but {len(values)} {name}")

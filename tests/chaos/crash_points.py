@@ -32,7 +32,7 @@ from typing import NamedTuple, NoReturn
 
 from chaos import condition, scenario
 from chaos.sabotage import REORDERED, SEEN_BY_KILLS, Around, Sabotage
-from chaos.steady import date, fingerprint, steady
+from chaos.steady import date, fingerprint, groups_known, steady
 from reasonmill.errors import OutOfSpace, StoreError
 from reasonmill.store import disk
 from reasonmill.store.disk import Operation
@@ -419,7 +419,7 @@ def main() -> int:
     options_parser.add_argument("--part", default="1/1", help="which part of the cases, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=FAST) as work:
+    with tempfile.TemporaryDirectory(dir=FAST) as work, groups_known():
         found = _controls(Path(work)) if options.controls else _survey(Path(work), options.part, long=options.long)
     json.dump(found, sys.stdout, indent=1)
     return 0

@@ -29,17 +29,19 @@ from chaos.crash_points import FAST, drawn, standing_in
 from chaos.disk_model import Disk, Left, Moment, Tree, states
 from chaos.recording import LEDGER_PATH, LOG_PATH, Recorder
 from chaos.sabotage import REORDERED, Sabotage
+from chaos.steady import groups_known
 from reasonmill.store.commit import damaged_files
 from reasonmill.store.home import OBJECTS
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL
 from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.views import RUNS
 
 NEVER = 1 << 60
 CONTINUED_SHARE = 80  # the short form goes on from one state in so many
 SECOND_CUT_SHARE = 16  # of the states from which the run goes on, the power goes once more after one in so many
 SECOND_MOMENTS, SECOND_STATES = 3, 2  # moments when it goes, and states that are tried at each
 
-Items = tuple[tuple[str, bytes | None], ...]
+Items = frozenset[tuple[str, bytes | None]]
 
 
 class Judge:
@@ -58,7 +60,7 @@ class Judge:
 
     def look(self, disk: Disk, moment: Moment, left: Left, *, continued_share: int) -> list[str]:
         """What is wrong with a state, and after the run went on from it, which it does from one in so many."""
-        known = (moment.accepted, moment.ledger, moment.summaries, moment.put_aside, _items(left.tree))
+        known = (moment.accepted, moment.ledger, moment.summaries, moment.put_aside, frozenset(left.tree.items()))
         if known not in self._judged:
             self.num_states += 1
             problems = condition.reported(partial(self._after_the_cut, disk, moment, left))
@@ -78,23 +80,25 @@ class Judge:
         promised, newest = moment.summaries
         if found.views.get(f"{scenario.RUN}/{scenario.SUMMARY}") not in disk.summaries[promised : newest + 1]:
             yield "the summary is not the one that was promised, or a newer one"
-        for name in sorted(moment.put_aside - set(_children(left.tree, QUARANTINE))):
-            yield f"{name} is not in the quarantine any more"
+        for name in sorted(moment.put_aside):
+            if f"{scenario.PLACE}/{QUARANTINE}/{name}" not in left.tree:
+                yield f"{name} is not in the quarantine any more"
 
     def _contents(self, tree: Tree) -> condition.Contents:
         rows, row_damage = self._ledger(tree.get(LEDGER_PATH), tree.get(LOG_PATH))
-        quarantined = [data for data in _below(tree, QUARANTINE).values() if data is not None]
+        places = _places(tree)
+        quarantined = [data for data in places.get(QUARANTINE, {}).values() if data is not None]
         return condition.Contents(
             rows,
             tree.get(LEDGER_PATH),
             tree.get(LOG_PATH),
             tree.get(f"{scenario.PLACE}/{SEAL}"),
             row_damage,
-            self._objects_of(tree, OBJECTS),
-            self._objects_of(tree, BACKUPS),
+            self._objects_of(places.get(OBJECTS, {})),
+            self._objects_of(places.get(BACKUPS, {})),
             {
                 name: data
-                for name, data in _below(tree, "runs").items()
+                for name, data in places.get(RUNS, {}).items()
                 if not name.startswith(".") and "/." not in name
             },
             {scenario.content_digest(data) for data in quarantined},
@@ -108,17 +112,17 @@ class Judge:
                 self._ledgers[ledger, log] = condition.look_at_ledger(directory)
         return self._ledgers[ledger, log]
 
-    def _objects_of(self, tree: Tree, place: str) -> dict[str, list[str]]:
+    def _objects_of(self, files: Tree) -> dict[str, list[str]]:
         objects: dict[str, Tree] = {}
-        for path, data in _below(tree, place).items():
+        for path, data in files.items():
             name, _, below = path.partition("/")
             objects.setdefault(name, {})
             if below:
                 objects[name][below] = data
-        return {name: self._damaged(name, files) for name, files in objects.items()}
+        return {name: self._damaged(name, below) for name, below in objects.items()}
 
     def _damaged(self, name: str, files: Tree) -> list[str]:
-        known = (name, _items(files))
+        known = (name, frozenset(files.items()))
         if known not in self._objects:
             with self._laid_out(files) as directory:
                 self._objects[known] = damaged_files(directory, name)
@@ -165,18 +169,16 @@ class Judge:
             shutil.rmtree(self._base)
 
 
-def _items(tree: Tree) -> Items:
-    return tuple(sorted(tree.items()))
-
-
-def _below(tree: Tree, directory: str) -> Tree:
-    """What is below a directory of the home."""
-    prefix = f"{scenario.PLACE}/{directory}/"
-    return {path.removeprefix(prefix): data for path, data in tree.items() if path.startswith(prefix)}
-
-
-def _children(tree: Tree, directory: str) -> list[str]:
-    return [path for path in _below(tree, directory) if "/" not in path]
+def _places(tree: Tree) -> dict[str, Tree]:
+    """What is below each directory of the home."""
+    prefix = f"{scenario.PLACE}/"
+    places: dict[str, Tree] = {}
+    for path, data in tree.items():
+        if path.startswith(prefix):
+            place, _, below = path[len(prefix) :].partition("/")
+            if below:
+                places.setdefault(place, {})[below] = data
+    return places
 
 
 def record(work: Path, sabotage: Sabotage | None = None) -> tuple[Recorder, list[condition.Contents]]:
@@ -208,7 +210,7 @@ def main() -> int:
     options_parser.add_argument("--part", default="1/1", help="which part of the moments, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=FAST) as work:
+    with tempfile.TemporaryDirectory(dir=FAST) as work, groups_known():
         found = _controls(Path(work)) if options.controls else _survey(Path(work), options.part, long=options.long)
     json.dump(found, sys.stdout, indent=1)
     return 0

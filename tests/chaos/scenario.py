@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from reasonmill.store.accounts import account
+from reasonmill.store.accounts import ALWAYS, account
 from reasonmill.store.commit import replace_directory, replace_file
 from reasonmill.store.garbage import collect_garbage
 from reasonmill.store.groups import GROUPS_FILE
@@ -230,7 +230,7 @@ def _train(home: Home, name: str, steps: int, parent: Artifact) -> str:
         groups = committed_groups(home, key, step, partial(sample, name, step, weights))
         weights = blake2b(weights, repr(groups))
         reward = groups[0].rollouts[0].grade.reward or 0.0
-        home.ledger.record_metrics(key, step, {"reward/mean": reward, **account(groups, step, compared=False)})
+        home.ledger.record_metrics(key, step, {"reward/mean": reward, **account(groups, step, ALWAYS)})
         if (step + 1) % STATE_EVERY == 0:
             home.ledger.commit_state(key, step + 1, home.objects.put(partial(write_model, weights)))
             for old_step, old_digest in home.ledger.states(key)[:-KEPT_STATES]:

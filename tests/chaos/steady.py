@@ -1,13 +1,15 @@
-"""A run that does the same twice writes the same bytes twice: times and drawn names that depend on the case alone.
+"""What is the same in every case is done once.
 
-So two crashes can be seen to have left the same home, from which a run goes on in the same way: it does so once.
+A run that does the same twice writes the same bytes twice, because times and drawn names depend on the case alone. So
+two crashes can be seen to have left the same home, from which a run goes on in the same way. And groups have the same
+bytes wherever they are: Parquet, about which nothing is found out here, is asked once.
 """
 
 import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -15,11 +17,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 from chaos.scenario import LOG, PLACE
+from reasonmill.store import accounts, steps
 from reasonmill.store.disk import Operation
+from reasonmill.store.groups import read_groups, write_groups
 from reasonmill.store.home import OBJECTS
 from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, SIDE_FILES
+from reasonmill.types import Group
 
 ATTEMPT_S = 10_000  # from one start to the next
 # What is in the lock counts for nothing once its writer is gone, and SQLite makes the index of its log anew.
@@ -43,11 +48,33 @@ def steady(start: int) -> Iterator[None]:
     def record_now(self: Ledger, incident: Incident) -> None:
         record(self, replace(incident, at_s=now()))
 
-    with (
-        patch.object(time, "time", now),
-        patch.object(uuid, "uuid4", name),
-        patch.object(Ledger, "record_incident", record_now),
-    ):
+    # Incidents have kept the right clock since their class was made.
+    clock, names = patch.object(time, "time", now), patch.object(uuid, "uuid4", name)
+    with clock, names, patch.object(Ledger, "record_incident", record_now):
+        yield
+
+
+@contextmanager
+def groups_known() -> Iterator[None]:
+    """Groups are encoded and decoded once, and then known by their content; what can't be decoded is asked again."""
+    encoded: dict[str, bytes] = {}
+    decoded: dict[bytes, list[Group]] = {}
+
+    def write(path: Path, groups: Sequence[Group]) -> None:
+        known = repr(groups)
+        if known not in encoded:
+            write_groups(path, groups)
+            encoded[known] = path.read_bytes()
+        path.write_bytes(encoded[known])
+
+    def read(path: Path) -> list[Group]:
+        data = path.read_bytes() if path.is_file() else b""
+        if data not in decoded:
+            decoded[data] = read_groups(path)
+        return decoded[data]
+
+    reads = [patch.object(module, "read_groups", read) for module in (accounts, steps)]
+    with reads[0], reads[1], patch.object(steps, "write_groups", write):
         yield
 
 

@@ -1,6 +1,7 @@
 """kill -9 at random times, again and again: the run ends in the same bits. And the proof that this test can fail."""
 
 import dataclasses
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ SABOTAGES: dict[str | None, tuple[str, ...]] = {
     "optimizer state": ("stage zero: last learner state differs",),
     "step": ("stage zero: last learner state differs",),
 }
+# What changes every run, also one that is not cut off. The others do nothing before something is resumed.
+SEEN_EVERYWHERE = "random state"
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +61,44 @@ def test_killed_runs_end_like_runs_that_never_were(tmp_path: Path, started: list
     assert {report.recipe for report in reports} == {"grown", "reasoned", "taught"}
 
 
+def cut_off(nursery: Nursery, directory: Path, sabotage: str | None) -> tuple[Outcome, Place]:
+    """What an uninterrupted run ends in, and a place where a run like it was killed."""
+    reference = run_uninterrupted(nursery, Place(directory / "reference"), *CONTROL, sabotage=sabotage)
+    place = Place(directory / "killed")
+    dying = place.order(*CONTROL, sabotage=sabotage, dies_after=DIES_AFTER_STEPS)
+    assert nursery.run(dying) == -signal.SIGKILL
+    return reference.outcome, place
+
+
+@pytest.fixture(scope="module")
+def right(started: list[Nursery], tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Place]:
+    """Without sabotage, and with each that does nothing before something is resumed."""
+    return cut_off(started[0], tmp_path_factory.mktemp("right"), None)
+
+
 @pytest.mark.parametrize("sabotage", SABOTAGES)
 def test_what_exact_resume_stands_on_is_missed_when_it_is_gone(
-    tmp_path: Path, started: list[Nursery], sabotage: str | None
+    tmp_path: Path, started: list[Nursery], right: tuple[Outcome, Place], sabotage: str | None
 ) -> None:
     """Compared with an uninterrupted run under the same sabotage: it is the resume that shows it."""
-    reference = run_uninterrupted(started[0], Place(tmp_path / "reference"), *CONTROL, sabotage=sabotage)
-    place = Place(tmp_path / "killed")
-    dying = place.order(*CONTROL, sabotage=sabotage, dies_after=DIES_AFTER_STEPS)
-    assert started[0].run(dying) == -signal.SIGKILL
+    if sabotage == SEEN_EVERYWHERE:
+        expected, place = cut_off(started[0], tmp_path, sabotage)
+    else:
+        expected, place = right[0], Place(tmp_path / "killed")
+        shutil.copytree(right[1].directory, place.directory)
     assert started[0].run(place.order(*CONTROL, sabotage=sabotage)) == 0, place.said()
-    found = differences(reference.outcome, place.outcome())
+    found = differences(expected, place.outcome())
     assert set(SABOTAGES[sabotage]) <= set(found)
     assert bool(found) == (sabotage is not None), found
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("sabotage", [name for name in SABOTAGES if name is not None])
+def test_only_one_sabotage_shows_in_a_run_that_is_not_cut_off(
+    tmp_path: Path, started: list[Nursery], right: tuple[Outcome, Place], sabotage: str
+) -> None:
+    reference = run_uninterrupted(started[0], Place(tmp_path), *CONTROL, sabotage=sabotage)
+    assert bool(differences(right[0], reference.outcome)) == (sabotage == SEEN_EVERYWHERE)
 
 
 # The comparison

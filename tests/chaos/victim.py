@@ -32,7 +32,7 @@ from reasonmill.plugins.plugin import GROUPS
 from reasonmill.randomness import Part, key
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.render import renderer_for
-from reasonmill.store.ledger import Ledger
+from reasonmill.store.ledger import Ledger, StageRecord
 from reasonmill.world import blocks
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def watch_states(directory: Path) -> None:
         last[self._run.key] = save
         after_last_step(self, steps, save)
 
-    def write(self: Ledger, *, key: str, name: str, **recorded: Any) -> None:
+    def write(self: Ledger, *, key: str, name: str, **recorded: Any) -> StageRecord:
         # Before the stage is committed: a stage that is has its digest, wherever the process is killed.
         if key in last:
             (directory / name).write_text(state_digest(last.pop(key)))
-        commit_stage(self, key=key, name=name, **recorded)
+        return commit_stage(self, key=key, name=name, **recorded)
 
     checkpoints.Checkpoints.before_step = remember  # type: ignore[method-assign]
     checkpoints.Checkpoints.after_last_step = remember_at_end  # type: ignore[method-assign]

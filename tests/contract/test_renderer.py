@@ -129,7 +129,7 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_never_ends_a_text_is_refused(tmp_path: Path) -> None:
-    tokenizer = a_tokenizer(chat=True)
+    tokenizer = a_tokenizer(chat=False)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="end-of-text"):

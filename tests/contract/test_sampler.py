@@ -14,7 +14,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Sampler
 from reasonmill.randomness import generator, key
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.servers.client import TeacherSettings
+from reasonmill.servers.settings import TeacherSettings
 from reasonmill.types import Completion, Message, Request, SamplingParams
 from scripted import ScriptedSampler
 from tiny_models import STOP_TOKEN, VOCABULARY, NumberRenderer, native_sampler, tiny_decoder

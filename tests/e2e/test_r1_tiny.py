@@ -250,6 +250,7 @@ def test_the_run_hands_over_the_model_of_the_verdict(mill: Mill) -> None:
     verdict = mill.metrics("gate")
     # After so little training nothing can be shown to be better.
     assert not verdict["promoted"]
-    assert len(verdict["reasons"]) == len(verdict["rules"]) == 6
+    assert len(verdict["rules"]) == 6
+    assert len(verdict["reasons"]) == 7  # the last one says how often such a verdict errs
     assert verdict["model"] == directory_digest(shipped_bases()["tiny-base"])
     assert directory_digest(mill.first.directory / "model") == verdict["model"]

@@ -21,7 +21,7 @@ from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.reference import model_directory
 from reasonmill.rewards.judge import Claim, Judge, JudgeSettings
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
-from reasonmill.servers.client import ServerError, TeacherSettings
+from reasonmill.servers.settings import ServerError, TeacherSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Request, SamplingParams

@@ -156,16 +156,19 @@ def gradient(examples: Sequence[Example], loss: LossSettings, divisor: float) ->
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo", "cispo", "reinforce"])
 def test_what_an_environment_wrote_has_no_gradient(groups: list[Group], algorithm: str) -> None:
-    loss = LossSettings(algorithm=algorithm, correction="truncate", kl_coefficient=0.1)  # type: ignore[arg-type]
+    correction = {"level": "sequence", "rule": "truncate"}
+    loss = LossSettings(algorithm=algorithm, correction=correction, kl_coefficient=0.1)  # type: ignore[arg-type]
     examples = [
-        dataclasses.replace(example, ref_logprobs=[-1.0] * len(example.tokens)) for example in examples_of(groups)
+        dataclasses.replace(e, ref_logprobs=[-1.0] * len(e.tokens), old_logprobs=[-1.5] * len(e.tokens))
+        for e in examples_of(groups)
     ]
     divisor = denominator(examples, "token")
 
     def spoiled(example: Example) -> Example:
         """The same with figures of every context token that would ruin any sum they had a part in."""
         changed = {}
-        for name, figure in (("advantages", 1e30), ("sampler_logprobs", -90.0), ("ref_logprobs", 80.0)):
+        figures = {"advantages": 1e30, "sampler_logprobs": -90.0, "old_logprobs": -95.0, "ref_logprobs": 80.0}
+        for name, figure in figures.items():
             row = getattr(example, name)
             changed[name] = [v if w else figure for v, w in zip(row, example.weights, strict=True)]
         return dataclasses.replace(example, **changed)

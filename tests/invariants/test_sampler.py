@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.attention import Layout
+from reasonmill.model.attention import Layout, PackedLayout
 from reasonmill.model.decoder import Decoder
 from reasonmill.randomness import generator, key
 from reasonmill.sample.sampler import EngineSampler
@@ -164,6 +164,18 @@ def test_a_sequence_that_is_continued_draws_what_it_would_have_drawn(
     for rest, (request, _), whole in zip(rests, begun, [w for w in expected if len(w.tokens) > cut], strict=True):
         assert whole.logprobs is not None
         assert rest.logprobs == pytest.approx(whole.logprobs[cut:], abs=1e-5), request
+
+
+def test_in_bf16_the_logits_that_are_drawn_from_are_not_rounded() -> None:
+    decoder = tiny_decoder(dtype=torch.bfloat16)
+    prompt = (5, 9, 2, 7)
+    asked = Request(prompt, SamplingParams(max_tokens=1), 3)
+    ((_, drawn),) = native_sampler(decoder, NumberRenderer()).generate([asked])
+    with torch.no_grad():
+        states = decoder.hidden(torch.tensor(prompt), torch.arange(4), PackedLayout([4], "cpu"))[-1]
+    logprobs = torch.log_softmax(states.double() @ decoder.head_weight.detach().double().T, -1)
+    assert drawn.logprobs is not None
+    assert drawn.logprobs[0] == pytest.approx(float(logprobs[drawn.tokens[0]]), abs=1e-5)
 
 
 def test_a_completion_carries_the_version_that_it_started_with() -> None:

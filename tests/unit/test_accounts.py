@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonmill.store.accounts import account, misaccounts, require_balance, usable
+from reasonmill.store.accounts import ALWAYS, account, misaccounts, require_balance, usable
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Finish, Grade, Group, Message, Problem, Rollout
@@ -27,7 +27,7 @@ def group(name: str, *rollouts: Rollout) -> Group:
     return Group(Problem("countdown-3", (Message("user", name),), ""), rollouts)
 
 
-# Three trained (one of them cut off), three flat, two invalid, one stale and two aborted.
+# Three trained (one of them cut off), three flat, one ungraded, one invalid, one stale and two aborted.
 GROUPS = [
     group("a", rollout(1.0), rollout(0.0, finish="length"), rollout(None), rollout(0.5)),
     group("b", rollout(1.0), rollout(1.0), rollout(0.0, finish="abort")),
@@ -37,19 +37,33 @@ COUNTS = {
     "rollouts/dispatched": 11,
     "rollouts/trained": 3,
     "rollouts/flat": 3,
-    "rollouts/invalid": 2,
+    "rollouts/ungraded": 1,
+    "rollouts/invalid": 1,
     "rollouts/stale": 1,
     "rollouts/aborted": 2,
 }
 
 
+FATES = ALWAYS | {"flat", "ungraded"}
+
+
 def test_every_rollout_has_one_fate() -> None:
-    assert account(GROUPS, STEP, compared=True) == COUNTS
-    assert account([], STEP, compared=True) == dict.fromkeys(COUNTS, 0)
+    assert account(GROUPS, STEP, FATES) == COUNTS
+    assert account([], STEP, FATES) == dict.fromkeys(COUNTS, 0)
+
+
+def test_flat_groups_are_trained_on_unless_they_are_left_out() -> None:
+    counts = account(GROUPS, STEP, ALWAYS | {"ungraded"})
+    assert counts == {**{n: c for n, c in COUNTS.items() if n != "rollouts/flat"}, "rollouts/trained": 6}
+
+
+def test_what_was_cut_off_is_trained_on_unless_it_is_left_out() -> None:
+    counts = account(GROUPS, STEP, FATES | {"overlong"})
+    assert counts == {**COUNTS, "rollouts/trained": 2, "rollouts/overlong": 1}
 
 
 def test_where_nothing_is_compared_grades_do_not_matter() -> None:
-    counts = account(GROUPS, STEP, compared=False)
+    counts = account(GROUPS, STEP, ALWAYS)
     assert "rollouts/flat" not in counts
     assert (counts["rollouts/trained"], counts["rollouts/invalid"], counts["rollouts/dispatched"]) == (7, 1, 11)
 
@@ -93,7 +107,11 @@ def test_right_accounts_and_steps_without_training_pass(home: Home) -> None:
     home.ledger.record_metrics("rl", STEP, {"reward/mean": 0.5, **COUNTS})
     commit(home, "rl", STEP + 1, GROUPS)  # the run was killed before it trained on them
     commit(home, "distill", STEP, GROUPS)
-    home.ledger.record_metrics("distill", STEP, account(GROUPS, STEP, compared=False))
+    home.ledger.record_metrics("distill", STEP, account(GROUPS, STEP, ALWAYS))
+    # Homes of before counted what was ungraded as invalid.
+    before = {name: count for name, count in COUNTS.items() if name != "rollouts/ungraded"} | {"rollouts/invalid": 2}
+    commit(home, "old", STEP, GROUPS)
+    home.ledger.record_metrics("old", STEP, before)
     commit(home, "collect", 0, GROUPS)
     home.ledger.record_metrics("sft", 0, {"loss/ce": 1.0})
     assert complaints(home) == []

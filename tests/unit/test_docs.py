@@ -96,13 +96,16 @@ def type_text(annotation: Any) -> str:
         return f"list of {_plural(type_text(arguments[0]))}"
     if origin is dict:
         return "table" if arguments[1] is Any else f"table of {_plural(type_text(arguments[1]))}"
+    if arguments and NoneType not in arguments:  # X | Y
+        return ", or ".join(type_text(kind) for kind in arguments)
     if NoneType in arguments:  # X | None
         return type_text(next(kind for kind in arguments if kind is not NoneType))
     return _TYPES[annotation]
 
 
 def _plural(word: str) -> str:
-    return word if word.endswith("s") else f"{word}s"
+    first, *rest = word.split(", or ")
+    return ", or ".join([first if first.endswith(("s", "`")) else f"{first}s", *rest])
 
 
 def default_text(default: Any) -> str:

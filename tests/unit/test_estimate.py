@@ -122,6 +122,39 @@ def test_rl_samples_trains_and_scores(guess: Guess, response: int) -> None:
 
 
 @pytest.mark.parametrize(("guess", "text"), [(LIKELY, 45), (AT_MOST, 120)])
+@pytest.mark.parametrize(
+    ("changes", "in_fp32", "in_bf16"),
+    [
+        # of all texts before the first update, beside the prompts that are read once; fp32 does without it
+        ({}, 0, 1),
+        ({"old_policy": "sampler"}, 0, 0),
+        ({"old_policy": "learner"}, 1, 1),
+        ({"loss": {"correction": {"level": "token", "rule": "mask"}}}, 1, 1),
+    ],
+)
+def test_scoring_before_the_first_update_is_a_forward_pass(
+    changes: dict[str, Any], in_fp32: int, in_bf16: int, guess: Guess, text: int
+) -> None:
+    work = work_of(rl(**changes).settings, guess)
+    assert work.scored == {"from": 120 + in_fp32 * 24 * text}
+    assert work.rescored == (in_bf16 - in_fp32) * 24 * text
+    (half,), (full,) = (
+        estimate((made,), fresh(made), PLAIN, guess).values()
+        for made in (rl(**changes), rl(precision="fp32", **changes))
+    )
+    assert half.tokens is not None
+    assert full.tokens is not None
+    assert half.tokens - full.tokens == work.rescored
+
+
+def test_a_refill_samples_more() -> None:
+    """Of 7 problems a step at most, 3 are its own."""
+    refilled = rl(flat_groups="refill", refill_limit=2.5).settings
+    assert work_of(refilled, AT_MOST).sampled == pytest.approx(2 * 7 * 4 * 100)
+    assert work_of(refilled, LIKELY).sampled == pytest.approx(2 * 4 * 4 * 25)
+
+
+@pytest.mark.parametrize(("guess", "text"), [(LIKELY, 45), (AT_MOST, 120)])
 def test_reward_models_score_general_prompts_in_the_last_steps(guess: Guess, text: int) -> None:
     judged = rl(
         tasks={"arithmetic": 3.0, "facts": 1.0},
@@ -255,12 +288,12 @@ def test_sampling_on_a_gpu_waits_for_memory() -> None:
 def test_memory_is_counted() -> None:
     nodes = (rl(loss={"kl_coefficient": 0.1}, tokens_per_batch=10_000),)
     (bf16,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    # Weights, reference, gradients: 2 bytes each; master weights 4, moments 8; fp32 gradients 4 in the optimizer step,
+    # Weights, reference: 2 bytes each; gradients 4, master weights 4, moments 8; denominators 4 in the optimizer step,
     # which is more than 8 slots x 120 tokens x 1,000 values x 2 and than 10,000 x 10 x 100 x 34 of activations.
-    assert bf16.memory_bytes == pytest.approx(22e9)
-    nodes = (rl(precision="fp32", tokens_per_batch=10_000),)
+    assert bf16.memory_bytes == pytest.approx(24e9)
+    nodes = (rl(precision="fp32", tokens_per_batch=100_000),)
     (fp32,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    assert fp32.memory_bytes == pytest.approx(16e9 + 10_000 * 10 * 100 * 68)
+    assert fp32.memory_bytes == pytest.approx(16e9 + 100_000 * 10 * 100 * 68)
     nodes = (collected(),)
     (sampled,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
     assert sampled.memory_bytes == pytest.approx(2e9 + 40 * 120 * 1000 * 2)

@@ -1,7 +1,9 @@
 """Evaluation: figures by hand, and chunks that are committed and never sampled again."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 
 from contexts import BACKEND, KEY, a_context
 from kept_progress import KeptProgress
-from reasonmill.errors import Interrupted, RecipeError
+from reasonmill.errors import Interrupted, RecipeError, TooManyUngraded
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Domain, Measure
 from reasonmill.recipe.reference import shipped_bases
@@ -32,6 +34,7 @@ class WordRenderer:
     """A token is a word."""
 
     stop_tokens: frozenset[int] = frozenset()
+    opening = ""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return (1,)
@@ -105,8 +108,8 @@ def test_figures_of_facts_by_hand() -> None:
     helpful = measured(facts, *groups)["helpful"]
     assert helpful["value"] == pytest.approx((1.0 + 0.6 + 0.1 + 0.6) / 4)
     assert helpful["label"] == "helpful"
-    # Two problems: margins of 12.7 standard errors, which reach out of [0, 1] for shares.
-    assert (figures["pass@1"]["low"], figures["pass@1"]["high"]) == (0.0, 1.0)
+    # One failure of two problems' four samples says nothing of how alike they are: 1.5 right of 2.
+    assert (figures["pass@1"]["low"], figures["pass@1"]["high"]) == pytest.approx((0.0608, 0.9998), abs=1e-4)
     assert figures["response_tokens"]["high"] > figures["response_tokens"]["value"] > figures["response_tokens"]["low"]
 
 
@@ -171,6 +174,19 @@ def test_a_problem_that_is_asked_twice_is_one_cluster() -> None:
     assert first["low"] < first["value"] < first["high"]
     ends = ("value", "low", "high")
     assert [twice[end] for end in ends] == pytest.approx([first[end] for end in ends])
+
+
+def test_wordings_of_one_fact_are_one_cluster() -> None:
+    facts = installed().task("facts")
+    problems = list({problem.id: problem for problem in islice(facts.problems("test", 0), 400)}.values())
+    sizes = Counter(problem.meta["cluster"] for problem in problems)
+    assert 1 < len(sizes) < len(problems)
+    rollout = Rollout((1,), completion("so"), RIGHT)
+    groups = [Group(problem, (rollout,)) for problem in problems]
+    figures = evaluate.task_figures(groups, {"facts": facts}, WordRenderer())
+    # Where all are right, a fact counts as much as if its wordings were one answer.
+    number = len(problems) ** 2 / sum(size**2 for size in sizes.values())
+    assert figures["pass@1"]["low"] == pytest.approx(0.025 ** (1 / number))
 
 
 # Chunks
@@ -264,6 +280,35 @@ def test_an_evaluation_outside_of_a_recipe_has_the_same_figures(home: Home) -> N
     tasks = [installed().task(name) for name in TASKS]
     metrics = evaluate.evaluate_model(base, settings(), tasks, 0, BACKEND, KeptProgress())
     assert metrics["tasks"] == outcome.metrics["tasks"]
+
+
+class UngradedFacts:
+    """Facts of whose answers nobody can tell whether they are right."""
+
+    domain: Domain = "helpfulness"
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return installed().task("facts").problem(split, seed, index)
+
+    def problems(self, split: str, seed: int) -> Iterable[Problem]:
+        return installed().task("facts").problems(split, seed)
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        return [Grade(None, error="timed out") for _ in completions]
+
+
+def test_an_evaluation_that_can_not_be_graded_ends_with_an_error(home: Home) -> None:
+    tasks = [NamedTask("facts", UngradedFacts())]
+    base = shipped_bases()["tiny-base-weak"]
+
+    def ran(**changes: Any) -> dict[str, Any]:
+        chosen = settings(tasks={"facts": 1}, **changes)
+        return evaluate.evaluate_model(base, chosen, tasks, 0, BACKEND, KeptProgress())
+
+    with pytest.raises(TooManyUngraded, match="2 of 2 rollouts could not be graded, for example: timed out") as caught:
+        ran()
+    assert "max_ungraded" in caught.value.fix
+    assert ran(max_ungraded=1.0)["tasks"]["facts"]["ungraded"] == 2
 
 
 # Measures of tasks

@@ -88,7 +88,15 @@ def test_gold_answers_are_as_good_as_can_be(task: GeneralTask) -> None:
 def test_meta_says_language_and_topic(task: GeneralTask) -> None:
     problems = [task.problem("test", 0, index) for index in range(11)]
     assert {problem.meta["topic"] for problem in problems} == {MAKERS[task.name][1]}
-    assert all(problem.meta.keys() == {"language", "topic"} for problem in problems)
+    assert all(problem.meta.keys() == {"language", "topic", "cluster"} for problem in problems)
+
+
+def test_prompts_in_both_languages_about_one_thing_are_one_cluster() -> None:
+    facts = installed().task("facts")
+    asked: dict[str, set[str]] = {}
+    for problem in (facts.problem("test", 0, index) for index in range(NUM_PROMPTS["facts"]["test"])):
+        asked.setdefault(problem.meta["cluster"], set()).add(problem.meta["language"])
+    assert {"de", "en"} in asked.values()
 
 
 # Grades

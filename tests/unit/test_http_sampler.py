@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from chat_server import Answer, ChatServerFake, chat_server, says
 from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.sample.http import ConversationRenderer, HttpSampler, transcript_of
-from reasonmill.servers.client import ChatReply, ServerError, TeacherSettings
+from reasonmill.servers.replies import ChatReply
+from reasonmill.servers.settings import ServerError, TeacherSettings
 from reasonmill.types import Completion, Finish, Message, Request, SamplingParams
 
 RENDERER = ConversationRenderer()
@@ -81,7 +82,7 @@ def test_a_completion_is_text_without_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("ending", "finish"),
-    [("stop", "stop"), ("length", "length"), ("content_filter", "abort"), ("tool_calls", "abort"), (None, "abort")],
+    [("stop", "stop"), ("length", "length"), ("content_filter", "abort"), ("tool_calls", "abort")],
 )
 def test_only_an_end_of_the_models_own_is_a_stop(ending: str | None, finish: str) -> None:
     with chat_server(lambda body, number: says("4", ending)) as fake:
@@ -261,11 +262,9 @@ def test_no_server_at_all_is_an_error_too() -> None:
         (Answer({}, 404), "HTTP 404", "/v1"),
         (Answer({}, 401), "HTTP 401", "api_key_env"),
         (Answer({}, 307, {"Location": "http://127.0.0.1:9/v1"}), "HTTP 307", "redirects"),
-        (Answer(b"<html>hello</html>"), "no chat completion: <html>hello", "/v1"),
-        (Answer({"error": {"message": "overloaded"}}), "no chat completion.*overloaded", "/v1"),
-        (Answer({"choices": []}), "no chat completion", "/v1"),
-        (Answer({"choices": [{"message": {"content": ["x"]}, "finish_reason": "stop"}]}), "no chat completion", "/v1"),
-        (Answer([1, 2]), "no chat completion", "/v1"),
+        (Answer({"error": {"code": 401, "message": "bad key"}}), "HTTP 401 within HTTP 200.*bad key", "api_key_env"),
+        (Answer({"error": {"type": "invalid_request_error"}}), "HTTP 400 within HTTP 200", "parameters"),
+        (Answer({"error": {"code": "insufficient_quota"}}, 429), "HTTP 429.*insufficient_quota", "model"),
     ],
 )
 def test_what_will_not_pass_is_not_tried_again(answer: Answer, what: str, fix: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from rich.console import Console
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from contexts import BACKEND
@@ -243,3 +244,17 @@ def test_a_gate_may_leave_a_model_with_a_template_in_place(
         model.link_with_template(directory)
         assert (directory / "weights.txt").read_text() == "base"
         assert (directory / "chat_template.jinja").read_text() == CHAT_TEMPLATES["r1-zero"]
+
+
+def test_a_template_begins_as_the_models_tokenizer_begins_a_text(hub_recipe: Path, cache: Path, tmp_path: Path) -> None:
+    """Some put a token before every text, others have one and never use it."""
+    model = load_recipe(str(hub_recipe), ["models.policy.template=r1-zero"]).models["policy"]
+    snapshot = put_into(cache, shipped_bases()["tiny-base"])
+    tokenizer = AutoTokenizer.from_pretrained(snapshot)
+    tokenizer.bos_token = "<|user|>"
+    for processor, beginning in (("$A", ""), ("<|user|> $A", "<|user|>"), ("<|user|> $A <|end|>", "<|user|>")):
+        used = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|user|>", "<|end|>") if mark in processor]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=processor, special_tokens=used)
+        tokenizer.save_pretrained(snapshot)
+        model.link_with_template(tmp_path / "model")
+        assert (tmp_path / "model" / "chat_template.jinja").read_text() == beginning + CHAT_TEMPLATES["r1-zero"]

@@ -3,7 +3,9 @@
 import errno
 import os
 import pty
+import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,31 @@ def test_the_process_has_its_stream_back_afterwards(capsys: pytest.CaptureFixtur
         assert sys.stdout is not before
     assert sys.stdout is before
     assert capsys.readouterr().out == "shown\n"
+
+
+def test_what_a_locale_has_no_characters_for_is_spelled() -> None:
+    raw = BytesIO()
+    show = lasting_stream(TextIOWrapper(raw, encoding="ascii"))
+    print("pass@1 – 0.5", file=show, flush=True)
+    assert raw.getvalue() == b"pass@1 \\u2013 0.5\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere(closed: str, tmp_path: Path) -> None:
+    """And no file that is opened later gets the descriptor of one, nor what is written there."""
+    program = (
+        "import os, sys; from reasonmill.lasting_streams import open_closed_streams; open_closed_streams();"
+        "file = open(sys.argv[1], 'w'); assert file.fileno() > 2; print('out'); print('err', file=sys.stderr);"
+        "os.write(1, b'x'); os.write(2, b'x'); sys.stdin.read(); sys.stdout.isatty();"
+        "os.system('echo child; echo child >&2'); file.write('fine')"
+    )
+    command = f'exec "$0" -c "$1" "$2" {closed}'
+    ended = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable, program, str(tmp_path / "file")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "file").read_text() == "fine"

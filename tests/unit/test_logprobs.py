@@ -87,10 +87,30 @@ def test_bf16_states_give_fp32_log_probs_and_gradients_of_their_own_type(
     weight.requires_grad_()
     values = token_logprobs(hidden, weight, targets)
     assert values.dtype == torch.float32
-    torch.testing.assert_close(values.detach().double(), expected[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(values.detach().double(), expected[0], rtol=1e-5, atol=2e-6)
     for got, wanted in zip(torch.autograd.grad(values, (hidden, weight), above), expected[1:], strict=True):
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got.double(), wanted, rtol=0.05, atol=0.05)
+
+
+def test_logits_of_bf16_states_are_not_rounded_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around 64 the numbers of bf16 are a quarter apart. The head's rows come in several parts."""
+    monkeypatch.setattr(logprobs, "_CPU_ROWS", 2)
+    hidden = torch.full((1, 64), 1.0).bfloat16()
+    weight = 1 + torch.arange(5)[:, None] * torch.tensor([2.0**-7] + [0.0] * 63)
+    expected = torch.log_softmax(torch.arange(5) * 2.0**-7, -1)
+    values = token_logprobs(hidden.expand(5, -1), weight.bfloat16(), torch.arange(5))
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_a_bf16_head_is_fp32_where_it_is_gathered_in_fp32() -> None:
+    hidden = torch.tensor([[1.0], [2.0**-9]]).bfloat16()
+    weight = torch.zeros(2, 1).bfloat16().requires_grad_()
+    weight.grad_dtype = torch.float32
+    token_logprobs(hidden, weight, torch.tensor([0, 0])).sum().backward()
+    assert weight.grad is not None
+    # Half of each state, whose sum bf16 does not have.
+    assert weight.grad.tolist() == [[0.5 + 2.0**-10], [-0.5 - 2.0**-10]]
 
 
 def test_no_positions_give_no_log_probs() -> None:

@@ -1,4 +1,7 @@
-"""Every loss by hand, its gradient where that is the point, and the KL estimators against an exact KL."""
+"""Losses by hand, the KL estimators against an exact KL, and what settings are refused.
+
+`test_objectives.py` has every objective against a reference of its paper.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,9 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from reasonmill.algo.advantages import ADVANTAGES
+from reasonmill.algo.correction import mismatch
 from reasonmill.algo.losses import Algorithm, KLEstimator, LossSettings, kl_to_reference, token_losses
 from reasonmill.algo.packing import Batch
+from reasonmill.types import Example
 
 # Two sequences of two tokens; their ratios are 2, 1/2 and 1/2, 11/10, and their advantages 1 and -2.
 POLICY = [0.5, 0.25, 0.25, 0.44]
@@ -40,6 +44,11 @@ def policy() -> Tensor:
 
 # Surrogates
 
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 SEQUENCE_RATIO = math.sqrt(0.5 * 1.1)  # of the second sequence; that of the first is 1
 BY_HAND: dict[Algorithm, list[float]] = {
     # -ratio A: R1's clip of 10 is out of reach
@@ -55,6 +64,12 @@ BY_HAND: dict[Algorithm, list[float]] = {
     # -A log policy
     "rloo": [-math.log(0.5), -math.log(0.25), 2 * math.log(0.25), 2 * math.log(0.44)],
     "reinforce": [-math.log(0.5), -math.log(0.25), 2 * math.log(0.25), 2 * math.log(0.44)],
+    # 4 sigmoid(ratio - 1) for A > 0, and with 1.05 in place of 1 for A < 0
+    "sapo": [-4 * _sigmoid(1), -4 * _sigmoid(-0.5), 8 / 1.05 * _sigmoid(-0.525), 8 / 1.05 * _sigmoid(0.105)],
+    # log 2 is cut to 0.4, log 1/2 of the bad sequence to -0.4; those that A pulls back are left
+    "gmpo": [-math.exp((0.4 - math.log(2)) / 2)] * 2 + [2 * math.exp((-0.4 + math.log(1.1)) / 2)] * 2,
+    # probabilities moved by 0.25, -0.25, -0.25 and 0.04: the first and the third by more than 0.15 towards A
+    "dppo": [0.0, -0.5, 0.0, 2.2],
 }
 # d loss / d log policy; a token that was cut has none.
 GRADIENT_BY_HAND: dict[Algorithm, list[float]] = {
@@ -66,6 +81,16 @@ GRADIENT_BY_HAND: dict[Algorithm, list[float]] = {
     "cispo": [-2.0, -0.5, 1.0, 2.2],
     "rloo": [-1.0, -1.0, 2.0, 2.0],
     "reinforce": [-1.0, -1.0, 2.0, 2.0],
+    # 4 sigmoid (1 - sigmoid) ratio
+    "sapo": [
+        -8 * _sigmoid(1) * _sigmoid(-1),
+        -2 * _sigmoid(0.5) * _sigmoid(-0.5),
+        4 * _sigmoid(0.525) * _sigmoid(-0.525),
+        8.8 * _sigmoid(0.105) * _sigmoid(-0.105),
+    ],
+    # what was cut has none; the other token of its sequence holds half
+    "gmpo": [0.0, -math.exp((0.4 - math.log(2)) / 2), 0.0, 2 * math.exp((-0.4 + math.log(1.1)) / 2)],
+    "dppo": [0.0, -0.5, 0.0, 2.2],
 }
 
 
@@ -120,33 +145,67 @@ def test_clipped_counts_ratios_out_of_bounds(algorithm: Algorithm, clipped: list
 
 def test_set_clips_go_before_the_published_ones() -> None:
     settings = LossSettings(algorithm="dapo", clip_high=0.5)
-    assert settings.clip == (0.2, 0.5)
+    assert settings.constants == {"clip_low": 0.2, "clip_high": 0.5, "dual_clip": None}
     losses, _ = token_losses(policy(), a_batch(), settings)
     assert losses[0].item() == pytest.approx(-1.5)
 
 
-def test_every_algorithm_has_an_advantage_that_exists() -> None:
-    assert {LossSettings(algorithm=algorithm).advantage for algorithm in BY_HAND} <= set(ADVANTAGES)
+# What the sampler's log-probs are for
 
 
-# Correction between sampler and learner
+def test_ratios_are_against_the_log_probs_of_before_the_step() -> None:
+    """Where the learner gave them; the sampler's are for the correction then, and context counts in neither."""
+    old = torch.tensor([0.4, 0.25, 0.5, 0.4]).log()
+    losses, _ = token_losses(policy(), a_batch(old_logprobs=old), LossSettings(algorithm="grpo"))
+    assert losses.tolist() == pytest.approx([-1.25, -1.0, 1.0, 2.2], abs=1e-5)
+    # old / sampler: 1.6, 0.5, 1, 1
+    settings = LossSettings(correction={"level": "token", "rule": "truncate", "high": 1.5})  # type: ignore[arg-type]
+    losses, found = token_losses(policy(), a_batch(old_logprobs=old), settings)
+    assert losses.tolist() == pytest.approx([-1.25 * 1.5, -0.5, 1.0, 2.2], abs=1e-5)
+    assert found["correction/bounded"].tolist() == [1, 0, 0, 0]
+    impossible = torch.tensor([-200.0, math.log(0.25), math.log(0.5), math.log(0.4)])
+    context = a_batch(old_logprobs=impossible, weights=torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    losses, found = token_losses(policy(), context, settings)
+    assert losses.tolist() == pytest.approx([-1.0, -0.5, 1.0, 2.2], abs=1e-5)
+    assert found["correction/weight"].tolist() == pytest.approx([1.0, 0.5, 1.0, 1.0])
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "correction", "expected"),
-    [
-        # ratios 2, 0.5, 0.5, 1.1 against a bound of 1.5: the loss holds the ratio already, up to the bound
-        ("grpo", "truncate", [-1.5, -0.5, 1.0, 2.2]),
-        ("grpo", "mask", [0.0, 0.0, 0.0, 2.2]),
-        # the score function takes the whole weight
-        ("reinforce", "truncate", [-1.5 * math.log(0.5), -0.5 * math.log(0.25), math.log(0.25), 2.2 * math.log(0.44)]),
-        ("reinforce", "mask", [0.0, 0.0, 0.0, 2 * math.log(0.44)]),
-    ],
-)
-def test_a_correction_by_hand(algorithm: Algorithm, correction: Any, expected: list[float]) -> None:
-    settings = LossSettings(algorithm=algorithm, correction=correction, correction_bound=1.5)
-    losses, _ = token_losses(policy(), a_batch(), settings)
-    assert losses.tolist() == pytest.approx(expected, abs=1e-5)
+def an_example(sampler: list[float], learner: list[float]) -> Example:
+    return Example(
+        tokens=[1, 2, 3, 4],
+        weights=[0.0, 0.0, 0.5, 0.5],
+        loss="pg",
+        advantages=[0.0] * 4,
+        sampler_logprobs=[0.0, 0.0, *sampler],
+        old_logprobs=[0.0, -300.0, *learner],
+    )
+
+
+def test_the_mismatch_by_hand() -> None:
+    """Differences 0, -1, 0.5 and 0 of trained tokens; those of context don't count."""
+    found = mismatch([an_example([-1.0, -1.0], [-1.0, -2.0]), an_example([-1.0, -3.0], [-0.5, -3.0])])
+    assert found == pytest.approx(
+        {
+            "mismatch/mean": 1.5 / 4,
+            "mismatch/max": 1.0,
+            "mismatch/k1": 0.5 / 4,
+            "mismatch/k3": (math.exp(-1) + 1 - 1 + math.exp(0.5) - 0.5 - 1) / 4,
+            "mismatch/outside": 0.25,  # of these only exp(-1) is outside [1/2, 2]
+        }
+    )
+
+
+def test_estimates_of_the_mismatch_are_the_kl_on_average() -> None:
+    """k1 and k3 of all tokens, as often as the sampler draws each."""
+    learner = torch.log_softmax(LOGITS, 0)
+    delta, drawn = learner - OTHER_SAMPLER, OTHER_SAMPLER.exp()
+    of_each = [
+        mismatch([an_example([float(old)] * 2, [float(new)] * 2)])
+        for old, new in zip(OTHER_SAMPLER, learner, strict=True)
+    ]
+    for name in ("mismatch/k1", "mismatch/k3"):
+        mean = sum(float(share) * found[name] for share, found in zip(drawn, of_each, strict=True))
+        assert mean == pytest.approx(float((drawn * -delta).sum()), rel=1e-9)
 
 
 # KL
@@ -184,7 +243,7 @@ OTHER_SAMPLER = torch.log_softmax(torch.tensor([0.9, 0.2, -0.7, 0.0, 0.5], dtype
 def expected_gradient(estimator: KLEstimator, sampler: Tensor) -> Tensor:
     """The gradient of the estimator's mean over all tokens, as often as `sampler` draws each."""
     logits = LOGITS.clone().requires_grad_()
-    batch = a_batch(sampler_logprobs=sampler, ref_logprobs=REFERENCE)
+    batch = a_batch(sampler_logprobs=sampler, ref_logprobs=REFERENCE, weights=torch.ones(5))
     estimates = kl_to_reference(torch.log_softmax(logits, 0), batch, estimator)
     return torch.autograd.grad((sampler.exp() * estimates).sum(), logits)[0]
 
@@ -233,9 +292,34 @@ def test_a_missing_field_is_named(missing: str) -> None:
         token_losses(policy(), a_batch(**fields), LossSettings(kl_coefficient=0.1))
 
 
-@pytest.mark.parametrize("settings", [{"algorithm": "ppo"}, {"clip_low": -0.1}, {"kl_coefficient": -1}, {"beta": 0.1}])
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+CORRECTION = {"level": "token", "rule": "band"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"algorithm": "ppo"}, "algorithm"),
+        ({"clip_low": -0.1}, "clip_low"),
+        ({"clip_high": math.inf}, "clip_high"),
+        ({"kl_coefficient": -1}, "kl_coefficient"),
+        ({"beta": 0.1}, "beta"),
+        ({"dual_clip": 1.0}, "dual_clip"),
+        # settings that the algorithm does not look at
+        ({"algorithm": "rloo", "clip_low": 0.2}, "clip_low has no effect on 'rloo', but on grpo, dr_grpo"),
+        ({"algorithm": "sapo", "clip_high": 0.2}, "clip_high has no effect on 'sapo'"),
+        ({"algorithm": "cispo", "dual_clip": 3.0}, "dual_clip has no effect on 'cispo'"),
+        ({"algorithm": "gmpo", "dual_clip": 3.0}, "dual_clip has no effect on 'gmpo'"),
+        ({"gate_positive": 1.0}, "gate_positive has no effect on 'grpo', but on sapo"),
+        ({"divergence_bound": 0.1}, "divergence_bound has no effect on 'grpo', but on dppo"),
+        ({"kl_estimator": "k2"}, "kl_estimator has no effect without a kl_coefficient"),
+        ({"correction": {**CORRECTION, "low": 5.0}}, "correction.low must be below correction.high"),
+        ({"correction": {"level": "token", "rule": "truncate", "low": 0.5}}, "correction.low has no effect"),
+        ({"correction": {"level": "token"}}, "rule"),
+        ({"algorithm": "gspo", "correction": CORRECTION}, "use the level 'sequence' or 'geometric'"),
+    ],
+)
+def test_settings_without_sense_or_effect_are_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
         LossSettings(**settings)
 
 
@@ -245,7 +329,8 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 @pytest.mark.parametrize("algorithm", BY_HAND)
 def test_context_that_the_policy_finds_impossible_ruins_nothing(algorithm: Algorithm) -> None:
     """What a user or an environment wrote can have any log-prob."""
-    settings = LossSettings(algorithm=algorithm, correction="truncate", kl_coefficient=0.5, kl_estimator="k3")
+    correction = {"level": "geometric", "rule": "truncate"}
+    settings = LossSettings(algorithm=algorithm, correction=correction, kl_coefficient=0.5)  # type: ignore[arg-type]
     weights, sampled = torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0.25, 1.0, 1.0, 0.4]).log()
     batch = a_batch(weights=weights, sampler_logprobs=sampled, ref_logprobs=torch.tensor([-1.0, -2.0, -2.0, -1.0]))
     found = []

@@ -14,7 +14,7 @@ from reasonmill.algo.packing import Batch
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.learn.on_policy import Update, train_on_policy
 from reasonmill.learn.state_file import StateFile, write_state
-from reasonmill.store.accounts import misaccounts
+from reasonmill.store.accounts import ALWAYS, misaccounts
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
@@ -88,7 +88,10 @@ def train(
     """Trains for as many steps as the course has; each step has the updates that stand there."""
     learner = FakeLearner()
 
-    def updates(step: int, groups: Sequence[Group]) -> Iterator[Update]:
+    def updates(step: int, groups: Sequence[Group]) -> tuple[Mapping[str, float], Iterator[Update]]:
+        return {"mismatch/mean": 0.25}, of_step(step, groups)
+
+    def of_step(step: int, groups: Sequence[Group]) -> Iterator[Update]:
         if seen is not None:
             seen.append(groups)
         trained = sum(r.grade.reward is not None for g in groups if not g.is_flat for r in g.rollouts)
@@ -103,8 +106,8 @@ def train(
         name="stage",
         steps=len(course),
         state_every=2,
-        rollouts_per_step=6,
-        compared=True,
+        dispatched=lambda groups: 6,
+        fates=ALWAYS | {"flat", "ungraded"},
         sample=sample,
         updates=updates,
         measure=lambda groups: {"tokens/sampled": 1.0},
@@ -213,8 +216,9 @@ def test_a_step_that_was_killed_on_new_groups_has_no_account_of_the_lost_ones(
 
 def test_every_step_has_its_account(home: Home) -> None:
     metrics = train(FakeRun(home), [[TAKEN], [TAKEN]])
-    names = ("dispatched", "trained", "flat", "invalid", "stale", "aborted")
-    assert [metrics[f"rollouts/{name}"] for name in names] == [6, 2, 3, 1, 0, 0]
+    names = ("dispatched", "trained", "flat", "ungraded", "invalid", "stale", "aborted")
+    assert [metrics[f"rollouts/{name}"] for name in names] == [6, 2, 3, 1, 0, 0, 0]
+    assert metrics["mismatch/mean"] == 0.25
     assert list(misaccounts(home.ledger, home.objects)) == []
     (entry, _) = home.ledger.metrics("k")
     home.ledger.record_metrics("k", 0, {**entry, "rollouts/trained": 3.0, "rollouts/flat": 2.0})

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from reasonmill.content import directory_digest
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.graph import stage_key
-from reasonmill.recipe.load import load_recipe
+from reasonmill.recipe.load import load_recipe, shipped_recipes
 from reasonmill.recipe.origin import Origins
 from reasonmill.recipe.reference import (
     DatasetRef,
@@ -319,3 +319,64 @@ def test_a_model_counts_by_its_content(base: Path) -> None:
     assert changed != original
     (moved / "weights.txt").rename(moved / "weights.bin")
     assert directory_digest(moved) not in (original, changed)
+
+
+@pytest.fixture
+def rl_recipe(tmp_path: Path) -> Path:
+    """A recipe of one real stage."""
+    path = tmp_path / "real.toml"
+    path.write_text(
+        'name = "real"\n[[stage]]\nname = "first"\nkind = "rl"\nfrom = "tiny-base"\ntasks = { countdown = 1 }\n'
+        "steps = 1\nschedule = { peak = 1e-3 }\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e308", "1e-40"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(
+            "schedule.peak",
+            "schedule.final_share",
+            "optimizer.epsilon",
+            "optimizer.weight_decay",
+            "optimizer.clip_norm",
+        ),
+        *("optimizer.beta1", "sampling.temperature", "tasks.countdown", "rewards.accuracy", "max_ungraded"),
+    ],
+)
+def test_numbers_that_can_not_be_computed_with_are_refused_where_they_are_written(
+    rl_recipe: Path, key: str, number: str
+) -> None:
+    error = refused(rl_recipe, f"first.{key}={number}")
+    assert error.where == f"--set first.{key}={number}"
+    assert error.what.startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("number", ["1e-30", "1e7", "-1"])
+def test_a_temperature_that_logits_can_not_be_divided_by_is_refused(rl_recipe: Path, number: str) -> None:
+    error = refused(rl_recipe, f"first.sampling.temperature={number}")
+    assert error.where == f"--set first.sampling.temperature={number}"
+
+
+def test_times_and_integers_have_bounds_too(recipe_file: Path) -> None:
+    """Sockets and waits overflow beyond some thirty years, and TOML's integers have 64 bits."""
+    assert "less than or equal to" in refused(recipe_file, "watchdog.sampling=1e300").what
+    assert "is no integer of 64 bits" in refused(recipe_file, f"first.steps={2**63}").what
+    load_recipe(str(recipe_file), [f"first.steps={2**63 - 1}"])
+
+
+def test_code_of_models_is_one_setting_of_the_recipe(recipe_file: Path) -> None:
+    assert not load_recipe(str(recipe_file)).trust_remote_code
+    edited(recipe_file, 'name = "small"', 'name = "small"\ntrust_remote_code = true')
+    trusting = load_recipe(str(recipe_file))
+    assert trusting.trust_remote_code
+    assert trusting.resolved()["trust_remote_code"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + shipped_recipes()["tiny-base-weak"].read_bytes())
+    marked, plain = load_recipe(str(path)), load_recipe("tiny-base-weak")
+    assert [node.settings for node in marked.nodes] == [node.settings for node in plain.nodes]

@@ -402,7 +402,7 @@ from pydantic import Field
 from reasonmill.errors import Interrupted, TrainingDiverged
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import ArtifactKind, Outcome, StageSettings
-from reasonmill.store.accounts import account
+from reasonmill.store.accounts import ALWAYS, account
 from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights, sound_state
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
@@ -438,7 +438,7 @@ def run(settings, inputs, context):
             raise Interrupted(f"stopped at step {step}")
         groups = committed_groups(home, key, step, lambda: sample(step))
         weights += groups[0].rollouts[0].completion.text[-1:] + str(step)
-        metrics = {"reward/mean": 1.0, "machine": float(len(machine)), **account(groups, step, compared=False)}
+        metrics = {"reward/mean": 1.0, "machine": float(len(machine)), **account(groups, step, ALWAYS)}
         home.ledger.record_metrics(key, step, metrics)
         if step == 1 and (HERE / "keeps states").exists():
             home.ledger.commit_state(key, 2, home.objects.put(write))

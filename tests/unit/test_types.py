@@ -66,6 +66,19 @@ def test_the_id_of_a_problem_is_its_content() -> None:
     assert len({problem.id, *(other.id for other in changed)}) == 7
 
 
+def test_wordings_of_one_thing_are_one_cluster_of_their_task() -> None:
+    asked = Message("user", "how old is it ?")
+    plain, named, same, other = (
+        a_problem(),
+        a_problem(meta={"cluster": 7}),
+        a_problem(meta={"cluster": "7"}, messages=(asked,)),
+        a_problem(meta={"cluster": "7"}, task="other"),
+    )
+    assert named.cluster == same.cluster
+    assert len({plain.cluster, named.cluster, other.cluster}) == 3
+    assert plain.cluster == a_problem().cluster != a_problem(messages=(asked,)).cluster
+
+
 def test_a_problem_that_went_through_json_keeps_its_id() -> None:
     assert a_problem(meta={"numbers": (3, 8)}).id == a_problem(meta={"numbers": [3, 8]}).id
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from reasonmill.algo.losses import Normalisation
+from reasonmill.randomness import Part, generator
 from reasonmill.types import Example, Group
 
 
@@ -44,6 +46,23 @@ def pg_examples(
             )
         )
     return examples
+
+
+def minibatches(examples: Sequence[Example], count: int, noise: tuple[Part, ...]) -> list[list[Example]]:
+    """The examples in `count` parts that were drawn, as equal as can be, each in the order in which it was given.
+
+    Fewer examples than parts give parts of one. `noise` names the draw.
+    """
+    places = list(range(len(examples)))
+    generator("minibatches", *noise).shuffle(places)
+    bounds = [len(places) * part // count for part in range(count + 1)]
+    drawn = [sorted(places[start:stop]) for start, stop in pairwise(bounds)]
+    return [[examples[place] for place in part] for part in drawn if part]
+
+
+def soft_overlong(length: int, longest: int, soft: int) -> float:
+    """DAPO's soft punishment (arXiv 2503.14476, equation 13): 0 up to longest - soft tokens, then down to -1."""
+    return -min(1.0, max(0.0, (length - (longest - soft)) / soft))
 
 
 def denominator(examples: Sequence[Example], normalisation: Normalisation) -> float:

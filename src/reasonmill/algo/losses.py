@@ -1,104 +1,126 @@
-"""Losses as pure functions over the positions of a batch, and the published algorithms as settings of them.
-
-Symbols: ratio = policy probability / sampler probability of a token, A = advantage. Each surrogate returns the loss
-of every position; weights and denominators are applied by the learner, so that no loss knows about batches.
-"""
+"""Losses as pure functions over the positions of a batch, and the published algorithms as settings of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from reasonmill.algo import surrogates
+from reasonmill.algo.correction import CorrectionSettings, correction
 from reasonmill.algo.packing import Batch
 
-Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce"]
+Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "gmpo", "cispo", "sapo", "dppo", "rloo", "reinforce"]
 Normalisation = Literal["token", "sequence", "constant"]
+Advantage = Literal["group_normalised", "group_centred", "leave_one_out", "batch_scaled", "per_reward"]
 KLEstimator = Literal["k1", "k2", "k3", "unbiased"]
 
 
 class LossSettings(BaseModel):
-    """Which loss, and its constants. Unset constants take the algorithm's published values.
+    """Which loss, and its constants. Unset constants take the algorithm's published values; those that it does not have
+    are refused."""
 
-    `correction` is for samplers and learners that are different engines, where even fresh weights give ratios off 1:
-    "truncate" bounds a token's importance weight from above, "mask" drops tokens outside [1/bound, bound].
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     algorithm: Algorithm = "grpo"
     clip_low: float | None = Field(default=None, ge=0, description="1 - clip_low bounds the ratio from below")
     clip_high: float | None = Field(default=None, gt=0, description="1 + clip_high bounds the ratio from above")
+    dual_clip: float | None = Field(default=None, gt=1, description="bounds the ratio where the advantage is negative")
+    gate_positive: float | None = Field(default=None, gt=0, description="how fast SAPO's gate closes for A > 0")
+    gate_negative: float | None = Field(default=None, gt=0, description="how fast SAPO's gate closes for A < 0")
+    divergence: Literal["tv", "kl"] | None = Field(default=None, description="what DPPO's trust region measures")
+    divergence_bound: float | None = Field(default=None, gt=0, description="where DPPO's trust region ends")
+    advantage: Advantage | None = Field(default=None, description="which advantage; the algorithm's if unset")
     kl_coefficient: float = Field(default=0.0, ge=0, description="weight of the KL to the reference")
-    kl_estimator: KLEstimator = "k3"
-    correction: Literal["none", "truncate", "mask"] = "none"
-    correction_bound: float = Field(default=2.0, gt=1)
+    kl_estimator: KLEstimator = Field(default="k3", description="how that KL is estimated; the paper's is k3")
+    drift_coefficient: float = Field(default=0.0, ge=0, description="weight of the squared log-ratio")
+    entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    correction: CorrectionSettings | None = Field(default=None, description="for what the sampler draws otherwise")
+
+    @model_validator(mode="after")
+    def _all_have_effect(self) -> LossSettings:
+        taken = _ALGORITHMS[self.algorithm].constants
+        for name in _CONSTANTS:
+            if name not in taken and getattr(self, name) is not None:
+                having = ", ".join(other for other, made in _ALGORITHMS.items() if name in made.constants)
+                raise ValueError(f"loss.{name} has no effect on {self.algorithm!r}, but on {having}; remove it")
+        if self.kl_estimator != "k3" and not self.kl_coefficient:
+            raise ValueError("loss.kl_estimator has no effect without a kl_coefficient; remove it, or set that")
+        if self.correction is not None and self.correction.level == "token" and _ALGORITHMS[self.algorithm].by_sequence:
+            raise ValueError(
+                f"{self.algorithm!r} has one ratio for a sequence, which the weights of single tokens don't correct; "
+                "use the level 'sequence' or 'geometric'"
+            )
+        return self
 
     @property
-    def clip(self) -> tuple[float, float]:
-        """(clip_low, clip_high), with the algorithm's published values where the settings leave them open."""
-        low, high = _PUBLISHED[self.algorithm].clip
-        return (low if self.clip_low is None else self.clip_low, high if self.clip_high is None else self.clip_high)
+    def constants(self) -> Mapping[str, Any]:
+        """The algorithm's constants by name, with the published values where the settings leave them open."""
+        published = _ALGORITHMS[self.algorithm].constants
+        return {name: own if (own := getattr(self, name)) is not None else published[name] for name in published}
 
     @property
-    def advantage(self) -> str:
-        """The advantage that belongs to the algorithm, a key of `advantages.ADVANTAGES`."""
-        return _PUBLISHED[self.algorithm].advantage
+    def advantage_kind(self) -> Advantage:
+        """The advantage, a key of `advantages.ADVANTAGES`."""
+        return self.advantage or _ALGORITHMS[self.algorithm].advantage
 
     @property
     def normalisation(self) -> Normalisation:
         """What the sum over tokens is divided by: their number, each sequence's own length, or a constant length."""
-        return _PUBLISHED[self.algorithm].normalisation
+        return _ALGORITHMS[self.algorithm].normalisation
 
 
-def clipped_ratio(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """-min(ratio A, clip(ratio) A) for each token (PPO's surrogate; GRPO, Dr. GRPO, DAPO)."""
-    return _pessimistic(_ratio(policy_logprobs, batch), _required(batch.advantages), settings)
+class _Algorithm(NamedTuple):
+    """What makes an algorithm: its loss, and its constants as they were published. None: off, or it depends."""
 
-
-def clipped_sequence_ratio(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """As `clipped_ratio`, with the geometric mean of a sequence's ratios in place of each (GSPO, arXiv 2507.18071)."""
-    return _pessimistic(_sequence_ratio(policy_logprobs, batch), _required(batch.advantages), settings)
-
-
-def clipped_weight(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """-stop_gradient(clip(ratio)) A log policy: no token loses its gradient (CISPO, arXiv 2506.13585)."""
-    low, high = settings.clip
-    weight = _ratio(policy_logprobs, batch).detach().clamp(1 - low, 1 + high)
-    return -weight * _required(batch.advantages) * policy_logprobs
-
-
-def score_function(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> Tensor:
-    """-A log policy: REINFORCE, right as long as the batch is on-policy."""
-    return -_required(batch.advantages) * policy_logprobs
-
-
-class _Published(NamedTuple):
-    """What makes an algorithm: its loss, and its constants as they were published."""
-
-    surrogate: Callable[[Tensor, Batch, LossSettings], Tensor]
-    clip: tuple[float, float]
-    advantage: str
+    surrogate: surrogates.Surrogate
+    advantage: Advantage
     normalisation: Normalisation
+    constants: Mapping[str, float | str | None]
+    by_sequence: bool = False
 
+
+def _clip(low: float, high: float) -> Mapping[str, float | str | None]:
+    return {"clip_low": low, "clip_high": high, "dual_clip": None}
+
+
+_GATE: Mapping[str, float | str | None] = {"gate_positive": 1.0, "gate_negative": 1.05}
+_REGION: Mapping[str, float | str | None] = {"divergence": "tv", "divergence_bound": None}
+_LOG = 0.4  # GMPO's bounds of a log-ratio
 
 # GRPO: R1's published clip of 10 (paper, B.4). Others: the papers named in docs/design.md.
-_PUBLISHED: dict[Algorithm, _Published] = {
-    "grpo": _Published(clipped_ratio, (10.0, 10.0), "group_normalised", "sequence"),
-    "dr_grpo": _Published(clipped_ratio, (0.2, 0.2), "group_centred", "constant"),
-    "dapo": _Published(clipped_ratio, (0.2, 0.28), "group_normalised", "token"),
-    "gspo": _Published(clipped_sequence_ratio, (3e-4, 4e-4), "group_normalised", "sequence"),
-    "cispo": _Published(clipped_weight, (1.0, 5.0), "group_normalised", "token"),
-    "rloo": _Published(score_function, (1.0, 10.0), "leave_one_out", "token"),
-    "reinforce": _Published(score_function, (1.0, 10.0), "group_centred", "token"),
+_ALGORITHMS: dict[Algorithm, _Algorithm] = {
+    "grpo": _Algorithm(surrogates.clipped_ratio, "group_normalised", "sequence", _clip(10.0, 10.0)),
+    "dr_grpo": _Algorithm(surrogates.clipped_ratio, "group_centred", "constant", _clip(0.2, 0.2)),
+    "dapo": _Algorithm(surrogates.clipped_ratio, "group_normalised", "token", _clip(0.2, 0.28)),
+    "gspo": _Algorithm(surrogates.clipped_sequence_ratio, "group_normalised", "sequence", _clip(3e-4, 4e-4), True),
+    "gmpo": _Algorithm(
+        surrogates.geometric_mean,
+        "group_normalised",
+        "sequence",
+        {"clip_low": -math.expm1(-_LOG), "clip_high": math.expm1(_LOG)},
+        True,
+    ),
+    "cispo": _Algorithm(surrogates.clipped_weight, "group_normalised", "token", {"clip_low": 1.0, "clip_high": 5.0}),
+    "sapo": _Algorithm(surrogates.soft_gate, "group_normalised", "sequence", _GATE),
+    "dppo": _Algorithm(surrogates.trust_region, "group_centred", "token", _REGION),
+    "rloo": _Algorithm(surrogates.score_function, "leave_one_out", "token", {}),
+    "reinforce": _Algorithm(surrogates.score_function, "group_centred", "token", {}),
 }
+_CONSTANTS = tuple(dict.fromkeys(name for algorithm in _ALGORITHMS.values() for name in algorithm.constants))
 
 
-def token_losses(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) -> tuple[Tensor, dict[str, Tensor]]:
+def token_losses(
+    policy_logprobs: Tensor, batch: Batch, settings: LossSettings, entropies: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss [N] of every position, and statistics [N] of the positions by metric name.
+
+    Args:
+        entropies: [N] of the policy's distributions, for an entropy bonus.
 
     Raises:
         ValueError: the batch lacks a field that its loss needs.
@@ -109,18 +131,25 @@ def token_losses(policy_logprobs: Tensor, batch: Batch, settings: LossSettings) 
     if batch.loss == "kl":
         raise ValueError("log-probs of single tokens don't make a kl loss; use a learner that has a teacher")
     # What is context only, a prompt or an environment's reply, must not even come to 0 times infinity.
-    policy_logprobs = torch.where(batch.weights > 0, policy_logprobs, 0.0)
-    losses = _PUBLISHED[settings.algorithm].surrogate(policy_logprobs, batch, settings)
-    ratio = _ratio(policy_logprobs, batch).detach()
-    low, high = settings.clip
-    bounded = _sequence_ratio(policy_logprobs, batch).detach() if settings.algorithm == "gspo" else ratio
-    statistics = {"policy/clipped": ((bounded < 1 - low) | (bounded > 1 + high)).float()}
-    if settings.correction != "none":
-        losses = losses * _correction(ratio, settings)
-    if settings.kl_coefficient > 0:
-        kl = kl_to_reference(policy_logprobs, batch, settings.kl_estimator)
-        losses = losses + settings.kl_coefficient * kl
-        statistics["policy/kl"] = kl.detach()
+    policy_logprobs = _of_trained(policy_logprobs, batch)
+    old = _old_logprobs(batch)
+    terms = surrogates.Terms(
+        policy_logprobs, old, _required(batch.advantages, "advantages"), lambda values: _sequence_mean(values, batch)
+    )
+    losses, bounded = _ALGORITHMS[settings.algorithm].surrogate(terms, settings.constants)
+    statistics = {} if bounded is None else {"policy/clipped": bounded.float()}
+    if settings.correction is not None:
+        delta = old - _of_trained(_required(batch.sampler_logprobs, "sampler_logprobs"), batch)
+        weight, cut = correction(
+            delta, settings.correction, lambda v: _sequence_sum(v, batch), lambda v: _sequence_mean(v, batch)
+        )
+        losses = losses * weight
+        statistics |= {"correction/weight": weight, "correction/bounded": cut.float()}
+    for name, (metric, sign, term) in _TERMS.items():
+        if coefficient := getattr(settings, name):
+            values = term(policy_logprobs, batch, settings, entropies)
+            losses = losses + sign * coefficient * values
+            statistics[metric] = values.detach()
     return losses, statistics
 
 
@@ -137,38 +166,51 @@ def kl_to_reference(policy_logprobs: Tensor, batch: Batch, estimator: KLEstimato
     if estimator == "k2":
         return 0.5 * gap**2
     k3 = torch.exp(gap) - gap - 1
-    return k3 if estimator == "k3" else _ratio(policy_logprobs, batch) * k3
+    return k3 if estimator == "k3" else torch.exp(policy_logprobs - _old_logprobs(batch)) * k3
 
 
-def _ratio(policy_logprobs: Tensor, batch: Batch) -> Tensor:
-    return torch.exp(policy_logprobs - _required(batch.sampler_logprobs, "sampler_logprobs"))
+def _reference(policy: Tensor, batch: Batch, settings: LossSettings, entropies: Tensor | None) -> Tensor:
+    return kl_to_reference(policy, batch, settings.kl_estimator)
 
 
-def _sequence_ratio(policy_logprobs: Tensor, batch: Batch) -> Tensor:
-    """The geometric mean of the ratios of a sequence's trained tokens, at each of its positions."""
-    trained = (batch.weights > 0).float()
-    difference = (policy_logprobs - _required(batch.sampler_logprobs, "sampler_logprobs")) * trained
-    count = len(batch.lengths)
-    sums = torch.zeros(count, device=difference.device).index_add(0, batch.sequence, difference)
-    sizes = torch.zeros(count, device=difference.device).index_add(0, batch.sequence, trained)
-    return torch.exp(sums / sizes.clamp(min=1))[batch.sequence]
+def _drift(policy: Tensor, batch: Batch, settings: LossSettings, entropies: Tensor | None) -> Tensor:
+    return (policy - _old_logprobs(batch)) ** 2
 
 
-def _pessimistic(ratio: Tensor, advantages: Tensor, settings: LossSettings) -> Tensor:
-    low, high = settings.clip
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+def _entropy(policy: Tensor, batch: Batch, settings: LossSettings, entropies: Tensor | None) -> Tensor:
+    return _of_trained(_required(entropies, "entropies"), batch)
 
 
-def _correction(ratio: Tensor, settings: LossSettings) -> Tensor:
-    """What to multiply a surrogate by. The score function has no importance weight yet; the others hold the ratio."""
-    bound = settings.correction_bound
-    if settings.correction == "mask":
-        return ((ratio >= 1 / bound) & (ratio <= bound)).float()
-    truncated = ratio.clamp(max=bound)
-    return truncated if _PUBLISHED[settings.algorithm].surrogate is score_function else truncated / ratio
+# What is added to any surrogate, by the name of its coefficient: its metric, its sign, and its values [N].
+_TERMS: dict[str, tuple[str, float, Callable[[Tensor, Batch, LossSettings, Tensor | None], Tensor]]] = {
+    "kl_coefficient": ("policy/kl", 1.0, _reference),
+    "drift_coefficient": ("policy/drift", 1.0, _drift),
+    "entropy_coefficient": ("policy/full_entropy", -1.0, _entropy),
+}
 
 
-def _required(values: Tensor | None, name: str = "advantages") -> Tensor:
+def _old_logprobs(batch: Batch) -> Tensor:
+    """Those that ratios are against: the learner's before the step, or the sampler's where these are the same."""
+    old = _required(batch.sampler_logprobs, "sampler_logprobs") if batch.old_logprobs is None else batch.old_logprobs
+    return _of_trained(old, batch)
+
+
+def _of_trained(values: Tensor, batch: Batch) -> Tensor:
+    return torch.where(batch.weights > 0, values, 0.0)
+
+
+def _sequence_sum(values: Tensor, batch: Batch) -> Tensor:
+    """The sum over each sequence of values that are 0 where a token is context, at each of its positions."""
+    return values.new_zeros(len(batch.lengths)).index_add(0, batch.sequence, values)[batch.sequence]
+
+
+def _sequence_mean(values: Tensor, batch: Batch) -> Tensor:
+    """The mean over the trained tokens of each sequence, at each of its positions."""
+    sizes = _sequence_sum((batch.weights > 0).to(values.dtype), batch)
+    return _sequence_sum(values, batch) / sizes.clamp(min=1)
+
+
+def _required(values: Tensor | None, name: str) -> Tensor:
     if values is None:
         raise ValueError(f"a policy-gradient batch needs {name}")
     return values

@@ -38,6 +38,7 @@ class Batch:
     weights: Tensor
     advantages: Tensor | None = None
     sampler_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
 
     @property
@@ -100,6 +101,7 @@ def _pack_chunk(examples: Sequence[Example]) -> Batch:
         weights=_join([example.weights[1:] for example in examples], np.float32),
         advantages=_optional(examples, "advantages"),
         sampler_logprobs=_optional(examples, "sampler_logprobs"),
+        old_logprobs=_optional(examples, "old_logprobs"),
         ref_logprobs=_optional(examples, "ref_logprobs"),
     )
 

@@ -5,16 +5,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonmill.settings import Real
+
 
 class Schedule(BaseModel):
     """Linear warm-up to `peak`, then constant, or cosine down to `peak * final_share` at the last step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    peak: float = Field(gt=0)
+    peak: Real = Field(gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
-    final_share: float = Field(default=0.1, ge=0, le=1)
+    final_share: Real = Field(default=0.1, ge=0, le=1)
 
     def against_more_steps(self) -> str | None:
         """Why the rates of the first steps depend on the number of steps; None where they do not."""

@@ -21,7 +21,8 @@ from reasonmill.rewards.model import ModelScorer
 from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.sampler import EngineSampler
-from reasonmill.servers.client import TeacherSettings
+from reasonmill.servers.client import Replies
+from reasonmill.servers.settings import TeacherSettings
 
 
 class _Where(TypedDict):
@@ -34,19 +35,28 @@ class _Where(TypedDict):
 class NativeBackend:
     """Makes what computes on one device. A learner and its sampler share the weights.
 
+    Args:
+        trust_remote_code: whether code that comes with models and their tokenizers may run.
+
     Raises:
         UnsupportedModel: the placement has several devices.
     """
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, *, trust_remote_code: bool = False) -> None:
         if placement.count != 1:
             raise UnsupportedModel(
                 f"the native backend computes on one device, and not on {placement.count}", fix="use a count of 1"
             )
         self.placement = placement
+        self._trusts = trust_remote_code
 
     def sampler(
-        self, model: Path | Learner | TeacherSettings, *, slots: int = SLOTS, precision: Precision = "auto"
+        self,
+        model: Path | Learner | TeacherSettings,
+        *,
+        slots: int = SLOTS,
+        precision: Precision = "auto",
+        replies: Replies | None = None,
     ) -> Sampler:
         """See `Backend`; the precision of a learner's sampler is the learner's.
 
@@ -54,17 +64,19 @@ class NativeBackend:
             UnsupportedModel: the learner is not one of this backend, or its model has no tokenizer.
         """
         if isinstance(model, TeacherSettings):
-            return HttpSampler(model)
+            return HttpSampler(model, replies)
         if isinstance(model, Path):
-            decoder, renderer = self._decoder(model, precision), renderer_for(model)
+            decoder, renderer = self._decoder(model, precision), self.renderer(model)
         elif isinstance(model, LocalLearner) and model.companions is not None:
-            decoder, renderer = model.decoder, renderer_for(model.companions)
+            decoder, renderer = model.decoder, self.renderer(model.companions)
         else:
             raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
         return EngineSampler(NativeEngine(decoder, renderer, num_slots=slots))
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
-        return ConversationRenderer() if isinstance(model, TeacherSettings) else renderer_for(model)
+        if isinstance(model, TeacherSettings):
+            return ConversationRenderer()
+        return renderer_for(model, trust_remote_code=self._trusts)
 
     def learner(
         self,
@@ -98,8 +110,9 @@ class NativeBackend:
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"
     ) -> RewardLearner:
-        stop_tokens = renderer_for(policy).stop_tokens
-        model = new_reward_model(policy, view=view, stop_tokens=stop_tokens, **self._where(precision))
+        stop_tokens = self.renderer(policy).stop_tokens
+        where = self._where(precision)
+        model = new_reward_model(policy, view=view, stop_tokens=stop_tokens, trust_remote_code=self._trusts, **where)
         return ScalarLearner(model, optimizer, companions=policy)
 
     def scorer(
@@ -107,11 +120,11 @@ class NativeBackend:
     ) -> Scorer:
         return ModelScorer(model, preference, tokens_per_batch=tokens_per_batch, **self._where(precision))
 
-    def judge(self, settings: JudgeSettings) -> Judge:
-        return Judge(settings)
+    def judge(self, settings: JudgeSettings, *, replies: Replies | None = None) -> Judge:
+        return Judge(settings, replies)
 
     def _decoder(self, model: Path, precision: Precision) -> Decoder:
-        return load_decoder(model, **self._where(precision))
+        return load_decoder(model, trust_remote_code=self._trusts, **self._where(precision))
 
     def _where(self, precision: Precision) -> _Where:
         return {"device": self.placement.device, "dtype": working_dtype(precision, self.placement.device)}

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reasonmill.settings import Real
 from reasonmill.tasks.named import NamedTask
-from reasonmill.transcript import read_transcript
+from reasonmill.transcript import read_transcript, with_opening
 from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
 
 SampleFault = Literal["ungraded", "incorrect", "malformed"]
@@ -29,6 +30,11 @@ class Sample:
     dialogue: tuple[Message, ...] = ()
 
     @property
+    def text(self) -> str:
+        """What was said, with the tag that opens its thinking where the prompt of a model behind a server had that."""
+        return self.completion.text if self.completion.logprobs is not None else with_opening(self.completion.text)
+
+    @property
     def source(self) -> ConversationSource:
         """What kind of data it would be."""
         return "reasoning" if self.task.domain == "reasoning" else "general"
@@ -43,9 +49,9 @@ class Keep(BaseModel):
     well_formed: bool = Field(default=True, description="only ended responses of one thinking and one answer block")
     min_thinking_words: int = Field(default=0, ge=0)
     max_thinking_words: int | None = Field(default=None, ge=1)
-    max_repetition: float = Field(default=1.0, ge=0, le=1, description="share of repeated n-grams within the thinking")
+    max_repetition: Real = Field(default=1.0, ge=0, le=1, description="share of repeated n-grams within the thinking")
     repetition_words: int = Field(default=8, ge=1, description="words of these n-grams")
-    min_language: float = Field(default=0.0, ge=0, le=1, description="share of words in the prompt's language")
+    min_language: Real = Field(default=0.0, ge=0, le=1, description="share of words in the prompt's language")
     per_problem: int | None = Field(default=None, ge=1, description="samples kept of each problem; all if unset")
 
     @model_validator(mode="after")
@@ -63,7 +69,7 @@ def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
         return "ungraded"
     if keep.correct and sample.grade.parts["accuracy"] != 1.0:
         return "incorrect"
-    text, finish = sample.completion.text, sample.completion.finish
+    text, finish = sample.text, sample.completion.finish
     if not text or (keep.well_formed and not (finish == "stop" and read_transcript(text).well_formed)):
         return "malformed"  # an empty response teaches nothing, whatever the rules say
     return None

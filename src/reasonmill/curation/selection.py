@@ -83,7 +83,7 @@ class Selection:
         return kept, Counts(len(samples), len(kept), {reason: dropped[reason] for reason in REASONS})
 
     def _conversation(self, sample: Sample) -> Conversation:
-        problem, drawn = sample.problem, sample.completion.text
+        problem, drawn = sample.problem, sample.text
         response = drawn if self.rewrite is None else self.rewrite.rewrite(problem, drawn)
         if response != drawn:
             before, after = read_transcript(drawn), read_transcript(response)

@@ -14,7 +14,8 @@ from reasonmill.learn.settings import OptimizerSettings
 class AdamW:
     """Updates parameters in place from the gradients that were gathered on them.
 
-    Parameters in bf16 get fp32 master weights, and hold their rounded values.
+    Parameters in bf16 get fp32 master weights, and hold their rounded values. Their gradients are added up in fp32: in
+    bf16 a sum grows no more where what is added is less than half the spacing of numbers of its size, 1/512 of it.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], settings: OptimizerSettings) -> None:
@@ -26,6 +27,8 @@ class AdamW:
         self._first = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
         self._second = {name: torch.zeros_like(p, requires_grad=False) for name, p in self._masters.items()}
         self._num_updates = 0
+        for parameter in self._parameters.values():
+            parameter.grad_dtype = torch.float32
 
     def step(self, learning_rate: float, cause: str | None = None) -> dict[str, float]:
         """One update. A gradient that is not finite is dropped, and so is any for which there is a `cause`.
@@ -35,7 +38,7 @@ class AdamW:
             changed then, and `skipped/CAUSE` is 1.0.
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g.float()).double() ** 2) for g in gradients.values()))
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(g).double() ** 2) for g in gradients.values()))
         if cause is None and not math.isfinite(norm):
             cause = "gradient"
         if cause is None:
@@ -51,7 +54,7 @@ class AdamW:
         self._num_updates += 1
         names = list(gradients)
         masters = [self._masters[name] for name in names]
-        grads = [gradients[name].float() for name in names]
+        grads = [gradients[name] for name in names]
         torch._foreach_mul_(grads, scale)
         first, second = [self._first[n] for n in names], [self._second[n] for n in names]
         torch._foreach_lerp_(first, grads, 1 - settings.beta1)

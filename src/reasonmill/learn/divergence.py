@@ -17,12 +17,15 @@ from reasonmill.errors import TrainingDiverged
 CAUSES = (
     "advantages",
     "sampler_logprobs",
+    "old_logprobs",
     "ref_logprobs",
     "policy_logprobs",
     "scores",  # the numbers that a reward model gives
     "loss",
     "gradient",
 )
+# What the network itself made: where that is not finite, its weights are spoilt, and not only a batch is.
+_OWN = ("policy_logprobs", "scores")
 SKIPPED = "skipped/"
 _IN_A_ROW = f"{SKIPPED}in_a_row"
 
@@ -49,18 +52,23 @@ class DivergenceGuard:
     Args:
         note: called with a message for each skipped update.
         in_a_row: how many there were right before, in the run that this one resumes.
+        cause: of the last of these.
     """
 
-    def __init__(self, note: Callable[[str], None], in_a_row: int = 0, limit: int = 3) -> None:
+    def __init__(
+        self, note: Callable[[str], None], in_a_row: int = 0, limit: int = 3, cause: str | None = None
+    ) -> None:
         self._note = note
         self._limit = limit
         self._in_a_row = in_a_row
+        self._cause = cause
 
     @classmethod
     def resumed(cls, note: Callable[[str], None], entries: Sequence[Mapping[str, Any]], start: int) -> DivergenceGuard:
         """The guard as it was before step `start`, restored from the metrics of the steps in the ledger."""
         before = next((entry for entry in entries if entry["step"] == start - 1), {})
-        return cls(note, in_a_row=int(before.get(_IN_A_ROW, 0)))
+        in_a_row = int(before.get(_IN_A_ROW, 0))
+        return cls(note, in_a_row=in_a_row, cause=_cause(before) if in_a_row else None)
 
     def check(self, step: int, updated: Mapping[str, float], batch: str, groups: str | None = None) -> None:
         """Takes what `optim_step` reported.
@@ -73,10 +81,10 @@ class DivergenceGuard:
             TrainingDiverged: `limit` updates in a row were skipped.
         """
         if not updated["optim/skipped"]:
-            self._in_a_row = 0
+            self._in_a_row, self._cause = 0, None
             return
         self._in_a_row += 1
-        cause = next(cause for cause in CAUSES if updated.get(SKIPPED + cause))
+        self._cause = cause = _cause(updated)
         self._note(f"an update of step {step} was skipped: {cause} not finite")
         if self._in_a_row >= self._limit:
             raise TrainingDiverged(
@@ -86,9 +94,26 @@ class DivergenceGuard:
                 where=f"batch {batch}" + (f", groups {groups}" if groups else ""),
             )
 
+    def end(self) -> None:
+        """Takes the end of training.
+
+        Raises:
+            TrainingDiverged: the last update was skipped because of what the network itself made: nothing but NaN would
+                come of it.
+        """
+        if self._cause in _OWN:
+            raise TrainingDiverged(
+                f"the trained model is spoilt: its last update was skipped, {self._cause} not finite",
+                fix="lower schedule.peak, or clip harder with optimizer.clip_norm",
+            )
+
     def metrics(self) -> dict[str, float]:
         """What a resumed run has to know of the steps before it; empty while there is nothing to report."""
         return {_IN_A_ROW: float(self._in_a_row)} if self._in_a_row else {}
+
+
+def _cause(updated: Mapping[str, Any]) -> str | None:
+    return next((cause for cause in CAUSES if updated.get(SKIPPED + cause)), None)
 
 
 def total(values: Iterable[float]) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
-from reasonmill.algo.logprobs import token_logprobs
+from reasonmill.algo.logprobs import token_logprobs, token_logprobs_and_entropies
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
@@ -17,8 +18,10 @@ from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
-from reasonmill.model.decoder import Decoder
+from reasonmill.model.decoder import Decoder, refuse_beyond
 from reasonmill.protocols import Sampler
+
+Made = TypeVar("Made")
 
 
 class LocalLearner(TrainedNetwork):
@@ -45,14 +48,22 @@ class LocalLearner(TrainedNetwork):
         self._temperature = temperature
         self._teacher = teacher
 
+    @property
+    def in_fp32(self) -> bool:
+        return self.decoder.in_fp32
+
     def forward_backward(self, batch: Batch, loss: LossSettings, denominator: float) -> dict[str, float]:
         """Adds the gradient of sum(weights * token losses) / denominator to the gathered gradients.
 
         Returns:
             Weighted sums over the batch: "loss", and the loss's statistics by metric name. If something of them was
             not finite, `optim_step` refuses the update that this is a part of.
+
+        Raises:
+            UnsupportedModel: a sequence is longer than the model's positions, or has a token without a row.
         """
         beat()
+        refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
         moved = batch.to(self.decoder.device)
         with deterministic(self.decoder.device):
             losses, statistics, policy_logprobs = self._token_losses(moved, loss)
@@ -65,6 +76,7 @@ class LocalLearner(TrainedNetwork):
             batch,
             advantages=batch.advantages,
             sampler_logprobs=batch.sampler_logprobs,
+            old_logprobs=batch.old_logprobs,
             ref_logprobs=batch.ref_logprobs,
             policy_logprobs=policy_logprobs,
             loss=summed,
@@ -77,7 +89,7 @@ class LocalLearner(TrainedNetwork):
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ.
         with deterministic(self.decoder.device):
-            return self._policy_logprobs(batch.to(self.decoder.device)).detach()
+            return self._scored(token_logprobs, batch.to(self.decoder.device)).detach()
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""
@@ -92,11 +104,15 @@ class LocalLearner(TrainedNetwork):
                 temperature=self._temperature,
             )
             return divergence, {"loss/kl": divergence.detach()}, None
-        policy_logprobs = self._policy_logprobs(batch)
-        return *token_losses(policy_logprobs, batch, loss), policy_logprobs.detach()
+        entropies = None
+        if loss.entropy_coefficient and batch.loss == "pg":
+            policy_logprobs, entropies = self._scored(token_logprobs_and_entropies, batch)
+        else:
+            policy_logprobs = self._scored(token_logprobs, batch)
+        return *token_losses(policy_logprobs, batch, loss, entropies), policy_logprobs.detach()
 
-    def _policy_logprobs(self, batch: Batch) -> Tensor:
-        return token_logprobs(
+    def _scored(self, score: Callable[..., Made], batch: Batch) -> Made:
+        return score(
             _hidden(self.decoder, batch),
             self.decoder.head_weight,
             batch.targets,

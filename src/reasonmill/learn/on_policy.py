@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from reasonmill.algo.packing import Batch
 from reasonmill.learn.checkpoints import Checkpoints
 from reasonmill.learn.divergence import SKIPPED, DivergenceGuard, total
 from reasonmill.protocols import Learner, Sampler
-from reasonmill.store.accounts import account, require_balance, usable
+from reasonmill.store.accounts import Fate, account, require_balance, usable
 from reasonmill.store.steps import committed_groups, forget_groups_of_other_weights
 from reasonmill.types import Group
 
@@ -42,10 +43,10 @@ def train_on_policy(
     name: str,
     steps: int,
     state_every: int,
-    rollouts_per_step: int,
-    compared: bool,
+    dispatched: Callable[[Sequence[Group]], int],
+    fates: AbstractSet[Fate],
     sample: Callable[[int], Sequence[Group]],
-    updates: Callable[[int, Sequence[Group]], Iterable[Update]],
+    updates: Callable[[int, Sequence[Group]], tuple[Mapping[str, float], Iterable[Update]]],
     measure: Callable[[Sequence[Group]], Mapping[str, float]],
 ) -> tuple[dict[str, float], int]:
     """Trains for `steps` steps, from where an interrupted run left off.
@@ -54,10 +55,11 @@ def train_on_policy(
 
     Args:
         name: the stage's, for the display.
-        rollouts_per_step: how many are dispatched in each step.
-        compared: whether rollouts are learned from by comparing their rewards.
+        dispatched: how many rollouts must have been asked for, where these are the groups that came of it.
+        fates: what can become of a rollout.
         sample: draws the groups of a step from the sampler's weights.
-        updates: makes a step's updates from its groups, each after the one before it was taken.
+        updates: makes a step's updates from its groups, each after the one before it was taken; and what was measured
+            before the first.
         measure: what a step's groups were like; "tokens/sampled" is one of its metrics.
 
     Returns:
@@ -83,7 +85,10 @@ def train_on_policy(
         groups = committed_groups(run.home, run.key, step, partial(sample, step))
         sampled = time.monotonic()
         taken, trained = [], 0
-        for update in each("update", updates(step, usable(groups, step))):
+        with phase("update"):
+            measured, planned = updates(step, usable(groups, step))
+        scored = time.monotonic()
+        for update in each("update", planned):
             with phase("update"):
                 sums = []
                 for batch in update.batches:
@@ -94,13 +99,15 @@ def train_on_policy(
             taken.append(updated)
             trained += update.num_rollouts
         learner.publish(sampler, step + 1)
-        counts = account(groups, step, compared=compared)
-        require_balance(step, counts, dispatched=rollouts_per_step, trained=trained)
-        metrics = {**measure(groups), **_combined(taken), **counts, **guard.metrics()}
-        metrics["speed/sampling_s"], metrics["speed/step_s"] = sampled - began, time.monotonic() - began
+        counts = account(groups, step, fates)
+        require_balance(step, counts, dispatched=dispatched(groups), trained=trained)
+        metrics = {**measure(groups), **measured, **_combined(taken), **counts, **guard.metrics()}
+        metrics["speed/sampling_s"], metrics["speed/scoring_s"] = sampled - began, scored - sampled
+        metrics["speed/step_s"] = time.monotonic() - began
         metrics["speed/tokens_per_s"] = metrics["tokens/sampled"] / metrics["speed/step_s"]
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
+    guard.end()
     saved.after_last_step(steps, learner.save)
     entries = ledger.metrics(run.key)
     last = {name: value for name, value in entries[-1].items() if name != "step" and not name.startswith("speed/")}

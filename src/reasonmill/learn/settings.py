@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.algo.schedules import Schedule
-from reasonmill.settings import INCIDENTAL
+from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageSettings
 
 
@@ -16,11 +16,11 @@ class OptimizerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient; longer ones are scaled down")
+    beta1: Real = Field(default=0.9, ge=0, lt=1)
+    beta2: Real = Field(default=0.95, ge=0, lt=1)
+    epsilon: Real = Field(default=1e-8, gt=0)
+    weight_decay: Real = Field(default=0.0, ge=0)
+    clip_norm: Real = Field(default=1.0, gt=0, description="largest norm of the gradient; longer ones are scaled down")
 
 
 class LearningSettings(StageSettings):

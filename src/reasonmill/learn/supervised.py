@@ -70,5 +70,6 @@ def optimise(run: StageContext, learner: Trained, passes: Passes, settings: Lear
         metrics = {**means, **updated, **guard.metrics()}
         ledger.record_metrics(run.key, step, metrics)
         run.progress.advance(step + 1, metrics)
+    guard.end()
     saved.after_last_step(steps, learner.save)
     return int(sum(entry["tokens"] for entry in ledger.metrics(run.key)))

@@ -109,6 +109,9 @@ def _estimate(
         return Cost(unknown=("how much data it reads",))
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - stage.resumes_at / steps if stage.resumes_at is not None and steps else 1.0
+    device = replace(device, weight_bytes=weight_bytes(settings, device.weight_bytes))
+    if work.rescored and device.weight_bytes < 4:
+        work = replace(work, scored={**work.scored, "from": work.scored["from"] + work.rescored})
     tokens = work.tokens * left
     if not tokens:
         return Cost(tokens, 0.0, 0.0)
@@ -118,7 +121,6 @@ def _estimate(
     policy = sizes[""] or sizes.get("from")
     if policy is None:
         return Cost(tokens, unknown=(*waits, "the size of the model"))
-    device = replace(device, weight_bytes=weight_bytes(settings, device.weight_bytes))
     memory, unknown = _memory(work, policy, sizes, device)
     seconds = None if waits else _seconds(work, policy, sizes, device) * left
     return Cost(tokens, seconds, memory, (*waits, *unknown))
@@ -155,8 +157,8 @@ def _memory(
         size = sizes.get(key) or policy
         held += size.parameters * width
     if work.trained:
-        # Gradients, AdamW's two moments, and fp32 master weights where the weights are bf16.
-        held += policy.parameters * (width + 8 + (4 if width == 2 else 0))
+        # In fp32: gradients, AdamW's two moments, and master weights where the weights are bf16.
+        held += policy.parameters * (12 + (4 if width == 2 else 0))
     passing = [0.0]
     if work.sequences:
         if policy.cached_values is None:
@@ -167,6 +169,6 @@ def _memory(
             unknown.append("activations")
         shape = work.row * (policy.layers or 0) * (policy.hidden_size or 0)
         passing.append(shape * _ACTIVATION_BYTES * width / 2)
-        # The optimizer step takes fp32 copies of bf16 gradients.
-        passing.append(policy.parameters * (4 if width == 2 else 0))
+        # The optimizer step makes an fp32 denominator of each weight.
+        passing.append(policy.parameters * 4)
     return held + max(passing), tuple(unknown)

@@ -15,6 +15,7 @@ from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
+from reasonmill.mill.findings import FINDINGS, Watched, findings
 from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
@@ -24,13 +25,14 @@ from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_roo
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
+from reasonmill.model.saving import refuse_unsound
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import FileSource, HubSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
-from reasonmill.servers.client import ServerError
+from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
@@ -182,7 +184,7 @@ class _Run:
                     seed=self._recipe.seed,
                     backend=self._backend,
                     home=self._home,
-                    progress=WatchedProgress(self._progress, watchdog, on_begin=reading.close),
+                    progress=WatchedProgress(Watched(self._progress, stage.name), watchdog, on_begin=reading.close),
                     stop_requested=self._stop_requested,
                     catalogue=self._recipe.catalogue,
                     keeps_last_state=node.settings.against_more_steps() is None,
@@ -320,9 +322,28 @@ class _Run:
 
     def _commit(self, stage: KeyedStage, outcome: Outcome, metrics: Mapping[str, Any], started: float) -> None:
         """Commits what a stage made."""
-        key, digest = stage.key, self._home.objects.put(outcome.write)
+        key, made = stage.key, stage.node.module.MAKES
+        found: list[str] = []
+
+        def write(directory: Path) -> None:
+            outcome.write(directory)
+            is_model = made in ("model", "reward-model")
+            if is_model:
+                refuse_unsound(directory, made)
+            parent = stage.inputs.get("from")
+            found[:] = findings(
+                self._home.ledger.metrics(key),
+                metrics,
+                directory if is_model else None,
+                parent.path if parent else None,
+            )
+
+        digest = self._home.objects.put(write)
+        for finding in found:
+            self._progress.note(f"warning: {stage.name}: {finding}")
+        metrics = {**metrics, FINDINGS: found} if found else metrics
         seconds = time.monotonic() - started
-        record = stage.commit(self._home, digest, stage.node.module.MAKES, metrics, seconds, outcome.tokens)
+        record = stage.commit(self._home, digest, made, metrics, seconds, outcome.tokens)
         if digest != self._remade.get(key, digest):
             self._progress.note(
                 f"{stage.name}  rebuilt with different content, as happens on other machines or thread counts: "

@@ -22,13 +22,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reasonmill.mill.display import format_duration
+from reasonmill.mill.findings import FINDINGS
 from reasonmill.mill.results import read_results, read_stages
 from reasonmill.mill.thinking import split_thinking
 from reasonmill.store.commit import replace_file
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.store.views import PAGE
-from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
+from reasonmill.transcript import with_opening
 from reasonmill.types import Group, Problem, Rollout
 
 PROBLEMS_SHOWN = 3
@@ -60,7 +61,8 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         key, salt = stage_keys[stage["name"]], f"{summary['name']}/{stage['name']}"
         rows = home.ledger.metrics(key)
         drawn = [chart for described in charts if (chart := _chart(described, rows, salt)) is not None]
-        stages.append({**stage, "charts": drawn, "examples": _early_and_late(home, key, [row["step"] for row in rows])})
+        examples = _early_and_late(home, key, [row["step"] for row in rows])
+        stages.append({FINDINGS: [], **stage, "charts": drawn, "examples": examples})
     page = environment.get_template("report.html.jinja").render(
         {**summary, "stages": stages, "overview": read_stages(summary), "results": read_results(summary)}
     )
@@ -175,6 +177,5 @@ def _verdict(rollout: Rollout) -> str:
 
 def thinking_spans(text: str) -> list[tuple[bool, str]]:
     """The text in order as (is thinking, span), tags with the thinking; unclosed thinking reaches to the end."""
-    begins_inside = THINK_CLOSE in text and THINK_OPEN not in text  # the opening tag was part of the prompt
-    pieces = groupby(split_thinking([text], inside=begins_inside), itemgetter(1))
+    pieces = groupby(split_thinking([with_opening(text)]), itemgetter(1))
     return [(is_thinking, "".join(span for span, _ in spans)) for is_thinking, spans in pieces]

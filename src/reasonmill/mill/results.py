@@ -132,7 +132,7 @@ def _cell(figure: Mapping[str, Any] | None, is_share: bool) -> Cell | None:
     scale = 100 if is_share else 1
     value, low, high = scale * figure["value"], figure["low"], figure["high"]
     digits = 1 if is_share or abs(value) < 100 else 0
-    # A single problem leaves the interval open.
+    # A single problem leaves the interval of an amount open.
     interval = "" if low is None or high is None else f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
     return Cell(f"{value:.{digits}f}{'%' if is_share else ''}", interval)
 

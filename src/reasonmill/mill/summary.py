@@ -11,6 +11,7 @@ import transformers
 
 from reasonmill import __version__
 from reasonmill.mill.artifacts import made_digest, made_from_adopted
+from reasonmill.mill.findings import FINDINGS
 from reasonmill.mill.machine import describe
 from reasonmill.recipe.graph import Recipe
 from reasonmill.recipe.reference import references
@@ -40,11 +41,12 @@ def result_model(recipe: Recipe, results: Sequence[StageResult]) -> str | None:
 def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> dict[str, Any]:
     """The content of summary.json.
 
-    `adopted` of a stage says where its result was adopted from, and `made_from_adopted` which of its ancestors were.
+    `adopted` of a stage says where its result was adopted from, and `made_from_adopted` which of its ancestors were;
+    `findings` say what tells that it learned nothing.
     """
     nodes = {node.settings.name: node for node in recipe.nodes}
     marks = made_from_adopted(recipe.nodes, {result.name: result.artifact for result in results})
-    marked = (ADOPTED, FROM_ADOPTED)
+    marked = (ADOPTED, FROM_ADOPTED, FINDINGS)
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -68,6 +70,7 @@ def summarise(recipe: Recipe, results: tuple[StageResult, ...], device: str) -> 
                 "reads": {mention.key: mention.value for mention in references(nodes[result.name].settings)},
                 "adopted": result.artifact.metrics.get(ADOPTED),
                 "made_from_adopted": marks[result.name],
+                FINDINGS: result.artifact.metrics.get(FINDINGS, []),
                 "metrics": {name: value for name, value in result.artifact.metrics.items() if name not in marked},
             }
             for result in results

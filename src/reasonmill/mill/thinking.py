@@ -5,13 +5,9 @@ from collections.abc import Iterable, Iterator
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 
 
-def split_thinking(pieces: Iterable[str], *, inside: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yields (text, whether it is thinking, the tags included) as early as that is certain; a tag may span pieces.
-
-    Args:
-        inside: whether the text begins in the middle of thinking.
-    """
-    waiting = ""
+def split_thinking(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Yields (text, whether it is thinking, the tags included) as early as that is certain; a tag may span pieces."""
+    waiting, inside = "", False
     for piece in pieces:
         waiting += piece
         while (tag := THINK_CLOSE if inside else THINK_OPEN) in waiting:

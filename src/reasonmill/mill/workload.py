@@ -36,10 +36,12 @@ class Guess:
     Attributes:
         response_share: the mean length of a response as a share of its limit.
         kept_share: the share of samples that curation keeps: those that are right, well-formed and readable.
+        refilled_share: the share of the problems that a step may draw in the place of flat groups that it does draw.
     """
 
     response_share: float
     kept_share: float
+    refilled_share: float
 
     def response(self, max_tokens: int) -> float:
         """Tokens of a response."""
@@ -52,8 +54,8 @@ class Guess:
 
 # Responses had 0.1 of their limit at r1-zero-tiny's beginning and 0.4 at its end; R1-Zero's 0.4 at its end (14k of
 # 32k); R1's 800k samples 0.16.
-LIKELY = Guess(response_share=0.25, kept_share=0.5)
-AT_MOST = Guess(response_share=1.0, kept_share=1.0)
+LIKELY = Guess(response_share=0.25, kept_share=0.5, refilled_share=0.25)
+AT_MOST = Guess(response_share=1.0, kept_share=1.0, refilled_share=1.0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Workload:
         sampled: tokens that the model draws, one after the other in each sequence.
         trained: tokens of forward and backward passes.
         scored: tokens of forward passes alone, by the key of the settings that names the model which reads them.
+        rescored: tokens of forward passes of the trained model that fall away where it and its sampler are in fp32.
         served: tokens that a server reads and writes, a teacher's or a judge's.
         sequences: how many sequences are sampled together, at most.
         longest: tokens of the longest sequence.
@@ -86,6 +89,7 @@ class Workload:
     sampled: float = 0.0
     trained: float = 0.0
     scored: Mapping[str, float] = field(default_factory=dict)
+    rescored: float = 0.0
     served: float = 0.0
     sequences: int = 0
     longest: int = 0
@@ -182,11 +186,18 @@ def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
 
 
 def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
-    """Groups whose rewards are all alike are not trained on, which is not taken off: nobody knows how many."""
+    """Where groups whose rewards are all alike are left out, that is not taken off: nobody knows how many."""
     judged = upstream.general_share * settings.preference_share
     reference = {"from": 1.0} if settings.loss.kl_coefficient > 0 else {}
     readers = {**reference, **{f"reward_models.{name}": judged for name in settings.reward_models}}
-    return _on_policy(settings, upstream.guess, readers)
+    work = _on_policy(settings, upstream.guess, readers)
+    more = upstream.guess.refilled_share * (settings.most_problems / settings.problems_per_step - 1)
+    work = replace(work, sampled=work.sampled * (1 + more))
+    if settings.old_policy == "sampler":
+        return work
+    if settings.old_policy == "auto" and settings.loss.correction is None:
+        return replace(work, rescored=work.trained)
+    return replace(work, scored={**work.scored, "from": work.scored["from"] + work.trained})
 
 
 def _distill(settings: distill.Settings, upstream: Upstream) -> Workload:

@@ -7,14 +7,21 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from reasonmill.algo.packing import TextRow, pack_texts
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME, PackedLayout
-from reasonmill.model.decoder import first_line, load_decoder, refuse_unsupported
+from reasonmill.model.decoder import (
+    first_line,
+    load_decoder,
+    load_network,
+    refuse_beyond,
+    refuse_not_finite,
+    refuse_unsupported,
+)
 from reasonmill.protocols import View
 
 
@@ -48,7 +55,12 @@ class RewardModel:
         return view
 
     def rewards(self, row: TextRow) -> Tensor:
-        """Rewards [texts of the row], fp32, with gradient."""
+        """Rewards [texts of the row], fp32, with gradient.
+
+        Raises:
+            UnsupportedModel: a text is longer than the model's positions, or has a token without a row.
+        """
+        refuse_beyond(self.network, row.tokens, max(row.lengths))
         output = self.network.get_decoder()(
             input_ids=row.tokens.to(self.device)[None],
             position_ids=row.positions.to(self.device)[None],
@@ -56,7 +68,8 @@ class RewardModel:
             layout=PackedLayout(row.lengths, self.device),
         )
         last: Tensor = output.last_hidden_state[0].index_select(0, row.last.to(self.device))
-        rewards: Tensor = self._head(last).float().squeeze(1)
+        # In fp32: rewards rounded to bf16 tie where responses differ.
+        rewards: Tensor = F.linear(last.float(), self._head.weight.float()).squeeze(1)
         return rewards
 
     @torch.no_grad()
@@ -70,7 +83,13 @@ class RewardModel:
 
 
 def new_reward_model(
-    policy_dir: Path, *, view: View, stop_tokens: Collection[int], device: str, dtype: torch.dtype
+    policy_dir: Path,
+    *,
+    view: View,
+    stop_tokens: Collection[int],
+    device: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
 ) -> RewardModel:
     """The policy of a model directory with a scalar head of zeros in place of its language-model head.
 
@@ -82,7 +101,8 @@ def new_reward_model(
     Raises:
         UnsupportedModel: the policy can't be loaded, or transformers has no sequence classification for it.
     """
-    body = load_decoder(policy_dir, device="cpu", dtype=dtype).network.base_model
+    decoder = load_decoder(policy_dir, device="cpu", dtype=dtype, trust_remote_code=trust_remote_code)
+    body = decoder.network.base_model
     config = copy.deepcopy(body.config)
     config.num_labels = 1
     config.reward_view = view
@@ -106,17 +126,16 @@ def load_reward_model(model_dir: Path, *, device: str, dtype: torch.dtype) -> Re
     """Loads the directory of a reward model.
 
     Raises:
-        UnsupportedModel: there is no reward model of reasonmill in the directory.
+        UnsupportedModel: there is no reward model of reasonmill in the directory, or it is not whole.
     """
-    fix = "give a directory that a reward-model stage wrote"
-    try:
-        network, report = AutoModelForSequenceClassification.from_pretrained(
-            model_dir, dtype=dtype, attn_implementation=NAME, output_loading_info=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
+    loaded = load_network(AutoModelForSequenceClassification, model_dir, dtype)
+    if not hasattr(loaded.network.config, "reward_view"):
         raise UnsupportedModel(
-            f"no reward model can be loaded: {first_line(error)}", fix=fix, where=str(model_dir)
-        ) from error
-    if report["missing_keys"] or not hasattr(network.config, "reward_view"):
-        raise UnsupportedModel("the model in the directory is no reward model", fix=fix, where=str(model_dir))
-    return RewardModel(network.to(device))
+            "the model in the directory is no reward model",
+            fix="give a directory that a reward-model stage wrote",
+            where=str(model_dir),
+        )
+    network = loaded.network.to(device)
+    loaded.refuse_incomplete()
+    refuse_not_finite(network, model_dir)
+    return RewardModel(network)

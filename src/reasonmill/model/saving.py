@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from reasonmill.errors import UnsupportedModel
-
-# What belongs to a model apart from its config and weights: its tokenizer and how it generates.
-COMPANIONS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "*.model",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
+from reasonmill.errors import TrainingDiverged, UnsupportedModel
+from reasonmill.model.decoder import is_finite, load_network
+from reasonmill.model.directory import CONFIG, content, listed
+from reasonmill.model.tokenizer import COMPANIONS, model_tokenizer
 
 
 def save_network(network: PreTrainedModel, target: Path, *, companions: Path | None) -> None:
     """Writes config and weights as safetensors, and copies the files that go with them.
+
+    Where the chat template ends turns with a token that neither the tokenizer's settings nor the generation's name,
+    the latter get it: the model learned to end with it, and others who run it would not stop there.
 
     Args:
         target: an existing directory.
@@ -40,3 +38,69 @@ def save_network(network: PreTrainedModel, target: Path, *, companions: Path | N
         if not any(target.glob("tokenizer*")):
             raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
     network.save_pretrained(target)
+    if companions is not None:
+        _stop_as_taught(target, companions)
+
+
+def _stop_as_taught(target: Path, companions: Path) -> None:
+    tokenizer = model_tokenizer(companions)
+    file = target / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    configured = settings.get("eos_token_id")
+    stops = [configured] if isinstance(configured, int) else configured or []
+    own = tokenizer.plain.eos_token_id
+    if tokenizer.end_of_turn not in (own, *stops):
+        named = {token for token in (own, *stops, tokenizer.end_of_turn) if token is not None}
+        file.write_text(json.dumps({**settings, "eos_token_id": sorted(named)}, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_unsound(directory: Path, kind: str) -> None:
+    """Looks at a model that a stage has written, whatever wrote it, before it is committed.
+
+    Args:
+        kind: "model" or "reward-model".
+
+    Raises:
+        TrainingDiverged: weights are not finite.
+        UnsupportedModel: weights are missing, unknown or can't be read.
+    """
+    broken: list[str] = []
+    opened: Any = safe_open  # safetensors annotates none of its functions
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            with opened(file, framework="pt") as weights:
+                broken += [name for name in weights.keys() if not is_finite(weights.get_tensor(name))]  # noqa: SIM118
+        except SafetensorError as error:
+            raise UnsupportedModel(f"{file.name} can't be read: {error}", where=str(directory)) from error
+    if broken:
+        raise TrainingDiverged(
+            f"{len(broken)} tensors of the trained model hold NaN or infinity: {listed(broken)}",
+            fix="lower schedule.peak, or clip harder with optimizer.clip_norm; the model is not committed",
+        )
+    config = content(directory / CONFIG)
+    # Code that comes with a model is not run for this.
+    if config.get("model_type") in CONFIG_MAPPING and any(directory.glob("*.safetensors")):
+        auto: Any = AutoModelForSequenceClassification if kind == "reward-model" else AutoModelForCausalLM
+        load_network(auto, directory, torch.float32, meta=True).refuse_incomplete()
+
+
+def has_same_weights(directory: Path, parent: Path) -> bool:
+    """Whether a trained model has the weights of the one that it was before, and zeros where that had none."""
+    opened: Any = safe_open
+    before: dict[str, Path] = {}
+    for file in sorted(parent.glob("*.safetensors")):
+        with opened(file, framework="pt") as weights:
+            before |= dict.fromkeys(weights.keys(), file)
+    same = bool(before)
+    for file in sorted(directory.glob("*.safetensors")):
+        with opened(file, framework="pt") as weights:
+            for name in weights.keys() if same else ():
+                now = weights.get_tensor(name)
+                if name not in before:
+                    same = not bool(now.any())
+                else:
+                    with opened(before[name], framework="pt") as earlier:
+                        same = torch.equal(earlier.get_tensor(name).to(now.dtype), now)
+                if not same:
+                    return False
+    return same

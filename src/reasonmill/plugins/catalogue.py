@@ -24,7 +24,7 @@ from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT
 from reasonmill.plugins.target import Importer, read_target
 from reasonmill.protocols import Reward
 from reasonmill.rewards.combination import NOT_RULES
-from reasonmill.settings import BY_CONTENT, Naming
+from reasonmill.settings import BY_CONTENT, Naming, Real
 from reasonmill.tasks.named import NamedTask
 
 # What rooms of this package offer, by group and name.
@@ -187,8 +187,8 @@ class ConversationsUse(Use):
 # For the settings of stages.
 TaskName = Annotated[str, Naming("tasks"), _made("tasks")]
 RewardName = Annotated[str, Naming("rewards"), _made("rewards")]
-TaskShares = dict[TaskName, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+TaskShares = dict[TaskName, Annotated[Real, Field(gt=0)]]
 ProblemCounts = dict[TaskName, Annotated[int, Field(ge=1)]]
-RewardShares = dict[RewardName, Annotated[float, Field(allow_inf_nan=False)]]
+RewardShares = dict[RewardName, Real]
 ConversationsTable = Annotated[ConversationsUse, Naming("conversations"), _made("conversations")]
 RewritingTable = Annotated[Use, Naming("rewritings"), _made("rewritings")]

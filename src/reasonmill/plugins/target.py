@@ -112,7 +112,7 @@ class Importer:
         name = target.module if target.file is None else f"{self._package(target.file.parent)}.{target.module}"
         try:
             module = importlib.import_module(name)
-        except Exception as error:  # whatever a user's module raises while it is imported
+        except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
             raise _import_error(error, target) from error
         if not target.attribute:
             return module
@@ -166,7 +166,7 @@ class _FilesFinder:
 sys.meta_path.insert(0, _FilesFinder)  # before the one that would find them, too, and take cached bytecode
 
 
-def _import_error(error: Exception, target: Target) -> RecipeError:
+def _import_error(error: BaseException, target: Target) -> RecipeError:
     """What a failed import says: of a module that is missing, or of the line that is at fault."""
     if isinstance(error, SyntaxError) and error.filename:
         return RecipeError(
@@ -186,7 +186,7 @@ def _import_error(error: Exception, target: Target) -> RecipeError:
     )
 
 
-def _place(error: Exception, target: Target) -> str:
+def _place(error: BaseException, target: Target) -> str:
     """The line of the target's own code that was last at work."""
     folder = str(target.file.parent) if target.file else f"/{target.module.partition('.')[0]}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in frame.filename]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from reasonmill.activity import Phase
+from reasonmill.settings import Seconds
 
 
 class Deadlines(BaseModel):
@@ -16,12 +17,12 @@ class Deadlines(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reading: float = Field(default=3600.0, ge=0, allow_inf_nan=False)
-    sampling: float = Field(default=1800.0, ge=0, allow_inf_nan=False)
-    grading: float = Field(default=1800.0, ge=0, allow_inf_nan=False)
-    judging: float = Field(default=1800.0, ge=0, allow_inf_nan=False)
-    update: float = Field(default=1800.0, ge=0, allow_inf_nan=False)
-    saving: float = Field(default=3600.0, ge=0, allow_inf_nan=False)
+    reading: Seconds = 3600.0
+    sampling: Seconds = 1800.0
+    grading: Seconds = 1800.0
+    judging: Seconds = 1800.0
+    update: Seconds = 1800.0
+    saving: Seconds = 3600.0
 
     def of(self, phase: Phase) -> float:
         """The deadline of a phase in seconds; 0 for none."""

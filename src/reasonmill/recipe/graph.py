@@ -49,7 +49,8 @@ class Recipe:
     """A checked recipe; a node comes after the nodes that it reads.
 
     `result` is the stage whose model the run hands over; None for the last one that makes a model. `models` are those
-    of the hub that stages may refer to, by name. `watchdog` is no part of any stage's key.
+    of the hub that stages may refer to, by name. `watchdog` is no part of any stage's key, and neither is
+    `trust_remote_code`: without it, a model that needs code of its own is refused.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Recipe:
     result: str | None = None
     models: Mapping[str, HubModel] = field(default_factory=dict)
     watchdog: Deadlines = field(default_factory=Deadlines)
+    trust_remote_code: bool = False
 
     def up_to(self, stage: str | None) -> tuple[Node, ...]:
         """The nodes up to and including a stage; all of them for None.
@@ -88,6 +90,7 @@ class Recipe:
             "result": self.result,
             "watchdog": self.watchdog.model_dump(mode="json"),
             "models": models,
+            **({"trust_remote_code": True} if self.trust_remote_code else {}),
             **own,
             "stage": stages,
         }

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.settings import Real
 from reasonmill.templates import CHAT_TEMPLATES
 from reasonmill.types import content_digest
 
@@ -33,8 +34,8 @@ class HubModel(BaseModel):
     template: Literal["r1-zero"] | None = Field(
         default=None, description="the chat template to use in place of the model's own"
     )
-    parameters: float = Field(gt=0)
-    active_parameters: float | None = Field(
+    parameters: Real = Field(gt=0)
+    active_parameters: Real | None = Field(
         default=None, gt=0, description="those that a token meets, in a mixture of experts; all if unset"
     )
     layers: int | None = Field(default=None, ge=1)
@@ -77,16 +78,27 @@ class HubModel(BaseModel):
                 (target / file.name).symlink_to(file)
         configured = self.directory / _TOKENIZER_CONFIG
         if configured.is_file():
-            config = json.loads(configured.read_text(encoding="utf-8"))
+            config = json.loads(configured.read_text(encoding="utf-8-sig"))
             config.pop("chat_template", None)
             (target / _TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        (target / _TEMPLATE_FILE).write_text(self._template_text, encoding="utf-8")
+        (target / _TEMPLATE_FILE).write_text(_beginning(target) + self._template_text, encoding="utf-8")
 
     @property
     def _template_text(self) -> str:
         if self.template is None:
             raise ValueError(f"the recipe gives {self.hub} no template")
         return CHAT_TEMPLATES[self.template]
+
+
+def _beginning(model: Path) -> str:
+    """What the model's tokenizer puts before any text, which a chat template has to say itself."""
+    from reasonmill.model.tokenizer import model_tokenizer
+
+    if not any(model.glob("tokenizer*")):
+        return ""
+    tokenizer = model_tokenizer(model)
+    beginning: str = tokenizer.plain.decode(tokenizer.prefix, skip_special_tokens=False)
+    return beginning
 
 
 def fetch(model: HubModel) -> None:

@@ -43,6 +43,7 @@ class _File(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
     result: str | None = Field(default=None, description="the stage whose model is the run's; the last one's if unset")
+    trust_remote_code: bool = Field(default=False, description="whether code that comes with models may run")
     cycle: Cycle | None = None
     models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
@@ -118,7 +119,7 @@ def _find(name_or_path: str) -> Path:
 
 def _parse(file: Path) -> tuple[dict[str, Any], Origins]:
     try:
-        text = file.read_bytes().decode().replace("\r\n", "\n")
+        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         return tomllib.loads(text), Origins(text, str(file))
     except UnicodeDecodeError as error:
         raise RecipeError("the recipe is not UTF-8 text", where=str(file)) from error
@@ -188,6 +189,7 @@ class _Check:
         Raises:
             RecipeError: one for all mistakes.
         """
+        self._look_for_wide_integers(self._table, ())
         head = self._settings(_File, self._table, ())
         entries = self._table.get("stage")
         nodes: list[Node] = []
@@ -205,10 +207,27 @@ class _Check:
                     raise no_stage(head.result, names)
         _refuse(self._mistakes)
         assert head is not None  # there are no mistakes
-        return Recipe(head.name, head.seed, tuple(nodes), catalogue, head.result, head.models, head.watchdog)
+        return Recipe(
+            head.name,
+            head.seed,
+            tuple(nodes),
+            catalogue,
+            head.result,
+            head.models,
+            head.watchdog,
+            head.trust_remote_code,
+        )
 
     def _add(self, what: str, path: KeyPath, fix: str = "") -> None:
         self._mistakes.append(RecipeError(what, where=self._origins.place(path), fix=fix))
+
+    def _look_for_wide_integers(self, value: Any, path: KeyPath) -> None:
+        """TOML's integers have 64 bits; Python would take longer ones, and what they are given to would not."""
+        if isinstance(value, dict | list):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                self._look_for_wide_integers(inner, (*path, key))
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            self._add(f"{'.'.join(map(str, path))}: {value} is no integer of 64 bits", path, "write a smaller one")
 
     def _gathering(self, path: KeyPath, key: str = "") -> AbstractContextManager[None]:
         return _gathered(self._mistakes, self._origins.place(path), key)

@@ -11,7 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel
 
-from reasonmill.errors import RecipeError, suggestion
+from reasonmill.errors import RecipeError, UnsupportedModel, suggestion
+from reasonmill.model.directory import refuse_directory
 from reasonmill.recipe.hub import HubModel
 from reasonmill.settings import ByContent, Mark, marks
 
@@ -90,7 +91,7 @@ def model_directory(text: str) -> Path:
     """The directory of a shipped base, or the directory that `text` is a path of (relative to the working directory).
 
     Raises:
-        RecipeError: there is no such model.
+        RecipeError: there is no such model, or the directory holds none that can be used.
     """
     bases = shipped_bases()
     if text in bases:
@@ -98,11 +99,10 @@ def model_directory(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_dir():
         raise RecipeError(f"missing model: {text!r} is neither a shipped base nor a directory", fix=_fix(text, bases))
-    if not (path / "config.json").is_file():
-        raise RecipeError(
-            f"missing model: the directory {text!r} holds no config.json",
-            fix="name a directory in Hugging Face's format (config.json, weights, tokenizer)",
-        )
+    try:
+        refuse_directory(path)
+    except UnsupportedModel as error:
+        raise RecipeError(f"unusable model {text!r}: {error.what}", fix=error.fix) from error
     return path.resolve()
 
 

@@ -121,7 +121,7 @@ class RewardWeights:
         Raises:
             ValueError: no weighted reward counts on the task's domain.
         """
-        applied = {name: weight for name, weight in self.weights.items() if weight and self._counts(name, task.domain)}
+        applied = self.on(task.domain)
         if not applied:
             raise ValueError(f"no weighted reward counts on task {task.name!r}, whose domain is {task.domain}")
         scores = {name: self.scorers[name].score(problem, completions) for name in applied if name in self.scorers}
@@ -139,8 +139,10 @@ class RewardWeights:
             grades.append(_combined(applied, finite, grade))
         return grades
 
-    def _counts(self, name: str, domain: Domain) -> bool:
-        return self.everywhere or domain in domains_of(name, self.rules)
+    def on(self, domain: Domain) -> dict[str, float]:
+        """The weights of the rewards that count on a domain, none of them 0."""
+        weighted = {name: weight for name, weight in self.weights.items() if weight}
+        return {n: weight for n, weight in weighted.items() if self.everywhere or domain in domains_of(n, self.rules)}
 
     def _ruled(self, applied: Collection[str], attempt: Attempt) -> dict[str, float]:
         """What the rules measure; what one of them can't measure is left out."""

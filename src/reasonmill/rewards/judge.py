@@ -10,13 +10,14 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reasonmill.activity import each
-from reasonmill.servers.client import ChatReply, ChatRequest, ChatServer, ServerSettings
-from reasonmill.transcript import THINK_CLOSE
+from reasonmill.servers.client import ChatRequest, ChatServer, Replies
+from reasonmill.servers.replies import ChatReply, thinking_apart
+from reasonmill.servers.settings import ServerSettings
 from reasonmill.types import Message, Problem, SamplingParams
 
 # Judges may think aloud before; around the verdict itself, only the marks of emphasis and a full stop are allowed.
@@ -32,6 +33,12 @@ class JudgeSettings(ServerSettings):
     """Where a judge is served, and how long it may write."""
 
     max_tokens: int = Field(default=2048, ge=1, description="tokens of a reply, thinking included")
+
+    @model_validator(mode="after")
+    def _tells_what_is_set(self) -> Self:
+        if untold := self.without(self.model_fields_set):
+            raise ValueError(f"parameters leaves {untold[0]} out, so it can't be set")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,9 @@ class Judge:
 
     repeatable = False  # it may say something else each time
 
-    def __init__(self, settings: JudgeSettings) -> None:
+    def __init__(self, settings: JudgeSettings, replies: Replies | None = None) -> None:
         self._settings = settings
+        self._kept = replies
         self._params = SamplingParams(temperature=0.0, max_tokens=settings.max_tokens)
 
     def correct(self, claims: Sequence[Claim], on_verdict: Callable[[int], None] | None = None) -> list[bool | None]:
@@ -102,7 +110,7 @@ class Judge:
         prompts = [_ASKED[form].format(**{name: _material(text) for name, text in each.items()}) for each in asked]
         requests = [ChatRequest((Message("user", prompt),), self._params, seed=0) for prompt in prompts]
         verdicts = [""] * len(prompts)
-        replies = each("judging", ChatServer(self._settings).complete(requests))
+        replies = each("judging", ChatServer(self._settings, self._kept).complete(requests))
         for number, (index, reply) in enumerate(replies, start=1):
             verdicts[index] = verdict(reply)
             if on_verdict is not None:
@@ -112,8 +120,7 @@ class Judge:
 
 def verdict(reply: ChatReply) -> str:
     """A reply's one word or sign such as A>B, in capitals; empty where the reply is cut off or says anything else."""
-    said = reply.content.rpartition(THINK_CLOSE)[2]
-    word = _VERDICT.fullmatch(said)
+    word = _VERDICT.fullmatch(thinking_apart(reply).content)
     return word[1].upper() if word and reply.finish == "stop" else ""
 
 

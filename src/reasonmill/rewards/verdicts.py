@@ -41,7 +41,7 @@ def verdicts_on(
 
     Raises:
         Interrupted: the user asked to stop; the verdicts so far are kept.
-        ServerError: the judge can't be reached, or refuses a request; earlier verdicts are kept.
+        ServerError: the judge can't be reached, or refuses a request; what it said before is kept.
     """
     home, beside = run.home, verdicts_key(run.key)
     drop_damaged_verdicts(home, run.key)
@@ -55,6 +55,7 @@ def verdicts_on(
             given = ask(waiting, partial(_advance, run, first))
             digest = home.objects.put(partial(_write, list(given)))
             home.ledger.commit_step(beside, part, digest)
+            run.replies.drop()
         verdicts += json.loads((home.objects.path(digest) / VERDICTS_FILE).read_text(encoding="utf-8"))
     return verdicts
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
+from reasonmill.algo.logprobs import scaled_logits
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.decoder import Decoder
+from reasonmill.model.decoder import Decoder, is_finite, refuse_beyond
 from reasonmill.protocols import Renderer
 from reasonmill.sample.cache import DecodeLayout, PrefillLayout
 from reasonmill.sample.drawing import Filters, draw, uniform
@@ -49,6 +50,10 @@ class NativeEngine:
         self._slots = Slots(0, 0, decoder.device)
         self._finished: list[tuple[int, Completion]] = []
 
+    @property
+    def in_fp32(self) -> bool:
+        return self._decoder.in_fp32
+
     @torch.no_grad()
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
@@ -62,8 +67,16 @@ class NativeEngine:
         """Puts a request behind those that wait.
 
         Raises:
-            UnsupportedModel: it does not fit into the model's context.
+            UnsupportedModel: it does not fit into the model's context, has a token without a row, or is over before it
+                begins.
         """
+        refuse_beyond(self._decoder.network, request.prompt_tokens)
+        if (last := request.prompt_tokens[-1]) in self._renderer.stop_tokens:
+            raise UnsupportedModel(
+                f"a prompt ends in token {last}, which ends a text: what follows would be of no conversation",
+                fix="correct the model's chat template, or keep its tokenizer from adding its end token to prompts",
+                where=self._decoder.network.name_or_path,
+            )
         limit = self._decoder.context
         if limit is not None and _longest(request) > limit:
             raise UnsupportedModel(
@@ -78,7 +91,11 @@ class NativeEngine:
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
     def step(self) -> None:
-        """Draws one token: the first of requests that are admitted, else the next of all that run."""
+        """Draws one token: the first of requests that are admitted, else the next of all that run.
+
+        Raises:
+            UnsupportedModel: the logits of one of them are not finite.
+        """
         beat()
         self._slots.drop([slot for slot, running in enumerate(self._slots.running) if running.is_cancelled])
         if self._may_admit():
@@ -161,13 +178,14 @@ class NativeEngine:
         return self._logits(self._decoder.hidden(rows.last_token[: len(running)], positions, layout))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = (hidden @ self._decoder.head_weight.T).float()
-        softcap = self._decoder.softcap
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        logits, _ = scaled_logits(hidden, self._decoder.head_weight, 1.0, self._decoder.softcap)
+        return logits
 
     def _draw(self, logits: Tensor, first: int) -> None:
         """Draws a token for slots `first` and after, and notes it."""
         state, drawing = self._slots.rows, self._slots.running[first:]
+        if not is_finite(logits):
+            raise self._not_finite(logits, drawing)
         rows = slice(first, first + len(drawing))
         sorts = any(r.request.params.top_k > 0 or r.request.params.top_p < 1 for r in drawing)
         filters = Filters(state.temperature[rows], state.top_k[rows], state.top_p[rows], sorts)
@@ -181,6 +199,18 @@ class NativeEngine:
         state.logprobs[row_index, column] = logprobs
         for running in drawing:
             running.generated += 1
+
+    def _not_finite(self, logits: Tensor, drawing: Sequence[Running]) -> UnsupportedModel:
+        broken = [running for running, row in zip(drawing, logits, strict=True) if not is_finite(row)]
+        running = broken[0]
+        prompt = running.request.prompt_tokens
+        return UnsupportedModel(
+            f"the model's logits are not finite for {len(broken)} of {len(drawing)} requests, the first of them ticket "
+            f"{running.ticket} at token {running.generated} of its completion, behind a prompt of {len(prompt)} tokens",
+            fix="the weights are too large for their precision or were spoilt in training: go back to a model from "
+            'before, lower schedule.peak, or use precision = "fp32"',
+            where=f"{self._decoder.network.name_or_path}, weights of step {self.version}",
+        )
 
     def _collect_finished(self) -> None:
         """Takes finished requests out of their slots."""
@@ -200,7 +230,7 @@ class NativeEngine:
             return "stop"
         if params.stop:
             text = self._renderer.text(self._slots.rows.tokens[slot, : running.generated].tolist())
-            if any(stop in text for stop in params.stop):
+            if any(stop in text[len(self._renderer.opening) :] for stop in params.stop):
                 return "stop"
         return "length" if running.generated >= params.max_tokens else None
 
@@ -208,7 +238,8 @@ class NativeEngine:
         tokens = self._slots.rows.tokens[slot, : running.generated].tolist()
         text = self._renderer.text(tokens)
         # A stop string ends the text, though the tokens that spell it were drawn and stay.
-        ends = [text.index(stop) for stop in running.request.params.stop if stop in text]
+        said = len(self._renderer.opening)
+        ends = [place for stop in running.request.params.stop if (place := text.find(stop, said)) >= 0]
         return Completion(
             tokens=tuple(tokens),
             logprobs=tuple(self._slots.rows.logprobs[slot, : running.generated].tolist()),

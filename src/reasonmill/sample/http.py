@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.protocols import FollowUp
-from reasonmill.servers.client import ChatReply, ChatRequest, ChatServer, TeacherSettings
+from reasonmill.servers.client import ChatRequest, ChatServer, Replies
+from reasonmill.servers.replies import ChatReply, thinking_apart
+from reasonmill.servers.settings import TeacherSettings
 from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Completion, Message, Request
 
@@ -29,6 +31,7 @@ class ConversationRenderer:
     """The renderer of models whose tokenizer is not here: tokens are bytes of UTF-8, a prompt is a list of messages."""
 
     stop_tokens = frozenset({_END})
+    opening = ""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         turns = [[message.role, message.content] for message in messages]
@@ -65,13 +68,17 @@ class HttpSampler:
     """Draws completions from a teacher behind a server, which may say something else each time.
 
     Its version is always 0: its weights are not ours to change.
+
+    Args:
+        replies: keeps what the server says until it is committed.
     """
 
     version = 0
     repeatable = False
+    in_fp32 = False
 
-    def __init__(self, settings: TeacherSettings) -> None:
-        self._server = ChatServer(settings)
+    def __init__(self, settings: TeacherSettings, replies: Replies | None = None) -> None:
+        self._server = ChatServer(settings, replies)
         self._renderer = ConversationRenderer()
         self._instructions = settings.instructions
 
@@ -128,15 +135,22 @@ class HttpSampler:
 def transcript_of(reply: ChatReply) -> str:
     """The reply as one text with the tags of R1-Zero's template.
 
-    Where the server separates reasoning and content, they become thinking and answer, unless the content has answer
-    tags of its own. What was cut off stays open. Other content is taken as it is.
+    Reasoning and content become thinking and answer, unless the content has answer tags of its own, wherever the server
+    left the reasoning. What was cut off stays open. Other content is taken as it is. Tags that only speak of thinking
+    lose their brackets, so that they end nothing.
     """
-    if not reply.reasoning:
+    apart = thinking_apart(reply)
+    if not apart.reasoning and apart.content == reply.content:
         return reply.content
-    thinking = f"{THINK_OPEN}{reply.reasoning}"
-    if not reply.content:
-        return thinking if reply.finish == "length" else f"{thinking}{THINK_CLOSE}"
-    if ANSWER_OPEN in reply.content:
-        return f"{thinking}{THINK_CLOSE}{reply.content}"
-    closing = ANSWER_CLOSE if reply.finish == "stop" else ""
-    return f"{thinking}{THINK_CLOSE}{ANSWER_OPEN}{reply.content}{closing}"
+    thinking = f"{THINK_OPEN}{_spoken_of(apart.reasoning)}"
+    if not apart.content.strip():
+        return thinking if apart.finish == "length" else f"{thinking}{THINK_CLOSE}"
+    if ANSWER_OPEN in apart.content:
+        return f"{thinking}{THINK_CLOSE}{apart.content}"
+    closing = ANSWER_CLOSE if apart.finish == "stop" else ""
+    answer = reply.content if apart is reply else apart.content.strip()
+    return f"{thinking}{THINK_CLOSE}{ANSWER_OPEN}{_spoken_of(answer)}{closing}"
+
+
+def _spoken_of(text: str) -> str:
+    return text.replace(THINK_OPEN, THINK_OPEN.strip("<>")).replace(THINK_CLOSE, THINK_CLOSE.strip("<>"))

@@ -25,6 +25,10 @@ class EngineSampler:
     def repeatable(self) -> bool:
         return self._engine.repeatable
 
+    @property
+    def in_fp32(self) -> bool:
+        return self._engine.in_fp32
+
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; completions that start afterwards carry `version`."""
         self._engine.take(weights, version)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -11,8 +11,7 @@ from reasonmill.algo.intervals import clustered_share
 from reasonmill.plugins.catalogue import known
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.rollouts import stage_seed
-from reasonmill.servers.client import TeacherSettings
-from reasonmill.settings import INCIDENTAL
+from reasonmill.servers.settings import TeacherSettings
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.measures import graded_part, values_of
 from reasonmill.stages.sampling import CollectSampling, SampledSettings, Surroundings, num_sampled, sample_in_parts
@@ -36,9 +35,6 @@ class Settings(SampledSettings):
     sampling: CollectSampling = CollectSampling()
     problems_per_commit: int = Field(default=256, ge=1, description="problems that are committed together")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_ungraded: Annotated[float, INCIDENTAL] = Field(
-        default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
-    )
 
     @model_validator(mode="after")
     def _samples_one_model(self, info: ValidationInfo) -> Settings:
@@ -49,6 +45,8 @@ class Settings(SampledSettings):
                 raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
             if "slots" in self.sampling.model_fields_set or "precision" in self.model_fields_set:
                 raise ValueError("slots and precision are decided by the teacher's server: leave them out")
+            if untold := self.teacher.without(self.sampling.model_fields_set):
+                raise ValueError(f"teacher.parameters leaves {untold[0]} out, so it can't be set in sampling")
             for name in self.tasks:
                 if known(info).task(name).environment is not None:
                     raise ValueError(
@@ -69,11 +67,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         (problems[first : first + together], (context.seed, settings.name, commit))
         for commit, first in enumerate(range(0, len(problems), together))
     )
-    sampler = context.sampler(model, slots=settings.sampling.slots, precision=settings.precision)
-    around = Surroundings.of(context)
-    groups = sample_in_parts(
-        settings, tasks, parts, sampler, context.renderer(model), around, max_ungraded=settings.max_ungraded
+    sampler = context.sampler(
+        model, slots=settings.sampling.slots, precision=settings.precision, replies=context.replies
     )
+    around = Surroundings.of(context)
+    groups = sample_in_parts(settings, tasks, parts, sampler, context.renderer(model), around)
     figures = {task: task_metrics(groups, task) for task in tasks}
     context.progress.end({task: each["pass@1"] for task, each in figures.items() if "pass@1" in each})
     tokens = num_sampled(groups)
@@ -99,7 +97,7 @@ def task_metrics(groups: Sequence[Group], task: str) -> dict[str, Any]:
     """Figures of one task's groups; pass@1 has a 95 % interval clustered by problem, and is left out if nothing was
     graded."""
     asked = [group for group in groups if group.problem.task == task]
-    accuracies, places = values_of(asked, graded_part("accuracy"))
+    accuracies, clusters = values_of(asked, graded_part("accuracy"))
     num_rollouts = sum(len(group.rollouts) for group in asked)
     figures: dict[str, Any] = {
         "problems": len(asked),
@@ -107,4 +105,4 @@ def task_metrics(groups: Sequence[Group], task: str) -> dict[str, Any]:
         "ungraded": num_rollouts - len(accuracies),
         "tokens": num_sampled(asked),
     }
-    return {**figures, "pass@1": clustered_share(accuracies, places).as_metric()} if accuracies else figures
+    return {**figures, "pass@1": clustered_share(accuracies, clusters).as_metric()} if accuracies else figures

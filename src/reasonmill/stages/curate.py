@@ -124,7 +124,8 @@ def _judged(
         return list(samples), {}
     asked = [place for place, sample in enumerate(samples) if sample_fault(sample, settings.keep) is None]
     claims = [Claim(samples[place].problem, final_answer(samples[place].completion.text) or "") for place in asked]
-    given = verdicts_on(claims, context.judge(settings.judge).correct, run=context, stage=settings.name)
+    judge = context.judge(settings.judge, replies=context.replies)
+    given = verdicts_on(claims, judge.correct, run=context, stage=settings.name)
     verdicts = dict(zip(asked, given, strict=True))
     counted = Counter(verdicts.values())
     kept = [sample for place, sample in enumerate(samples) if verdicts.get(place, True)]

@@ -43,13 +43,16 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     require_same_tokenizer(student_dir, teacher_dir, f"teacher of stage {settings.name!r}")
     student = Policy(settings, context, student_dir, teacher_dir)
 
-    def updates(step: int, groups: Sequence[Group]) -> Iterator[Update]:
+    def updates(step: int, groups: Sequence[Group]) -> tuple[Mapping[str, float], Iterator[Update]]:
+        return {}, of_step(step, groups)
+
+    def of_step(step: int, groups: Sequence[Group]) -> Iterator[Update]:
         learning_rate = settings.schedule.at(step, settings.steps)
         for share in range(settings.updates_per_step):
             if examples := kl_examples(groups[share :: settings.updates_per_step]):
                 yield kl_update(examples, settings.tokens_per_batch, learning_rate)
 
-    return student.train(lambda step: student.draw(step, student.mix, ACCURACY_ALONE), updates, compared=False)
+    return student.train(lambda step: student.draw(step, student.mix, ACCURACY_ALONE), updates)
 
 
 def kl_examples(groups: Sequence[Group]) -> list[Example]:
@@ -97,5 +100,5 @@ def _tokenizer_digest(model_dir: Path) -> str:
             where=str(model_dir),
             fix="save its fast tokenizer next to it",
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     return content_digest({key: value for key, value in content.items() if key not in ("padding", "truncation")})

@@ -163,12 +163,12 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
         "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
     }
     for name, figure in {**shares, **amounts}.items():
-        values, places = values_of(groups, figure)
+        values, clusters = values_of(groups, figure)
         if name == "language":
             figures["language_rollouts"] = len(values)
         if values:
             interval = clustered_share if name in shares else clustered_mean
-            figures[name] = interval(values, places).as_metric()
+            figures[name] = interval(values, clusters).as_metric()
     return figures
 
 
@@ -186,8 +186,8 @@ def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> fl
 
 def measure_figure(groups: Sequence[Group], measure: Measure) -> dict[str, Any] | None:
     """A measure's mean over the groups with a 95 % interval, and its label; None where nothing was graded."""
-    values, places = values_of(groups, lambda _, rollout: measure_of(measure, rollout))
-    return {"label": measure.label, **clustered_share(values, places).as_metric()} if values else None
+    values, clusters = values_of(groups, lambda _, rollout: measure_of(measure, rollout))
+    return {"label": measure.label, **clustered_share(values, clusters).as_metric()} if values else None
 
 
 def helpfulness_win_rate(ours: Sequence[Group], theirs: Sequence[Group]) -> Estimate:
@@ -197,13 +197,14 @@ def helpfulness_win_rate(ours: Sequence[Group], theirs: Sequence[Group]) -> Esti
         RecipeError: the two asked different prompts, or none of this kind.
     """
     mine, others = _helpful(ours), _helpful(theirs)
+    clusters = {group.problem.id: group.problem.cluster for group in ours}
     if not mine or mine.keys() != others.keys():
         raise RecipeError(
             f"a win rate needs the same prompts of facts and small talk; there are {len(mine)} and {len(others)}, "
             f"{len(mine.keys() & others.keys())} of them shared",
             fix="evaluate both models on the same general tasks, or leave `against` out",
         )
-    return win_rate(list(mine.values()), [others[problem] for problem in mine])
+    return win_rate(list(mine.values()), [others[problem] for problem in mine], [clusters[problem] for problem in mine])
 
 
 def _helpful(groups: Sequence[Group]) -> dict[str, list[float]]:

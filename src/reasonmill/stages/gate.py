@@ -1,10 +1,11 @@
 """The gate: compares a candidate with its parent on the same problems, and promotes it or refuses it with reasons.
 
-A candidate is promoted if reasoning is better and nothing else is worse. "Better" is the one-sided sign-flip test at
-level `alpha`. Its default of 0.01, where the R1 paper's tables begin to print in bold, bounds the chance that a model
-is promoted over itself: of 20 such comparisons, two or more are with a probability of at most 0.02 (0.26 at 0.05).
-"Not worse" means that the 95 % interval of the difference excludes a loss of more than the margin: noise can refuse a
-candidate, and never excuse one.
+A candidate is promoted if reasoning is better and nothing else is worse, no single task of reasoning either. "Better"
+is the one-sided sign-flip test at level `alpha`. Its default of 0.01, where the R1 paper's tables begin to print in
+bold, bounds the chance that a model is promoted over itself: of 20 such comparisons, two or more are with a probability
+of at most 0.02 (0.26 at 0.05). "Not worse" means that the 95 % interval of the difference excludes a loss of more than
+the margin: noise can refuse a candidate, and never excuse one. What could not be graded counts against the candidate:
+as bad as can be where the candidate wrote it, as good as can be where the parent did.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from reasonmill.algo.comparison import Comparison, paired_comparison
+from reasonmill.algo.comparison import Comparison, paired_comparison, problems_needed
+from reasonmill.algo.error_rates import ErrorRates, error_rates
 from reasonmill.errors import RecipeError
 from reasonmill.protocols import Measure
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
@@ -40,6 +42,9 @@ class Settings(StageSettings):
     parent_eval: EvaluationRef
     better: list[str] = Field(min_length=1, description="tasks whose pooled pass@1 must be higher")
     alpha: float = Field(default=0.01, gt=0, lt=0.5, description="level of the test of `better`")
+    task_margin: float = Field(
+        default=0.1, gt=0, le=1, description="by how much pass@1 of each single task of `better` may be worse"
+    )
     not_worse: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, description="measures, and by how much each may be worse (0.02: two points)"
     )
@@ -53,12 +58,13 @@ class Settings(StageSettings):
 
 @dataclass(frozen=True)
 class Rule:
-    """What one rule found, and whether it holds."""
+    """What one rule found, and whether it holds; `margin` is the loss that it allows, None where it asks for a gain."""
 
     name: str
     holds: bool
     comparison: Comparison
     text: str
+    margin: float | None = None
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
@@ -71,11 +77,13 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     measures = read_measures(inputs["candidate_eval"].path / MEASURES_FILE)
     rules = judge(settings, pairs, measures, seed=context.seed)
     promoted = all(rule.holds for rule in rules)
+    rates = rates_of(settings, rules, seed=context.seed)
     metrics: dict[str, Any] = {
         "promoted": promoted,
         "model": inputs["candidate" if promoted else "parent"].digest,
-        "reasons": [rule.text for rule in rules],
+        "reasons": [*(rule.text for rule in rules), _said(rates)],
         "rules": {rule.name: _figures(rule) for rule in rules},
+        "rates": {**asdict(rates), "power": {_points(gain): power for gain, power in rates.power.items()}},
     }
     verdict = {
         **metrics,
@@ -104,14 +112,26 @@ def judge(
             where=f"not_worse of stage {settings.name!r}",
             fix=f"use one of {', '.join(measures)}",
         )
-    pass_at_1 = TaskMeasure("pass@1", Measure("accuracy", "pass@1"), tuple(settings.better))
     missing = set(settings.better) - {group.problem.task for group, _ in pairs}
     if missing:
         raise _nothing_to_compare(settings, f"no problem of {', '.join(sorted(missing))}")
-    rules = [_better(settings, _compare(settings, pairs, "better", pass_at_1, seed))]
-    for name, margin in settings.not_worse.items():
-        rules.append(_not_worse(name, margin, _compare(settings, pairs, name, measures[name], seed)))
-    return rules
+
+    def pass_at_1(*tasks: str) -> TaskMeasure:
+        return TaskMeasure("pass@1", Measure("accuracy", "pass@1"), tasks)
+
+    rules = [_better(settings, _compare(settings, pairs, "better", pass_at_1(*settings.better), seed))]
+    guarded = [(name, margin, measures[name]) for name, margin in settings.not_worse.items()]
+    if len(settings.better) > 1:  # what a single task would be asked for is less than being better
+        guarded += [(f"pass@1 of {task}", settings.task_margin, pass_at_1(task)) for task in settings.better]
+    return rules + [
+        _not_worse(name, margin, _compare(settings, pairs, name, measured, seed)) for name, margin, measured in guarded
+    ]
+
+
+def rates_of(settings: Settings, rules: Sequence[Rule], *, seed: int) -> ErrorRates:
+    """How often the rules err on problems like those that they compared, by trials that the seed names."""
+    guards = [(rule.comparison, rule.margin) for rule in rules if rule.margin is not None]
+    return error_rates(rules[0].comparison, guards, alpha=settings.alpha, noise=(seed, settings.name))
 
 
 def paired_groups(candidate: Sequence[Group], parent: Sequence[Group]) -> list[tuple[Group, Group]]:
@@ -143,24 +163,44 @@ def _compare(
     settings: Settings, pairs: Sequence[tuple[Group, Group]], rule: str, measured: TaskMeasure, seed: int
 ) -> Comparison:
     """Compares a measure over the problems for which both models have a figure."""
+    measure = measured.measure
+    # An ungraded rollout does not say whether it would have had the figure: its task does, or the others of the task.
+    having = measured.tasks or {
+        group.problem.task
+        for pair in pairs
+        for group in pair
+        if any(measure_of(measure, rollout) is not None for rollout in group.rollouts)
+    }
     values = [
-        (_values(ours, measured.measure), _values(theirs, measured.measure))
+        (ours.problem.cluster, _values(ours, measure, ungraded=0.0), _values(theirs, measure, ungraded=1.0))
         for ours, theirs in pairs
-        if not measured.tasks or ours.problem.task in measured.tasks
+        if ours.problem.task in having
     ]
-    compared = [(ours, theirs) for ours, theirs in values if ours and theirs]
+    compared = [each for each in values if each[1] and each[2]]
     if not compared:
         raise _nothing_to_compare(settings, f"nothing that {rule!r} measures")
     return paired_comparison(
-        [ours for ours, _ in compared], [theirs for _, theirs in compared], noise=(seed, settings.name, rule)
+        [ours for _, ours, _ in compared],
+        [theirs for _, _, theirs in compared],
+        clusters=[cluster for cluster, _, _ in compared],
+        noise=(seed, settings.name, rule),
     )
 
 
-def _values(group: Group, measure: Measure) -> list[float]:
-    """The rollouts' values, turned round where lower is better: more is better for all that is compared."""
-    values = [measure_of(measure, rollout) for rollout in group.rollouts]
-    turned = measure.better == "lower"
-    return [1 - value if turned else value for value in values if value is not None]
+def _values(group: Group, measure: Measure, ungraded: float) -> list[float]:
+    """The rollouts' values, turned round where lower is better: more is better for all that is compared.
+
+    Args:
+        ungraded: the value of a rollout that could not be graded.
+    """
+    found = []
+    for rollout in group.rollouts:
+        value = measure_of(measure, rollout)
+        if rollout.grade.reward is None:
+            found.append(ungraded)
+        elif value is not None:
+            found.append(1 - value if measure.better == "lower" else value)
+    return found
 
 
 def _better(settings: Settings, found: Comparison) -> Rule:
@@ -175,17 +215,33 @@ def _not_worse(name: str, margin: float, found: Comparison) -> Rule:
     bound = (
         f"it may be {_points(-found.difference.low)} points lower" if found.difference.low < 0 else "it is not lower"
     )
-    said = f"{'within' if holds else 'and only'} {_points(margin)} {'' if holds else 'are '}allowed"
-    text = f"{name}: {_change(found)}; {bound}, {said}: {'not worse' if holds else 'refused'}"
-    return Rule(name, holds, found, text)
+    if holds:
+        said = f"within {_points(margin)} allowed: not worse"
+    else:
+        needed = problems_needed(found, margin)
+        said = f"and only {_points(margin)} are allowed: refused; to show it, an equal model needs {needed:,} problems"
+    return Rule(name, holds, found, f"{name}: {_change(found)}; {bound}, {said}", margin)
 
 
 def _change(found: Comparison) -> str:
     """The two figures and their difference in words."""
-    change = found.difference
+    change, clusters = found.difference, len(found.change.clusters)
+    alike = f" about {clusters} things" if clusters < found.problems else ""
     return (
         f"{_points(found.parent)} % -> {_points(found.candidate)} %, {_points(change.value, '+')} points "
-        f"({_points(change.low, '+')} to {_points(change.high, '+')}) on {found.problems} problems"
+        f"({_points(change.low, '+')} to {_points(change.high, '+')}) on {found.problems} problems{alike}"
+    )
+
+
+def _said(rates: ErrorRates) -> str:
+    """The rates of error in words."""
+    *most, last = [_points(gain).removesuffix(".0") for gain in rates.power]
+    powers = ", ".join(f"{_points(power)} %" for power in rates.power.values())
+    passes, false = _points(rates.let_through), _points(rates.false_promotion)
+    return (
+        f"on such problems a model that equals its parent passes the rules on losses in {passes} % of cases and is "
+        f"promoted in {false} %; one that reasons better by {', '.join(most)} and {last} points is promoted in "
+        f"{powers} ({rates.trials:,} trials)"
     )
 
 
@@ -195,7 +251,15 @@ def _points(share: float, sign: str = "") -> str:
 
 def _figures(rule: Rule) -> dict[str, Any]:
     found = rule.comparison
-    return {"holds": rule.holds, **asdict(found), "difference": found.difference.as_metric()}
+    return {
+        "holds": rule.holds,
+        "candidate": found.candidate,
+        "parent": found.parent,
+        "difference": found.difference.as_metric(),
+        "p_value": found.p_value,
+        "problems": found.problems,
+        "clusters": len(found.change.clusters),
+    }
 
 
 def _require_evaluation_of(role: str, inputs: Mapping[str, Input], context: StageContext) -> None:

@@ -40,12 +40,10 @@ def graded_part(part: str) -> Figure:
     return lambda _, rollout: None if rollout.grade.reward is None else rollout.grade.parts.get(part)
 
 
-def values_of(groups: Sequence[Group], figure: Figure) -> tuple[list[float], list[int]]:
-    """(the figures of the rollouts that have the property, the place of each one's problem)."""
-    # By id: a task with few problems asks some of them again.
-    clusters = {group.problem.id: place for place, group in enumerate(groups)}
+def values_of(groups: Sequence[Group], figure: Figure) -> tuple[list[float], list[tuple[str, str]]]:
+    """(the figures of the rollouts that have the property, the cluster of each one's problem)."""
     figures = [
-        (clusters[group.problem.id], figure(group.problem, rollout)) for group in groups for rollout in group.rollouts
+        (group.problem.cluster, figure(group.problem, rollout)) for group in groups for rollout in group.rollouts
     ]
     kept = [(value, cluster) for cluster, value in figures if value is not None]
     return [value for value, _ in kept], [cluster for _, cluster in kept]

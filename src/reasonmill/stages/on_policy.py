@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.stages.sampling import SamplingSettings, num_sampled
 from reasonmill.stages.training import TrainingSettings
+from reasonmill.store.accounts import ALWAYS, Fate
 from reasonmill.types import Group
 
 
@@ -63,30 +65,53 @@ class Policy:
         self.tasks = {name: context.task(name) for name in settings.tasks}
         self.mix = TaskMix(self.tasks, settings.tasks)
 
+    @property
+    def draws_as_scored(self) -> bool:
+        """Whether the sampler's log-probs are the learner's: the two have the same weights in one process, and both
+        compute in fp32, so that the order of sums is all that differs."""
+        return self.learner.in_fp32 and self._sampler.in_fp32
+
     def draw(self, step: int, mix: TaskMix, rewards: RewardWeights) -> list[Group]:
         """The step's graded groups, of problems of the mix."""
+        count = self._settings.problems_per_step
+        return self._draw(mix, rewards, range(step * count, (step + 1) * count), (self._settings.name, step))
+
+    def draw_more(self, step: int, mix: TaskMix, rewards: RewardWeights, places: range, at_most: int) -> list[Group]:
+        """More groups of the step, of problems that no step begins with.
+
+        Args:
+            places: which of the `at_most` that each step may draw beside its own.
+        """
+        first = step * at_most
+        name = f"{self._settings.name}/more"
+        return self._draw(mix, rewards, range(first + places.start, first + places.stop), (name, step, places.start))
+
+    def _draw(self, mix: TaskMix, rewards: RewardWeights, problems: range, noise: tuple[str | int, ...]) -> list[Group]:
         settings, seed = self._settings, self._context.seed
-        first = step * settings.problems_per_step
-        own_seed = stage_seed(seed, settings.name)
         return collect(
             self._sampler,
             self._renderer,
             self.tasks,
-            [mix.problem("train", own_seed, first + i) for i in range(settings.problems_per_step)],
+            [mix.problem("train", stage_seed(seed, str(noise[0])), index) for index in problems],
             rewards=rewards,
             num_samples=settings.group_size,
             params=settings.sampling.params(),
-            noise=(seed, settings.name, step),
+            noise=(seed, *noise),
         )
 
     def train(
         self,
         sample: Callable[[int], Sequence[Group]],
-        updates: Callable[[int, Sequence[Group]], Iterable[Update]],
+        updates: Callable[[int, Sequence[Group]], tuple[Mapping[str, float], Iterable[Update]]],
         *,
-        compared: bool,
+        fates: AbstractSet[Fate] = ALWAYS,
+        problems: Callable[[Sequence[Group]], int] | None = None,
     ) -> Outcome:
-        """Takes all steps; the outcome is the trained model. Arguments and errors as of `train_on_policy`."""
+        """Takes all steps; the outcome is the trained model. Arguments and errors as of `train_on_policy`.
+
+        Args:
+            problems: how many of them a step has drawn, where it is not `problems_per_step`.
+        """
         settings = self._settings
         metrics, tokens = train_on_policy(
             self._context,
@@ -95,8 +120,8 @@ class Policy:
             name=settings.name,
             steps=settings.steps,
             state_every=settings.state_every,
-            rollouts_per_step=settings.problems_per_step * settings.group_size,
-            compared=compared,
+            dispatched=lambda g: (problems(g) if problems else settings.problems_per_step) * settings.group_size,
+            fates=fates,
             sample=sample,
             updates=updates,
             measure=lambda groups: rollout_metrics(groups, self._renderer),

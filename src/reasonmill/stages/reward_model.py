@@ -39,6 +39,7 @@ from reasonmill.recipe.reference import ModelRef, RolloutsRef
 from reasonmill.rewards.judge import JudgeSettings, Pair
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
+from reasonmill.settings import Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
 from reasonmill.stages.training import TrainingSettings
@@ -72,9 +73,9 @@ class Settings(TrainingSettings):
         default=[], description="the tasks whose rollouts count; all that have the label if empty"
     )
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
-    min_margin: float = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
-    centring: float = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
-    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of problems that are never trained on")
+    min_margin: Real = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
+    centring: Real = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
+    held_out: Real = Field(default=0.1, gt=0, lt=1, description="share of problems that are never trained on")
     epochs: int = Field(default=1, ge=1, description="times that each example is read")
     examples_per_step: int = Field(default=64, ge=1, description="pairs or responses of an optimizer step")
     max_tokens: int = Field(default=8192, ge=2, description="longer texts are dropped")
@@ -125,13 +126,27 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
+    found = _one_class(settings, selection.train)
+    for finding in found:
+        context.progress.note(f"warning: {settings.name}: {finding}")
     learner = context.reward_learner(
         policy_dir, settings.optimizer, view=_VIEWS[settings.objective], precision=settings.precision
     )
     tokens = _train(settings, context, learner, selection.train)
     metrics = {**held_out_metrics(learner, selection.held_out, settings.tokens_per_batch), **selection.counts()}
     context.progress.end(metrics)
-    return Outcome(learner.save_model, metrics, tokens)
+    return Outcome(learner.save_model, {**metrics, "findings": found} if found else metrics, tokens)
+
+
+def _one_class(settings: Settings, examples: Sequence[Labelled]) -> list[str]:
+    """That there is nothing to tell apart, where that is so."""
+    labels = {example.label for example in examples}
+    if settings.objective == "pairwise" or len(labels) > 1:
+        return []
+    return [
+        f"all {len(examples)} labels to train on are {labels.pop():g}, so that the model learns to say one thing; "
+        f"likely cause: {settings.label!r} is a part of the grades that does not differ in these rollouts"
+    ]
 
 
 # Selection
@@ -164,7 +179,7 @@ def _judge(settings: Settings, context: StageContext) -> PairJudge | None:
     """The judge behind a server, whose verdicts are kept; None where the settings name none."""
     if settings.judge is None:
         return None
-    judge = context.judge(settings.judge)
+    judge = context.judge(settings.judge, replies=context.replies)
 
     def preferences(pairs: Sequence[tuple[Candidate, Candidate]]) -> list[float | None]:
         comparisons = [Pair(first.problem, first.shown, second.shown) for first, second in pairs]
@@ -312,14 +327,13 @@ def held_out_metrics(learner: RewardLearner, examples: Sequence[Labelled], token
             chances.append(chance)
             outcomes.append(examples[unit].label > 0.5)
             problems.append(examples[unit].problem_id)
-    numbers = {problem: number for number, problem in enumerate(dict.fromkeys(problems))}
     right = [float((chance > 0.5) == outcome) for chance, outcome in zip(chances, outcomes, strict=True)]
     if len(examples[0].texts) == 2:
         # A pair in one order only would have no outcome but "the first is better".
         chances, outcomes = [*chances, *(1 - c for c in chances)], [*outcomes, *(not o for o in outcomes)]
     return {
-        "held_out/accuracy": clustered_share(right, [numbers[problem] for problem in problems]).as_metric(),
+        "held_out/accuracy": clustered_share(right, problems).as_metric(),
         "held_out/calibration_error": calibration_error(chances, outcomes),
         "held_out/brier": brier_score(chances, outcomes),
-        "held_out/problems": len(numbers),
+        "held_out/problems": len(set(problems)),
     }

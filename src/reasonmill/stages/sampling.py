@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from reasonmill.errors import Interrupted
 from reasonmill.placement import SLOTS
@@ -16,6 +16,7 @@ from reasonmill.protocols import Progress, Renderer, Sampler
 from reasonmill.randomness import Part
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect, refuse_ungraded
+from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageContext, StageSettings
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks.named import NamedTask
@@ -23,9 +24,14 @@ from reasonmill.types import Group, Problem, SamplingParams
 
 
 class _Drawing(BaseModel):
-    """How tokens are drawn."""
+    """How completions are drawn, whatever else a stage's settings say of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("temperature", check_fields=False)
+    @classmethod
+    def _can_be_drawn_at(cls, value: float) -> float:
+        return SamplingParams(temperature=value).temperature
 
     def params(self) -> SamplingParams:
         """What a request says of it."""
@@ -35,7 +41,7 @@ class _Drawing(BaseModel):
 class SamplingSettings(_Drawing):
     """How rollouts are drawn. Training scores the same distribution, which top-k and top-p would change."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Real = Field(default=1.0, gt=0)
     max_tokens: int = Field(default=256, ge=1)
     slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
 
@@ -43,14 +49,10 @@ class SamplingSettings(_Drawing):
 class EvaluationSampling(_Drawing):
     """How answers are drawn; the published protocol is temperature 0.6 and top-p 0.95."""
 
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: Real = Field(default=1.0, ge=0)
+    top_p: Real = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=256, ge=1)
-
-    def params(self) -> SamplingParams:
-        """What a request says of it."""
-        return SamplingParams(**self.model_dump(exclude={"slots"}))
 
 
 class CollectSampling(EvaluationSampling):
@@ -64,6 +66,9 @@ class SampledSettings(StageSettings):
 
     tasks: ProblemCounts = Field(min_length=1, description="tasks and the number of problems of each")
     samples: int = Field(default=4, ge=1, description="samples of each problem")
+    max_ungraded: Annotated[Real, INCIDENTAL] = Field(
+        default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
+    )
     split: str
     sampling: EvaluationSampling
 
@@ -88,7 +93,13 @@ class Surroundings:
     @classmethod
     def of(cls, context: StageContext) -> Surroundings:
         """Those of a stage, which commits its groups."""
-        return cls(context.progress, context.stop_requested, partial(committed_groups, context.home, context.key))
+
+        def keep(part: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
+            groups = committed_groups(context.home, context.key, part, sample)
+            context.replies.drop()
+            return groups
+
+        return cls(context.progress, context.stop_requested, keep)
 
 
 def sample_in_parts(
@@ -98,17 +109,15 @@ def sample_in_parts(
     sampler: Sampler,
     renderer: Renderer,
     around: Surroundings,
-    max_ungraded: float = 1.0,
 ) -> list[Group]:
     """The graded samples of all problems, part by part: what is kept of a part is not sampled again.
 
     Args:
         parts: problems, and what names their draw.
-        max_ungraded: the share of a part's samples that may be ungraded.
 
     Raises:
         Interrupted: the user asked to stop; what is kept are the parts that are finished.
-        TooManyUngraded: more samples of a part could not be graded.
+        TooManyUngraded: more samples of a part could not be graded than the settings allow.
     """
 
     def sample(problems: Sequence[Problem], noise: tuple[Part, ...], before: int) -> list[Group]:
@@ -123,7 +132,7 @@ def sample_in_parts(
             noise=noise,
             on_completion=lambda finished: around.progress.advance(before + finished, {}),
         )
-        refuse_ungraded(drawn, max_ungraded)
+        refuse_ungraded(drawn, settings.max_ungraded)
         return drawn
 
     num_problems = sum(settings.tasks.values())

@@ -17,7 +17,7 @@ from reasonmill.recipe.reference import DatasetRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
-from reasonmill.types import Conversation, Example
+from reasonmill.types import Conversation, Example, Message
 
 Row = TypeVar("Row")
 
@@ -33,6 +33,7 @@ class Settings(TrainingSettings):
     epochs: int = Field(default=2, ge=1, description="times that each conversation is read")
     conversations_per_step: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=512, ge=2, description="longer conversations are left out, and counted")
+    turns: Literal["last", "all"] = Field(default="last", description="the assistant's turns that are learned")
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
@@ -42,28 +43,58 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     paths = [read.path for key, read in inputs.items() if key.startswith("data[")]
     conversations = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
     renderer = context.renderer(model_dir)
-    all_examples = [ce_example(conversation, renderer) for conversation in conversations]
-    examples = [example for example in all_examples if len(example.tokens) <= settings.max_tokens]
-    if not examples:
+    made = [turn_examples(conversation, renderer, settings.turns) for conversation in conversations]
+    kept = [examples for examples in made if all(len(each.tokens) <= settings.max_tokens for each in examples)]
+    if not kept:
         raise RecipeError(
             f"none of the {len(conversations)} conversations has at most {settings.max_tokens} tokens",
             where=f"max_tokens of stage {settings.name!r}",
             fix="raise max_tokens, or look at what the data's stage kept",
         )
-    epochs = Epochs(examples, settings.conversations_per_step, (context.seed, settings.name))
-    tokens = supervise(context, learner, epochs.feed, settings, settings.epochs * epochs.steps_per_epoch)
+    epochs = Epochs(kept, settings.conversations_per_step, (context.seed, settings.name))
+
+    def feed(start: int, stop: int) -> Iterator[list[Example]]:
+        for rows in epochs.feed(start, stop):
+            yield [example for examples in rows for example in examples]
+
+    tokens = supervise(context, learner, feed, settings, settings.epochs * epochs.steps_per_epoch)
     metrics = {
-        "conversations": len(examples),
-        "too_long": len(all_examples) - len(examples),
+        "conversations": len(kept),
+        "too_long": len(made) - len(kept),
         "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"],
     }
     context.progress.end(metrics)
     return Outcome(learner.save_model, metrics, tokens)
 
 
+def turn_examples(conversation: Conversation, renderer: Renderer, turns: Literal["last", "all"]) -> list[Example]:
+    """What is learned of a conversation: its response, or all turns of the assistant as if each were the last one.
+
+    Turns share an example where the template shows the earlier one to the later one as it was learned. Templates that
+    take the thinking out of earlier turns do not: there each turn has an example of its own.
+    """
+    examples = [ce_example(conversation, renderer)]
+    for place in range(len(conversation.messages) - 1, 0, -1) if turns == "all" else ():
+        turn = conversation.messages[place]
+        if turn.role != "assistant" or not turn.content:
+            continue
+        earlier = _example(conversation.messages[:place], turn.content, renderer)
+        shared, later = len(earlier.tokens), examples[0]
+        if np.array_equal(np.asarray(later.tokens)[:shared], np.asarray(earlier.tokens)):
+            weights = np.concatenate([np.asarray(earlier.weights), np.asarray(later.weights)[shared:]])
+            examples[0] = Example(later.tokens, weights, "ce")
+        else:
+            examples.insert(0, earlier)
+    return examples
+
+
 def ce_example(conversation: Conversation, renderer: Renderer) -> Example:
     """The conversation in the model's own tokens; only the response, its stop token included, is learned."""
-    prompt, response = renderer.render(conversation.messages), renderer.response(conversation.response)
+    return _example(conversation.messages, conversation.response, renderer)
+
+
+def _example(messages: Sequence[Message], said: str, renderer: Renderer) -> Example:
+    prompt, response = renderer.render(messages), renderer.response(said)
     weights = np.zeros(len(prompt) + len(response), np.float32)
     weights[len(prompt) :] = 1.0
     return Example(np.asarray(prompt + response, np.int64), weights, "ce")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -13,10 +14,13 @@ from reasonmill.store.objects import ObjectStore
 from reasonmill.types import Group, Rollout
 
 # trained: handed to an update, also where that was skipped because it was not finite. flat: of a group that has nothing
-# to compare. invalid: not graded, or without a token that the policy sampled. stale: drawn from other weights than
-# those that the step began with. aborted: given up before its end; one that was cut at the length limit is not.
-Fate = Literal["trained", "flat", "invalid", "stale", "aborted"]
+# to compare. overlong: cut at the length limit. ungraded: without a reward to compare. invalid: without a token that
+# the policy sampled. stale: drawn from other weights than those that the step began with. aborted: given up before its
+# end; one that was cut at the length limit is not.
+Fate = Literal["trained", "flat", "overlong", "ungraded", "invalid", "stale", "aborted"]
 FATES: tuple[Fate, ...] = get_args(Fate)
+# What rollouts can meet that are learned from whatever their rewards and lengths are. A stage adds what it leaves out.
+ALWAYS: frozenset[Fate] = frozenset({"trained", "invalid", "stale", "aborted"})
 # What the metrics of a step call the counts.
 AREA = "rollouts/"
 _DISPATCHED = f"{AREA}dispatched"
@@ -30,19 +34,17 @@ def usable(groups: Sequence[Group], step: int) -> list[Group]:
     ]
 
 
-def account(groups: Sequence[Group], step: int, *, compared: bool) -> dict[str, float]:
+def account(groups: Sequence[Group], step: int, fates: AbstractSet[str]) -> dict[str, float]:
     """How many rollouts of a step met which fate, as metrics of the step.
 
     Args:
-        compared: whether rollouts are learned from by comparing their rewards; otherwise all that were sampled are
-            learned from, graded or not, and no group is flat.
+        fates: those that are possible: flat, overlong and ungraded rollouts are trained on unless these are among them.
     """
     counts: Counter[Fate] = Counter()
     for group, left in zip(groups, usable(groups, step), strict=True):
         for rollout in group.rollouts:
-            counts[_outside(rollout, step) or _fate(rollout, left, compared=compared)] += 1
-    shown = [fate for fate in FATES if compared or fate != "flat"]
-    return {_DISPATCHED: float(counts.total()), **{AREA + fate: float(counts[fate]) for fate in shown}}
+            counts[_outside(rollout, step) or _fate(rollout, left, fates)] += 1
+    return {_DISPATCHED: float(counts.total()), **{AREA + f: float(counts[f]) for f in FATES if f in fates}}
 
 
 def require_balance(step: int, counts: Mapping[str, float], *, dispatched: int, trained: int) -> None:
@@ -82,7 +84,7 @@ def _wrong(entry: Mapping[str, Any], step: int, groups: Sequence[Group] | None) 
         return f"its rollouts don't add up: {_listed(recorded)}"
     if groups is None:
         return None
-    counted = account(groups, step, compared=f"{AREA}flat" in recorded)
+    counted = account(groups, step, {name.removeprefix(AREA) for name in recorded})
     return None if counted == recorded else f"its groups say {_listed(counted)}; recorded is {_listed(recorded)}"
 
 
@@ -103,7 +105,11 @@ def _outside(rollout: Rollout, step: int) -> Fate | None:
     return "stale" if rollout.completion.policy_version != step else None
 
 
-def _fate(rollout: Rollout, group: Group, *, compared: bool) -> Fate:
-    if not any(rollout.completion.sampled) or (compared and rollout.grade.reward is None):
+def _fate(rollout: Rollout, group: Group, fates: AbstractSet[str]) -> Fate:
+    if not any(rollout.completion.sampled):
         return "invalid"
-    return "flat" if compared and group.is_flat else "trained"
+    if rollout.grade.reward is None and not fates.isdisjoint(("ungraded", "flat")):
+        return "ungraded" if "ungraded" in fates else "invalid"  # homes of before had no word of its own for it
+    if "flat" in fates and group.is_flat:
+        return "flat"
+    return "overlong" if "overlong" in fates and rollout.completion.finish == "length" else "trained"

@@ -133,6 +133,16 @@ def _rows_damage(path: Path, *, is_final: bool = True) -> list[str]:
         return [f"is damaged: {error.what}"]
 
 
+def backups_in_order(home: Path, backups: ObjectStore, seal: Seal | None) -> list[str]:
+    """The digests of the backups, in the order in which they are tried for a damaged ledger.
+
+    Those that the seal names come first, the latest of them first; the others follow by their age.
+    """
+    known = seal.backups if seal is not None else ()
+    others = [digest for digest in backups.digests() if digest not in known]
+    return [*known, *sorted(others, key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)]
+
+
 @dataclass(frozen=True)
 class LedgerState:
     """What a look at a home's ledger finds.
@@ -163,17 +173,10 @@ def look_at_ledger(home: Path) -> LedgerState:
     except DamagedSeal:
         is_seal_damaged = True  # then the ledger is checked row by row
     damage = ledger_damage(home, seal)
-    backup = _sound_backup(home, seal) if damage else None
-    return LedgerState(seal, is_seal_damaged, tuple(damage), backup)
-
-
-def _sound_backup(home: Path, seal: Seal | None) -> Path | None:
-    """The directory of the latest backup that is whole: of those that the seal names, else of all others."""
     backups = ObjectStore(home / BACKUPS, write=False)
-    by_age = sorted(backups.digests(), key=lambda digest: changed_ns(home / BACKUPS / digest), reverse=True)
-    known = seal.backups if seal is not None else ()
-    ordered = dict.fromkeys((*(digest for digest in known if digest in by_age), *by_age))
-    return next((home / BACKUPS / digest for digest in ordered if not backups.damaged_files(digest)), None)
+    tried = [digest for digest in backups_in_order(home, backups, seal) if backups.exists(digest)] if damage else []
+    sound = next((home / BACKUPS / digest for digest in tried if not backups.damaged_files(digest)), None)
+    return LedgerState(seal, is_seal_damaged, tuple(damage), sound)
 
 
 def open_for_reading(home: Path) -> Ledger:
@@ -265,7 +268,7 @@ class LedgerKeeper:
                 what = "is damaged, or newer than the backup of the ledger"
                 for run in ledger.runs():
                     forget_lost_views(self._home, run.name, ledger, self._incidents, what)
-            left = Seal(None, self._backups_left())
+            left = Seal(None, self._backups_left(self._seal))
             if left != self._seal or seal is None:
                 self._write_seal(left)
             if not was_closed or not left.backups:
@@ -325,19 +328,20 @@ class LedgerKeeper:
         replace_file(path, encode_seal(seal))
         self._seal = seal
 
-    def _backups_left(self) -> tuple[str, ...]:
-        """The sound backups. All are looked at, those that a damaged seal named too, so that damaged ones are
-        replaced in time."""
+    def _backups_left(self, seal: Seal) -> tuple[str, ...]:
+        """The sound backups, in the order in which they are tried. All are looked at, those that a damaged seal named
+        too, so that damaged ones are replaced in time."""
         return tuple(
             digest
-            for digest in dict.fromkeys((*self._seal.backups, *self._backups.digests()))
+            for digest in backups_in_order(self._home, self._backups, seal)
             if self._backups.sound_path(digest, instead="the ledger is backed up again") is not None
         )
 
     def _fall_back(self, found: LedgerState) -> None:
         """Puts the last sound backup in the place of the ledger, which goes into the quarantine."""
         sealed, damage = found.seal or Seal(None, ()), found.damage[0]
-        if found.backup is None:
+        backups = self._backups_left(sealed)
+        if not backups:
             what = f"the ledger {damage}, and no sound backup of it is left"
             raise StoreError(what, fix=NO_BACKUP, where=str(self._home / LEDGER))
         path, kept = self._home / LEDGER, quarantined(self._home, "ledger")
@@ -352,11 +356,11 @@ class LedgerKeeper:
         restored = self._home / TMP / f"restored-{uuid.uuid4().hex}.sqlite"
         try:
             with disk_errors(self._home):
-                disk.copy_file(found.backup / LEDGER, restored, "restored ledger")
+                disk.copy_file(self._backups.path(backups[0]) / LEDGER, restored, "restored ledger")
                 disk.fsync_file(restored, "restored ledger")
                 # From here on the ledger counts as damaged, until the incident is recorded in the new one; also if the
                 # log is gone and what is left looks sound.
-                self._write_seal(Seal(_REFUSED, sealed.backups or (found.backup.name,)))
+                self._write_seal(Seal(_REFUSED, sealed.backups or backups[:1]))
                 # For readers, the ledger stays in its place, too, until another one takes it.
                 if is_there and not _is_copied(path, kept):
                     disk.rename(path, kept, "unreadable ledger")

@@ -76,7 +76,8 @@ class GeneralTask(WorldTask):
         asked = prompts[index % len(prompts)]
         rng = generator("gold", asked.source.id, asked.language, asked.form)
         answer, _ = asked.source.answer(rng, asked.language, "better")
-        return self.asked(asked.prompt, answer, language=asked.language, topic=asked.source.topic)
+        about = {"language": asked.language, "topic": asked.source.topic, "cluster": asked.source.id}
+        return self.asked(asked.prompt, answer, **about)
 
     def judge(self, problem: Problem, text: str) -> Mapping[str, float]:
         return self.judge_of(problem.messages[-1].content, text)

@@ -16,10 +16,11 @@ from reasonmill.learn.supervised import Feed, supervise
 from reasonmill.randomness import key
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.transcript import TAGS
 from reasonmill.types import Example
 from reasonmill.world.blocks import EncodedBlocks
 from reasonmill.world.corpus import documents
-from reasonmill.world.tokenizer import TAGS, train_tokenizer
+from reasonmill.world.tokenizer import save_tokenizer, train_tokenizer
 from reasonmill.world.traces import TraceHabits
 
 MAKES: ArtifactKind = "model"
@@ -73,7 +74,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     tokens = supervise(context, learner, _feed(settings, context.seed, tokenizer), settings, settings.steps)
 
     def write(target: Path) -> None:
-        tokenizer.save_pretrained(target)
+        save_tokenizer(tokenizer, target)
         learner.save_model(target)
 
     ledger = context.home.ledger

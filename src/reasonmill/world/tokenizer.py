@@ -1,17 +1,17 @@
 """The tiny world's tokenizer: byte-level BPE in which most numbers up to 99 are one token, and each tag is one."""
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
+from reasonmill.transcript import TAGS
 from reasonmill.world.tables import table
 
 END, PAD, USER, ASSISTANT, SYSTEM = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"
 SPECIAL_TOKENS = (END, PAD, USER, ASSISTANT, SYSTEM)
-# Tags are single tokens, but no special ones: they are part of what the model says, and decoding keeps them.
-TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 # One or two digits, a word, a mark, each with the space before it.
 _PIECES = r" ?\p{N}{1,2}| ?\p{L}+| ?[^\s\p{L}\p{N}]|\s"
 
@@ -47,6 +47,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         additional_special_tokens=[USER, ASSISTANT, SYSTEM],
         clean_up_tokenization_spaces=False,
     )
+    # Tags are single tokens, but no special ones: they are part of what the model says, and decoding keeps them.
     wrapped.add_tokens(list(TAGS), special_tokens=False)
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, target: Path) -> None:
+    """Writes a tokenizer so that transformers 4 reads it, too, which does not know version 5's names of things."""
+    tokenizer.save_pretrained(target)
+    file = target / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

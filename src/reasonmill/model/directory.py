@@ -1,0 +1,141 @@
+"""What a directory that is given as a model is, by its files alone: what can't be run is told apart by name.
+
+Nothing is imported that takes long, so that a recipe is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reasonmill.errors import UnsupportedModel
+
+CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
+_INDEX = "model.safetensors.index.json"
+# Files of quantisers that wrote no `quantization_config`, and what they are called.
+_QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quantization_config.json": "quantised"}
+_NO_CODE = "set trust_remote_code = true at the head of the recipe if you have read that code and trust it"
+
+
+def refuse_directory(path: Path, kind: str = "model") -> None:
+    """Refuses a directory that is no model whose weights can be read and trained.
+
+    Args:
+        kind: of model that is wanted, for the message.
+
+    Raises:
+        UnsupportedModel: it holds an adapter, a GGUF file, quantised weights, a config that can't be read, or only some
+            of its weights.
+    """
+    if (path / _ADAPTER).is_file():
+        raise _adapter(path)
+    if not (path / CONFIG).is_file():
+        raise _without_config(path, kind)
+    method = _quantised(path)
+    if method is not None:
+        raise UnsupportedModel(
+            f"its weights are quantised ({method}), which are neither trained nor sampled here",
+            fix="give the checkpoint that it was made from, in bf16 or fp32",
+            where=str(path),
+        )
+    missing = _missing_shards(path)
+    if missing:
+        raise UnsupportedModel(
+            f"its index names files that are not there: {listed(missing)}",
+            fix="copy or download all files of the model again",
+            where=str(path / _INDEX),
+        )
+
+
+def refuse_foreign_code(path: Path, file: str, *, trust: bool) -> None:
+    """Refuses a model or a tokenizer that brings code of its own, unless that is trusted.
+
+    Args:
+        file: the one that names the code.
+
+    Raises:
+        UnsupportedModel: it does, and is not.
+    """
+    if trust or not (named := content(path / file).get("auto_map")):
+        return
+    modules = {str(name).split("--")[-1].rpartition(".")[0] for name in _texts(named)}
+    raise UnsupportedModel(
+        f"it runs code that comes with it: {listed(f'{module}.py' for module in modules)}",
+        fix=_NO_CODE,
+        where=str(path / file),
+    )
+
+
+def content(path: Path) -> dict[str, Any]:
+    """A JSON file's table; empty where there is no such file.
+
+    Raises:
+        UnsupportedModel: it holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UnsupportedModel(f"{path.name} is not valid JSON: {error}", fix="restore it", where=str(path)) from error
+    if not isinstance(found, dict):
+        raise UnsupportedModel(f"{path.name} holds no table", fix="restore it", where=str(path))
+    return found
+
+
+def listed(names: Any, shown: int = 5) -> str:
+    """Some of the names, in order, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
+    return ", ".join(ordered[:shown]) + more
+
+
+def _adapter(path: Path) -> UnsupportedModel:
+    base = content(path / _ADAPTER).get("base_model_name_or_path") or "its base model"
+    beside = " beside a model" if (path / CONFIG).is_file() else ""
+    return UnsupportedModel(
+        f"the directory holds an adapter{beside} ({_ADAPTER}): changes to {base}",
+        fix="merge it and give the merged model: peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
+        + ".save_pretrained(OUT)"
+        + (f"; or remove {_ADAPTER}, if the model itself is meant" if beside else ""),
+        where=str(path),
+    )
+
+
+def _without_config(path: Path, kind: str) -> UnsupportedModel:
+    ggufs = [file.name for file in path.glob("*.gguf")] if path.is_dir() else []
+    if ggufs:
+        return UnsupportedModel(
+            f"the directory holds a model as GGUF ({listed(ggufs)}), whose weights are quantised as a rule",
+            fix="give the checkpoint that it was made from; or write it out as a directory of transformers: "
+            "AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE).save_pretrained(OUT), and its tokenizer alike",
+            where=str(path),
+        )
+    return UnsupportedModel(
+        f"no {kind} can be loaded: the directory holds no {CONFIG}",
+        fix=f"name a directory in Hugging Face's format ({CONFIG}, weights, tokenizer)",
+        where=str(path),
+    )
+
+
+def _quantised(path: Path) -> str | None:
+    """What the weights are quantised by; None if they are not."""
+    config = content(path / CONFIG)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        found = part.get("quantization_config")
+        if found:
+            return str(found.get("quant_method", "unknown method") if isinstance(found, dict) else found)
+    return next((name for file, name in _QUANTISERS.items() if (path / file).is_file()), None)
+
+
+def _missing_shards(path: Path) -> set[str]:
+    places = content(path / _INDEX).get("weight_map", {})
+    return {str(file) for file in _texts(places) if not (path / str(file)).is_file()}
+
+
+def _texts(value: Any) -> list[Any]:
+    """All that a table holds, and what its lists hold."""
+    values = value.values() if isinstance(value, dict) else [value]
+    return [text for each in values for text in (each if isinstance(each, list) else [each]) if text is not None]
