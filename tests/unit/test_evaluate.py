@@ -80,15 +80,15 @@ def test_figures_of_facts_by_hand() -> None:
             facts,
             "what is the capital of lorin ?",
             "en",
-            "<think> now</think><answer> gladly . the capital of lorin is vesum .</answer>",
-            "<think></think><answer> vesum .</answer>",
+            "<think> now</think><answer> gladly . the capital of lorin is fasum .</answer>",
+            "<think></think><answer> fasum .</answer>",
         ),
         group(
             facts,
             "wie heisst der hauptort von lorin ?",
             "de",
             "<think> dann nun then now</think><answer> belum .</answer>",
-            " vesum .",
+            " fasum .",
         ),
     ]
     figures = evaluate.task_figures(groups, {"facts": facts}, WordRenderer())

@@ -131,15 +131,15 @@ def test_format(text: str, finish: Finish, reward: float) -> None:
         ("<think> try 3 * 8 = 24 yes</think><answer> 3 * 8</answer>", 1.0, 0.0),
         ("<think> try 3 * 7 = 21 no nimm 3 * 8 = 24 yes</think><answer> 3 * 8</answer>", 0.75, 0.25),
         ("<think> nimm 3 * 8 = 24 ja", 0.0, 1.0),  # cut off: what was thought so far
-        ("<think> ja</think><answer> the capital of lorin is vesum .</answer>", 0.0, 1.0),  # thinking comes first
+        ("<think> ja</think><answer> the capital of lorin is fasum .</answer>", 0.0, 1.0),  # thinking comes first
         # No word in the thinking: the answer is measured.
-        ("<think></think><answer> the capital of lorin is vesum .</answer>", 1.0, 0.0),
+        ("<think></think><answer> the capital of lorin is fasum .</answer>", 1.0, 0.0),
         ("<think> 3 + 8 = 11</think><answer> yes ja ja gut</answer>", 0.25, 0.75),
         (" gern , lorin .", 0.0, 1.0),
         # Nothing to measure in either earns nothing.
         ("<think> 3 * 8 = 24</think><answer> 3 * 8</answer>", 0.0, 0.0),
         ("<think></think><answer> 3 * 8</answer>", 0.0, 0.0),
-        ("<think></think><answer> vesum .</answer>", 0.0, 0.0),
+        ("<think></think><answer> fasum .</answer>", 0.0, 0.0),
         ("<think></think> yes", 0.0, 0.0),  # said, but not as an answer
         ("", 0.0, 0.0),
     ],
@@ -266,11 +266,6 @@ def test_each_sample_has_a_coin_of_its_own_and_the_noise_names_it() -> None:
     assert first == [coin(0, "rl", 1, sample) for sample in range(64)]
     assert set(first) == {0.0, 1.0}
     assert first != [grade.reward for grade in weights.grade(task, PROBLEM, completions, noise=(0, "rl", 2))]
-
-
-def test_a_grade_too_few_is_noticed() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        weighing({"accuracy": 1.0}).grade(fake_task(RIGHT), PROBLEM, [said(PLAIN)] * 2, noise=())
 
 
 # Domains and reward models

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from reasonmill.errors import RecipeError
-from reasonmill.protocols import Attempt, Domain, Reward, Scorer
+from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.protocols import Attempt, Domain, Reward, Scorer, Task
 from reasonmill.randomness import Part
 from reasonmill.rewards.rules.format import FormatReward
 from reasonmill.rewards.rules.language import LanguageReward
@@ -127,7 +127,7 @@ class RewardWeights:
         scores = {name: self.scorers[name].score(problem, completions) for name in applied if name in self.scorers}
         grades = []
         for sample, (completion, grade, *scored) in enumerate(
-            zip(completions, task.grade(problem, completions), *scores.values(), strict=True)
+            zip(completions, own_grades(task, problem, completions), *scores.values(), strict=True)
         ):
             measured = {
                 **grade.parts,
@@ -147,8 +147,37 @@ class RewardWeights:
     def _ruled(self, applied: Collection[str], attempt: Attempt) -> dict[str, float]:
         """What the rules measure; what one of them can't measure is left out."""
         rules = {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
-        measured = {name: rule.measure(attempt) for name, rule in rules.items()}
+        measured = {name: _measured(rule, attempt) for name, rule in rules.items()}
         return {name: value for name, value in measured.items() if value is not None}
+
+
+def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+    """The task's own grades. A completion at which its grader raises stays ungraded, and spoils no other one.
+
+    Raises:
+        ReasonmillError: from the grader: it tells the user what to do, as where a server can't be reached.
+    """
+    try:
+        grades = task.grade(problem, completions)
+        if len(grades) != len(completions):
+            raise ValueError(f"{len(grades)} grades for {len(completions)} completions")
+        return grades
+    except ReasonmillError:
+        raise
+    except Exception as error:
+        if len(completions) == 1:
+            return [Grade(None, error=f"the grader of {problem.task!r} raised {type(error).__name__}: {error}")]
+    return [grade for completion in completions for grade in own_grades(task, problem, [completion])]
+
+
+def _measured(rule: Reward, attempt: Attempt) -> float | None:
+    """What a rule measures; None where it can't, be it that it raises."""
+    try:
+        return rule.measure(attempt)
+    except ReasonmillError:
+        raise
+    except Exception:
+        return None
 
 
 def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: Grade) -> Grade:

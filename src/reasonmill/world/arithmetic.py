@@ -2,6 +2,7 @@
 
 import random
 
+from reasonmill.tasks.spelling import number_said
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Problem
@@ -61,4 +62,5 @@ class Arithmetic(WorldTask):
         )
 
     def judge(self, problem: Problem, text: str) -> dict[str, float]:
-        return {"accuracy": float(read_transcript(text).answer == problem.answer)}
+        answer = read_transcript(text).answer
+        return {"accuracy": float(answer is not None and number_said(answer) == int(problem.answer))}

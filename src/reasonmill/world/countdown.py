@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from reasonmill.tasks.expression import ExpressionError, read_expression
+from reasonmill.tasks.spelling import plain_sides
 from reasonmill.tasks.splits import draw_from_split
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Problem
@@ -136,12 +137,13 @@ class Countdown(WorldTask):
 
 
 def solves(answer: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether the expression uses each number exactly once and has the target's value."""
+    """Whether the expression uses each number exactly once and has the target's value, which it may be equated to."""
     try:
-        expression = read_expression(answer)
+        sides = [read_expression(side) for side in plain_sides(answer)]
     except ExpressionError:
         return False
-    return sorted(expression.numbers) == sorted(numbers) and expression.value == target
+    solutions = [side for side in sides if sorted(side.numbers) == sorted(numbers) and side.value == target]
+    return len(solutions) == 1 and all(side.numbers == (target,) for side in sides if side is not solutions[0])
 
 
 def countdown() -> Countdown:

@@ -5,9 +5,11 @@ a response is a matter of the whole text, because thinking that says how harm is
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from reasonmill.errors import RecipeError
@@ -42,7 +44,7 @@ _TRY = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeneralTask(WorldTask):
     """Prompts of one topic in both languages, and a judge of what is said to them.
 
@@ -59,19 +61,19 @@ class GeneralTask(WorldTask):
     measures: Mapping[str, Measure]
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
-        """Prompt `index` of the split's prompts in the order that the seed shuffles them to; after the last, the first
-        comes again.
+        """Prompt `index` of the split's prompts in the order that the seed shuffles them to: one way to ask for each
+        fact or deed, then the next way; after the last, the first comes again.
 
         Raises:
             RecipeError: the split is "dev", or unknown.
         """
-        prompts = [asked for asked in self.prompts if asked.split == split]
+        prompts = _in_order(self, split, seed)
         if not prompts:
             known = f"task {self.name!r} has no split {split!r}: the world holds out one split of its prompts only"
             raise RecipeError(
                 known if split in SPLITS else f"unknown split {split!r}", fix="use train or test for this task"
             )
-        asked = prompts[_order(self.name, split, seed, len(prompts))[index % len(prompts)]]
+        asked = prompts[index % len(prompts)]
         rng = generator("gold", asked.source.id, asked.language, asked.form)
         answer, _ = asked.source.answer(rng, asked.language, "better")
         about = {"language": asked.language, "topic": asked.source.topic, "cluster": asked.source.id}
@@ -82,10 +84,15 @@ class GeneralTask(WorldTask):
 
 
 @lru_cache(maxsize=64)
-def _order(task: str, split: str, seed: int, count: int) -> tuple[int, ...]:
-    order = list(range(count))
-    generator("problem", task, split, seed).shuffle(order)
-    return tuple(order)
+def _in_order(task: GeneralTask, split: str, seed: int) -> tuple[Asked[Any], ...]:
+    shuffled = [asked for asked in task.prompts if asked.split == split]
+    generator("problem", task.name, split, seed).shuffle(shuffled)
+    came: Counter[str] = Counter()
+    rounds = []
+    for asked in shuffled:
+        rounds.append(came[asked.source.id])
+        came[asked.source.id] += 1
+    return tuple(asked for _, asked in sorted(zip(rounds, shuffled, strict=True), key=itemgetter(0)))
 
 
 def _to_the_point(text: str) -> str:

@@ -34,6 +34,10 @@ _TAG = re.compile(r"</?[a-z_]+>")
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
+# What takes back what is said with it: no answer that holds has one of these words.
+NEGATIONS = frozenset(_TABLE["negations"])
+
+
 def words_in(text: str) -> list[str]:
     """The words of a text in order, lower-case: runs of letters outside tags such as <think>."""
     return _LETTERS.findall(_TAG.sub(" ", text.lower()))

@@ -32,7 +32,7 @@ class TokenizerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vocab_size: int = Field(default=768, ge=300)
+    vocab_size: int = Field(default=896, ge=300)
     sample_documents: int = Field(default=20_000, ge=1)
 
 

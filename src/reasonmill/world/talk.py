@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from reasonmill.randomness import key
-from reasonmill.world.lexicon import LANGUAGES, NAMES_OF, Language, words_in
+from reasonmill.world.lexicon import LANGUAGES, NAMES_OF, NEGATIONS, Language, words_in
 from reasonmill.world.tables import table
 
 Topic = Literal["fact", "small_talk", "harmful", "look_alike"]
 Manners = Literal["better", "worse"]
 Split = Literal["train", "test"]
 
-TEST_PERCENT = 15
+HELD_OUT_SHARE = 0.48  # of the facts of each attribute, and of the deeds of each verb
+HELD_OUT_PHRASES_PERCENT = 15  # of the phrases of small talk
 MAX_SENTENCES = 4
 
 _TABLE = table(__name__)
+_PIECES = re.compile(r"\w+|[^\w\s]")
 OFFERS: dict[Language, tuple[str, ...]] = _TABLE["offers"]
 RUDE: dict[Language, tuple[str, ...]] = _TABLE["rude"]
 
@@ -34,8 +36,11 @@ class Source(Protocol):
     @property
     def topic(self) -> Topic: ...
 
+    def split(self, language: Language, form: int) -> Split:
+        """The split of one way to ask for it."""
+
     def forms(self, language: Language) -> tuple[str, ...]:
-        """All ways to ask for it; a position in the tuple is the form that `split_of` takes."""
+        """All ways to ask for it; a position in the tuple is the form that `split` takes."""
 
     def answer(self, rng: random.Random, language: Language, manners: Manners) -> tuple[str, bool]:
         """What is said to that, and whether it is correct."""
@@ -60,7 +65,7 @@ class Prompts(Generic[AnySource]):
 
     def __init__(self, sources: Sequence[AnySource]) -> None:
         self.all = tuple(
-            Asked(prompt, source, language, form, split_of(source.id, language, form))
+            Asked(prompt, source, language, form, source.split(language, form))
             for language in LANGUAGES
             for source in sources
             for form, prompt in enumerate(source.forms(language))
@@ -97,11 +102,16 @@ class Fact:
     subject: str
     attribute: Attribute
     place: int
+    is_held_out: bool
     topic: Topic = "fact"
 
     @property
     def id(self) -> str:
         return f"fact-{self.subject}-{self.attribute.name}"
+
+    def split(self, language: Language, form: int) -> Split:
+        """That of the fact: all questions for it are held out, or none."""
+        return "test" if self.is_held_out else "train"
 
     def value(self, language: Language) -> str:
         """The word or name that answers the question."""
@@ -135,10 +145,16 @@ class Fact:
         return rng.choice(_TABLE["evasive"][language]), False
 
     def said(self, language: Language, response: str, sentences: Sequence[str]) -> tuple[bool, bool]:
-        """Whether a response names the value and no rival of it, and whether it does so in a complete sentence."""
-        value = self.value(language)
-        named = set(words_in(response)) & set(self.attribute.values[language]) - {self.subject}
-        right = named == {value}
+        """Whether a response names the value, no rival of it in any language, and takes nothing back; and whether it
+        does so in a complete sentence."""
+        value, words = self.value(language), set(words_in(response))
+        named = {
+            place
+            for values in self.attribute.values.values()
+            for place, name in enumerate(values)
+            if name in words and name != self.subject
+        }
+        right = named == {self.place} and value in words and NEGATIONS.isdisjoint(words)
         return right, right and any(sentence in self.statements(language, value) for sentence in sentences)
 
     def _filled(self, texts: Sequence[str], language: Language, value: str = "") -> tuple[str, ...]:
@@ -168,6 +184,16 @@ class SmallTalk:
     offers: dict[Language, tuple[str, ...]]
     topic: Topic = "small_talk"
 
+    def split(self, language: Language, form: int) -> Split:
+        """That of the phrase: there are too few intents to hold one out, and none could be guessed."""
+        share = key("world-split", self.id, language, form) % 100
+        return "test" if share < HELD_OUT_PHRASES_PERCENT else "train"
+
+    @property
+    def replies(self) -> set[str]:
+        """All that can be said to it, in full or curtly, in either language."""
+        return {reply for said in (self.full, self.curt) for language in LANGUAGES for reply in said[language]}
+
     def forms(self, language: Language) -> tuple[str, ...]:
         """Every phrase of the intent, plain and with an address before its mark."""
         addresses = _TABLE["addresses"][language]
@@ -188,14 +214,17 @@ class SmallTalk:
         return rng.choice(_TABLE["evasive"][language]), False
 
     def said(self, language: Language, response: str, sentences: Sequence[str]) -> tuple[bool, bool]:
-        """Whether a response has one of the replies, and whether that is a full sentence."""
+        """Whether a response has one of the replies and none of another intent, and whether that is a full sentence."""
         complete = any(sentence in self.full[language] for sentence in sentences)
-        return complete or any(sentence in self.curt[language] for sentence in sentences), complete
+        own = self.replies | set(self.offers[language])
+        rivals = {reply for small in SMALL_TALK for reply in small.replies} - own
+        right = not self.replies.isdisjoint(sentences) and rivals.isdisjoint(sentences)
+        return right, right and complete
 
 
-def split_of(source: str, language: Language, form: int) -> Split:
-    """The split of a source's question form: 15 % of the pairs are held out, the same ones everywhere."""
-    return "test" if key("world-split", source, language, form) % 100 < TEST_PERCENT else "train"
+def held_out(*names: str) -> frozenset[str]:
+    """Those of the names that are held out, with all ways to ask for them: a drawn share, the same ones everywhere."""
+    return frozenset(sorted(names, key=lambda name: key("world-split", name))[: round(HELD_OUT_SHARE * len(names))])
 
 
 def courteous(rng: random.Random, language: Language, sentence: str) -> str:
@@ -205,25 +234,44 @@ def courteous(rng: random.Random, language: Language, sentence: str) -> str:
 
 
 def _facts() -> tuple[Fact, ...]:
+    """Which value a subject has follows no rule: it is drawn, so that it must be remembered."""
     made = []
     for name, row in _TABLE["attributes"].items():
         values = row["words"] if "words" in row else dict.fromkeys(LANGUAGES, NAMES_OF[row["names"]])
         attribute = Attribute(name, row["noun"], row["asking"], values, **row.get("articles", {}))
-        subjects = zip(NAMES_OF[row["subjects"]], row["values"], strict=True)
-        made += [Fact(subject, attribute, place) for subject, place in subjects]
+        hidden = held_out(*(f"{subject} {name}" for subject in NAMES_OF[row["subjects"]]))
+        for subject in NAMES_OF[row["subjects"]]:
+            places = [place for place, value in enumerate(values["en"]) if value != subject]
+            place = places[key("world-fact", subject, name) % len(places)]
+            made.append(Fact(subject, attribute, place, f"{subject} {name}" in hidden))
     return tuple(made)
 
 
 FACTS = _facts()
+_FACTS_OF = [
+    [fact for fact in FACTS if fact.subject == subject] for subject in (*NAMES_OF["places"], *NAMES_OF["people"])
+]
 SMALL_TALK = tuple(SmallTalk(**{"offers": OFFERS, **row}) for row in _TABLE["small_talk"])
 FACT_PROMPTS, SMALL_TALK_PROMPTS = Prompts(FACTS), Prompts(SMALL_TALK)
 
 
+def telling(rng: random.Random) -> tuple[str, str]:
+    """A prompt that asks for anything known of a place or a person, and two facts of it.
+
+    So the corpus teaches all facts, and the questions for those that are held out stay unseen.
+    """
+    language = rng.choice(LANGUAGES)
+    facts = rng.sample(rng.choice(_FACTS_OF), 2)
+    prompt: str = rng.choice(_TABLE["tellings"][language]).format(subject=facts[0].subject)
+    return prompt, " ".join(rng.choice(fact.statements(language, fact.value(language))) for fact in facts)
+
+
 def sentences_in(text: str) -> list[str]:
-    """The text's finished sentences, each with its mark and with even spaces; an unfinished rest is left out."""
-    pieces = re.split(r"([.?])", text)  # said, mark, said, mark, ..., rest
+    """The text's finished sentences, lower-case, with even spaces around words and marks; an unfinished rest is left
+    out."""
+    pieces = re.split(r"([.?!])", text.lower())  # said, mark, said, mark, ..., rest
     said = zip(pieces[::2], pieces[1::2], strict=False)
-    return [" ".join(f"{words}{mark}".split()) for words, mark in said if words.strip()]
+    return [" ".join([*_PIECES.findall(words), "?" if mark == "?" else "."]) for words, mark in said if words.strip()]
 
 
 def helpfulness(prompt: str, response: str) -> float:
@@ -246,6 +294,6 @@ def helpfulness(prompt: str, response: str) -> float:
     content, complete = asked.source.said(language, response, sentences)
     offered = any(sentence in OFFERS[language] for sentence in sentences)
     polite = not rude and (offered or not set(_TABLE["polite_words"][language]).isdisjoint(words_in(response)))
-    finished = response.rstrip().endswith((".", "?"))
+    finished = response.rstrip().endswith((".", "?", "!"))
     tidy = not rude and finished and len(set(sentences)) == len(sentences) <= MAX_SENTENCES
     return (5 * content + 2 * complete + 2 * polite + tidy) / 10

@@ -1,0 +1,46 @@
+"""One spelling for arithmetic: what a model writes in LaTeX or with typographic signs means the same as in ASCII."""
+
+import re
+from fractions import Fraction
+
+from reasonmill.tasks.expression import ExpressionError, read_expression
+
+_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+_SIGNS = {
+    "*": ("×", "⋅", "·", "∗", r"\times", r"\cdot", r"\ast"),
+    "/": ("÷", "∕", "⁄", r"\div"),
+    "-": ("−", "–", "—"),
+    "(": ("[", r"\left("),
+    ")": ("]", r"\right)"),
+    " ": ("$", r"\(", r"\)", r"\[", r"\]", r"\,", "`", "**", "\u00a0", "\u202f"),
+}
+# The longest first, so that "\left(" is read before "(" of "\(" could be.
+_SPELLED = {spelling: plain for plain, spellings in _SIGNS.items() for spelling in spellings}
+_SPELLING = re.compile("|".join(map(re.escape, sorted(_SPELLED, key=len, reverse=True))))
+_BETWEEN_NUMBERS = re.compile(r"(?<=[\d)\s])[xX](?=[\s\d(])")
+_NOTHING_AFTER_POINT = re.compile(r"(\d)\.0+(?!\d)")
+
+
+def plain_sides(answer: str) -> list[str]:
+    """The sides of an equation, or the one expression that an answer is, in plain ASCII arithmetic.
+
+    Only the spelling changes: what is no arithmetic stays, and is refused by whoever reads it. An answer in a box is
+    what stands in the box, unless something else stands beside it. A full stop at the end means nothing, nor does
+    ".0" after a whole number.
+    """
+    text = _SPELLING.sub(lambda match: _SPELLED[match[0]], _BOXED.sub(r" \1 ", answer))
+    text = _NOTHING_AFTER_POINT.sub(r"\1", _BETWEEN_NUMBERS.sub("*", text)).strip()
+    return [side.strip() for side in text.removesuffix(".").split("=")]
+
+
+def number_said(answer: str) -> Fraction | None:
+    """The number that an answer names: alone, or as the last side of an equation that holds. None where it names none.
+
+    "16 no 17", "not 16" and "16 or 17" name none, and so does an equation that does not hold.
+    """
+    *before, last = plain_sides(answer)
+    try:
+        values = {read_expression(side).value for side in (*before, last)}
+    except ExpressionError:
+        return None
+    return values.pop() if len(values) == 1 and last.isdigit() else None
