@@ -208,7 +208,7 @@ def test_a_token_without_a_row_is_refused_before_anything_is_drawn(model: Path) 
     (model / "chat_template.jinja").write_text("<|im_start|>" + template)
     renderer, decoder = renderer_for(model), load_decoder(model, device="cpu", dtype=torch.float32)
     prompt = renderer.render(QUESTION)
-    named = "gives token 768, and the model's embedding has 768 rows"
+    named = "gives token 896, and the model's embedding has 896 rows"
     with pytest.raises(UnsupportedModel, match=named):
         next(native_sampler(decoder, renderer).generate([Request(prompt, SamplingParams(max_tokens=2), 1)]))
     with pytest.raises(UnsupportedModel, match=named):
