@@ -121,7 +121,8 @@ def main() -> int:
         "sampler, from the learner": _distance(scored["sampler"], scored["learner"]),
         "learner in other batches, from the learner": _distance(scored["other batches"], scored["learner"]),
     }
-    low, high = LossSettings(algorithm="gspo").clip
+    published = LossSettings(algorithm="gspo").constants
+    low, high = published["clip_low"], published["clip_high"]
     cut = {
         "against the sampler's log-probs": _cut(scored["learner"], scored["sampler"], low, high),
         "against the learner's, scored first": _cut(scored["with gradients"], scored["learner"], low, high),

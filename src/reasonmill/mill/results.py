@@ -15,9 +15,11 @@ from rich.text import Text
 
 from reasonmill.mill.display import UNBOUNDED_WIDTH
 
-Place = tuple[str, Sequence[str], bool]  # label, place in the metrics, whether it is a share
+Place = tuple[str, tuple[str, ...], bool]  # label, place in the metrics, whether it is a share
 
 _TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+# Rows of the table of stages behind those of the reasoning tasks.
+STAGE_ROWS: tuple[Place, ...] = tuple((label, tuple(place), share) for label, place, share in _TABLES["stages"]["rows"])
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def read_stages(summary: Mapping[str, Any]) -> Results:
     evaluations, columns = _evaluations(summary)
     figures = {name: figures for metrics in evaluations for name, figures in metrics["tasks"].items()}
     reasoning = [name for name in figures if figures[name]["domain"] == "reasoning"]
-    *before, last = _TABLES["stages"]["rows"]
+    *before, last = STAGE_ROWS
     places = [(name, ("tasks", name, "pass@1"), True) for name in reasoning]
     rows = _rows([*places, *before, *_measures(evaluations), last], evaluations)
     return Results(columns, (TaskResults("", "", rows),) if rows else ())
