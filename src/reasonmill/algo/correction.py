@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from reasonmill.settings import Real
 from reasonmill.types import Example
 
 Level = Literal["token", "sequence", "geometric"]
@@ -33,8 +34,8 @@ class CorrectionSettings(BaseModel):
 
     level: Level = Field(description="whose weight: the token's, or the product or geometric mean of its sequence's")
     rule: Rule = Field(description="bound the weight, drop what is outside and weigh the rest, or only drop")
-    low: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="the lower bound")
-    high: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the upper bound")
+    low: Real | None = Field(default=None, ge=0, description="the lower bound")
+    high: Real | None = Field(default=None, gt=0, description="the upper bound")
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> CorrectionSettings:

@@ -13,6 +13,7 @@ from torch import Tensor
 from reasonmill.algo import surrogates
 from reasonmill.algo.correction import CorrectionSettings, correction
 from reasonmill.algo.packing import Batch
+from reasonmill.settings import Real
 
 Algorithm = Literal["grpo", "dr_grpo", "dapo", "gspo", "gmpo", "cispo", "sapo", "dppo", "rloo", "reinforce"]
 Normalisation = Literal["token", "sequence", "constant"]
@@ -24,21 +25,21 @@ class LossSettings(BaseModel):
     """Which loss, and its constants. Unset constants take the algorithm's published values; those that it does not have
     are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     algorithm: Algorithm = "grpo"
-    clip_low: float | None = Field(default=None, ge=0, description="1 - clip_low bounds the ratio from below")
-    clip_high: float | None = Field(default=None, gt=0, description="1 + clip_high bounds the ratio from above")
-    dual_clip: float | None = Field(default=None, gt=1, description="bounds the ratio where the advantage is negative")
-    gate_positive: float | None = Field(default=None, gt=0, description="how fast SAPO's gate closes for A > 0")
-    gate_negative: float | None = Field(default=None, gt=0, description="how fast SAPO's gate closes for A < 0")
+    clip_low: Real | None = Field(default=None, ge=0, description="1 - clip_low bounds the ratio from below")
+    clip_high: Real | None = Field(default=None, gt=0, description="1 + clip_high bounds the ratio from above")
+    dual_clip: Real | None = Field(default=None, gt=1, description="bounds the ratio where the advantage is negative")
+    gate_positive: Real | None = Field(default=None, gt=0, description="how fast SAPO's gate closes for A > 0")
+    gate_negative: Real | None = Field(default=None, gt=0, description="how fast SAPO's gate closes for A < 0")
     divergence: Literal["tv", "kl"] | None = Field(default=None, description="what DPPO's trust region measures")
-    divergence_bound: float | None = Field(default=None, gt=0, description="where DPPO's trust region ends")
+    divergence_bound: Real | None = Field(default=None, gt=0, description="where DPPO's trust region ends")
     advantage: Advantage | None = Field(default=None, description="which advantage; the algorithm's if unset")
-    kl_coefficient: float = Field(default=0.0, ge=0, description="weight of the KL to the reference")
+    kl_coefficient: Real = Field(default=0.0, ge=0, description="weight of the KL to the reference")
     kl_estimator: KLEstimator = Field(default="k3", description="how that KL is estimated; the paper's is k3")
-    drift_coefficient: float = Field(default=0.0, ge=0, description="weight of the squared log-ratio")
-    entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    drift_coefficient: Real = Field(default=0.0, ge=0, description="weight of the squared log-ratio")
+    entropy_coefficient: Real = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     correction: CorrectionSettings | None = Field(default=None, description="for what the sampler draws otherwise")
 
     @model_validator(mode="after")

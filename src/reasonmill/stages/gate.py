@@ -23,6 +23,7 @@ from reasonmill.algo.error_rates import ErrorRates, error_rates
 from reasonmill.errors import RecipeError
 from reasonmill.protocols import Measure
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
+from reasonmill.settings import Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
 from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, read_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups
@@ -41,11 +42,11 @@ class Settings(StageSettings):
     parent: ModelRef
     parent_eval: EvaluationRef
     better: list[str] = Field(min_length=1, description="tasks whose pooled pass@1 must be higher")
-    alpha: float = Field(default=0.01, gt=0, lt=0.5, description="level of the test of `better`")
-    task_margin: float = Field(
+    alpha: Real = Field(default=0.01, gt=0, lt=0.5, description="level of the test of `better`")
+    task_margin: Real = Field(
         default=0.1, gt=0, le=1, description="by how much pass@1 of each single task of `better` may be worse"
     )
-    not_worse: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    not_worse: dict[str, Annotated[Real, Field(gt=0)]] = Field(
         default_factory=dict, description="measures, and by how much each may be worse (0.02: two points)"
     )
 

@@ -63,8 +63,8 @@ class Settings(OnPolicySettings):
         default="keep",
         description="whether groups without differences count in denominators and KL, are left out, or replaced",
     )
-    refill_limit: float | None = Field(
-        default=None, gt=1, allow_inf_nan=False, description="the most problems of a step, as a multiple of its own"
+    refill_limit: Real | None = Field(
+        default=None, gt=1, description="the most problems of a step, as a multiple of its own"
     )
     drop_overlong: bool = Field(default=False, description="leave out what was cut off, but for its group's baseline")
     soft_overlong: int | None = Field(
@@ -73,7 +73,7 @@ class Settings(OnPolicySettings):
     old_policy: Literal["auto", "learner", "sampler"] = Field(
         default="auto", description="whose log-probs ratios are against; auto: the sampler's where they are the same"
     )
-    max_mismatch: Annotated[float, INCIDENTAL] = Field(
+    max_mismatch: Annotated[Real, INCIDENTAL] = Field(
         default=0.1, gt=0, description="mean difference of the two's log-probs, in nats, that ends the stage"
     )
     reference_every: int = Field(
