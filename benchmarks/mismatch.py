@@ -26,7 +26,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reasonmill.algo.logprobs import token_logprobs
-from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import Batch, pack, unpack
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.local import LocalLearner
@@ -70,12 +69,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 PROMPT_TOKENS = 64  # of a random network's prompts
 FURTHER = 1.5  # how much further from each other than transformers is from fp32
 MINI_BATCHES = 4
+GSPO_CLIP = (3e-4, 4e-4)  # arXiv 2507.18071: of the geometric mean of a sequence's ratios
 
 
 class NumbersOnly:
     """The renderer of a network without a tokenizer: it ends no text."""
 
     stop_tokens: frozenset[int] = frozenset()
+    opening = ""
 
     def text(self, tokens: Sequence[int]) -> str:
         return " ".join(map(str, tokens))
@@ -121,8 +122,7 @@ def main() -> int:
         "sampler, from the learner": _distance(scored["sampler"], scored["learner"]),
         "learner in other batches, from the learner": _distance(scored["other batches"], scored["learner"]),
     }
-    published = LossSettings(algorithm="gspo").constants
-    low, high = published["clip_low"], published["clip_high"]
+    low, high = GSPO_CLIP
     cut = {
         "against the sampler's log-probs": _cut(scored["learner"], scored["sampler"], low, high),
         "against the learner's, scored first": _cut(scored["with gradients"], scored["learner"], low, high),

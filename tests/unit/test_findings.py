@@ -18,7 +18,7 @@ def step(**changes: float) -> dict[str, float]:
     named = {name.replace("__", "/"): value for name, value in changes.items()}
     return {
         "groups/flat": 0.5,
-        "rollouts/flat": 8.0,
+        "rollouts/ungraded": 0.0,
         "length/truncated": 0.1,
         "reward/accuracy": 0.4,
         "optim/grad_norm": 0.3,
@@ -77,7 +77,7 @@ def test_a_finding_names_what_is_likely_behind_it(changes: dict[str, float], cau
 
 def test_where_rewards_are_not_compared_flat_groups_and_cut_answers_are_no_sign() -> None:
     row = step(groups__flat=1.0, length__truncated=1.0)
-    del row["rollouts/flat"]
+    del row["rollouts/ungraded"]
     assert findings([row], {}, None, None) == []
 
 

@@ -1,11 +1,14 @@
 """Which settings decide what a stage makes, and which only how it is got."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import stage_key
 from reasonmill.recipe.load import load_recipe
 from reasonmill.settings import BY_CONTENT, INCIDENTAL, ByContent, Naming, decisive, marks
@@ -131,3 +134,30 @@ def test_patience_with_a_server_makes_no_data_anew_and_another_model_does(stage:
         assert key_of(stage, f"{stage}.{server}.{incidental}") == before
     for telling in ('model="another"', 'url="http://127.0.0.1:9999/v1"'):
         assert key_of(stage, f"{stage}.{server}.{telling}") != before
+
+
+def real_numbers(kind: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys and types of all settings that are real numbers, in tables, lists and what may be unset too."""
+    inner = get_args(kind)
+    plain = inner[0] if get_origin(kind) is Annotated else kind
+    if plain is float:
+        yield key, kind
+    elif isinstance(plain, type) and issubclass(plain, BaseModel):
+        for name, field in plain.model_fields.items():
+            # What a field is annotated with stands beside its type.
+            whole = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            yield from real_numbers(whole, f"{key}.{name}".removeprefix("."))
+    else:
+        for part in get_args(plain):
+            yield from real_numbers(part, key)
+
+
+@pytest.mark.parametrize("stage", installed().names("stages"))
+def test_no_stage_takes_a_number_that_can_not_be_computed_with(stage: str) -> None:
+    settings = installed().plugin("stages", stage).made.Settings
+    for _, kind in real_numbers(settings):
+        for number in (math.inf, -math.inf, math.nan, 1e308):
+            with pytest.raises(ValidationError):
+                TypeAdapter(kind).validate_python(number)
+    found = dict(real_numbers(settings))
+    assert ("optimizer.epsilon" in found) == ("optimizer" in settings.model_fields)

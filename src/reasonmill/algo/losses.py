@@ -25,7 +25,7 @@ class LossSettings(BaseModel):
     """Which loss, and its constants. Unset constants take the algorithm's published values; those that it does not have
     are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     algorithm: Algorithm = "grpo"
     clip_low: Real | None = Field(default=None, ge=0, description="1 - clip_low bounds the ratio from below")

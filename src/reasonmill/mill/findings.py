@@ -14,7 +14,7 @@ from reasonmill.protocols import Progress
 FINDINGS = "findings"
 # In the account of steps that learn by comparing rewards, and of no others: whoever learns from each token, as in
 # distillation, learns from flat groups and from cut answers as well.
-_COMPARED = "rollouts/flat"
+_COMPARED = "rollouts/ungraded"
 # Steps in a row after which a sign counts that was not there from the first step on.
 _IN_A_ROW = 4
 
@@ -44,7 +44,7 @@ def _why_flat(row: Row) -> str:
 
 _SIGNS = (
     _Sign(
-        "all groups were flat (the attempts at each problem got the same reward), so that nothing was learned",
+        "all groups were flat (the attempts at each problem got the same reward), so that rewards taught nothing",
         lambda row: row.get("groups/flat") == 1.0 and _COMPARED in row,
         _why_flat,
     ),

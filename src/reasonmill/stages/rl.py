@@ -64,7 +64,7 @@ class Settings(OnPolicySettings):
         description="whether groups without differences count in denominators and KL, are left out, or replaced",
     )
     refill_limit: Real | None = Field(
-        default=None, gt=1, allow_inf_nan=False, description="the most problems of a step, as a multiple of its own"
+        default=None, gt=1, description="the most problems of a step, as a multiple of its own"
     )
     drop_overlong: bool = Field(default=False, description="leave out what was cut off, but for its group's baseline")
     soft_overlong: int | None = Field(
