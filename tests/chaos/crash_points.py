@@ -25,12 +25,12 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from chaos import condition, scenario
+from chaos.faults import CLOSING, KILLS, WRITES, Case, Fault, Hit, every_fault, first_faults, hits_at, name_of
 from chaos.sabotage import REORDERED, SEEN_BY_KILLS, Around, Sabotage
 from chaos.steady import date, fingerprint, groups_known, steady
 from reasonmill.errors import OutOfSpace, StoreError
@@ -42,75 +42,12 @@ from reasonmill.store.ledger_backup import LEDGER, LedgerKeeper
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 TIME_LIMIT_S = 60
 BEFORE_IT_DIFFERS = 2  # operations, from which on a wrong store is tried
+TOGETHER = 20  # cases that stay in one process: those of the same operations often leave the same home
 GOING_ON = 99  # the last start in a case
 SECOND_CRASHES = 3  # crashes of the recovery, for each first one, in the long form
 LEDGER_VERBS = ("start log", "commit", "commit unsynced", "empty log", "close")
 LEDGER_MOVES = ("rename damaged ledger's log", "rename unreadable ledger", "replace restored ledger")
-WRITES = ("write", "copy", "fill")
-# Operations whose failure the store may pass over: they only clean up, or SQLite itself passes over them. So it may
-# while it closes the ledger: an open seal and earlier backups are no loss.
-TOLERANT = (
-    "unlink unfinished object",
-    "remove directory unfinished object",
-    "write lock",  # which only tells others who writes
-    "write released lock",
-    "copy damaged ledger",  # one that can't be read is moved
-    "fsync damaged ledger",
-    "unlink half of a damaged ledger",
-    "unlink unused restored ledger",
-    "close ledger",
-)
-CLOSING = "while the ledger is closed"
 FINISHED, REFUSED, OUT_OF_SPACE, BROKEN, KILLED = 0, 3, 4, 5, -signal.SIGKILL
-
-
-class Fault(StrEnum):
-    """What happens at an operation."""
-
-    KILL_BEFORE = "killed before"
-    KILL_AFTER = "killed after"
-    TORN = "killed when half was written"
-    NO_SPACE = "no space left"
-    SHORT = "no space left when half was written"
-    IO_ERROR = "input/output error"
-
-
-KILLS = (Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.TORN)
-
-
-def faults_of(verb: str) -> list[Fault]:
-    """The faults that can befall an operation."""
-    faults = [Fault.KILL_BEFORE, Fault.KILL_AFTER, Fault.NO_SPACE, Fault.IO_ERROR]
-    if verb in WRITES:
-        faults += [Fault.SHORT, Fault.TORN]
-    if verb in ("commit", "commit unsynced", "empty log"):
-        faults += [Fault.TORN]
-    return faults
-
-
-class Hit(NamedTuple):
-    """A fault at the operation with this number in an attempt."""
-
-    index: int
-    fault: Fault
-    entry: str  # the operation as the notes have it
-
-    def __str__(self) -> str:
-        return f"{self.fault} at #{self.index} {self.entry}"
-
-    @property
-    def is_tolerable(self) -> bool:
-        return self.entry.endswith(CLOSING) or name_of(self.entry) in TOLERANT
-
-
-class Case(NamedTuple):
-    """A part of the scenario, and what is hit in each attempt at it."""
-
-    part: int
-    attempts: tuple[tuple[Hit, ...], ...]
-
-    def __str__(self) -> str:
-        return f"part {self.part}, " + " | ".join("; ".join(map(str, hits)) for hits in self.attempts)
 
 
 class Stand:
@@ -352,36 +289,6 @@ def _in_child(function: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def name_of(entry: str) -> str:
-    verb, what, *_ = entry.split("|")
-    return f"{verb} {what}"
-
-
-def hits_at(entries: list[str], index: int) -> list[Hit]:
-    """All faults that can befall an operation of an attempt."""
-    return [Hit(index, fault, entries[index]) for fault in faults_of(entries[index].split("|")[0])]
-
-
-def every_fault(operations: list[list[str]]) -> Iterator[Case]:
-    """Each fault at each operation of a first attempt at each part."""
-    for part, entries in enumerate(operations):
-        yield from (Case(part, ((hit,),)) for index in range(len(entries)) for hit in hits_at(entries, index))
-
-
-def first_faults(operations: list[list[str]]) -> Iterator[Case]:
-    """Where each operation comes first, the errors and one of the kills; while the ledger is closed, one fault."""
-    seen: set[str] = set()
-    for part, entries in enumerate(operations):
-        for index, entry in enumerate(entries):
-            if entry not in seen:
-                seen.add(entry)
-                hits = hits_at(entries, index)
-                if entry.endswith(CLOSING):
-                    hits = [hits[len(seen) % len(hits)]]
-                left_out = KILLS[len(seen) % 2]  # killed after one operation is much like killed before the next
-                yield from (Case(part, ((hit,),)) for hit in hits if hit.fault != left_out or len(hits) == 1)
-
-
 def explore(runner: Runner, cases: Iterable[Case], *, second_crashes: int = 0) -> Iterator[tuple[Case, list[str]]]:
     """Runs these cases, and every fault at operations that only what came of them shows.
 
@@ -428,8 +335,9 @@ def main() -> int:
 def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
     number, parts = map(int, part.split("/"))
     runner = Runner(work, to_the_end=long)
-    first = list((every_fault if long else first_faults)(runner.operations))
-    cases = list(explore(runner, first[number - 1 :: parts], second_crashes=SECOND_CRASHES if long else 0))
+    first = (every_fault if long else first_faults)(runner.operations)
+    ours = [case for place, case in enumerate(first) if place // TOGETHER % parts == number - 1]
+    cases = list(explore(runner, ours, second_crashes=SECOND_CRASHES if long else 0))
     hit = {name_of(hit.entry) for case, _ in cases for hits in case.attempts for hit in hits}
     return {
         "operations": sum(map(len, runner.operations)),
