@@ -85,8 +85,8 @@ def with_balanced_lengths(pairs: Sequence[Pair], *noise: Part) -> list[Pair]:
     """As many pairs whose chosen response is longer by so and so many tokens as pairs whose rejected one is, so that
     length says nothing of which is chosen, nor how much longer a response is.
 
-    Differences count as equal that are within a tenth of each other; those of up to 13 tokens have to be the same.
-    Which of the surplus go is drawn; pairs of equal length all stay. The order is kept.
+    Differences are compared in classes a tenth wide; of up to 13 tokens, each is a class of its own. Which of the
+    surplus go is drawn; pairs of equal length all stay. The order is kept.
     """
     longer: defaultdict[int, list[int]] = defaultdict(list)
     shorter: defaultdict[int, list[int]] = defaultdict(list)
