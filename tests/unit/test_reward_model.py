@@ -157,7 +157,7 @@ def test_a_margin_has_to_exceed_a_level_and_equal_texts_are_no_pair() -> None:
     assert {reason for reason, count in dropped.items() if count} == {"equal_texts"}  # and their labels are far apart
     for margin, kept in ((0.3, 1), (0.25, 0), (0.2, 0)):
         better = replace(other, grade=Grade(1.0, {"helpful": 0.4 + margin}))
-        sets = reward_model.select(chosen, [Group(problem, (better, replace(twin, grade=other.grade)))], RENDERER, 0)
+        sets = reward_model.select(chosen, [Group(problem, (better, replace(first, grade=other.grade)))], RENDERER, 0)
         assert len([*sets.train, *sets.held_out]) == kept, margin
         assert sets.dropped["small_margin"] == 1 - kept
 
