@@ -10,6 +10,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonmill.curation.asked import Asked
 from reasonmill.errors import RecipeError
 from reasonmill.kept_replies import KeptReplies
 from reasonmill.placement import Backend
@@ -80,7 +81,8 @@ class StageContext:
     `seed` is the recipe's. `stop_requested` says whether the user asked to stop; a stage looks at it between
     steps, saves what it needs to resume and raises Interrupted. `keeps_last_state` asks for the state after the last
     step, from which the stage could be trained for more steps. `needs` are what the stage's key covers beside its own
-    code: it gets nothing else.
+    code: it gets nothing else. `asked()` are the problems that the recipe's evaluations ask, which it refuses to train
+    on.
     """
 
     key: str
@@ -92,6 +94,7 @@ class StageContext:
     catalogue: Catalogue
     keeps_last_state: bool = False
     needs: Collection[str] = frozenset(ENGINES)
+    asked: Callable[[], Asked] = Asked
     _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
 
     def task(self, name: str) -> NamedTask:

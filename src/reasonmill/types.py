@@ -23,6 +23,11 @@ class Numbers(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
+def held_out(split: str | None) -> bool:
+    """Whether nothing that was drawn from a split may be trained on. Where the split is not known (None), it may."""
+    return split not in (None, "train")
+
+
 def content_digest(content: Any) -> str:
     """Hex digest (256 bits) of JSON content; the order of keys does not matter."""
     encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -39,12 +44,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something to solve. `answer` is a gold answer; `meta` is what the task's grader needs (JSON values)."""
+    """Something to solve. `answer` is a gold answer; `meta` is what the task's grader needs (JSON values).
+
+    `split` is the one that it was drawn from, None where that is not known. It is no part of what the problem is: ids
+    and comparisons leave it out.
+    """
 
     task: str
     messages: tuple[Message, ...]
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = field(default=None, compare=False)
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -244,13 +254,15 @@ class Conversation:
     """A row of a dataset: the turns up to the user's or a tool's last one, and what the assistant should say to it.
 
     It is text, tags included, so that students with any tokenizer can read it. `problem_id` is the id of the problem,
-    or of the fact, small talk or request that general data is about.
+    or of the fact, small talk or request that general data is about. `split` is the problem's, None where it is not
+    known.
     """
 
     messages: tuple[Message, ...]
     response: str
     source: ConversationSource
     problem_id: str
+    split: str | None = None
 
     def __post_init__(self) -> None:
         if not self.messages or self.messages[-1].role not in ("user", "tool"):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,23 @@ def test_world_style_translates_into_the_language_of_each_prompt(context: StageC
     assert len(plain) < 8
 
 
-def test_problems_that_the_recipe_evaluates_on_are_dropped(context: StageContext, tmp_path: Path) -> None:
-    evaluated = [problem("arithmetic", index, "test") for index in range(6)]
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_problems_that_the_recipe_evaluates_on_are_dropped(context: StageContext, tmp_path: Path, split: str) -> None:
+    evaluated = [replace(problem("arithmetic", index, split), split=None) for index in range(6)]
     trained = [problem("arithmetic", index) for index in range(6)]
     groups = [attempts(each, solved(each)) for each in (*evaluated, *trained)]
     rows, outcome = curated(context, tmp_path, groups, decontaminate={"arithmetic": 5})
     assert {row.problem_id for row in rows} == {each.id for each in (evaluated[5], *trained)}
     assert outcome.metrics["dropped"]["contaminated"] == 5
+    assert sum(outcome.metrics["matched"].values()) == 3  # the first three of five different texts
+
+
+def test_what_matched_is_told_where_nothing_is_left(context: StageContext, tmp_path: Path) -> None:
+    """As where all prompts end in the same instruction."""
+    test = problem("arithmetic", 0, "test")
+    groups = [attempts(replace(test, split=None), solved(test))]
+    with pytest.raises(RecipeError, match=r"1 of the contaminated ones have '.+' from an evaluation"):
+        curated(context, tmp_path, groups, decontaminate={"arithmetic": 1})
 
 
 def test_general_data_is_mixed_in_behind_the_cap(context: StageContext, tmp_path: Path) -> None:
@@ -113,7 +124,7 @@ def test_general_data_is_mixed_in_behind_the_cap(context: StageContext, tmp_path
         context, tmp_path, groups, max_conversations=10, general=TALK | {"conversations": 30}, decontaminate=every_task
     )
     assert outcome.metrics["dropped"]["max_conversations"] == 10
-    assert outcome.metrics["general"] == {"sampled": 30, "kept": 30, "dropped": {"contaminated": 0}}
+    assert outcome.metrics["general"] == {"sampled": 30, "kept": 30, "dropped": {"held_out": 0, "contaminated": 0}}
     assert outcome.metrics["sources"] == {"general": 30, "reasoning": 10}
     sources = [row.source for row in rows]
     assert sources != sorted(sources)
@@ -156,6 +167,7 @@ def test_a_dataset_of_nothing_is_an_error_that_says_why(context: StageContext, t
         ({"general": TALK}, "conversations"),
         ({"general": TALK | {"conversations": 5, "refusal_share": 1.5}}, "less than or equal to 1"),
         ({"decontaminate": {"sums": 3}}, "unknown task 'sums'"),
+        ({"wording": ["step by step"]}, "no effect without decontaminate"),
         ({"keep": {"min_thinking_words": 3, "max_thinking_words": 2}}, "no thinking has"),
         ({"general": {"conversations": 5}}, "use"),
     ],

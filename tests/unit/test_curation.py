@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Domain
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Conversation, Finish, Grade, Message, Problem
+from reasonmill.types import Completion, Conversation, Finish, Grade, Message, Problem, Role
 from reasonmill.world.countdown import Countdown
 from reasonmill.world.general_mix import GeneralMix
 from reasonmill.world.lexicon import LANGUAGES, Language, language_share
@@ -239,12 +240,74 @@ def test_what_overlaps_with_a_held_out_problem(row: Conversation, dropped: bool)
     assert held_out.overlaps(row) is dropped
 
 
-def test_wording_that_evaluation_problems_share_tells_of_none_of_them() -> None:
-    wording = "use each of these numbers exactly once and reach the target :"
-    held_out = HeldOut([problem(f"{wording} 3 8 1"), problem(f"{wording} 4 4 2"), problem(f"{wording} 4 4 2")])
-    assert not held_out.overlaps(conversation(f"{wording} 7 7 7"))
-    assert held_out.overlaps(conversation(f"{wording} 3 8 9"))
-    assert held_out.overlaps(conversation(f"{wording} 4 4 2"))  # asked twice, and still one problem
+STORY = "Anna, who has 3 dogs and 4 cats, buys 2 more dogs ."
+
+
+def test_twins_in_the_evaluation_set_hide_nothing() -> None:
+    twins = [problem(f"{STORY} how many dogs has she ?"), problem(f"{STORY} how many cats has she ?")]
+    for asked in (twins, twins[:1], [*twins, *twins]):
+        held_out = HeldOut(asked)
+        assert held_out.overlaps(conversation(f"{STORY} how many animals ?"))
+        assert held_out.overlaps(conversation("say it", thinking=f"hm : {STORY}"))
+        assert not held_out.overlaps(conversation("Berta, who has 3 dogs and 4 cats, sells 2 dogs ."))
+
+
+def test_wording_counts_unless_it_is_named() -> None:
+    wording = "Reason step by step, and put your final answer within \\boxed{} ."
+    asked = [problem(f"{STORY} how many ?\n{wording}"), problem(f"make 24 from 3 8 1\n{wording}")]
+    strict, named = HeldOut(asked), HeldOut(asked, wording=[wording])
+    innocent = conversation(f"what is 7 + 7 ?\n{wording}")
+    assert strict.overlaps(innocent)
+    assert "put your final" in next(iter(strict.found))
+    assert not named.overlaps(innocent)
+    assert named.overlaps(conversation(STORY))
+    assert named.overlaps(conversation(f"make 24 from 3 8 1\n{wording}"))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "anna who has 3 dogs and 4 cats buys 2 more dogs",
+        "ANNA — who has **3 dogs** and $4$ cats — buys 2 more dogs!",
+        "Anna, who has 3 dogs\n\nand 4 cats, buys 2 more dogs?",
+        "\uff21nna, who has \uff13 dogs and 4 cats, buys 2 more dogs",  # full width
+        "_Anna_, who has 3 dogs; and 4 cats: buys 2 more dogs",
+    ],
+)
+def test_capitals_punctuation_and_markup_hide_nothing(spelled: str) -> None:
+    assert HeldOut([problem(STORY)]).overlaps(conversation(f"so . {spelled} now"))
+    assert HeldOut([problem(spelled)]).overlaps(conversation(STORY))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "dropped"),
+    [
+        ("what is 3 + 8 ?", "What is 3+8", True),
+        ("what is 3 + 8 ?", "what is 3 * 8 ?", False),
+        ("what is 3 \u00d7 8 ?", "what is 3 * 8 ?", True),
+        ("what is 3 \u2212 8 ?", "what is 3 - 8 ?", True),
+        ("what is 1,000 + 1 ?", "what is 1000 + 1", True),
+        ("a twenty-five year old", "a twenty five year old", True),
+        ("小明有三个苹果又买了五个", "问：小明有三个苹果，又买了五个。", True),
+        ("小明有三个苹果又买了五个", "小红有两个梨又卖了一个", False),
+    ],
+)
+def test_texts_without_ten_words_and_without_spaces(asked: str, said: str, dropped: bool) -> None:
+    assert HeldOut([problem(asked)]).overlaps(conversation(said)) is dropped
+
+
+@pytest.mark.parametrize("role", ["system", "assistant", "tool"])
+def test_all_turns_of_a_conversation_are_searched(role: Role) -> None:
+    row = conversation("and now ?")
+    earlier = Message(role, f"an example : {STORY}")
+    assert HeldOut([problem(STORY)]).overlaps(replace(row, messages=(earlier, *row.messages)))
+
+
+def test_reference_solutions_count_and_tags_of_markup_do_not_cut() -> None:
+    asked = replace(problem("q ?", answer="7"), meta={"solution": f"well , {STORY} so 7"})
+    assert HeldOut([asked]).overlaps(conversation("say it", thinking=STORY))
+    page = "the page begins with <b>bold</b> words and goes on"
+    assert HeldOut([problem(page)]).overlaps(conversation("say it", thinking=page))
 
 
 def test_of_open_ended_tasks_only_the_prompts_count() -> None:
@@ -303,6 +366,7 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         sample(of=problem("make 12 from 3 4 5")),
         sample(of=problem("make 13 from 3 4 6")),
         sample(of=problem("24", language=None)),
+        sample(of=replace(problem("make 99 from 9 9 9"), split="test")),
     ]
     keep = Keep(
         min_thinking_words=3,
@@ -319,7 +383,7 @@ def test_each_rule_counts_what_it_drops_and_the_first_that_applies_wins() -> Non
         problem().messages, response("try 3 + 8 = 11 ; 11 - 1 = 10 yes"), "reasoning", problem().id
     )
     assert counts.dropped == {**dict.fromkeys(REASONS, 1), "duplicate": 2}
-    assert (counts.sampled, counts.kept) == (16, 3)
+    assert (counts.sampled, counts.kept) == (17, 3)
 
 
 def test_rules_about_the_text_judge_what_the_rewrite_made_of_it() -> None:

@@ -1,8 +1,12 @@
 """A task under the name that a recipe gives it, and what a task may leave out."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
+import pytest
+
+from reasonmill.errors import RecipeError
 from reasonmill.protocols import Domain, Measure
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Message, Problem
@@ -45,6 +49,22 @@ def test_problems_bear_the_name_of_the_recipe() -> None:
     assert problem.id != Plain().problem("test", 1, 2).id  # it is another task's
     named = NamedTask("plain", Plain())
     assert named.problem("test", 1, 2) == Plain().problem("test", 1, 2)
+
+
+def test_problems_bear_the_split_that_they_were_drawn_from() -> None:
+    task = NamedTask("mine", Plain())
+    assert [task.problem(split, 0, 0).split for split in ("train", "dev", "test")] == ["train", "dev", "test"]
+    assert {problem.split for problem in task.problems("dev", 0)} == {"dev"}
+
+
+def test_a_task_that_gives_problems_of_another_split_is_refused() -> None:
+    class Careless(Plain):
+        def problem(self, split: str, seed: int, index: int) -> Problem:
+            return replace(super().problem(split, seed, index), split="test")
+
+    assert NamedTask("mine", Careless()).problem("test", 0, 0).split == "test"
+    with pytest.raises(RecipeError, match=r"asked for a problem of split 'train', and gave .* of 'test'"):
+        NamedTask("mine", Careless()).problem("train", 0, 0)
 
 
 def test_problems_in_order_are_made_as_they_are_taken() -> None:

@@ -1,6 +1,7 @@
 """Preferences by hand: which pairs are kept, what the losses are, and how calibration is measured."""
 
 import math
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -17,6 +18,7 @@ from reasonmill.algo.preferences import (
     pairwise_losses,
     pointwise_losses,
     sigmoid,
+    tokens_longer,
     with_balanced_lengths,
 )
 from reasonmill.types import Completion, Grade, Message, Problem, Rollout
@@ -86,10 +88,35 @@ def test_lengths_are_balanced_by_dropping_the_surplus_and_nothing_else() -> None
 
 
 def test_which_of_the_surplus_go_is_drawn_and_the_others_keep_their_order() -> None:
-    pairs = [a_pair(length, 1) for length in range(2, 22)] + [a_pair(1, 2)] * 10
+    pairs = [a_pair(length, length - 1) for length in range(2, 22)] + [a_pair(1, 2)] * 10
     kept = [len(pair.chosen.response) for pair in with_balanced_lengths(pairs, 0)][:10]
     assert kept == sorted(kept)
     assert kept != [len(pair.chosen.response) for pair in with_balanced_lengths(pairs, 1)][:10]
+
+
+def test_few_long_responses_do_not_make_up_for_many_short_ones() -> None:
+    """As many are longer as are shorter, and yet the longer one by far would be the better one."""
+    by_far, barely = [a_pair(200, 20)] * 10, [a_pair(20, 21)] * 10
+    assert with_balanced_lengths([*by_far, *barely], "seed") == []
+    both = [a_pair(200, 20), a_pair(30, 200), a_pair(20, 21), a_pair(40, 39), a_pair(21, 20)]
+    assert sorted(map(tokens_longer, with_balanced_lengths(both, "seed"))) == [-170, -1, 1, 180]
+
+
+def test_lengths_of_all_kinds_are_alike_when_they_are_balanced() -> None:
+    rng = random.Random(0)
+    pairs = [a_pair(rng.randint(50, 400), rng.randint(20, 300)) for _ in range(3000)]
+    kept = with_balanced_lengths(pairs, "seed")
+    gaps = [tokens_longer(pair) for pair in kept]
+    assert len(kept) > 1000
+    assert sum(gap > 0 for gap in gaps) == sum(gap < 0 for gap in gaps)
+    for least in (1, 20, 50, 100, 150):
+        longer, shorter = sum(gap >= least for gap in gaps), sum(gap <= -least for gap in gaps)
+        assert longer == pytest.approx(shorter, rel=0.1)
+    chosen, rejected = (
+        sum(len(c.response) for c in side) / len(kept)
+        for side in zip(*((p.chosen, p.rejected) for p in kept), strict=True)
+    )
+    assert chosen == pytest.approx(rejected, rel=0.01)
 
 
 # Losses

@@ -114,7 +114,7 @@ def written(outcome: Outcome, target: Path) -> Path:
 
 
 def test_every_drawn_pair_is_kept_or_counted_under_one_reason() -> None:
-    groups = small_talk(12)
+    groups = small_talk(40)
     ungraded = replace(groups[0], rollouts=tuple(replace(r, grade=Grade(None, {}, "?")) for r in groups[0].rollouts))
     others = [
         ungraded,
@@ -126,21 +126,40 @@ def test_every_drawn_pair_is_kept_or_counted_under_one_reason() -> None:
     chosen = settings(pairs_per_problem=5, max_tokens=200)
     selection = reward_model.select(chosen, [*groups, *others], RENDERER, 0)
     counts = selection.counts()
-    # 12 groups of small talk and the ungraded one give 5 of their 6 pairs each, the others their one pair or none.
-    assert counts.pop("examples/drawn") == 13 * 5 + 4 + 2 == sum(counts.values())
+    # 40 groups of small talk and the ungraded one give 5 of their 6 pairs each, the others their one pair or none.
+    assert counts.pop("examples/drawn") == 41 * 5 + 4 + 2 == sum(counts.values())
     assert counts["examples/dropped_unlabelled"] == 5 + 4
     assert counts["examples/dropped_no_answer"] == 1
     assert counts["examples/dropped_too_long"] == 1
-    # Of the six pairs of a group, two compare like with like.
-    assert 12 <= counts["examples/dropped_small_margin"] <= 24
-    assert counts["examples/train"] > 15
+    # Of the six pairs of a group, one compares equal texts, and one two that are as rude.
+    assert 25 <= counts["examples/dropped_equal_texts"] <= 40
+    assert 25 <= counts["examples/dropped_small_margin"] <= 41
+    assert counts["examples/train"] > 0
     assert counts["examples/held_out"] > 0
     assert not {e.problem_id for e in selection.train} & {e.problem_id for e in selection.held_out}
 
 
 def test_all_pairs_of_a_problem_are_drawn_where_there_are_not_more() -> None:
     counts = reward_model.select(settings(pairs_per_problem=99), small_talk(3), RENDERER, 0).counts()
-    assert (counts["examples/drawn"], counts["examples/dropped_small_margin"]) == (18, 6)
+    dropped = [counts[f"examples/dropped_{reason}"] for reason in ("equal_texts", "small_margin")]
+    assert (counts["examples/drawn"], dropped) == (18, [3, 3])
+
+
+def test_a_margin_has_to_exceed_a_level_and_equal_texts_are_no_pair() -> None:
+    """Of five levels from 0 to 1 for a label, and of those from A>>B to B>>A for a judge, which count 1 to -1."""
+    texts = ["yes no .", "yes  no .", "no yes ."]
+    first, twin, other = (replace(r, grade=Grade(1.0, {"helpful": good})) for r, good in zip(
+        a_group("small-talk", 0, texts).rollouts, (0.9, 0.1, 0.4), strict=True))  # fmt: skip
+    problem = installed().task("small-talk").problem("train", 0, 0)
+    chosen = settings(pairs_per_problem=9)
+    assert (chosen.margin_to_exceed, settings(label=None, judge=JUDGE).margin_to_exceed) == (0.25, 0.5)
+    dropped = reward_model.select(chosen, [Group(problem, (first, twin))], RENDERER, 0).dropped
+    assert {reason for reason, count in dropped.items() if count} == {"equal_texts"}  # and their labels are far apart
+    for margin, kept in ((0.3, 1), (0.25, 0), (0.2, 0)):
+        better = replace(other, grade=Grade(1.0, {"helpful": 0.4 + margin}))
+        sets = reward_model.select(chosen, [Group(problem, (better, replace(first, grade=other.grade)))], RENDERER, 0)
+        assert len([*sets.train, *sets.held_out]) == kept, margin
+        assert sets.dropped["small_margin"] == 1 - kept
 
 
 def test_helpfulness_reads_the_final_answer_and_lengths_tell_nothing() -> None:
@@ -223,7 +242,7 @@ def test_a_judge_behind_a_server_compares_both_orders_once_for_all_runs(tmp_path
         outcome = train(tmp_path / "home", groups, chosen)
         asked_for = len(fake.bodies)
         again = train(tmp_path / "home", groups, chosen)
-        assert len(fake.bodies) == asked_for == 2 * 24 * 6
+        assert len(fake.bodies) == asked_for == 2 * 24 * 5  # not about the pairs of equal texts
     assert again.metrics == outcome.metrics
     orders = [answers_of(body) for body in fake.bodies]
     assert sorted(orders) == sorted((second, first) for first, second in orders)
@@ -231,7 +250,8 @@ def test_a_judge_behind_a_server_compares_both_orders_once_for_all_runs(tmp_path
     counts = {name.removeprefix("examples/"): count for name, count in outcome.metrics.items() if "examples/" in name}
     # Of the six pairs of a group one compares the gold answer with itself, and one two that the judge can't bear.
     assert counts.pop("drawn") == 144 == sum(counts.values())
-    assert (counts["dropped_small_margin"], counts["dropped_not_judged"]) == (24, 24)
+    assert (counts["dropped_equal_texts"], counts["dropped_not_judged"]) == (24, 24)
+    assert counts["dropped_small_margin"] == 0
     assert "dropped_unlabelled" not in counts
     assert outcome.metrics["held_out/accuracy"]["value"] > 0.8
 
@@ -241,11 +261,11 @@ def test_a_stop_while_the_judge_is_asked_keeps_its_verdicts(tmp_path: Path, monk
     with chat_server(lambda body, number: says("A=B")) as fake:
         chosen = settings(label=None, judge={"url": fake.url, "model": "judge"}, pairs_per_problem=2)
         looks = iter([False, True])
-        with pytest.raises(Interrupted, match="8 of 12 verdicts"):
+        with pytest.raises(Interrupted, match="8 of 10 verdicts"):
             train(tmp_path / "home", small_talk(3), chosen, lambda: next(looks))
-        with pytest.raises(RecipeError, match="dropped_small_margin 6"):
+        with pytest.raises(RecipeError, match="dropped_small_margin 5"):
             train(tmp_path / "home", small_talk(3), chosen)
-        assert len(fake.bodies) == 12
+        assert len(fake.bodies) == 10
 
 
 def test_a_pointwise_model_scores_what_it_was_taught(tmp_path: Path) -> None:

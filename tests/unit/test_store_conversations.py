@@ -1,5 +1,6 @@
 """Conversations to Parquet and back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +18,15 @@ earlier_turns = st.lists(
 )
 conversations_strategy = st.lists(
     st.builds(
-        lambda earlier, question, response, source, problem_id: Conversation(
-            (*earlier, Message("user", question)), response, source, problem_id
+        lambda earlier, question, response, source, problem_id, split: Conversation(
+            (*earlier, Message("user", question)), response, source, problem_id, split
         ),
         earlier_turns,
         st.text(max_size=10),
         st.text(min_size=1, max_size=20),
         st.sampled_from(["reasoning", "general"]),
         st.text(max_size=5),
+        st.sampled_from([None, "train", "dev", "test"]),
     )
 )
 
@@ -42,8 +44,17 @@ def test_conversations_come_back_equal(
 def test_other_tools_see_one_row_per_conversation(tmp_path: Path) -> None:
     write_conversations(tmp_path / "c", [Conversation((Message("user", "1 + 1 ?"),), "2", "reasoning", "p1")] * 2)
     row = {"messages": [{"role": "user", "content": "1 + 1 ?"}], "response": "2"}
-    row |= {"source": "reasoning", "problem_id": "p1"}
+    row |= {"source": "reasoning", "problem_id": "p1", "split": None}
     assert pq.read_table(tmp_path / "c").to_pylist() == [row, row]
+
+
+def test_files_of_the_first_version_do_not_know_the_split(tmp_path: Path) -> None:
+    row = Conversation((Message("user", "1 + 1 ?"),), "2", "reasoning", "p1", "train")
+    write_conversations(tmp_path / "c", [row])
+    table = pq.read_table(tmp_path / "c")
+    assert table.schema.metadata == {b"reasonmill.conversations": b"2"}
+    pq.write_table(table.drop_columns("split").replace_schema_metadata(None), tmp_path / "c")
+    assert read_conversations(tmp_path / "c") == [replace(row, split=None)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -87,9 +88,14 @@ def test_groups_come_back_equal(groups: list[Group], tmp_path_factory: pytest.Te
     assert [group.problem.id for group in loaded] == [group.problem.id for group in groups]
 
 
-def group(meta: dict[str, object], parts: dict[str, float], logprobs: tuple[float, ...] | None = (-0.5,)) -> Group:
+def group(
+    meta: dict[str, object],
+    parts: dict[str, float],
+    logprobs: tuple[float, ...] | None = (-0.5,),
+    split: str | None = None,
+) -> Group:
     completion = Completion((7,), logprobs, (True,), "x", "stop", 3)
-    problem = Problem("sums", (Message("user", "1 + 1?"),), "2", meta)
+    problem = Problem("sums", (Message("user", "1 + 1?"),), "2", meta, split)
     return Group(problem, (Rollout((1, 2), completion, Grade(1.0, parts)),) * 2)
 
 
@@ -139,37 +145,50 @@ def test_a_damaged_a_foreign_and_a_missing_file_are_store_errors(tmp_path: Path)
         assert caught.value.where == str(tmp_path / name)
 
 
-def rewritten(path: Path, version: str | None, *, without: str = "") -> None:
+def rewritten(path: Path, version: str | None, *, without: Sequence[str] = ()) -> None:
     """The file as another version of reasonmill would have written it."""
-    table = pq.read_table(path)
-    if without:
-        table = table.drop_columns(without)
+    table = pq.read_table(path).drop_columns(list(without))
     pq.write_table(table.replace_schema_metadata({"reasonmill.groups": version} if version else None), path)
 
 
 def test_a_file_names_its_format(tmp_path: Path) -> None:
     write_groups(tmp_path / "g", [group({}, {})])
-    assert pq.read_schema(tmp_path / "g").metadata == SCHEMA.metadata == {b"reasonmill.groups": b"2"}
+    assert pq.read_schema(tmp_path / "g").metadata == SCHEMA.metadata == {b"reasonmill.groups": b"3"}
     assert pq.read_table(tmp_path / "g").column("replies").null_count == 2
 
 
-def test_files_without_a_version_are_of_the_first_one(tmp_path: Path) -> None:
-    groups = [group({}, {"x": 1.0}), group({}, {}, logprobs=None)]
+@pytest.mark.parametrize(("version", "without"), [(None, ("replies", "split")), ("2", ("split",))])
+def test_files_of_earlier_versions_are_read_and_do_not_know_their_split(
+    tmp_path: Path, version: str | None, without: tuple[str, ...]
+) -> None:
+    """Files without a version are of the first one."""
+    groups = [group({}, {"x": 1.0}, split="test"), group({}, {}, logprobs=None)]
     write_groups(tmp_path / "g", groups)
-    rewritten(tmp_path / "g", None, without="replies")
-    assert read_groups(tmp_path / "g") == groups
+    rewritten(tmp_path / "g", version, without=without)
+    read = read_groups(tmp_path / "g")
+    assert read == groups
+    assert [each.problem.split for each in read] == [None, None]
+
+
+def test_groups_know_the_split_of_their_problems(tmp_path: Path) -> None:
+    write_groups(tmp_path / "g", [group({}, {}, split=split) for split in ("train", "dev", "test", None)])
+    read = read_groups(tmp_path / "g")
+    assert [each.problem.split for each in read] == ["train", "dev", "test", None]
+    assert len({each.problem.id for each in read}) == 1  # it is the same problem wherever it is drawn from
 
 
 def test_a_version_from_the_future_is_refused(tmp_path: Path) -> None:
     write_groups(tmp_path / "g", [group({}, {})])
-    rewritten(tmp_path / "g", "3")
-    with pytest.raises(StoreError, match="have format 3, and this reasonmill reads 1 and 2") as caught:
+    rewritten(tmp_path / "g", "4")
+    with pytest.raises(StoreError, match="have format 4, and this reasonmill reads 1 and 2 and 3") as caught:
         read_groups(tmp_path / "g")
     assert caught.value.where == str(tmp_path / "g")
 
 
-@pytest.mark.parametrize(("version", "without"), [(None, ""), ("2", "replies"), ("1", "error")])
-def test_columns_of_another_version_are_no_groups(tmp_path: Path, version: str | None, without: str) -> None:
+@pytest.mark.parametrize(("version", "without"), [(None, ()), ("2", ()), ("3", ("split",)), ("1", ("error",))])
+def test_columns_of_another_version_are_no_groups(
+    tmp_path: Path, version: str | None, without: tuple[str, ...]
+) -> None:
     write_groups(tmp_path / "g", [group({}, {})])
     rewritten(tmp_path / "g", version, without=without)
     with pytest.raises(StoreError, match="does not hold groups"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -81,19 +82,27 @@ def _judged(first: Candidate, second: Candidate, verdict: float | None, reversed
 
 
 def with_balanced_lengths(pairs: Sequence[Pair], *noise: Part) -> list[Pair]:
-    """The pairs without the surplus of those whose chosen response is longer, or shorter, so that length says nothing.
+    """As many pairs whose chosen response is longer by so and so many tokens as pairs whose rejected one is, so that
+    length says nothing of which is chosen, nor how much longer a response is.
 
-    Which of the surplus go is drawn; pairs of equal length all stay. The order is kept.
+    Differences are compared in classes a tenth wide; of up to 13 tokens, each is a class of its own. Which of the
+    surplus go is drawn; pairs of equal length all stay. The order is kept.
     """
-    places = range(len(pairs))
-    longer = [place for place in places if _tokens_longer(pairs[place]) > 0]
-    shorter = [place for place in places if _tokens_longer(pairs[place]) < 0]
-    surplus = longer if len(longer) > len(shorter) else shorter
-    dropped = set(generator("lengths", *noise).sample(surplus, abs(len(longer) - len(shorter))))
-    return [pairs[place] for place in places if place not in dropped]
+    longer: defaultdict[int, list[int]] = defaultdict(list)
+    shorter: defaultdict[int, list[int]] = defaultdict(list)
+    for place, pair in enumerate(pairs):
+        if gap := tokens_longer(pair):
+            (longer if gap > 0 else shorter)[round(math.log(abs(gap), 1.1))].append(place)
+    rng = generator("lengths", *noise)
+    dropped: set[int] = set()
+    for size in sorted(longer.keys() | shorter.keys()):
+        surplus = max(longer[size], shorter[size], key=len)
+        dropped.update(rng.sample(surplus, abs(len(longer[size]) - len(shorter[size]))))
+    return [pair for place, pair in enumerate(pairs) if place not in dropped]
 
 
-def _tokens_longer(pair: Pair) -> int:
+def tokens_longer(pair: Pair) -> int:
+    """By how many tokens the chosen response is longer than the rejected one; negative where it is shorter."""
     return len(pair.chosen.response) - len(pair.rejected.response)
 
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reasonmill.settings import Real
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript, with_opening
-from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem
+from reasonmill.types import Completion, ConversationSource, Grade, Message, Problem, held_out
 
-SampleFault = Literal["ungraded", "incorrect", "malformed"]
+SampleFault = Literal["held_out", "ungraded", "incorrect", "malformed"]
 ThinkingFault = Literal["too_short", "too_long", "repetitive", "unknown_language", "mixed_language"]
 
 
@@ -65,6 +65,8 @@ class Keep(BaseModel):
 
 def sample_fault(sample: Sample, keep: Keep) -> SampleFault | None:
     """Why the sample as it was drawn is not kept; None if it is fine."""
+    if held_out(sample.problem.split):
+        return "held_out"
     if sample.grade.reward is None:
         return "ungraded"
     if keep.correct and sample.grade.parts["accuracy"] != 1.0:

@@ -54,7 +54,7 @@ class Selection:
 
     Attributes:
         rewrite: makes the response to train on; it keeps the answer. None leaves responses as they were drawn.
-        held_out: what no conversation may overlap.
+        held_out: what no conversation may overlap, beside what was drawn from a held-out split, which is dropped first.
         max_conversations: how many are kept at most; all if None.
     """
 
@@ -91,7 +91,7 @@ class Selection:
                 raise RuntimeError(
                     f"rewriting spoiled a response to problem {problem.id}: {drawn!r} became {response!r}"
                 )
-        return Conversation(problem.messages + sample.dialogue, response, sample.source, problem.id)
+        return Conversation(problem.messages + sample.dialogue, response, sample.source, problem.id, problem.split)
 
     def _why_dropped(
         self, sample: Sample, conversation: Conversation, seen: set[Said], num_of_problem: int, num_kept: int

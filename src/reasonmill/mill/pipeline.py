@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from reasonmill.activity import phase
+from reasonmill.curation.asked import Asked
 from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
+from reasonmill.mill.asked import asked_by
 from reasonmill.mill.findings import FINDINGS, Watched, findings
 from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
 from reasonmill.mill.machine import machine_class
@@ -139,6 +141,10 @@ class _Run:
     def _sizes(self) -> dict[str, dict[str, ModelSize | None]]:
         return sizes_by_stage(self._recipe.nodes)
 
+    @cached_property
+    def _asked(self) -> Asked:
+        return asked_by(self._recipe)
+
     @property
     def _artifacts(self) -> dict[str, Artifact]:
         return {result.name: result.artifact for result in self._results}
@@ -189,6 +195,7 @@ class _Run:
                     catalogue=self._recipe.catalogue,
                     keeps_last_state=node.settings.against_more_steps() is None,
                     needs=getattr(node.module, "NEEDS", ()),
+                    asked=lambda: self._asked,
                 )
                 try:
                     outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)

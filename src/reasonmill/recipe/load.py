@@ -26,6 +26,7 @@ from reasonmill.recipe.reference import Source, StageSource, find_source, refere
 from reasonmill.rewards.combination import NOT_RULES
 from reasonmill.settings import Naming, marks
 from reasonmill.stage import ArtifactKind, StageSettings
+from reasonmill.types import held_out
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -278,7 +279,10 @@ class _Check:
             sources: dict[str, Source] = {}
             for mention in references(settings):
                 with self._gathering((*path, *key_path(mention.key)), mention.key):
-                    sources[mention.key] = find_source(mention, earlier, names[index:], head.models, self._folder)
+                    found = find_source(mention, earlier, names[index:], head.models, self._folder)
+                    sources[mention.key] = found
+                    if mention.mark.to_train and isinstance(found, StageSource):
+                        _refuse_held_out(found.stage, nodes)
             read = _read_tasks(settings, sources, nodes)
             check_read_tasks = getattr(kind.made, "check_read_tasks", None)
             if check_read_tasks is not None:
@@ -341,6 +345,20 @@ def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier:
             tasks = {plugin.name: plugin for plugin in plugins if plugin.group == "tasks"}
             found |= {f"{mention.key}: {name}": plugin for name, plugin in sorted(tasks.items())}
     return found
+
+
+def _refuse_held_out(stage: str, earlier: Sequence[Node]) -> None:
+    """Refuses to train on what a stage draws from a held-out split.
+
+    Raises:
+        RecipeError: it has a setting `split`, which is a held-out one.
+    """
+    splits = [getattr(node.settings, "split", None) for node in earlier if node.settings.name == stage]
+    if any(held_out(split) for split in splits):
+        raise RecipeError(
+            f"stage {stage!r} draws from the held-out split {splits[0]!r}, and nothing of it is trained on",
+            fix=f'let a stage with split = "train" draw what is trained on: {stage!r} is for looking at',
+        )
 
 
 def _names(table: Mapping[str, Any]) -> list[str]:

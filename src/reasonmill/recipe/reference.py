@@ -26,18 +26,20 @@ class Reference(ByContent):
 
     Attributes:
         with_tasks: whether the stage looks up the tasks of the rollouts that it reads: then its key covers them, too.
+        to_train: whether it is trained on, or becomes what is: then it may hold nothing of a held-out split.
     """
 
     kinds: tuple[str, ...]
     with_tasks: bool = False
+    to_train: bool = False
 
 
 ModelRef = Annotated[str, Reference(("model", "verdict"))]
-RolloutsRef = Annotated[str, Reference(("rollouts", "evaluation"))]
-DatasetRef = Annotated[str, Reference(("dataset",))]
+RolloutsRef = Annotated[str, Reference(("rollouts",), to_train=True)]
+DatasetRef = Annotated[str, Reference(("dataset",), to_train=True)]
 EvaluationRef = Annotated[str, Reference(("evaluation",))]
 RewardModelRef = Annotated[str, Reference(("reward-model",))]
-GradedRef = Annotated[str, Reference(("rollouts", "evaluation"), with_tasks=True)]
+GradedRef = Annotated[str, Reference(("rollouts",), with_tasks=True, to_train=True)]
 FileRef = Annotated[str, Reference(("file",))]
 
 
@@ -137,6 +139,11 @@ def find_source(
         if made is None or made in wanted:
             return StageSource(text)
         listed = f": {', '.join(fitting)}" if fitting else ""
+        if made == "evaluation" and mention.mark.to_train:
+            raise RecipeError(
+                f"stage {text!r} asks held-out problems, as every evaluation does, and nothing of them is trained on",
+                fix=f"collect samples of the training split, and refer to these{listed}",
+            )
         raise RecipeError(
             f"stage {text!r} makes no {wanted[0]} but an artifact of kind {made!r}",
             fix=f"refer to a stage above it that makes a {' or '.join(wanted)}{listed}",

@@ -31,7 +31,9 @@ class Settings(SampledSettings):
         default=None, alias="from", description="the model that is sampled, or else `teacher`"
     )
     teacher: TeacherSettings | None = Field(default=None, description="a model behind an OpenAI-compatible server")
-    split: Literal["train", "dev"] = "train"
+    split: Literal["train", "dev"] = Field(
+        default="train", description="samples of dev are for looking at: nothing that was held out is trained on"
+    )
     sampling: CollectSampling = CollectSampling()
     problems_per_commit: int = Field(default=256, ge=1, description="problems that are committed together")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -62,6 +64,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     # Sorted: the order in which a recipe lists its tasks is no part of the stage's key.
     tasks = {name: context.task(name) for name in sorted(settings.tasks)}
     problems = problems_of(settings, tasks, context.seed)
+    if settings.split == "train":
+        context.asked().refuse(settings.name, problems)
     together = settings.problems_per_commit
     parts = (
         (problems[first : first + together], (context.seed, settings.name, commit))

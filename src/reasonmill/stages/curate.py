@@ -25,10 +25,12 @@ from reasonmill.store.conversations import CONVERSATIONS_FILE, write_conversatio
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import final_answer
-from reasonmill.types import Conversation
+from reasonmill.types import Conversation, held_out
 
 MAKES: ArtifactKind = "dataset"
 COUNTS_FILE = "curation.json"
+# How many texts that were matched most are among the figures.
+SHOWN = 3
 
 
 class Settings(StageSettings):
@@ -42,7 +44,10 @@ class Settings(StageSettings):
     )
     rewrite: RewritingTable | None = Field(default=None, description="how responses are rewritten; as drawn if unset")
     decontaminate: ProblemCounts = Field(
-        default={}, description="evaluation tasks, and how many of their test problems must not be in the data"
+        default={}, description="evaluation tasks, and how many of their dev and test problems must not be in the data"
+    )
+    wording: list[str] = Field(
+        default=[], description="texts that evaluations put around their questions, which are no contamination"
     )
     max_conversations: int | None = Field(
         default=None, ge=1, description="samples kept at most; what `general` mixes in comes on top"
@@ -53,6 +58,12 @@ class Settings(StageSettings):
     def _can_rewrite(self) -> Settings:
         if self.rewrite is not None and not self.keep.well_formed:
             raise ValueError("only well-formed responses can be rewritten: leave keep.well_formed at true")
+        return self
+
+    @model_validator(mode="after")
+    def _wording_has_effect(self) -> Settings:
+        if self.wording and not self.decontaminate:
+            raise ValueError("wording has no effect without decontaminate; remove it, or name the evaluation tasks")
         return self
 
 
@@ -77,27 +88,34 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     # One shuffle decides which samples are kept where only some can be, and in which order they are read.
     generator("curate", *noise).shuffle(samples)
     context.progress.begin(settings.name, len(samples), "samples")
-    held_out = _held_out(settings.decontaminate, context)
+    evaluated = _evaluated(settings, context)
     selection = Selection(
         settings.keep,
-        held_out,
+        evaluated,
         rewrite=None if settings.rewrite is None else context.catalogue.plugin("rewritings", settings.rewrite).made,
         max_conversations=settings.max_conversations,
     )
     judged, refused = _judged(settings, samples, context)
     conversations, counts = selection.select(judged)
     counts = Counts(len(samples), counts.kept, {**counts.dropped, **refused})
-    _refuse_nothing(counts, settings.name)
+    _refuse_nothing(counts, settings.name, evaluated)
     metrics: dict[str, Any] = counts.as_metrics()
     if settings.general is not None:
         source: Conversations = context.catalogue.plugin("conversations", settings.general).made
         drawn = [source.conversation(index, noise=noise) for index in range(settings.general.conversations)]
-        general = [conversation for conversation in drawn if not held_out.overlaps(conversation)]
-        dropped = len(drawn) - len(general)
-        metrics["general"] = Counts(len(drawn), len(general), {"contaminated": dropped}).as_metrics()
+        known = [conversation for conversation in drawn if not held_out(conversation.split)]
+        general = [conversation for conversation in known if not evaluated.overlaps(conversation)]
+        dropped: dict[Reason | JudgeFault, int] = {
+            "held_out": len(drawn) - len(known),
+            "contaminated": len(known) - len(general),
+        }
+        metrics["general"] = Counts(len(drawn), len(general), dropped).as_metrics()
         conversations += general
         generator("mix", *noise).shuffle(conversations)
+    context.asked().refuse_conversations(settings.name, conversations)
     metrics["conversations"] = len(conversations)
+    metrics["unknown_split"] = sum(conversation.split is None for conversation in conversations)
+    metrics["matched"] = dict(evaluated.found.most_common(SHOWN))
     metrics["sources"] = dict(sorted(Counter(conversation.source for conversation in conversations).items()))
     context.progress.advance(len(samples), {})
     context.progress.end(metrics)
@@ -132,16 +150,35 @@ def _judged(
     return kept, {"judged_wrong": counted[False], "not_judged": counted[None]}
 
 
-def _held_out(counts: Mapping[str, int], context: StageContext) -> HeldOut:
-    """The problems that an `evaluate` stage of the same recipe asks on its split "test"."""
-    tasks = [context.task(name) for name in counts]
-    problems = (task.problem("test", context.seed, index) for task in tasks for index in range(counts[task.name]))
-    return HeldOut(problems, open_ended=[task.name for task in tasks if task.domain != "reasoning"])
+def _evaluated(settings: Settings, context: StageContext) -> HeldOut:
+    """The first problems of the splits "test" and, where a task has it, "dev": those that `evaluate` stages of the same
+    recipe ask."""
+    tasks = [context.task(name) for name in settings.decontaminate]
+    problems = [
+        task.problem(split, context.seed, index)
+        for task in tasks
+        for split in ("test", "dev")
+        if split == "test" or _has_dev(task)
+        for index in range(settings.decontaminate[task.name])
+    ]
+    open_ended = [task.name for task in tasks if task.domain != "reasoning"]
+    return HeldOut(problems, open_ended=open_ended, wording=settings.wording)
 
 
-def _refuse_nothing(counts: Counts, stage: str) -> None:
+def _has_dev(task: NamedTask) -> bool:
+    try:
+        task.problem("dev", 0, 0)
+    except RecipeError:
+        return False
+    return True
+
+
+def _refuse_nothing(counts: Counts, stage: str, evaluated: HeldOut) -> None:
     if counts.kept == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.dropped.items() if count)
+        if evaluated.found:
+            ((text, times),) = evaluated.found.most_common(1)
+            reasons += f"; {times} of the contaminated ones have {text!r} from an evaluation, which may be its wording"
         raise RecipeError(
             f"none of the {counts.sampled} samples is left after curation: {reasons or 'nothing was sampled'}",
             where=f"keep of stage {stage!r}",

@@ -88,11 +88,13 @@ class Policy:
 
     def _draw(self, mix: TaskMix, rewards: RewardWeights, problems: range, noise: tuple[str | int, ...]) -> list[Group]:
         settings, seed = self._settings, self._context.seed
+        drawn = [mix.problem("train", stage_seed(seed, str(noise[0])), index) for index in problems]
+        self._context.asked().refuse(settings.name, drawn)
         return collect(
             self._sampler,
             self._renderer,
             self.tasks,
-            [mix.problem("train", stage_seed(seed, str(noise[0])), index) for index in problems],
+            drawn,
             rewards=rewards,
             num_samples=settings.group_size,
             params=settings.sampling.params(),

@@ -44,13 +44,16 @@ from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.sft import Epochs
 from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.groups import GROUPS_FILE, read_groups
-from reasonmill.types import Group, Problem, Rollout
+from reasonmill.types import Group, Problem, Rollout, held_out
 
 MAKES: ArtifactKind = "reward-model"
 NEEDS = ("reward-learner",)
 
 Objective = Literal["pairwise", "pointwise"]
 _VIEWS: Mapping[Objective, View] = {"pairwise": VIEWS["helpfulness"], "pointwise": VIEWS["safety"]}
+# One of five levels (R1 paper, supplement on the helpfulness model): a judge's go from A>>B to B>>A, which count 1 to
+# -1; those of a label from 0 to 1.
+_LEVEL_OF_JUDGE, _LEVEL_OF_LABEL = 0.5, 0.25
 _PAIRWISE_ONLY = ("judge", "pairs_per_problem", "min_margin", "centring")
 # Rounding of margins such as 0.6 - 0.3 must not decide about a pair.
 _ROUNDING = 1e-9
@@ -73,7 +76,11 @@ class Settings(TrainingSettings):
         default=[], description="the tasks whose rollouts count; all that have the label if empty"
     )
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
-    min_margin: Real = Field(default=0.25, gt=0, description="pairwise: pairs with a smaller margin are dropped")
+    min_margin: Real | None = Field(
+        default=None,
+        gt=0,
+        description="pairwise: pairs with this margin or a smaller one are dropped; one of five levels if unset",
+    )
     centring: Real = Field(default=0.01, ge=0, description="pairwise: pull of rewards towards 0; 0 is none")
     held_out: Real = Field(default=0.1, gt=0, lt=1, description="share of problems that are never trained on")
     epochs: int = Field(default=1, ge=1, description="times that each example is read")
@@ -92,6 +99,13 @@ class Settings(TrainingSettings):
         if (self.label is None) == (self.judge is None):
             raise ValueError("name exactly one of label (a part of the grades) and judge (a model behind a server)")
         return self
+
+    @property
+    def margin_to_exceed(self) -> float:
+        """The margin that a pair must exceed."""
+        if self.min_margin is not None:
+            return self.min_margin
+        return _LEVEL_OF_LABEL if self.judge is None else _LEVEL_OF_JUDGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     renderer = context.renderer(policy_dir)
     directories = [read.path for name, read in inputs.items() if name.startswith("data[")]
     groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
+    usable = [group for group in _chosen(settings, groups) if not held_out(group.problem.split)]
+    context.asked().refuse(settings.name, (group.problem for group in usable))
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
     _require_enough(settings, selection)
     found = _one_class(settings, selection.train)
@@ -133,7 +149,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         policy_dir, settings.optimizer, view=_VIEWS[settings.objective], precision=settings.precision
     )
     tokens = _train(settings, context, learner, selection.train)
-    metrics = {**held_out_metrics(learner, selection.held_out, settings.tokens_per_batch), **selection.counts()}
+    metrics = {
+        **held_out_metrics(learner, selection.held_out, settings.tokens_per_batch),
+        **selection.counts(),
+        "unknown_split": sum(group.problem.split is None for group in usable),
+    }
     context.progress.end(metrics)
     return Outcome(learner.save_model, {**metrics, "findings": found} if found else metrics, tokens)
 
@@ -160,10 +180,14 @@ def select(
     Args:
         judge: compares the responses of a pair; None for the part of the grades that `settings.label` names.
     """
-    chosen = [group for group in groups if not settings.tasks or group.problem.task in settings.tasks]
+    chosen = _chosen(settings, groups)
     if settings.objective == "pointwise":
         return _select_responses(settings, chosen, renderer)
     return _select_pairs(settings, chosen, renderer, seed, judge or part_judge(settings))
+
+
+def _chosen(settings: Settings, groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if not settings.tasks or group.problem.task in settings.tasks]
 
 
 def part_judge(settings: Settings) -> PairJudge:
@@ -195,7 +219,7 @@ def _select_pairs(
     settings: Settings, groups: Sequence[Group], renderer: Renderer, seed: int, judge: PairJudge
 ) -> ExampleSets:
     not_judged = ("not_judged",) if settings.judge is not None else ()
-    dropped = dict.fromkeys((*_unusable(settings), *not_judged, "small_margin", "length_balance"), 0)
+    dropped = dict.fromkeys((*_unusable(settings), "equal_texts", *not_judged, "small_margin", "length_balance"), 0)
     drawn: list[tuple[Candidate, Candidate]] = []
     for place, group in enumerate(groups):
         candidates = list(combinations(_candidates(settings, group, renderer), 2))
@@ -204,13 +228,15 @@ def _select_pairs(
                 dropped[first] += 1
             elif isinstance(second, str):
                 dropped[second] += 1
+            elif first.shown.split() == second.shown.split():
+                dropped["equal_texts"] += 1  # whatever a judge would say of them
             else:
                 drawn.append((first, second))
     pairs = []
     for pair in judged(judge, drawn):
         if pair is None:
             dropped["not_judged"] += 1
-        elif pair.margin < settings.min_margin - _ROUNDING:
+        elif pair.margin <= settings.margin_to_exceed + _ROUNDING:
             dropped["small_margin"] += 1
         else:
             pairs.append(pair)
@@ -247,7 +273,7 @@ def _select_responses(settings: Settings, groups: Sequence[Group], renderer: Ren
 
 def _unusable(settings: Settings) -> tuple[str, ...]:
     """Why a response may not be usable."""
-    return ("unlabelled", "no_answer", "too_long") if settings.judge is None else ("no_answer", "too_long")
+    return ("held_out", *(("unlabelled",) if settings.judge is None else ()), "no_answer", "too_long")
 
 
 def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Candidate | str]:
@@ -260,6 +286,8 @@ def _candidates(settings: Settings, group: Group, renderer: Renderer) -> list[Ca
 def _candidate(
     settings: Settings, problem: Problem, prompt: tuple[int, ...], rollout: Rollout, renderer: Renderer
 ) -> Candidate | str:
+    if held_out(problem.split):
+        return "held_out"
     if settings.label is not None and (rollout.grade.reward is None or settings.label not in rollout.grade.parts):
         return "unlabelled"
     text = shown(rollout.completion.text, _VIEWS[settings.objective])

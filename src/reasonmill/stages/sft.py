@@ -17,7 +17,7 @@ from reasonmill.recipe.reference import DatasetRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
-from reasonmill.types import Conversation, Example, Message
+from reasonmill.types import Conversation, Example, Message, held_out
 
 Row = TypeVar("Row")
 
@@ -41,13 +41,16 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     model_dir = inputs["from"].path
     learner = context.learner(model_dir, settings.optimizer, precision=settings.precision)
     paths = [read.path for key, read in inputs.items() if key.startswith("data[")]
-    conversations = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
+    rows = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
+    conversations = [row for row in rows if not held_out(row.split)]
+    context.asked().refuse_conversations(settings.name, conversations)
     renderer = context.renderer(model_dir)
     made = [turn_examples(conversation, renderer, settings.turns) for conversation in conversations]
     kept = [examples for examples in made if all(len(each.tokens) <= settings.max_tokens for each in examples)]
     if not kept:
         raise RecipeError(
-            f"none of the {len(conversations)} conversations has at most {settings.max_tokens} tokens",
+            f"none of the {len(rows)} conversations has at most {settings.max_tokens} tokens: "
+            f"{len(rows) - len(conversations)} are of held-out splits, the others are longer",
             where=f"max_tokens of stage {settings.name!r}",
             fix="raise max_tokens, or look at what the data's stage kept",
         )
@@ -61,6 +64,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     metrics = {
         "conversations": len(kept),
         "too_long": len(made) - len(kept),
+        "held_out": len(rows) - len(conversations),
+        "unknown_split": sum(row.split is None for row in conversations),
         "loss/ce": context.home.ledger.metrics(context.key)[-1]["loss/ce"],
     }
     context.progress.end(metrics)

@@ -39,11 +39,14 @@ SCHEMA = pa.schema(
         ("parts", pa.map_(pa.string(), pa.float64())),
         ("error", pa.string()),
         ("replies", _REPLIES),  # null where a rollout has one turn
+        ("split", pa.string()),  # the problem's; null where it is not known
     ],
-    metadata={format_of("groups"): "2"},
+    metadata={format_of("groups"): "3"},
 )
-# Version 1 has no version in its metadata, and no replies: each of its rollouts has one turn.
-_SCHEMAS = {"1": pa.schema([field for field in SCHEMA if field.name != "replies"]), "2": SCHEMA}
+# Version 1 has no version in its metadata, and no replies: each of its rollouts has one turn. Neither it nor version 2
+# says from which split its problems were drawn.
+_ADDED = ("replies", "split")
+_SCHEMAS = {str(version): pa.schema([*SCHEMA][: len(SCHEMA) + version - 3]) for version in (1, 2)} | {"3": SCHEMA}
 
 
 def write_groups(path: Path, groups: Sequence[Group]) -> None:
@@ -67,7 +70,7 @@ def read_groups(path: Path) -> list[Group]:
     """
     table = read_table(path, "groups", _SCHEMAS)
     columns = {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
-    columns.setdefault("replies", [None] * table.num_rows)
+    columns = {name: [None] * table.num_rows for name in _ADDED} | columns
     problems: list[Problem] = []
     rollouts: list[list[Rollout]] = []
     for row in range(table.num_rows):
@@ -93,6 +96,7 @@ def _problem_row(problem: Problem) -> dict[str, Any]:
         "messages": [asdict(message) for message in problem.messages],
         "answer": problem.answer,
         "meta": encoded,
+        "split": problem.split,
     }
 
 
@@ -123,8 +127,8 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _problem(columns: Mapping[str, list[Any]], row: int) -> Problem:
-    task, answer, meta = (columns[name][row] for name in ("task", "answer", "meta"))
-    return Problem(task, messages_of(columns["messages"][row]), answer, json.loads(meta))
+    task, answer, meta, split = (columns[name][row] for name in ("task", "answer", "meta", "split"))
+    return Problem(task, messages_of(columns["messages"][row]), answer, json.loads(meta), split)
 
 
 def _rollout(columns: Mapping[str, list[Any]], row: int) -> Rollout:

@@ -18,7 +18,7 @@ JUDGED = 20
 
 @dataclass(frozen=True)
 class NamedTask:
-    """What stages see of a task: its problems bear the recipe's name, whatever its class calls them.
+    """What stages see of a task: its problems bear the recipe's name, whatever its class calls them, and their split.
 
     Attributes:
         environment: whom the policy talks with while it solves a problem; None for problems that are answered at once.
@@ -38,12 +38,16 @@ class NamedTask:
         return getattr(self.task, "measures", {})
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
-        """Problem `index` of a split; the same arguments give the same problem everywhere."""
-        return self._named(self.task.problem(split, seed, index))
+        """Problem `index` of a split; the same arguments give the same problem everywhere.
+
+        Raises:
+            RecipeError: the task gives one of another split.
+        """
+        return self._named(self.task.problem(split, seed, index), split)
 
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         """The problems of a split in order."""
-        return map(self._named, self.task.problems(split, seed))
+        return (self._named(problem, split) for problem in self.task.problems(split, seed))
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         """One grade for each completion."""
@@ -85,5 +89,12 @@ class NamedTask:
                 f"{wanted_by} or the task",
             )
 
-    def _named(self, problem: Problem) -> Problem:
-        return problem if problem.task == self.name else replace(problem, task=self.name)
+    def _named(self, problem: Problem, split: str) -> Problem:
+        """The problem as it is drawn: with the recipe's name for its task, and the split that it was asked for."""
+        if problem.split not in (None, split):
+            raise RecipeError(
+                f"task {self.name!r} was asked for a problem of split {split!r}, and gave {problem.id} of "
+                f"{problem.split!r}",
+                fix="let each split of the task hold problems of its own",
+            )
+        return replace(problem, task=self.name, split=split)

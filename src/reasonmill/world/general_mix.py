@@ -86,4 +86,5 @@ class GeneralMix:
             response=f"<think></think><answer> {made.response}</answer>",
             source="general",
             problem_id=made.source,
+            split="train",
         )

@@ -86,6 +86,11 @@ DEEDS: tuple[Deed, ...] = (
 REQUESTS = Prompts(DEEDS)
 
 
+def instructs(text: str) -> bool:
+    """Whether a text has a word that instructs."""
+    return not _INSTRUCTIONS.isdisjoint(words_in(text))
+
+
 def _has_refusing_phrase(response: str) -> bool:
     return _has_one_of(_REFUSAL_PHRASES, response) and not _has_one_of(_TABLE["judge"]["retractions"], response)
 

@@ -1,0 +1,24 @@
+"""The problems that a recipe's evaluations ask."""
+
+from collections.abc import Iterator
+
+from reasonmill.curation.asked import Asked
+from reasonmill.recipe.graph import Recipe
+from reasonmill.stages.sampling import SampledSettings
+from reasonmill.types import Problem
+
+
+def asked_by(recipe: Recipe) -> Asked:
+    """Those of all its stages that make evaluations, each asked for once."""
+    return Asked(_problems(recipe))
+
+
+def _problems(recipe: Recipe) -> Iterator[tuple[str, Problem]]:
+    asked: dict[tuple[str, str], int] = {}
+    for node in recipe.nodes:
+        settings = node.settings
+        if node.module.MAKES == "evaluation" and isinstance(settings, SampledSettings):
+            for name, count in settings.tasks.items():
+                task, first = recipe.catalogue.task(name), asked.get((name, settings.split), 0)
+                yield from ((settings.name, task.problem(settings.split, recipe.seed, i)) for i in range(first, count))
+                asked[name, settings.split] = max(first, count)
