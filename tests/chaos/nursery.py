@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # transformers loads weights in threads, of which a forked torch now and then can't start the first two at once.
     "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    # tokenizers would start threads for several texts at a time, which a fork leaves behind.
+    "TOKENIZERS_PARALLELISM": "false",
 }
 
 
