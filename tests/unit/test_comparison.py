@@ -162,7 +162,7 @@ def test_a_loss_of_the_margin_passes_in_one_of_twenty_cases_at_most(problems: in
     assert passed <= 0.05 * trials
 
 
-def test_the_rates_of_error_are_those_of_swapped_models() -> None:
+def test_the_rates_of_error_are_those_of_two_models_like_the_parent() -> None:
     draws = np.random.default_rng(4)
     chances = draws.random((150, 1))
     one, other = ((draws.random((150, 4)) < chances).astype(float).tolist() for _ in range(2))

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from reasonmill.algo.intervals import TAIL, ClusterSums, Estimate, Floats, Spread, clustered_share
@@ -41,28 +40,17 @@ class Change:
     clusters: tuple[Hashable, ...]
 
     @classmethod
-    def of(cls, differences: Sequence[float], clusters: Sequence[Hashable]) -> Change:
-        """That of one data set: the difference of each problem, at least -1 and at most 1."""
+    def of(cls, differences: Sequence[float] | Floats, clusters: Sequence[Hashable]) -> Change:
+        """That of the differences [..., problems], each at least -1 and at most 1."""
         given = np.asarray(differences, dtype=np.float64)
         # Without `+ 0.0` some of the zeros would be negative ones.
-        gains, losses = ((np.maximum(sign * given, 0.0) + 0.0).tolist() for sign in (1, -1))
+        gains, losses = (np.maximum(sign * given, 0.0) + 0.0 for sign in (1, -1))
         return cls(ClusterSums.of(gains, clusters), ClusterSums.of(losses, clusters), tuple(dict.fromkeys(clusters)))
 
     @property
     def net(self) -> Floats:
         """Sum of the differences in each cluster [..., M]."""
         return self.gains.sums - self.losses.sums
-
-    def swapped(self, swap: NDArray[np.bool_]) -> Change:
-        """Data sets [..., M] in which the two models have changed places in some of the clusters."""
-
-        def mixed(ours: ClusterSums, theirs: ClusterSums) -> ClusterSums:
-            sums, squares = (
-                np.where(swap, other, own) for own, other in ((ours.sums, theirs.sums), (ours.squares, theirs.squares))
-            )
-            return ClusterSums(sums, squares, ours.counts)
-
-        return Change(mixed(self.gains, self.losses), mixed(self.losses, self.gains), self.clusters)
 
     def evened(self) -> Change:
         """Twice the data, once as they are and once with the models swapped: what equal models would show."""
@@ -109,16 +97,24 @@ class Comparison:
         candidate, parent: means over the problems' means.
         difference: candidate - parent, with its 95 % interval.
         p_value: one-sided; how often chance alone gives a difference as high as this.
-        problems: how many were compared.
         change: the differences.
+        attempts: the values of the parent's samples of each problem.
+        names, clusters: of each problem.
     """
 
     candidate: float
     parent: float
     difference: Estimate
     p_value: float
-    problems: int
     change: Change
+    attempts: tuple[tuple[float, ...], ...]
+    names: tuple[Part, ...]
+    clusters: tuple[Hashable, ...]
+
+    @property
+    def problems(self) -> int:
+        """How many were compared."""
+        return len(self.names)
 
 
 def paired_comparison(
@@ -126,6 +122,7 @@ def paired_comparison(
     parent: Sequence[Sequence[float]],
     *,
     noise: tuple[Part, ...],
+    names: Sequence[Part] | None = None,
     clusters: Sequence[Hashable] | None = None,
     permutations: int = 10_000,
 ) -> Comparison:
@@ -136,6 +133,7 @@ def paired_comparison(
     Args:
         candidate, parent: for each problem the values of its samples, all in [0, 1]; at least one each.
         noise: names the permutations that are drawn.
+        names: those of the problems; their places if None.
         clusters: names for each problem what it is a wording of; each problem is its own cluster if None.
 
     Raises:
@@ -146,15 +144,19 @@ def paired_comparison(
         raise ValueError("what is compared must be shares, from 0 to 1")
     means, parent_means = ([fmean(values) for values in model] for model in (candidate, parent))
     differences = [ours - theirs for ours, theirs in zip(means, parent_means, strict=True)]
-    change = Change.of(differences, range(len(differences)) if clusters is None else clusters)
+    named = tuple(range(len(differences)) if names is None else names)
+    things = named if clusters is None else tuple(clusters)
+    change = Change.of(differences, things)
     low, high = change.interval()
     return Comparison(
         candidate=fmean(means),
         parent=fmean(parent_means),
         difference=Estimate(fmean(differences), float(low), float(high)),
         p_value=sign_flip_test(change.net, noise=noise, permutations=permutations),
-        problems=len(differences),
         change=change,
+        attempts=tuple(map(tuple, parent)),
+        names=named,
+        clusters=things,
     )
 
 

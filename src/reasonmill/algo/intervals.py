@@ -57,16 +57,17 @@ class ClusterSums:
     counts: Floats
 
     @classmethod
-    def of(cls, values: Sequence[float], clusters: Sequence[Hashable]) -> ClusterSums:
-        """Those of one data set; `clusters` names the cluster of each value."""
+    def of(cls, values: Sequence[float] | Floats, clusters: Sequence[Hashable]) -> ClusterSums:
+        """Those of values [..., N]; `clusters` names the cluster of each value [N]."""
         places = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
         numbered = np.array([places[cluster] for cluster in clusters])
         given: Floats = np.asarray(values, dtype=np.float64)
 
         def added(weights: Floats) -> Floats:
-            return np.bincount(numbered, weights).astype(np.float64)
+            sums: Floats = np.apply_along_axis(lambda row: np.bincount(numbered, row), -1, weights).astype(np.float64)
+            return sums
 
-        return cls(added(given), added(given**2), added(np.ones_like(given)))
+        return cls(added(given), added(given**2), added(np.ones(len(numbered))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ def _compare(
         if any(measure_of(measure, rollout) is not None for rollout in group.rollouts)
     }
     values = [
-        (ours.problem.cluster, _values(ours, measure, ungraded=0.0), _values(theirs, measure, ungraded=1.0))
+        (ours.problem, _values(ours, measure, ungraded=0.0), _values(theirs, measure, ungraded=1.0))
         for ours, theirs in pairs
         if ours.problem.task in having
     ]
@@ -183,7 +183,8 @@ def _compare(
     return paired_comparison(
         [ours for _, ours, _ in compared],
         [theirs for _, _, theirs in compared],
-        clusters=[cluster for cluster, _, _ in compared],
+        names=[problem.id for problem, _, _ in compared],
+        clusters=[problem.cluster for problem, _, _ in compared],
         noise=(seed, settings.name, rule),
     )
 
