@@ -35,11 +35,11 @@ SMALLER: dict[str, dict[str, str]] = {
     "sft-data": {"keep": "{per_problem=1}", "decontaminate": ASKED, "general.conversations": "40"},
     "dev3": {"epochs": "1"},
     "general-rollouts": {
-        "tasks": "{facts=16, small-talk=8, harmful-requests=8, harmless-requests=8}",
+        "tasks": "{facts=24, small-talk=12, harmful-requests=8, harmless-requests=8}",
         "samples": "4",
         "sampling.max_tokens": "32",
     },
-    "helpfulness-rm": {"held_out": "0.4", "epochs": "1"},
+    "helpfulness-rm": {"held_out": "0.5", "min_margin": "0.05", "epochs": "1"},
     "safety-rm": {"held_out": "0.4", "epochs": "1"},
     "r1": RL
     | {

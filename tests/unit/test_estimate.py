@@ -80,7 +80,7 @@ def test_the_sizes_of_a_model_on_disk_are_read_from_its_config() -> None:
     nodes = load_recipe("r1-zero-tiny").nodes
     # 4 layers x (keys + values) x 1 head x 32; the parameters are those of the shipped weights.
     assert sizes_by_stage(nodes)["zero"] == {
-        "from": (size := ModelSize(1_049_728, 1_049_728, 4, 128, 256)),
+        "from": (size := ModelSize(1_066_112, 1_066_112, 4, 128, 256)),
         "": size,
     }
 

@@ -21,7 +21,8 @@ from reasonmill.servers.settings import ServerError, ServerSettings
 from reasonmill.stages import collect
 from reasonmill.store.home import Home
 from reasonmill.store.verification import verify_home
-from reasonmill.types import Completion, Finish, Message, Problem, SamplingParams
+from reasonmill.transcript import read_transcript
+from reasonmill.types import Finish, Message, Problem, SamplingParams
 
 ARITHMETIC = installed().task("arithmetic")
 CUT_OFF = {"choices": [{"message": {"content": "4"}}], "usage": {"completion_tokens": 256}}
@@ -163,10 +164,7 @@ def test_thinking_within_the_content_is_thinking(content: str, finish: Finish, t
 
 def test_tags_that_are_spoken_of_end_nothing() -> None:
     text = transcript_of(ChatReply("the </think> tag", "no </think> yet", "stop"))
-    (grade,) = ARITHMETIC.grade(
-        Problem("arithmetic", (Message("user", "q"),), "the /think tag"), [Completion((), None, (), text, "stop", 0)]
-    )
-    assert grade.reward == 1.0
+    assert read_transcript(text).answer == "the /think tag"
 
 
 @pytest.mark.parametrize("said", ["<think> is 4 right? </think>CORRECT", "is 4 right?</think>\n\nCORRECT"])
