@@ -5,11 +5,10 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
-# A process of tests for each core, and one more because many tests wait; each of them, and each process that they start,
-# computes with one thread. The tests of a file stay together, because they share what is dear to make; files are taken in
+# A process of tests for each core; each of them, and each process that they start, computes with one thread. The tests of a file stay together, because they share what is dear to make; files are taken in
 # their order, in which those that take long (chaos, e2e) come before the many that don't (unit).
 PYTEST := $(PYTHON) -m pytest
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS := $(shell getconf _NPROCESSORS_ONLN)
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # What is compiled is kept, whatever the environment says: else each of the many processes compiles all of it again.
@@ -51,6 +50,7 @@ $(READY): pyproject.toml
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PYTHON) -m pip install --quiet --editable '.[dev]'
+	$(PYTHON) -m compileall -q src
 	touch $(READY)
 
 $(BENCH_READY): $(READY)

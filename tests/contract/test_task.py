@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -45,6 +46,7 @@ def rewards(task: NamedTask, problem: Problem, texts: Iterable[str]) -> list[flo
     return [grade.reward for grade in task.grade(problem, [said(text) for text in texts])]
 
 
+@cache
 def some_problems(task: NamedTask) -> list[Problem]:
     return [task.problem(split, seed, index) for split in splits(task) for seed in (0, 7) for index in range(10)]
 

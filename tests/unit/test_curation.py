@@ -193,6 +193,7 @@ def test_the_corpus_rewritten_is_in_one_language_says_the_same_and_answers_the_s
     assert shorter > 20
 
 
+@pytest.mark.check
 @settings(max_examples=200, deadline=None)
 @given(words=st.lists(st.sampled_from(["try", "nimm", "no", "falsch", "yes", "now", "3", "8", "+", "="]), max_size=25))
 def test_any_rewrite_keeps_the_answer_and_the_format(words: list[str]) -> None:
@@ -440,6 +441,7 @@ keeps = st.builds(
 )
 
 
+@pytest.mark.check
 @settings(max_examples=150, deadline=None)
 @given(samples=samples_strategy, keep=keeps, cap=st.none() | st.integers(1, 6))
 def test_every_sample_is_kept_or_counted_under_one_reason(samples: list[Sample], keep: Keep, cap: int | None) -> None:

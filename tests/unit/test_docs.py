@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -180,6 +181,11 @@ def parsed(name: str) -> dict[str, Any]:
     return tomllib.loads(shipped_recipes()[name].read_text(encoding="utf-8"))
 
 
+@cache
+def inputs_of_r1_tiny() -> dict[str, tuple[str, ...]]:
+    return {node.settings.name: tuple(node.stage_inputs) for node in load_recipe("r1-tiny").nodes}
+
+
 def load_example(example: str, folder: Path) -> Recipe:
     """The example as a recipe: with a name, and behind the stages of r1-tiny that it refers to; one without any stage
     is put before the first."""
@@ -187,7 +193,7 @@ def load_example(example: str, folder: Path) -> Recipe:
         r"^(?=\[\[stage\]\])", shipped_recipes()["r1-tiny"].read_text(encoding="utf-8"), flags=re.M
     )
     assert head.startswith("#")
-    inputs = {node.settings.name: node.stage_inputs for node in load_recipe("r1-tiny").nodes}
+    inputs = inputs_of_r1_tiny()
     written = tomllib.loads(example)
     own = {stage["name"] for stage in written.get("stage", [])}
     waiting = [text for text in texts(written) if text in inputs]

@@ -173,6 +173,7 @@ def test_a_long_text_of_anything_is_read(piece: str) -> None:
     assert share is None or 0.0 <= share <= 1.0
 
 
+@pytest.mark.check
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=()), max_size=200))
 def test_any_text_is_safe_and_its_shares_add_up(text: str) -> None:

@@ -95,6 +95,7 @@ def test_moving_a_batch_keeps_all_that_it_holds() -> None:
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
 
 
+@pytest.mark.check
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=8),

@@ -31,6 +31,7 @@ conversations_strategy = st.lists(
 )
 
 
+@pytest.mark.check
 @settings(max_examples=60, deadline=None)
 @given(conversations=conversations_strategy)
 def test_conversations_come_back_equal(

@@ -77,6 +77,7 @@ rollouts = played() | st.builds(Rollout, prompt_tokens=prompts, completion=compl
 groups_strategy = st.lists(st.builds(Group, problem=problems, rollouts=st.lists(rollouts, max_size=3).map(tuple)))
 
 
+@pytest.mark.check
 @settings(max_examples=60, deadline=None)
 @given(groups=groups_strategy)
 def test_groups_come_back_equal(groups: list[Group], tmp_path_factory: pytest.TempPathFactory) -> None:
