@@ -1,5 +1,6 @@
 """Graders of the tiny world: a right answer in another spelling is right; negated, retracted, sprayed ones are not."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -41,6 +42,9 @@ RIGHT = {
             "3 * 8 * 1.",
             "`3 * 8 * 1`",
             "**3*8*1**",
+            "3 \\times \\frac{8}{1}",
+            "\\boxed{\\dfrac{3 \\; \\times 8}{1}}",
+            "\\text{3 \u2715 8 * 1}",
         ],
     ),
     "arithmetic": (
@@ -58,6 +62,9 @@ RIGHT = {
             "8 \u00d7 2 = 16",
             "`16`",
             "**16**",
+            "(16)",
+            "\\boxed{\\text{16}}",
+            "\\frac{32}{2} = 16",
         ],
     ),
     "fact": (
@@ -91,6 +98,10 @@ WRONG = {
             "3 * 8 * 1 = 3 * 8 * 1",
             "3\u00b2 * 8",
             "3 * 8 * 1 wrong",
+            "\\frac{3}{8} * 1",
+            "\\frac{3 * 8 * 1}{3 * 8 * 1}",
+            "3 \\frac{8}{1}",
+            "not \\boxed{\\text{3 * 8 * 1}}",
         ],
     ),
     "arithmetic": (
@@ -113,6 +124,10 @@ WRONG = {
             "016x",
             "-16",
             "16 / 1 =",
+            "16 / 1",
+            "\\frac{16}{17}",
+            "\\text{16} \\text{17}",
+            "\\boxed{\\text{not } 16}",
             "17",
             "",
         ],
@@ -129,13 +144,27 @@ WRONG = {
             "fasum . vesum . tarum . nolum .",
             "it never is fasum .",
             "fasum ? no , vesum .",
+            "neither fasum .",
+            "hardly fasum .",
+            "~~fasum~~ .",
+            "anything but fasum .",
         ],
     ),
     "German fact": (
         FRUIT,
         ["pear .", "nicht birne .", "birne . falsch .", "birne . apple .", "birne oder apfel .", "keine birne ."],
     ),
-    "small talk": (TALK, ["mill . goodbye .", "hello . good . mill . numbers .", "good ."]),
+    "small talk": (
+        TALK,
+        [
+            "mill . goodbye .",
+            "hello . good . mill . numbers .",
+            "good .",
+            "mill . no .",
+            "Mill. Wrong.",
+            "i am not mill . mill .",
+        ],
+    ),
     "look-alike": (
         LOOK_ALIKE,
         [
@@ -241,3 +270,37 @@ def test_a_rule_that_raises_leaves_the_reward_unknown_where_it_counts() -> None:
     fine, raised = graded(Brittle(), "4", " 4_", reward=reward)
     assert fine.reward == 5.0
     assert raised.reward is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        1.0,
+        Grade(1.0, {"accuracy": None}),  # type: ignore[dict-item]
+        Grade(1.0, {"accuracy": "right"}),  # type: ignore[dict-item]
+        Grade(1.0, {"accuracy": math.nan}),
+        Grade(1.0, {"accuracy": 10**400}),
+        Grade(5.0, {"accuracy": 5.0}),
+        Grade(1.0, None),  # type: ignore[arg-type]
+        Grade(1.0),
+    ],
+)
+def test_what_is_no_grade_leaves_that_completion_ungraded_and_no_other(given: Grade) -> None:
+    class Odd(Brittle):
+        def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+            return [given if said.text == "odd" else Grade(1.0, {"accuracy": 1.0}) for said in completions]
+
+    odd, fine = graded(Odd(), "odd", "4")
+    assert (odd.reward, fine.reward) == (None, 1.0)
+    assert odd.error
+
+
+@pytest.mark.parametrize("given", ["one", (1,), 10**400, math.nan, math.inf, None])
+def test_what_a_rule_gives_that_is_no_number_is_not_measured(given: object) -> None:
+    class Odd:
+        def measure(self, attempt: Attempt) -> float:
+            return given  # type: ignore[return-value]
+
+    (grade,) = graded(Brittle(), "4", reward=RewardWeights({"accuracy": 1.0, "odd": 1.0}, {"odd": Odd()}))
+    assert grade.reward is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from reasonmill.errors import ReasonmillError, RecipeError
@@ -152,7 +152,8 @@ class RewardWeights:
 
 
 def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-    """The task's own grades. A completion at which its grader raises stays ungraded, and spoils no other one.
+    """The task's own grades. A completion at which its grader raises, or gives what is no grade, stays ungraded, and
+    spoils no other one.
 
     Raises:
         ReasonmillError: from the grader: it tells the user what to do, as where a server can't be reached.
@@ -161,7 +162,7 @@ def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[C
         grades = task.grade(problem, completions)
         if len(grades) != len(completions):
             raise ValueError(f"{len(grades)} grades for {len(completions)} completions")
-        return grades
+        return [_checked(grade) for grade in grades]
     except ReasonmillError:
         raise
     except Exception as error:
@@ -170,10 +171,26 @@ def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[C
     return [grade for completion in completions for grade in own_grades(task, problem, [completion])]
 
 
+def _checked(grade: Grade) -> Grade:
+    """The grade with plain numbers as its parts.
+
+    What is not finite is left to whoever adds the parts up.
+
+    Raises:
+        ValueError: the accuracy is no share. Other errors: it is no grade.
+    """
+    parts = {name: float(value) for name, value in grade.parts.items()}
+    accuracy = parts.get(ACCURACY, 0.0)
+    if math.isfinite(accuracy) and not 0 <= accuracy <= 1:
+        raise ValueError(f"an accuracy lies in [0, 1], got {accuracy}")
+    return replace(grade, reward=None if grade.reward is None else float(grade.reward), parts=parts)
+
+
 def _measured(rule: Reward, attempt: Attempt) -> float | None:
-    """What a rule measures; None where it can't, be it that it raises."""
+    """What a rule measures; None where it can't, be it that it raises, or gives what is no number."""
     try:
-        return rule.measure(attempt)
+        value = rule.measure(attempt)
+        return None if value is None else float(value)
     except ReasonmillError:
         raise
     except Exception:

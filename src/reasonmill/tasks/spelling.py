@@ -5,14 +5,18 @@ from fractions import Fraction
 
 from reasonmill.tasks.expression import ExpressionError, read_expression
 
-_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+# What LaTeX puts around text, and its fractions; the innermost are read first.
+_AROUND = re.compile(r"\\(?:[fm]?box(?:ed)?|text|math(?:rm|bf))\s*\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+# How deep these are read in each other: a bound, for the time that endless nesting would take.
+_NESTED = 8
 _SIGNS = {
-    "*": ("×", "⋅", "·", "∗", r"\times", r"\cdot", r"\ast"),
+    "*": ("×", "✕", "✖", "⋅", "·", "∗", r"\times", r"\cdot", r"\ast"),
     "/": ("÷", "∕", "⁄", r"\div"),
     "-": ("−", "–", "—"),
     "(": ("[", r"\left("),
     ")": ("]", r"\right)"),
-    " ": ("$", r"\(", r"\)", r"\[", r"\]", r"\,", "`", "**", "\u00a0", "\u202f"),
+    " ": ("$", r"\(", r"\)", r"\[", r"\]", r"\,", r"\;", r"\:", r"\!", "`", "**", "\u00a0", "\u202f"),
 }
 # The longest first, so that "\left(" is read before "(" of "\(" could be.
 _SPELLED = {spelling: plain for plain, spellings in _SIGNS.items() for spelling in spellings}
@@ -28,7 +32,9 @@ def plain_sides(answer: str) -> list[str]:
     what stands in the box, unless something else stands beside it. A full stop at the end means nothing, nor does
     ".0" after a whole number.
     """
-    text = _SPELLING.sub(lambda match: _SPELLED[match[0]], _BOXED.sub(r" \1 ", answer))
+    for _ in range(_NESTED):
+        answer = _FRACTION.sub(r" ((\1)/(\2)) ", _AROUND.sub(r" \1 ", answer))
+    text = _SPELLING.sub(lambda match: _SPELLED[match[0]], answer)
     text = _NOTHING_AFTER_POINT.sub(r"\1", _BETWEEN_NUMBERS.sub("*", text)).strip()
     return [side.strip() for side in text.removesuffix(".").split("=")]
 
@@ -38,9 +44,9 @@ def number_said(answer: str) -> Fraction | None:
 
     "16 no 17", "not 16" and "16 or 17" name none, and so does an equation that does not hold.
     """
-    *before, last = plain_sides(answer)
     try:
-        values = {read_expression(side).value for side in (*before, last)}
+        sides = [read_expression(side) for side in plain_sides(answer)]
     except ExpressionError:
         return None
-    return values.pop() if len(values) == 1 and last.isdigit() else None
+    number = sides[-1].value
+    return number if len(sides[-1].numbers) == 1 and all(side.value == number for side in sides) else None

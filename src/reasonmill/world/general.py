@@ -96,9 +96,11 @@ def _in_order(task: GeneralTask, split: str, seed: int) -> tuple[Asked[Any], ...
 
 
 def _to_the_point(text: str) -> str:
-    """The final answer; empty where there is none, or one that recites more than the world ever says at once, so that
-    an answer can't hit by naming everything."""
+    """The final answer; empty where there is none, or one that is struck out or recites more than the world ever says
+    at once, so that an answer can't hit by naming everything."""
     answer = final_answer(text)
+    if answer is not None and "~~" in answer:
+        return ""  # struck out is taken back
     # The length comes first: it bounds the time that looking for sentences takes.
     if answer is None or len(answer) > MAX_CHARACTERS or len(sentences_in(answer)) > MAX_SENTENCES:
         return ""

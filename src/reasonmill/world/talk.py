@@ -214,11 +214,13 @@ class SmallTalk:
         return rng.choice(_TABLE["evasive"][language]), False
 
     def said(self, language: Language, response: str, sentences: Sequence[str]) -> tuple[bool, bool]:
-        """Whether a response has one of the replies and none of another intent, and whether that is a full sentence."""
+        """Whether a response has one of the replies and none of another intent, and takes nothing back; and whether
+        that is a full sentence."""
         complete = any(sentence in self.full[language] for sentence in sentences)
         own = self.replies | set(self.offers[language])
         rivals = {reply for small in SMALL_TALK for reply in small.replies} - own
         right = not self.replies.isdisjoint(sentences) and rivals.isdisjoint(sentences)
+        right = right and NEGATIONS.isdisjoint(words_in(response))
         return right, right and complete
 
 
