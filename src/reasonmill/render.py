@@ -56,12 +56,21 @@ class ChatRenderer(_TokenizerText):
     """The chat template that comes with the model."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(
-            self._of_model.shown(
-                [message.content for message in messages],
-                lambda contents: self._of_model.show(_turns(messages, contents), goes_on=True),
-            )
-        )
+        def shown(contents: Sequence[str]) -> str:
+            turns = _turns(messages, contents)
+            text = self._of_model.show(turns, goes_on=True)
+            # A template for contents in parts, as those of models that see are, finds none in a text. Of the
+            # assistant's earlier turns templates leave out the thinking.
+            silent = [role for role, said in turns if role != "assistant" and not _has_any(text, said.split())]
+            if silent:
+                raise UnsupportedModel(
+                    f"the model's chat template leaves out what is said by: {', '.join(silent)}",
+                    fix="leave out the role that it does not know, or correct the template: contents are texts",
+                    where=self._where,
+                )
+            return text
+
+        return tuple(self._of_model.shown([message.content for message in messages], shown))
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         # The difference of two conversations as text: one that ends with a turn of the assistant, and the same with the
@@ -133,6 +142,11 @@ def renderer_for(model_dir: Path, *, trust_remote_code: bool = False) -> Rendere
 
 def _turns(messages: Sequence[Message], contents: Sequence[str]) -> list[tuple[str, str]]:
     return [(message.role, content) for message, content in zip(messages, contents, strict=True)]
+
+
+def _has_any(text: str, words: Sequence[str]) -> bool:
+    """Whether a text has one of the words; True of no words."""
+    return not words or any(word in text for word in words)
 
 
 def _asked(contents: Sequence[str]) -> str:

@@ -189,6 +189,7 @@ def test_a_judge_may_think_within_its_content(said: str) -> None:
         Answer({"choices": [{"message": {"content": ["x"]}, "finish_reason": "stop"}]}),
         Answer(b"<html>starting</html>"),
         Answer(b""),
+        Answer(b"[" * 100_000),
         Answer([1, 2]),
         Answer(None),
     ],

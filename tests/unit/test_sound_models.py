@@ -138,6 +138,7 @@ DIRECTORIES: dict[str, tuple[Callable[[Path], None], str]] = {
         r"quantised \(fp8\)",
     ),
     "cut config": (write("config.json", "{"), "not valid JSON"),
+    "config without end": (lambda model: (model / "config.json").write_text("[" * 100_000), "not valid JSON"),
     "config of another kind": (write("config.json", []), "holds no table"),
     "missing shard": (
         write("model.safetensors.index.json", {"weight_map": {EMBEDDING: "model-00002-of-00002.safetensors"}}),
@@ -160,7 +161,14 @@ def test_what_is_no_model_is_said_to_be_what_it_is(model: Path, fault: str) -> N
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_attention_heads": 0}, {"hidden_size": "wide"}, {"model_type": "no-such"}, {"vocab_size": -3}]
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "wide"},
+        {"model_type": "no-such"},
+        {"model_type": ["llama"]},
+        {"vocab_size": -3},
+    ],
 )
 def test_a_config_that_transformers_stumbles_over_is_refused(model: Path, changes: dict[str, Any]) -> None:
     change_config(model, **changes)
@@ -258,6 +266,29 @@ def test_a_template_that_could_look_at_the_clock_and_does_not_is_used(model: Pat
         "{% if strftime_now is defined and tools %}{{ strftime_now('%Y') }}{% endif %}{{ messages[0].content }}"
     )
     assert renderer_for(model).render(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("template", "silent"),
+    [
+        ("hello", "user"),
+        ("{% for part in messages[0].content if part.type == 'text' %}{{ part.text }}{% endfor %}", "user"),
+        ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "system"),
+    ],
+    ids=["constant", "contents in parts", "no system"],
+)  # fmt: skip
+def test_a_template_that_leaves_out_what_is_said_is_refused(model: Path, template: str, silent: str) -> None:
+    (model / "chat_template.jinja").write_text(template)
+    messages = (Message("system", "be brief"), *QUESTION) if silent == "system" else (Message("user", "3 + 5 ?"),)
+    with pytest.raises(UnsupportedModel, match=f"leaves out what is said by: {silent}\\n"):
+        renderer_for(model).render(messages)
+
+
+@pytest.mark.parametrize("stop", ["<|end|>", 1.5, True, -1, 10**6, {"a": 1}, [1, "x"]])
+def test_a_stop_that_is_no_token_is_refused(model: Path, stop: Any) -> None:
+    write("generation_config.json", {"eos_token_id": stop})(model)
+    with pytest.raises(UnsupportedModel, match="eos_token_id names no token"):
+        renderer_for(model)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])

@@ -144,7 +144,7 @@ def load_network(
         UnsupportedModel: transformers can't load it.
     """
     refuse_directory(model_dir, _KINDS[auto])
-    is_native = content(model_dir / CONFIG).get("model_type") in CONFIG_MAPPING
+    is_native = str(content(model_dir / CONFIG).get("model_type")) in CONFIG_MAPPING
     if not is_native:
         refuse_foreign_code(model_dir, CONFIG, trust=trust_remote_code)
     try:

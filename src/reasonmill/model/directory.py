@@ -78,7 +78,7 @@ def content(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path.name} is not valid JSON: {error}", fix="restore it", where=str(path)) from error
     if not isinstance(found, dict):
         raise UnsupportedModel(f"{path.name} holds no table", fix="restore it", where=str(path))

@@ -218,11 +218,16 @@ def model_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Mode
 
 def _configured_stops(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokenizer's end token and those of generation_config.json, which chat models use for the end of a turn."""
-    stops: set[int] = set()
-    if tokenizer.eos_token_id is not None:
-        stops.add(tokenizer.eos_token_id)
-    if (model_dir / "generation_config.json").exists():
-        configured = content(model_dir / "generation_config.json").get("eos_token_id")
-        if configured is not None:
-            stops.update([configured] if isinstance(configured, int) else configured)
-    return stops
+    file = model_dir / "generation_config.json"
+    configured = content(file).get("eos_token_id")
+    listed = configured if isinstance(configured, list) else [configured]
+    stops = [stop for stop in (tokenizer.eos_token_id, *listed) if stop is not None]
+    known = set(tokenizer.get_vocab().values())
+    wrong = [stop for stop in stops if type(stop) is not int or stop not in known]
+    if wrong:
+        raise UnsupportedModel(
+            f"eos_token_id names no token of the tokenizer: {json.dumps(wrong)}",
+            fix="write the numbers of tokens that end a turn, or leave it out",
+            where=str(file),
+        )
+    return set(stops)

@@ -95,9 +95,11 @@ def read_answer(answer: bytes, max_tokens: int) -> Said:
         fields = [_apart(message[name]) for name in _THINKING_FIELDS if message.get(name)]
         # Servers give the same thing under two names.
         reasoning = thought or next(("".join(both) for both in fields), "")
-        num_tokens = (body.get("usage") or {}).get("completion_tokens") or 0
-        ending = choice.get("finish_reason") or ("length" if num_tokens >= max_tokens else "stop")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        ending = choice.get("finish_reason")
+        if not ending:
+            num_tokens = (body.get("usage") or {}).get("completion_tokens") or 0
+            ending = "length" if num_tokens >= max_tokens else "stop"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise NoCompletion("no chat completion") from error
     return Said(whole(content), whole(reasoning), whole(str(ending)))
 
