@@ -5,8 +5,9 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
-# A process of tests for each core; each of them, and each process that they start, computes with one thread. The tests of a file stay together, because they share what is dear to make; files are taken in
-# their order, in which those that take long (chaos, e2e) come before the many that don't (unit).
+# A process of tests for each core; each of them, and each process that they start, computes with one thread. The tests of
+# a file stay together, because they share what is dear to make; files are taken in their order, in which those that take
+# long (chaos, e2e) come before the many that don't (unit).
 PYTEST := $(PYTHON) -m pytest
 WORKERS := $(shell getconf _NPROCESSORS_ONLN)
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder

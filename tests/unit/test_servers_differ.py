@@ -107,6 +107,13 @@ def test_a_reply_that_does_not_say_why_it_ended_was_cut_off_where_it_is_as_long_
         assert replied(fake)[0].finish == "length"
 
 
+def test_a_reply_that_says_why_it_ended_is_kept_whatever_it_says_of_its_length() -> None:
+    choice = {"message": {"content": "4"}, "finish_reason": "stop"}
+    with chat_server(lambda body, number: Answer({"choices": [choice], "usage": [256]})) as fake:
+        assert replied(fake)[0].finish == "stop"
+    assert len(fake.bodies) == 1
+
+
 def test_an_unknown_word_is_named_and_a_setting_says_what_it_means(tmp_path: Path) -> None:
     with (
         chat_server(lambda body, number: says("4", "weary" if number == 1 else "stop")) as fake,
