@@ -320,8 +320,9 @@ def test_what_tasks_measure_is_written_beside_the_groups_and_pooled_over_those_t
     tasks = {"countdown-3": 1, "small-talk": 2, "facts": 3}
     outcome, _ = run(home, tasks=tasks)
     written(outcome, tmp_path / "evaluation")
-    measures = read_measures(tmp_path / "evaluation" / MEASURES_FILE)
-    assert {name: measure.tasks for name, measure in measures.items()} == {
+    measured = read_measures(tmp_path / "evaluation" / MEASURES_FILE)
+    assert measured.reasoning == ("countdown-3",)
+    assert {name: measure.tasks for name, measure in measured.measures.items()} == {
         "language": (),
         "format": (),
         "general": ("small-talk", "facts"),

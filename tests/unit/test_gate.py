@@ -15,7 +15,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.protocols import Measure
 from reasonmill.stage import Input, Outcome
 from reasonmill.stages.gate import VERDICT_FILE, Rule, Settings, judge, paired_groups, run
-from reasonmill.stages.measures import MEASURES_FILE, ON_ALL_TASKS, TaskMeasure, write_measures
+from reasonmill.stages.measures import MEASURES_FILE, ON_ALL_TASKS, Measured, TaskMeasure, write_measures
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
@@ -67,8 +67,10 @@ MEASURES = {
 }
 
 
-def judged(chosen: Settings, candidate: Sequence[Group], parent: Sequence[Group], seed: int = 0) -> list[Rule]:
-    return judge(chosen, paired_groups(candidate, parent), MEASURES, seed=seed)
+def judged(
+    chosen: Settings, candidate: Sequence[Group], parent: Sequence[Group], seed: int = 0, reasoning: Sequence[str] = ()
+) -> list[Rule]:
+    return judge(chosen, paired_groups(candidate, parent), Measured(tuple(reasoning), MEASURES), seed=seed)
 
 
 def rules_of(candidate: Sequence[Group], parent: Sequence[Group], **changes: Any) -> dict[str, tuple[bool, str]]:
@@ -102,6 +104,14 @@ def test_reasoning_tasks_are_pooled_and_each_is_guarded() -> None:
     assert "arithmetic: 100.0 % -> 50.0 %, -50.0 points" in second.text
     *_, lenient = judged(settings(better=[REASONING, "arithmetic"], task_margin=0.9), candidate, parent)
     assert lenient.holds
+
+
+def test_a_reasoning_task_that_need_not_be_better_is_guarded_too() -> None:
+    candidate = groups(REASONING, *GOOD) + groups("arithmetic", *BAD[:10])
+    parent = groups(REASONING, *BAD) + groups("arithmetic", *GOOD[:10])
+    better, guard = judged(settings(), candidate, parent, reasoning=["arithmetic", REASONING])
+    assert (better.comparison.problems, better.holds) == (30, True)
+    assert (guard.name, guard.holds) == ("pass@1 of arithmetic", False)
 
 
 @pytest.mark.parametrize(("margin", "holds"), [(0.3, True), (0.2, False)])
@@ -250,7 +260,9 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def evaluation(target: Path, rows: Sequence[Group]) -> None:
     write_groups(target / GROUPS_FILE, rows)
-    write_measures(target / MEASURES_FILE, [measure for measure in MEASURES.values() if measure.tasks])
+    reasoning = {row.problem.task for row in rows} & {REASONING, "arithmetic"}
+    measures = [measure for measure in MEASURES.values() if measure.tasks]
+    write_measures(target / MEASURES_FILE, sorted(reasoning), measures)
 
 
 @pytest.fixture
@@ -318,3 +330,6 @@ def test_a_gate_knows_what_the_tasks_measure_from_the_evaluation(
     assert (worse.metrics["promoted"], worse.metrics["rules"]["unsafe"]["holds"]) == (False, False)
     better, _ = compare([*new, *safe], [*old, *unsafe], not_worse={"unsafe": 0.1})
     assert better.metrics["promoted"]
+    right, wrong = (groups("arithmetic", *[[value]] * 30) for value in (1.0, 0.0))
+    lost, _ = compare([*new, *wrong], [*old, *right])
+    assert (lost.metrics["promoted"], lost.metrics["rules"]["pass@1 of arithmetic"]["holds"]) == (False, False)

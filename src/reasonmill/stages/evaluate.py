@@ -55,6 +55,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     model = inputs["from"].path
     tasks = {name: context.task(name) for name in settings.tasks}
     measures = measures_of(tasks.values())
+    reasoning = [name for name, task in tasks.items() if task.domain == "reasoning"]
     sampler, renderer = context.sampler(model), context.renderer(model)
     metrics, groups = _evaluate(settings, tasks, context.seed, sampler, renderer, Surroundings.of(context))
     if settings.against is not None:
@@ -63,7 +64,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
 
     def write(target: Path) -> None:
         write_groups(target / GROUPS_FILE, groups)
-        write_measures(target / MEASURES_FILE, measures)
+        write_measures(target / MEASURES_FILE, reasoning, measures)
 
     return Outcome(write, metrics, num_sampled(groups))
 

@@ -25,7 +25,7 @@ from reasonmill.protocols import Measure
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
 from reasonmill.settings import Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
-from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, read_measures
+from reasonmill.stages.measures import MEASURES_FILE, Measured, TaskMeasure, measure_of, read_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.types import Group
 
@@ -44,7 +44,7 @@ class Settings(StageSettings):
     better: list[str] = Field(min_length=1, description="tasks whose pooled pass@1 must be higher")
     alpha: Real = Field(default=0.01, gt=0, lt=0.5, description="level of the test of `better`")
     task_margin: Real = Field(
-        default=0.1, gt=0, le=1, description="by how much pass@1 of each single task of `better` may be worse"
+        default=0.1, gt=0, le=1, description="by how much pass@1 of each single task of reasoning may be worse"
     )
     not_worse: dict[str, Annotated[Real, Field(gt=0)]] = Field(
         default_factory=dict, description="measures, and by how much each may be worse (0.02: two points)"
@@ -75,8 +75,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     pairs = paired_groups(
         read_groups(inputs["candidate_eval"].path / GROUPS_FILE), read_groups(inputs["parent_eval"].path / GROUPS_FILE)
     )
-    measures = read_measures(inputs["candidate_eval"].path / MEASURES_FILE)
-    rules = judge(settings, pairs, measures, seed=context.seed)
+    measured = read_measures(inputs["candidate_eval"].path / MEASURES_FILE)
+    rules = judge(settings, pairs, measured, seed=context.seed)
     promoted = all(rule.holds for rule in rules)
     rates = rates_of(settings, rules, seed=context.seed)
     metrics: dict[str, Any] = {
@@ -95,17 +95,16 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     return Outcome(lambda target: _write(target, verdict), metrics)
 
 
-def judge(
-    settings: Settings, pairs: Sequence[tuple[Group, Group]], measures: Mapping[str, TaskMeasure], *, seed: int
-) -> list[Rule]:
+def judge(settings: Settings, pairs: Sequence[tuple[Group, Group]], measured: Measured, *, seed: int) -> list[Rule]:
     """What each rule of the settings finds in pairs of (candidate's group, parent's group) of the same problems.
 
     Args:
-        measures: what the evaluations measure besides pass@1, by name.
+        measured: which of the evaluations' tasks are guarded, and what they measure besides pass@1.
 
     Raises:
         RecipeError: the evaluations hold nothing that a rule could compare.
     """
+    measures = measured.measures
     unknown = [name for name in settings.not_worse if name not in measures]
     if unknown:
         raise RecipeError(
@@ -122,8 +121,11 @@ def judge(
 
     rules = [_better(settings, _compare(settings, pairs, "better", pass_at_1(*settings.better), seed))]
     guarded = [(name, margin, measures[name]) for name, margin in settings.not_worse.items()]
-    if len(settings.better) > 1:  # what a single task would be asked for is less than being better
-        guarded += [(f"pass@1 of {task}", settings.task_margin, pass_at_1(task)) for task in settings.better]
+    tasks = list(dict.fromkeys([*settings.better, *measured.reasoning]))
+    # A single task that must be better is asked for more than not to be worse.
+    guarded += [
+        (f"pass@1 of {task}", settings.task_margin, pass_at_1(task)) for task in tasks if [task] != settings.better
+    ]
     return rules + [
         _not_worse(name, margin, _compare(settings, pairs, name, measured, seed)) for name, margin, measured in guarded
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -75,25 +75,39 @@ def measures_of(tasks: Iterable[NamedTask]) -> list[TaskMeasure]:
     return list(found.values())
 
 
-def write_measures(path: Path, measures: Sequence[TaskMeasure]) -> None:
-    """Writes what tasks measure as JSON."""
-    path.write_text(json.dumps([asdict(measure) for measure in measures], indent=1) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class Measured:
+    """What the gate has to know of an evaluation.
+
+    Attributes:
+        reasoning: the tasks whose domain is reasoning.
+        measures: what the tasks measure besides pass@1, by name, and what every evaluation does.
+    """
+
+    reasoning: tuple[str, ...]
+    measures: Mapping[str, TaskMeasure]
 
 
-def read_measures(path: Path) -> dict[str, TaskMeasure]:
-    """What the tasks of an evaluation measure, and what every evaluation does, by name.
+def write_measures(path: Path, reasoning: Sequence[str], measures: Sequence[TaskMeasure]) -> None:
+    """Writes the names of the reasoning tasks, and what all tasks measure, as JSON."""
+    content = {"reasoning": list(reasoning), "measures": [asdict(measure) for measure in measures]}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_measures(path: Path) -> Measured:
+    """What `write_measures` wrote.
 
     Raises:
-        RecipeError: an earlier version of reasonmill made the evaluation, and did not write it down.
+        RecipeError: an earlier version of reasonmill made the evaluation, and did not write all of it down.
     """
-    if not path.is_file():
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not isinstance(content, dict):
         raise RecipeError(
             "the evaluation does not say what its tasks measure: an earlier version of reasonmill made it",
             where=str(path.parent),
             fix="run its evaluate stage again",
         )
     found = [
-        TaskMeasure(entry["name"], Measure(**entry["measure"]), tuple(entry["tasks"]))
-        for entry in json.loads(path.read_text(encoding="utf-8"))
+        TaskMeasure(entry["name"], Measure(**entry["measure"]), tuple(entry["tasks"])) for entry in content["measures"]
     ]
-    return {measure.name: measure for measure in (*ON_ALL_TASKS, *found)}
+    return Measured(tuple(content["reasoning"]), {measure.name: measure for measure in (*ON_ALL_TASKS, *found)})

@@ -1,0 +1,1 @@
+"""Graders: what decides whether a response is right or wrong. No torch, and no task is known here."""
