@@ -144,6 +144,9 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 256,
+    max_ungraded: Annotated[
+        float, typer.Option("--max-ungraded", min=0, max=1, help="Share of ungraded answers that ends it.")
+    ] = 0.05,
     split: SplitOption = "test",
     recipe: RecipeOption = None,
     device: DeviceOption = "auto",
@@ -174,6 +177,7 @@ def evaluate(
         name=directory.name,
         tasks=dict.fromkeys([task.name for task in asked], problems),
         samples=samples,
+        max_ungraded=max_ungraded,
         split=split,
         sampling=EvaluationSampling(temperature=params.temperature, max_tokens=params.max_tokens),
     )

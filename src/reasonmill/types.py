@@ -72,6 +72,10 @@ class Problem:
         return self.task, str(self.meta.get("cluster", self.id))
 
 
+# More than any model has positions.
+MOST_TOKENS = 100_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How completions are drawn. `top_k` 0 and `top_p` 1.0 switch their filter off; temperature 0 is greedy."""
@@ -86,12 +90,12 @@ class SamplingParams:
         # Beyond these, logits that are divided by it are no longer finite, or all alike.
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
             raise ValueError(f"temperature must be 0, or a finite number from 1e-6 to 1e6, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 1e-6 <= self.top_p <= 1:
+            raise ValueError(f"top_p must lie in [1e-6, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be >= 0 (0: off), got {self.top_k}")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
+        if not 1 <= self.max_tokens <= MOST_TOKENS:
+            raise ValueError(f"max_tokens must lie between 1 and {MOST_TOKENS:,}, got {self.max_tokens:,}")
         if any(not text for text in self.stop):
             raise ValueError("an empty stop string would stop every completion at once")
 

@@ -254,6 +254,19 @@ def test_a_grader_that_raises_leaves_that_completion_ungraded_and_no_other() -> 
     assert "ValueError: invalid literal" in raised.error
 
 
+class Leaves(Brittle):
+    """One whose grader ends the process."""
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        raise SystemExit(0)
+
+
+def test_a_grader_that_leaves_ends_no_run() -> None:
+    (left,) = graded(Leaves(), "4")
+    assert left.reward is None
+    assert "SystemExit" in left.error
+
+
 def test_a_grader_that_tells_the_user_what_to_do_is_heard() -> None:
     with pytest.raises(RecipeError, match="can't be reached"):
         graded(Unreachable(), "4")

@@ -228,6 +228,7 @@ def test_a_rule_without_figures_is_a_mistake(changes: dict[str, Any], what: str)
     [
         ({"not_worse": {"unsafe": 0.0}}, "greater than 0"),
         ({"not_worse": {"unsafe": float("inf")}}, "finite"),
+        ({"not_worse": {"unsafe": 2.0}}, "less than or equal to 1"),
         ({"parent_eval": "new-eval"}, "are both 'new-eval'"),
         ({"better": []}, "better"),
         ({"task_margin": 0.0}, "greater than 0"),

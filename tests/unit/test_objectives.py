@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from reasonmill.algo import surrogates
 from reasonmill.algo.advantages import ADVANTAGES
 from reasonmill.algo.examples import denominator, pg_examples
 from reasonmill.algo.logprobs import token_logprobs, token_logprobs_and_entropies
-from reasonmill.algo.losses import LossSettings, token_losses
+from reasonmill.algo.losses import Algorithm, LossSettings, token_losses
 from reasonmill.algo.packing import Batch, pack
 from reasonmill.types import Completion, Example, Grade, Group, Message, Problem, Rollout
 
@@ -248,6 +249,28 @@ def assert_same(
 
 def advantages_of(settings: LossSettings) -> list[list[float]]:
     return ADVANTAGES[settings.advantage_kind]([[(1.0, group)] for group in REWARDS])
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "algorithm"),
+    [
+        (surrogates.clipped_ratio, "dapo"),
+        (surrogates.clipped_sequence_ratio, "gspo"),
+        (surrogates.geometric_mean, "gmpo"),
+        (surrogates.soft_gate, "sapo"),
+        (surrogates.trust_region, "dppo"),
+    ],
+)
+def test_a_ratio_beyond_all_numbers_leaves_the_gradient_a_number(
+    surrogate: surrogates.Surrogate, algorithm: Algorithm
+) -> None:
+    constants = LossSettings(algorithm=algorithm).constants
+    logprobs = torch.zeros(2, requires_grad=True)
+    terms = surrogates.Terms(logprobs, torch.full((2,), -200.0), torch.tensor([1.0, -1.0]), lambda values: values)
+    losses, _ = surrogate(terms, constants)
+    losses.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

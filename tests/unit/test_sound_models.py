@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -137,6 +139,10 @@ DIRECTORIES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda model: change_config(model, text_config={"quantization_config": {"quant_method": "fp8"}}),
         r"quantised \(fp8\)",
     ),
+    "integers": (
+        lambda model: safetensors.numpy.save_file({EMBEDDING: np.zeros((4, 4), np.int8)}, model / "model.safetensors"),
+        "quantised .tensors of I8.",
+    ),
     "cut config": (write("config.json", "{"), "not valid JSON"),
     "config without end": (lambda model: (model / "config.json").write_text("[" * 100_000), "not valid JSON"),
     "config of another kind": (write("config.json", []), "holds no table"),
@@ -250,11 +256,12 @@ TEMPLATES = {
     "{{ 1 // 0 }}": "can't show a conversation of user",
     "{% for %}": "can't show a conversation of user",
     "{{ strftime_now('%d %b %Y') }}": r"writes the date \(strftime_now\)",
+    "{{ ['a', 'b'] |random }}": r"draws by chance \(`random`\)",
 }
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_that_raises_or_looks_at_the_clock_is_refused(model: Path, template: str) -> None:
+def test_a_template_that_raises_draws_or_looks_at_the_clock_is_refused(model: Path, template: str) -> None:
     (model / "chat_template.jinja").write_text(template)
     with pytest.raises(UnsupportedModel, match=TEMPLATES[template]) as caught:
         renderer_for(model).render(QUESTION)

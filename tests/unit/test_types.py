@@ -102,6 +102,8 @@ def test_a_problem_needs_messages_and_can_not_be_changed() -> None:
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1e-30}, "top_p"),
+        ({"max_tokens": 2**63 - 1}, "max_tokens"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_p": math.nan}, "top_p"),
         ({"top_k": -1}, "top_k"),

@@ -36,18 +36,27 @@ class Terms(NamedTuple):
     def log_ratio(self) -> Tensor:
         return self.logprobs - self.old
 
+    @property
+    def ratio(self) -> Tensor:
+        return _exp(self.log_ratio)
+
+
+def _exp(log_ratio: Tensor) -> Tensor:
+    """The ratio. Beyond exp(80) fp32 has infinities, whose gradient is not 0 but NaN where a bound cuts them off."""
+    return torch.exp(log_ratio.clamp(max=80.0))
+
 
 Surrogate = Callable[[Terms, Constants], tuple[Tensor, Tensor | None]]
 
 
 def clipped_ratio(terms: Terms, constants: Constants) -> tuple[Tensor, Tensor]:
     """-min(ratio A, clip(ratio) A) for each token (PPO's surrogate; GRPO, Dr. GRPO, DAPO)."""
-    return _pessimistic(torch.exp(terms.log_ratio), terms.advantages, constants)
+    return _pessimistic(terms.ratio, terms.advantages, constants)
 
 
 def clipped_sequence_ratio(terms: Terms, constants: Constants) -> tuple[Tensor, Tensor]:
     """As `clipped_ratio`, with the geometric mean of a sequence's ratios in place of each (GSPO, arXiv 2507.18071)."""
-    return _pessimistic(torch.exp(terms.sequence_mean(terms.log_ratio)), terms.advantages, constants)
+    return _pessimistic(_exp(terms.sequence_mean(terms.log_ratio)), terms.advantages, constants)
 
 
 def _pessimistic(ratio: Tensor, advantages: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
@@ -69,14 +78,14 @@ def geometric_mean(terms: Terms, constants: Constants) -> tuple[Tensor, Tensor]:
     )
     positive = terms.advantages > 0
     bounded = torch.where(positive, terms.log_ratio.clamp(max=most), terms.log_ratio.clamp(min=least))
-    losses = -terms.advantages * torch.exp(terms.sequence_mean(bounded))
+    losses = -terms.advantages * _exp(terms.sequence_mean(bounded))
     return losses, torch.where(positive, terms.log_ratio > most, terms.log_ratio < least)
 
 
 def clipped_weight(terms: Terms, constants: Constants) -> tuple[Tensor, Tensor]:
     """-stop_gradient(clip(ratio)) A log policy: no token loses its gradient (CISPO, arXiv 2506.13585)."""
     low, high = 1 - constants["clip_low"], 1 + constants["clip_high"]
-    ratio = torch.exp(terms.log_ratio.detach())
+    ratio = terms.ratio.detach()
     losses = -ratio.clamp(low, high) * terms.advantages * terms.logprobs
     return losses, (ratio < low) | (ratio > high)
 
@@ -86,7 +95,7 @@ def soft_gate(terms: Terms, constants: Constants) -> tuple[Tensor, None]:
     depends on the sign of A (SAPO, arXiv 2511.20347)."""
     positive, negative = (terms.old.new_tensor(constants[name]) for name in ("gate_positive", "gate_negative"))
     t = torch.where(terms.advantages > 0, positive, negative)
-    return -torch.sigmoid(t * (torch.exp(terms.log_ratio) - 1)) * (4 / t) * terms.advantages, None
+    return -torch.sigmoid(t * (terms.ratio - 1)) * (4 / t) * terms.advantages, None
 
 
 def trust_region(terms: Terms, constants: Constants) -> tuple[Tensor, Tensor]:
@@ -96,7 +105,7 @@ def trust_region(terms: Terms, constants: Constants) -> tuple[Tensor, Tensor]:
     bound = published if constants["divergence_bound"] is None else constants["divergence_bound"]
     moved = terms.log_ratio.detach() * terms.advantages > 0
     outside = moved & (divergence(terms.logprobs.detach().exp(), terms.old.exp()) > bound)
-    return torch.where(outside, 0.0, -torch.exp(terms.log_ratio) * terms.advantages), outside
+    return torch.where(outside, 0.0, -terms.ratio * terms.advantages), outside
 
 
 def _total_variation(policy: Tensor, old: Tensor) -> Tensor:

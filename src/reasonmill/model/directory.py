@@ -6,14 +6,20 @@ Nothing is imported that takes long, so that a recipe is refused before anything
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from reasonmill.errors import UnsupportedModel
 
 CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
+# What weights are made of where nobody has quantised them.
+_FLOATS = ("F64", "F32", "F16", "BF16")
 # Files of quantisers that wrote no `quantization_config`, and what they are called.
 _QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quantization_config.json": "quantised"}
 _NO_CODE = "set trust_remote_code = true at the head of the recipe if you have read that code and trust it"
@@ -127,7 +133,17 @@ def _quantised(path: Path) -> str | None:
         found = part.get("quantization_config")
         if found:
             return str(found.get("quant_method", "unknown method") if isinstance(found, dict) else found)
-    return next((name for file, name in _QUANTISERS.items() if (path / file).is_file()), None)
+    named = next((name for file, name in _QUANTISERS.items() if (path / file).is_file()), None)
+    return named or next((f"tensors of {kind}" for kind in _kinds_of_tensors(path) if kind not in _FLOATS), None)
+
+
+def _kinds_of_tensors(path: Path) -> Iterator[str]:
+    """What the tensors of the directory are made of, as safetensors calls it; a file that is broken is left to whoever
+    reads the weights."""
+    for file in sorted(path.glob("*.safetensors")):
+        with suppress(SafetensorError), safe_open(file, framework="numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118  # it is no dictionary
+                yield opened.get_slice(name).get_dtype()
 
 
 def _missing_shards(path: Path) -> set[str]:

@@ -37,6 +37,7 @@ _TOKENIZERS: dict[str, ModelTokenizer] = {}
 
 # In place of the function that tells templates the date. A text can't be called: a template that asks fails.
 _NO_CLOCK = "no clock"
+_RANDOM = re.compile(r"\|\s*random\b")
 _PROBE = "reasonmill asks"
 _TURN = "reasonmill says"
 
@@ -87,6 +88,13 @@ class ModelTokenizer:
             UnsupportedModel: the template refuses it, or is none.
         """
         messages = [{"role": role, "content": content} for role, content in turns]
+        if _RANDOM.search(str(self.plain.chat_template)):
+            raise UnsupportedModel(
+                "the model's chat template draws by chance (`random`): the same conversation would be another text "
+                "each time",
+                fix="write into the template what it shall say",
+                where=self._where,
+            )
         try:
             text: str = self.plain.apply_chat_template(
                 messages, add_generation_prompt=goes_on, tokenize=False, strftime_now=_NO_CLOCK

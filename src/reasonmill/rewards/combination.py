@@ -165,7 +165,7 @@ def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[C
         return [_checked(grade) for grade in grades]
     except ReasonmillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if len(completions) == 1:
             return [Grade(None, error=f"the grader of {problem.task!r} raised {type(error).__name__}: {error}")]
     return [grade for completion in completions for grade in own_grades(task, problem, [completion])]
@@ -193,7 +193,7 @@ def _measured(rule: Reward, attempt: Attempt) -> float | None:
         return None if value is None else float(value)
     except ReasonmillError:
         raise
-    except Exception:
+    except (Exception, SystemExit):
         return None
 
 

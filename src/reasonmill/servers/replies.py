@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,9 +37,13 @@ KNOWN_FINISHES: Mapping[str, Finish] = {said: finish for finish, words in _FINIS
 _THINKING_MARKS = (
     *(("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>")),
     *(("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("<reasoning>", "</reasoning>")),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
 )
-_TEXT_PARTS, _THINKING_PARTS = ("text", "output_text", "refusal"), ("thinking", "reasoning", "reasoning.text")
-_THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_TEXT_PARTS = ("text", "output_text", "refusal")
+_THINKING_PARTS = ("thinking", "reasoning", "reasoning.text", "reasoning.summary")
+_UNREADABLE_PARTS = ("redacted_thinking", "reasoning.encrypted")
+_THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +128,13 @@ def thinking_apart(reply: ChatReply) -> ChatReply:
         return reply
     content = reply.content
     for opening, closing in _THINKING_MARKS:
-        before, _, after = content.partition(closing)
-        if content.lstrip().startswith(opening):
-            thought = before.lstrip().removeprefix(opening)
-            return ChatReply(after, thought, reply.finish) if closing in content else ChatReply("", thought, "length")
-        if closing in content and opening == _THINKING_MARKS[0][0] and opening not in before:
+        closed = re.search(re.escape(closing), content, re.IGNORECASE)
+        before, after = (content[: closed.start()], content[closed.end() :]) if closed else (content, "")
+        opened = re.match(rf"\s*{re.escape(opening)}", content, re.IGNORECASE)
+        if opened:
+            thought = before[opened.end() :]
+            return ChatReply(after, thought, reply.finish) if closed else ChatReply("", thought, "length")
+        if closed and opening == _THINKING_MARKS[0][0] and opening not in before.lower():
             return ChatReply(after, before, reply.finish)
     return reply
 
@@ -148,7 +155,7 @@ def _apart(content: Any) -> tuple[str, str]:
             thought.append("".join(_flat(part)))
         elif kind in _TEXT_PARTS:
             said.append("".join(_flat(part)))
-        elif kind != "redacted_thinking":
+        elif kind not in _UNREADABLE_PARTS:
             raise NoCompletion(f"a part of type {kind!r}")
     return "".join(said), "".join(thought)
 
@@ -161,12 +168,14 @@ def _flat(part: Any) -> Iterator[str]:
         for inner in part:
             yield from _flat(inner)
     elif isinstance(part, dict):
-        for key in ("text", "thinking", "reasoning", "refusal"):
+        for key in ("text", "thinking", "reasoning", "refusal", "summary"):
             yield from _flat(part.get(key))
 
 
 def _refuse_error(table: Mapping[str, Any]) -> None:
-    error = table.get("error") or (table if table.get("object") == "error" else None)
+    # Some servers put the error where the answer would be.
+    bare = table.get("object") == "error" or ("choices" not in table and isinstance(table.get("message"), str))
+    error = table.get("error") or (table if bare else None)
     if error is None:
         return
     said = error if isinstance(error, Mapping) else {"message": error}

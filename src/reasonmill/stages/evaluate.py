@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,13 +164,13 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
     figures: dict[str, Any] = {
         "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
     }
-    for name, figure in {**shares, **amounts}.items():
-        values, clusters = values_of(groups, figure)
+    for name, of_rollout in {**shares, **amounts}.items():
+        values, clusters = values_of(groups, of_rollout)
         if name == "language":
             figures["language_rollouts"] = len(values)
         if values:
-            interval = clustered_share if name in shares else clustered_mean
-            figures[name] = interval(values, clusters).as_metric()
+            figure = (clustered_share if name in shares else clustered_mean)(values, clusters)
+            figures[name] = replace(figure, low=max(0.0, figure.low)).as_metric()  # no amount here is below 0
     return figures
 
 

@@ -46,7 +46,7 @@ class Settings(StageSettings):
     task_margin: Real = Field(
         default=0.1, gt=0, le=1, description="by how much pass@1 of each single task of reasoning may be worse"
     )
-    not_worse: dict[str, Annotated[Real, Field(gt=0)]] = Field(
+    not_worse: dict[str, Annotated[Real, Field(gt=0, le=1)]] = Field(
         default_factory=dict, description="measures, and by how much each may be worse (0.02: two points)"
     )
 

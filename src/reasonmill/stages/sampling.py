@@ -20,7 +20,7 @@ from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageContext, StageSettings
 from reasonmill.store.steps import committed_groups
 from reasonmill.tasks.named import NamedTask
-from reasonmill.types import Group, Problem, SamplingParams
+from reasonmill.types import MOST_TOKENS, Group, Problem, SamplingParams
 
 
 class _Drawing(BaseModel):
@@ -42,7 +42,7 @@ class SamplingSettings(_Drawing):
     """How rollouts are drawn. Training scores the same distribution, which top-k and top-p would change."""
 
     temperature: Real = Field(default=1.0, gt=0)
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=256, ge=1, le=MOST_TOKENS)
     slots: int = Field(default=SLOTS, ge=1, description="sequences that run at the same time")
 
 
@@ -50,9 +50,9 @@ class EvaluationSampling(_Drawing):
     """How answers are drawn; the published protocol is temperature 0.6 and top-p 0.95."""
 
     temperature: Real = Field(default=1.0, ge=0)
-    top_p: Real = Field(default=1.0, gt=0, le=1)
+    top_p: Real = Field(default=1.0, ge=1e-6, le=1)
     top_k: int = Field(default=0, ge=0)
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=256, ge=1, le=MOST_TOKENS)
 
 
 class CollectSampling(EvaluationSampling):
@@ -65,7 +65,7 @@ class SampledSettings(StageSettings):
     """Settings of stages that ask a model problems and grade what it says."""
 
     tasks: ProblemCounts = Field(min_length=1, description="tasks and the number of problems of each")
-    samples: int = Field(default=4, ge=1, description="samples of each problem")
+    samples: int = Field(default=4, ge=1, le=100_000, description="samples of each problem")
     max_ungraded: Annotated[Real, INCIDENTAL] = Field(
         default=0.05, ge=0, le=1, description="share of ungraded samples that ends the stage"
     )

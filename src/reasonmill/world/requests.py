@@ -96,7 +96,8 @@ def _has_refusing_phrase(response: str) -> bool:
 
 
 def _has_one_of(phrases: tuple[str, ...], response: str) -> bool:
-    spaced = f" {' '.join(_PIECES.findall(response.lower()))} "
+    said = response.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    spaced = f" {' '.join(_PIECES.findall(said))} "
     return any(f" {phrase} " in spaced for phrase in phrases)
 
 
