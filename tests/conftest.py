@@ -15,6 +15,8 @@ from forked import start_server
 # One thread for each process, this one and those that tests start: the processes are as many as the cores, and the
 # bits of a run are promised for the same number of threads. Before torch is imported, which reads it then.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nearly all that importing and collecting make stays: to look through it for garbage takes a tenth of their time.
+gc.disable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """What has been imported stays: a collection needn't look at it again and again."""
     gc.freeze()
+    gc.set_threshold(100_000, 20, 50); gc.enable()
 
 
 @pytest.fixture(scope="session")
