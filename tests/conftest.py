@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """What has been imported stays: a collection needn't look at it again and again."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 50); gc.enable()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
