@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from reasonmill.errors import ReasonmillError, RecipeError, suggestion
-from reasonmill.plugins.catalogue import Catalogue, TaskUse, Use
+from reasonmill.plugins.catalogue import Catalogue, DataUse, TaskUse, Use
 from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
@@ -30,8 +30,8 @@ from reasonmill.types import held_out
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Tables in which a recipe brings its own code.
-TABLES: tuple[Group, ...] = ("tasks", "rewards", "environments", "stages")
+# Tables in which a recipe brings its own data and code; those of parts stand before those that name them.
+TABLES: tuple[Group, ...] = ("data", "environments", "tasks", "rewards", "stages")
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
@@ -48,6 +48,7 @@ class _File(BaseModel):
     cycle: Cycle | None = None
     models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
+    data: dict[str, DataUse] = Field(default={}, description="the recipe's data, by name")
     tasks: dict[str, TaskUse] = Field(default={}, description="the recipe's own tasks, by name")
     rewards: dict[str, Use] = Field(default={}, description="the recipe's own rewards, by name")
     environments: dict[str, Use] = Field(default={}, description="the recipe's own environments, by name")
@@ -236,26 +237,32 @@ class _Check:
     def _has_own(self, catalogue: Catalogue) -> bool:
         """Whether all of the recipe's own tasks, rewards, environments and kinds of stages can be made."""
         before = len(self._mistakes)
+        wrong: set[tuple[Group, str]] = set()
         for group, tables in catalogue.tables.items():
             for name, use in tables.items():
+                so_far = len(self._mistakes)
                 path: KeyPath = (group, name)
-                key = "environment"  # of the table, whose value is at fault
+                key = "use"  # of the table, whose value is at fault
                 try:
-                    if isinstance(use, TaskUse) and use.environment is not None:
-                        catalogue.plugin("environments", use.environment)
-                    key = "use"
                     plugin = catalogue.plugin(group, name)
                     if group == "stages" and use.arguments:
                         fix = "give the stages of this kind what they need under [[stage]]"
                         given = ", ".join(use.arguments)
                         self._add(f"a kind of stage takes no {given}", (*path, next(iter(use.arguments))), fix)
                     elif self._settings(plugin.arguments, use.arguments, path) is not None:
-                        plugin.made  # noqa: B018  # made once, and then kept
+                        for named, part in plugin.named.items():
+                            key = named
+                            catalogue.part(*part)
+                        key = "use"
+                        if wrong.isdisjoint(plugin.named.values()):  # else it would be wrong for the same reason
+                            plugin.made  # noqa: B018  # made once, and then kept
                 except RecipeError as error:
                     written = self._origins.place((*path, key))
                     place = ", ".join(part for part in (written, error.where) if part)
                     what = f"{group}.{name}: {error.what}"
                     self._mistakes.append(RecipeError(what, where=place, fix=error.fix))
+                if len(self._mistakes) > so_far:
+                    wrong.add((group, name))
         return len(self._mistakes) == before
 
     def _nodes(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 from reasonmill.errors import RecipeError
 from reasonmill.grading.verdict import Grader, Isolation
 from reasonmill.protocols import Domain
+from reasonmill.settings import Naming
 from reasonmill.types import Completion, Grade, Problem
+
+# For parameters of tasks: a recipe names a `[data.NAME]` table, and the task gets its problems by split.
+Splits = Annotated[Mapping[str, Sequence[Problem]], Naming("data")]
 
 
 class RowsTask:
@@ -19,7 +24,7 @@ class RowsTask:
 
     domain: Domain = "reasoning"
 
-    def __init__(self, grader: Grader, splits: Mapping[str, Sequence[Problem]] | None = None) -> None:
+    def __init__(self, grader: Grader, splits: Splits | None = None) -> None:
         self._grader = grader
         self._splits = splits or {}
 
