@@ -15,8 +15,8 @@ from reasonmill.tasks.splits import SPLITS
 from reasonmill.types import Completion, Conversation, Grade, Group, Message, Problem, Rollout, content_digest
 
 Made = Problem | Conversation | Group | str
-# What problems and groups of rows are said to be of, until the recipe's task gives them its name.
-_TASK = "rows"
+# What problems of rows are said to be of: a task gives those that it asks its own name, labelled responses keep it.
+NO_TASK = "rows"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _SPLIT_NAMES = {**{split: split for split in SPLITS}, "validation": "dev", "valid": "dev", "val": "dev"}
 # The parts of grades that labels become.
@@ -123,7 +123,7 @@ def _problem(row: Row, shape: Shape) -> Item:
         meta["choices"] = choices
         if "answer" in shape.columns:
             answer = _letter(answer, choices, shape.columns["answer"])
-    made = Problem(_TASK, messages, answer, meta)
+    made = Problem(NO_TASK, messages, answer, meta)
     return Item(row.place, messages, _turns(messages), answer, made)
 
 
@@ -190,7 +190,7 @@ def _group(prompt: tuple[Message, ...], responses: Mapping[str, float], part: st
         Rollout((), Completion((), None, (), text, "stop", 0), Grade(label, {part: label}))
         for text, label in responses.items()
     )
-    return Group(Problem(_TASK, prompt, ""), rollouts)
+    return Group(Problem(NO_TASK, prompt, ""), rollouts)
 
 
 def _pair(row: Row, shape: Shape) -> Item:

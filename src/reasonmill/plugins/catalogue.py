@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -162,6 +162,21 @@ def known(info: ValidationInfo) -> Catalogue:
     """The catalogue that settings are checked against: the recipe's, or what there is without any recipe."""
     catalogue: Catalogue = (info.context or {}).get("catalogue") or installed()
     return catalogue
+
+
+def rows_of(data: Any, name: str, what: str) -> Sequence[Any]:
+    """What the rows of a table of data were made into.
+
+    Args:
+        what: the method that gives it: "conversations" or "labelled".
+
+    Raises:
+        RecipeError: they are something else.
+    """
+    if not hasattr(data, what):
+        raise RecipeError(f"the table of data {name!r} gives no {what}", fix=f"let it have a method {what}()")
+    rows: Sequence[Any] = getattr(data, what)()
+    return rows
 
 
 def require_split(tasks: Iterable[str], split: str, catalogue: Catalogue) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from reasonmill.errors import ReasonmillError, RecipeError, suggestion
-from reasonmill.plugins.catalogue import Catalogue, DataUse, TaskUse, Use
+from reasonmill.plugins.catalogue import Catalogue, DataUse, TaskUse, Use, rows_of
 from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
@@ -200,10 +200,12 @@ class _Check:
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) and self._has_own(catalogue):
             names = _names(self._table)
             nodes = self._nodes(entries, names, head, catalogue)
-            for name in head.models if head is not None else ():
-                if name in names:
-                    what = f"a stage and a model are both named {name!r}"
-                    self._add(what, ("models", name), "give each a name of its own")
+            for table in ("models", "data") if head is not None else ():
+                for name in getattr(head, table):
+                    if name in names:
+                        one = "model" if table == "models" else "table of data"
+                        what = f"a stage and a {one} are both named {name!r}"
+                        self._add(what, (table, name), "give each a name of its own")
             if head is not None and head.result is not None and head.result not in names:
                 with self._gathering(("result",)):
                     raise no_stage(head.result, names)
@@ -284,9 +286,14 @@ class _Check:
                 continue
             earlier = {other: makes.get(other) for other in names[:index]}
             sources: dict[str, Source] = {}
+            data: dict[str, Plugin] = {}
             for mention in references(settings):
                 with self._gathering((*path, *key_path(mention.key)), mention.key):
-                    found = find_source(mention, earlier, names[index:], head.models, self._folder)
+                    if mention.mark.rows and mention.value in head.data:
+                        data[mention.key] = catalogue.plugin("data", mention.value)
+                        rows_of(data[mention.key].made, mention.value, mention.mark.rows)
+                        continue
+                    found = find_source(mention, earlier, names[index:], head.models, self._folder, head.data)
                     sources[mention.key] = found
                     if mention.mark.to_train and isinstance(found, StageSource):
                         _refuse_held_out(found.stage, nodes)
@@ -296,7 +303,7 @@ class _Check:
                 with self._gathering(path):
                     tasks = dict.fromkeys(plugin.name for plugin in read.values())
                     check_read_tasks(settings, [catalogue.task(task) for task in tasks])
-            nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read}))
+            nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read, **data}))
         return nodes
 
     def _kind(self, entry: dict[str, Any], path: KeyPath, catalogue: Catalogue) -> Plugin | None:
