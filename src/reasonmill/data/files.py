@@ -169,6 +169,11 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
+def _of_json(error: Exception) -> str:
+    """What is wrong, with the place in the line where that is known."""
+    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
 def _json_lines(path: Path) -> Iterator[Row | BadRow]:
     for number, line in _lines(path):
         place = f"{path}:{number}"
@@ -182,7 +187,7 @@ def _json_line(line: str, place: str) -> Row | BadRow:
     try:
         return _row(_DECODER.decode(line), place, line)
     except (ValueError, RecursionError) as error:
-        return BadRow(f"it is no JSON: {error}", place=place)
+        return BadRow(f"it is no JSON: {_of_json(error)}", place=place)
 
 
 def _json(path: Path) -> Iterator[Row | BadRow]:
@@ -228,7 +233,10 @@ def _json_list(path: Path, text: str, position: int) -> Iterator[Row | BadRow]:
             elif text[position : position + 1] != "]":
                 raise ValueError("a comma or the end of the list is missing after it")
         except (ValueError, RecursionError) as error:
-            raise RecipeError(f"the file is no JSON: {error}", where=f"{path}:{line}", fix="correct it") from error
+            at = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            raise RecipeError(
+                f"the file is no JSON: {_of_json(error)}", where=f"{path}:{at}", fix="correct it"
+            ) from error
         yield _row(value, f"{path}:{line}", text)
 
 

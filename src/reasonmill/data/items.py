@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -32,6 +33,7 @@ class Item:
         prompt: what is asked: it decides the split.
         same: what makes two rows the same but for `decided`: the prompt, and what is said to it.
         decided: what two rows that are the same have to agree on: the answer or the label.
+        make: makes the problem, conversation or group, which duplicates do without.
         split: the one that the row names; None where none is named.
     """
 
@@ -39,7 +41,7 @@ class Item:
     prompt: tuple[Message, ...]
     same: str
     decided: str
-    made: Made
+    make: Callable[[], Made]
     split: str | None = None
 
 
@@ -61,7 +63,7 @@ def item_of(row: Row, shape: Shape) -> Item:
 def _in_split(item: Item, name: Any, column: str) -> Item:
     if name not in _SPLIT_NAMES:
         raise BadRow(f"{name!r} names no split; splits are {', '.join(_SPLIT_NAMES)}", column)
-    return Item(item.place, item.prompt, item.same, item.decided, item.made, _SPLIT_NAMES[name])
+    return replace(item, split=_SPLIT_NAMES[name])
 
 
 def _value(row: Row, shape: Shape, role: str) -> tuple[Any, str]:
@@ -123,8 +125,7 @@ def _problem(row: Row, shape: Shape) -> Item:
         meta["choices"] = choices
         if "answer" in shape.columns:
             answer = _letter(answer, choices, shape.columns["answer"])
-    made = Problem(NO_TASK, messages, answer, meta)
-    return Item(row.place, messages, _turns(messages), answer, made)
+    return Item(row.place, messages, _turns(messages), answer, partial(Problem, NO_TASK, messages, answer, meta))
 
 
 def _asked_in(shape: Shape) -> list[str]:
@@ -176,8 +177,8 @@ def _conversation(row: Row, shape: Shape) -> Item:
     if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
         raise BadRow("a response follows a turn of the user or of a tool", column)
     prompt, response = turns[:-1], turns[-1].content
-    made = Conversation(prompt, response, "general", content_digest(_turns(prompt))[:16])
-    return Item(row.place, prompt, _turns(turns), "", made)
+    make = partial(Conversation, prompt, response, "general", content_digest(_turns(prompt))[:16])
+    return Item(row.place, prompt, _turns(turns), "", make)
 
 
 # Labelled responses
@@ -203,9 +204,9 @@ def _pair(row: Row, shape: Shape) -> Item:
         prompt = _with_system(row, shape, prompt)
     if texts[0] == texts[1]:
         raise BadRow("the chosen and the rejected response are the same", shape.columns["rejected"])
-    group = _group(prompt, {texts[0]: 1.0, texts[1]: 0.0}, CHOSEN)
+    make = partial(_group, prompt, {texts[0]: 1.0, texts[1]: 0.0}, CHOSEN)
     # The same two responses the other way round are the same pair, and contradict it.
-    return Item(row.place, prompt, json.dumps([_turns(prompt), sorted(texts)]), texts[0], group)
+    return Item(row.place, prompt, json.dumps([_turns(prompt), sorted(texts)]), texts[0], make)
 
 
 def _after(prompt: tuple[Message, ...], value: Any, column: str) -> str:
@@ -267,8 +268,8 @@ def _labelled(row: Row, shape: Shape) -> Item:
         if len(texts) != 1:
             raise BadRow("a label is about one turn of the assistant", shape.columns["response"])
         labels = [_label(value, column)]
-    group = _group(prompt, dict(zip(texts, labels, strict=True)), LABEL)
-    return Item(row.place, prompt, json.dumps([_turns(prompt), texts]), json.dumps(labels), group)
+    make = partial(_group, prompt, dict(zip(texts, labels, strict=True)), LABEL)
+    return Item(row.place, prompt, json.dumps([_turns(prompt), texts]), json.dumps(labels), make)
 
 
 def _label(value: Any, column: str) -> float:
@@ -281,7 +282,7 @@ def _label(value: Any, column: str) -> float:
 
 def _plain(row: Row, shape: Shape) -> Item:
     text = _text(row, shape, "text")
-    return Item(row.place, (Message("assistant", text),), text, "", text)
+    return Item(row.place, (Message("assistant", text),), text, "", lambda: text)
 
 
 def _turns(messages: Sequence[Message]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +14,8 @@ from reasonmill.types import Conversation, Group, Message, Problem
 # A tenth each is held out, unless a recipe says otherwise.
 DEFAULT_SHARES: Mapping[str, float] = {"train": 0.8, "dev": 0.1, "test": 0.1}
 _STEPS = 2**32
+# Data may repeat each problem a hundred times.
+MOST_NAMED = 10_000
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Counts:
     Attributes:
         splits: those that are used, by split.
         duplicates: those that say the same as an earlier one.
-        contradictory: those that ask the same and disagree about the answer or the label; none of them is used.
+        contradictory: those of one split that ask the same and disagree about the answer or the label; none is used.
         also_held_out: those to train on whose prompt a held-out split has.
         bad: those that are not understood.
     """
@@ -41,7 +42,7 @@ class Sorted:
     """Items by their splits, and what was left out.
 
     Attributes:
-        left_out: (place, why) of each row that is not used.
+        left_out: (place, why) of the rows that are not used, the first `MOST_NAMED` of them.
     """
 
     items: Mapping[str, Sequence[Item]]
@@ -71,40 +72,61 @@ def sort(items: Iterable[tuple[str | None, Item]], shares: Mapping[str, float]) 
     Args:
         items: each with the split of its file, None where its content decides.
     """
-    counts, left_out = Counts(), []
+    counts = Counts()
+    left_out: list[tuple[str, str]] = []
     first: dict[str, tuple[str, Item]] = {}
-    contradicted: dict[str, str] = {}
+    contradicted: set[str] = set()
+
+    def leave_out(item: Item, why: str) -> None:
+        if len(left_out) < MOST_NAMED:
+            left_out.append((item.place, why))
+
     for given, item in items:
-        split = item.split or given or split_by_content(item.prompt, shares)
-        known = first.get(item.same)
-        if known is None:
-            first[item.same] = (split, item)
-        elif known[1].decided != item.decided:
-            contradicted[item.same] = item.place
-            counts.contradictory += 1
-            left_out.append((item.place, f"it asks the same as {known[1].place}, and the answer is another one"))
-        else:
+        named = item.split or given
+        if item.same not in first:
+            first[item.same] = (named or split_by_content(item.prompt, shares), item)
+            continue
+        split, known = first[item.same]
+        if known.decided == item.decided:
             counts.duplicates += 1
-            left_out.append((item.place, f"it is the same as {known[1].place}"))
-            if SPLITS.index(split) > SPLITS.index(known[0]):  # what is held out anywhere is held out
-                first[item.same] = (split, item)
-    found: defaultdict[str, list[Item]] = defaultdict(list)
+            leave_out(item, f"it is the same as {known.place}")
+            if _is_further_out(named, split):
+                first[item.same] = (named or split, item)
+        elif named in (None, split):
+            counts.contradictory += 1
+            leave_out(item, f"it is at odds with {known.place} about the answer or the label")
+            contradicted.add(item.same)
+        else:  # a held-out split keeps its own
+            counts.also_held_out += 1
+            dropped = known if _is_further_out(named, split) else item
+            leave_out(dropped, "a held-out split asks the same, with another answer or label")
+            if dropped is known:
+                first[item.same] = (named or split, item)
+    found: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for same, (split, item) in first.items():
         if same in contradicted:
             counts.contradictory += 1
-            left_out.append((item.place, f"{contradicted[same]} asks the same, and the answer is another one"))
+            leave_out(item, "it is at odds with a later row about the answer or the label")
         else:
             found[split].append(item)
     held_out = {_asked(item) for split in SPLITS[1:] for item in found[split]}
-    trained = [item for item in found["train"] if _asked(item) not in held_out]
-    if len(trained) < len(found["train"]):
-        kept = set(map(id, trained))
-        left_out += [(i.place, "a held-out split asks the same") for i in found["train"] if id(i) not in kept]
-        counts.also_held_out = len(found["train"]) - len(trained)
-    found["train"] = trained
-    splits = {split: found[split] for split in SPLITS if found[split]}
+    train = SPLITS[0]
+    apart = [item for item in found[train] if _asked(item) not in held_out]
+    if len(apart) < len(found[train]):
+        kept = set(map(id, apart))
+        counts.also_held_out += len(found[train]) - len(apart)
+        for item in found[train]:
+            if id(item) not in kept:
+                leave_out(item, "a held-out split asks the same")
+        found[train] = apart
+    splits = {split: rows for split, rows in found.items() if rows}
     counts.splits = {split: len(each) for split, each in splits.items()}
     return Sorted(splits, counts, left_out)
+
+
+def _is_further_out(named: str | None, split: str) -> bool:
+    """Whether a split is held out more than another one: what is held out anywhere is held out."""
+    return named is not None and SPLITS.index(named) > SPLITS.index(split)
 
 
 def in_split(made: Made, split: str) -> Made:

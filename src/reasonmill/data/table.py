@@ -84,10 +84,11 @@ class Rows:
         self._ignore = ignore or []
         self.bad: list[BadRow] = []
         self._sorted = self._read()
-        if bad_rows == "refuse" and self.bad:
-            raise _refusal(self.bad)
+        if self.bad and (bad_rows == "refuse" or not self._sorted.items):
+            raise refusal(self.bad)
         if not self._sorted.items:
-            raise RecipeError("none of the rows can be used", where=str(file or train or dev or test or "hub"))
+            place, why = self.left_out[0]
+            raise RecipeError(f"none of the rows can be used: for example, {why}", where=place)
 
     @property
     def kind(self) -> Kind:
@@ -101,7 +102,7 @@ class Rows:
 
     @property
     def left_out(self) -> Sequence[tuple[str, str]]:
-        """(place, why) of each row that was understood and is not used."""
+        """(place, why) of the first rows that were understood and are not used."""
         return self._sorted.left_out
 
     @property
@@ -141,7 +142,7 @@ class Rows:
         return {split: self._made(split, Problem) for split in self.items}
 
     def _made(self, split: str, kind: type[Wanted]) -> list[Wanted]:
-        made = (in_split(item.made, split) for item in self.items[split])
+        made = (in_split(item.make(), split) for item in self.items[split])
         return [each for each in made if isinstance(each, kind)]
 
     def _require(self, *kinds: Kind) -> None:
@@ -191,7 +192,7 @@ class Rows:
         first = list(itertools.islice(rows, _SEEN_FIRST))
         sample = [row for row in first if isinstance(row, Row)]
         if not sample:
-            raise _refusal([row for row in first if isinstance(row, BadRow)], where)
+            raise refusal([row for row in first if isinstance(row, BadRow)], where)
         names = names_of(sample)
         try:
             if self._columns is None:
@@ -220,7 +221,7 @@ def _checked(shares: Mapping[str, float]) -> Mapping[str, float]:
     return shares
 
 
-def _refusal(bad: Sequence[BadRow], where: str = "") -> RecipeError:
+def refusal(bad: Sequence[BadRow], where: str = "") -> RecipeError:
     """One error for rows that are not understood."""
     if not bad:
         return RecipeError("there are no rows", where=where, fix="name a file that has some")

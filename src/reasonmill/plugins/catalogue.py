@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -179,15 +179,15 @@ def rows_of(data: Any, name: str, what: str) -> Sequence[Any]:
     return rows
 
 
-def require_split(tasks: Iterable[str], split: str, catalogue: Catalogue) -> None:
-    """Refuses tasks without a problem in a split.
+def require_split(tasks: Mapping[str, int], split: str, catalogue: Catalogue) -> None:
+    """Refuses tasks without so many problems in a split.
 
     Raises:
-        ValueError: one has none.
+        ValueError: one has fewer.
     """
-    for name in tasks:
+    for name, count in tasks.items():
         try:
-            catalogue.task(name).problem(split, 0, 0)
+            catalogue.task(name).problem(split, 0, count - 1)
         except RecipeError as error:
             raise ValueError(f"{error.what}: {error.fix}") from error
 
