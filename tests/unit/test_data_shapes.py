@@ -46,7 +46,7 @@ INSPECT = {"input": "What is 7 + 5?", "choices": None, "target": "12", "id": 1, 
 
 # Name of the shape, a row of it, the prompt, the answer, and the columns that graders and rewards get.
 PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] = [
-    ("TRL prompts", {"prompt": ASKED, "ground_truth": "12", "difficulty": 2}, TURNS, "12", {"ground_truth", "difficulty"}),
+    ("TRL prompts", {"prompt": ASKED, "ground_truth": "12", "level": 2}, TURNS, "12", {"ground_truth", "level"}),
     ("TRL prompts without answers", {"prompt": "What is 7 + 5?", "words": 3}, TURNS, "", {"words"}),
     ("verl", VERL, TURNS, "12", {"data_source", "ability", "reward_model", "extra_info"}),
     ("SkyRL", SKYRL, TURNS, "12", {"data_source", "env_class", "reward_spec", "extra_info"}),
@@ -199,7 +199,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
 def test_rows_that_are_not_understood_are_named(
     tmp_path: Path, good: dict[str, Any], bad: dict[str, Any], column: str, why: str
 ) -> None:
-    with pytest.raises(RecipeError, match="1 rows? (is|are) not understood") as refused:
+    with pytest.raises(RecipeError, match="1 row is not understood") as refused:
         rows(tmp_path, good, bad)
     assert refused.value.where == f"{tmp_path / 'rows.jsonl'}:2, column {column!r}"
     assert why in refused.value.what
@@ -209,7 +209,7 @@ def test_rows_that_are_not_understood_are_named(
 
 def test_columns_say_what_rows_of_no_known_shape_are(tmp_path: Path) -> None:
     row = {"ask": {"text": "What is 7 + 5?"}, "gold": "so #### 12", "note": "x"}
-    with pytest.raises(RecipeError, match="rows with the columns ask.text, gold, note are of no known shape"):
+    with pytest.raises(RecipeError, match=r"rows with the columns ask\.text, gold, note are of no known shape"):
         rows(tmp_path, row)
     read = rows(tmp_path, row, columns={"prompt": "ask.text", "answer": "gold"})
     (problem,) = read.problems()["train"]
@@ -236,7 +236,7 @@ def test_settings_without_effect_are_refused(tmp_path: Path, settings: dict[str,
 def test_rows_are_no_more_than_they_are(tmp_path: Path) -> None:
     read = rows(tmp_path, {"problem": "a", "answer": "1"})
     assert isinstance(read.problems()["train"][0], Problem)
-    with pytest.raises(RecipeError, match="the rows hold problems .*, and conversations are needed"):
+    with pytest.raises(RecipeError, match=r"the rows hold problems .*, and conversations are needed"):
         read.conversations()
     with pytest.raises(RecipeError, match="pairs or labels are needed"):
         read.labelled()

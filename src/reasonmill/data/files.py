@@ -185,7 +185,7 @@ def _json_lines(path: Path) -> Iterator[Row | BadRow]:
 
 def _json_line(line: str, place: str) -> Row | BadRow:
     try:
-        return _row(_DECODER.decode(line), place, line)
+        return _row(_DECODER.decode(line.rstrip()), place, line)
     except (ValueError, RecursionError) as error:
         return BadRow(f"it is no JSON: {_of_json(error)}", place=place)
 

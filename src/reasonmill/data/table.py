@@ -228,7 +228,7 @@ def refusal(bad: Sequence[BadRow], where: str = "") -> RecipeError:
     listed = [f"  {row.where}: {row.what}" for row in bad[:_NAMED]]
     more = [f"  and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []
     return RecipeError(
-        "\n".join([f"{len(bad)} rows are not understood:", *listed, *more]),
+        "\n".join([f"{len(bad)} {'row is' if len(bad) == 1 else 'rows are'} not understood:", *listed, *more]),
         where=bad[0].where,
         fix='correct them, or leave them out, counted: bad_rows = "drop"',
     )
