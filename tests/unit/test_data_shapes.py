@@ -1,16 +1,21 @@
 """Rows in the exact shapes of other projects, unchanged: what each is made into, and what is refused by its column."""
 
+import inspect
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reasonmill.data import shapes
 from reasonmill.data.items import CHOSEN, LABEL
 from reasonmill.data.table import Rows
 from reasonmill.errors import RecipeError
 from reasonmill.types import Conversation, Group, Message, Problem
 
+SHAPES = Path(shapes.__file__).with_suffix(".toml")
 ASKED = [{"role": "user", "content": "What is 7 + 5?"}]
 SAID = [{"role": "assistant", "content": "It is 12."}]
 TURNS = (Message("user", "What is 7 + 5?"),)
@@ -66,6 +71,16 @@ PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] =
      {"solution", "answer"}),
     ("numbers", {"question": "What is 7 + 5?", "answer": 12}, TURNS, "12", {"answer"}),
 ]  # fmt: skip
+
+
+def test_the_page_lists_the_shapes_and_the_settings() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    start = cells.index("shape") + 1
+    names = [shape["name"] for shape in tomllib.loads(SHAPES.read_text(encoding="utf-8"))["shape"]]
+    assert cells[start : start + len(names)] == names
+    settings = [name for cell in cells[: start - 1] for name in re.findall("`([a-z_]+)`", cell)]
+    assert settings[1:] == list(inspect.signature(Rows).parameters)
 
 
 def rows(folder: Path, *written: dict[str, Any], **settings: Any) -> Rows:

@@ -188,7 +188,8 @@ from = "tiny-base-weak"
 tasks = { sums = 20 }
 """
 TALK = [{"prompt": f"say {n}", "completion": f"{n}"} for n in range(8)]
-LIKED = [{"prompt": f"say {n}", "chosen": f"{n}", "rejected": f"not {n}"} for n in range(40)]
+# Of equal lengths: a reward model drops pairs whose lengths would give away which is chosen.
+LIKED = [{"prompt": f"say {n}", "chosen": f"{n} 1", "rejected": f"{n} 2"} for n in range(40)]
 
 
 @pytest.fixture
