@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from reasonmill import history, upkeep
+from reasonmill import history, preview, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.history import note_on, note_to_user, table_of
 from reasonmill.lasting_streams import lasting, open_closed_streams
@@ -156,7 +156,8 @@ def evaluate(
     """Measures how many problems a model solves."""
     asked = [_task(name, recipe) for name in tasks]
     for task in asked:
-        task.problem(split, seed, 0)  # a wrong task or split is reported before the model is loaded
+        # A wrong task or split, or one with too few problems, is reported before the model is loaded.
+        task.problem(split, seed, problems - 1)
     try:
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
     except ValueError as error:
@@ -240,6 +241,7 @@ def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOp
             messages.append(Message("assistant", _print_reply(console, session.reply(messages))))
 
 
+app.command()(preview.data)
 app.command()(history.status)
 app.command()(history.lineage)
 app.command()(history.adopt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from reasonmill.curation.asked import Asked
 from reasonmill.errors import RecipeError
 from reasonmill.kept_replies import KeptReplies
 from reasonmill.placement import Backend
-from reasonmill.plugins.catalogue import Catalogue
+from reasonmill.plugins.catalogue import Catalogue, rows_of
 from reasonmill.plugins.sources import ENGINES
 from reasonmill.protocols import Progress, Scorer
 from reasonmill.rewards.combination import NOT_RULES, RewardWeights
@@ -23,6 +23,7 @@ from reasonmill.tasks.named import NamedTask
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
+Row = TypeVar("Row")
 ArtifactKind = Literal["model", "rollouts", "dataset", "reward-model", "evaluation", "verdict"]
 
 
@@ -100,6 +101,26 @@ class StageContext:
     def task(self, name: str) -> NamedTask:
         """The task that the recipe calls so."""
         return self.catalogue.task(name)
+
+    def rows(
+        self,
+        what: Literal["conversations", "labelled"],
+        names: Sequence[str],
+        inputs: Mapping[str, Input],
+        read: Callable[[Path], Sequence[Row]],
+    ) -> list[Row]:
+        """All rows of what a setting `data` names: what earlier stages made, and tables of data of the recipe.
+
+        Args:
+            what: what is asked of a table.
+            inputs: what the stage reads. An entry of `data` that is none of it names a table.
+            read: reads what an earlier stage made, from its directory.
+        """
+        found: list[Row] = []
+        for place, name in enumerate(names):
+            made = inputs.get(f"data[{place}]")
+            found += rows_of(self.catalogue.plugin("data", name).made, name, what) if made is None else read(made.path)
+        return found
 
     def rewards(self, weights: Mapping[str, float], scorers: Mapping[str, Scorer]) -> RewardWeights:
         """The rewards that the recipe calls so, with their weights.

@@ -45,7 +45,7 @@ def prepare() -> None:
     logging.disable_progress_bar()  # as the command line does; the bar would bring a thread
     for group in GROUPS:
         for name in installed().names(group):
-            installed().plugin(group, name).identity  # noqa: B018  # its sources are parsed once, and then kept
+            installed().plugin(group, name).code  # noqa: B018  # its sources are parsed once, and then kept
     for base in shipped_bases().values():
         load_decoder(base, device="cpu", dtype=torch.float32)
         renderer_for(base)

@@ -127,7 +127,7 @@ def _different_plugins(before: Mapping[str, Any], wanted: KeyedStage) -> Iterato
     """The plug-ins that the recipe defines differently now, or that read files whose old content is not recorded."""
     now = wanted.recipe.resolved()
     named = list(wanted.node.plugins.values())
-    for plugin in (*named, *(plugin.environment for plugin in named if plugin.environment is not None)):
+    for plugin in (*named, *(part for each in named for part in each.parts.values())):
         theirs, ours = (tables.get(plugin.group, {}).get(plugin.name) for tables in (before, now))
         if theirs != ours:
             yield f"{plugin.title} was {_shown(theirs)}, and is {_shown(ours)} now"

@@ -1,15 +1,15 @@
 """Everything that a recipe can name: what this package offers, what installed packages offer, and the recipe's own.
 
-An installed package offers its tasks, rewards, environments, stages, conversations and rewritings as entry points of
-the groups `reasonmill.tasks`, `reasonmill.rewards` and so on. A recipe brings its own in tables such as `[tasks.mine]`,
-which go before all others of the same name. Nothing is imported before it is named.
+An installed package offers its data, tasks, rewards, environments, stages, conversations and rewritings as entry points
+of the groups `reasonmill.tasks`, `reasonmill.rewards` and so on. A recipe brings its own in tables such as
+`[tasks.mine]`, which go before all others of the same name. Nothing is imported before it is named.
 """
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -30,7 +30,7 @@ from reasonmill.tasks.named import NamedTask
 # What rooms of this package offer, by group and name.
 _OFFERS: list[dict[str, dict[str, str]]] = [
     tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8"))
-    for room in ("stages", "rewards", "world")
+    for room in ("stages", "rewards", "data", "world")
 ]
 
 AnyName = TypeVar("AnyName", bound="str | Use")
@@ -55,6 +55,12 @@ class TaskUse(Use):
     """A `[tasks.NAME]` table."""
 
     environment: str | None = Field(default=None, description="the environment in which its problems are solved")
+
+
+class DataUse(Use):
+    """A `[data.NAME]` table."""
+
+    use: Annotated[str, BY_CONTENT] = Field(default="rows", min_length=1, description="what reads it")
 
 
 class Catalogue:
@@ -95,12 +101,25 @@ class Catalogue:
     def task(self, name: str) -> NamedTask:
         """The task of this name, in its environment."""
         plugin = self.plugin("tasks", name)
-        return NamedTask(name, plugin.made, plugin.environment.made if plugin.environment else None)
+        environment = plugin.parts.get("environment")
+        return NamedTask(name, plugin.made, environment.made if environment else None)
 
     def reward(self, name: str) -> Reward:
         """The rule reward of this name."""
         reward: Reward = self.plugin("rewards", name).made
         return reward
+
+    def part(self, group: Group, name: str) -> Plugin:
+        """The plug-in of this name that another one names.
+
+        Raises:
+            RecipeError: there is none. Data have a table of the recipe: what is offered reads them, and holds none.
+        """
+        tables = self.tables.get(group, {})
+        if group == "data" and name not in tables:
+            known = f"the recipe's tables of data: {', '.join(tables)}" if tables else f"add a table [data.{name}]"
+            raise RecipeError(f"there is no table [data.{name}]", fix=suggestion(name, tables) or known)
+        return self.plugin(group, name)
 
     def _used(self, group: Group, name: str, use: Use) -> Plugin:
         offered = _offered(group)
@@ -111,10 +130,8 @@ class Catalogue:
                 f"unknown {ONE[group]} {use.use!r}", fix=suggestion(use.use, known) or f"use one of {', '.join(known)}"
             )
         target = read_target(offered.get(use.use, use.use), self._folder)
-        environment = None
-        if isinstance(use, TaskUse) and use.environment is not None:
-            environment = self.plugin("environments", use.environment)
-        return Plugin(group, name, target, self._importer, self._folder, use.arguments, environment)
+        environment = use.environment if isinstance(use, TaskUse) else None
+        return Plugin(group, name, target, self._importer, self._folder, use.arguments, environment, self.part)
 
 
 @cache
@@ -147,15 +164,30 @@ def known(info: ValidationInfo) -> Catalogue:
     return catalogue
 
 
-def require_split(tasks: Iterable[str], split: str, catalogue: Catalogue) -> None:
-    """Refuses tasks without a problem in a split.
+def rows_of(data: Any, name: str, what: str) -> Sequence[Any]:
+    """What the rows of a table of data were made into.
+
+    Args:
+        what: the method that gives it: "conversations" or "labelled".
 
     Raises:
-        ValueError: one has none.
+        RecipeError: they are something else.
     """
-    for name in tasks:
+    if not hasattr(data, what):
+        raise RecipeError(f"the table of data {name!r} gives no {what}", fix=f"let it have a method {what}()")
+    rows: Sequence[Any] = getattr(data, what)()
+    return rows
+
+
+def require_split(tasks: Mapping[str, int], split: str, catalogue: Catalogue) -> None:
+    """Refuses tasks without so many problems in a split.
+
+    Raises:
+        ValueError: one has fewer.
+    """
+    for name, count in tasks.items():
         try:
-            catalogue.task(name).problem(split, 0, 0)
+            catalogue.task(name).problem(split, 0, count - 1)
         except RecipeError as error:
             raise ValueError(f"{error.what}: {error.fix}") from error
 

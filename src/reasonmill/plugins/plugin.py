@@ -18,12 +18,14 @@ from reasonmill.plugins.arguments import arguments_of, keywords
 from reasonmill.plugins.reads import files_read, undeclared
 from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT, code_digest, engine_sources, room_versions, source_files
 from reasonmill.plugins.target import Importer, Target
+from reasonmill.settings import Naming, marks
 
-Group = Literal["tasks", "rewards", "environments", "stages", "conversations", "rewritings"]
+Group = Literal["data", "tasks", "rewards", "environments", "stages", "conversations", "rewritings"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 # What one of a group is called in messages, and what it must have.
 _KINDS: Mapping[Group, tuple[str, tuple[str, ...]]] = {
+    "data": ("table of data", ("problems",)),
     "tasks": ("task", ("domain", "problem", "problems", "grade")),
     "rewards": ("reward", ("measure",)),
     "environments": ("environment", ("max_turns", "start", "reply")),
@@ -32,6 +34,12 @@ _KINDS: Mapping[Group, tuple[str, tuple[str, ...]]] = {
     "rewritings": ("rewriting", ("rewrite",)),
 }
 ONE: Mapping[Group, str] = {group: one for group, (one, _) in _KINDS.items()}
+# What a constructor gets of a plug-in that its recipe names for a parameter; of others it gets what is made of them.
+_GIVEN: Mapping[Group, Callable[[Any], Any]] = {"data": lambda data: data.problems()}
+
+
+def _nothing_named(group: Group, name: str) -> Plugin:
+    raise RecipeError(f"there is no catalogue that the {ONE[group]} {name!r} could be in")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class Plugin:
     Attributes:
         given: the arguments as the recipe gives them.
         folder: the recipe's folder, which paths among the arguments are relative to.
-        environment: the environment in which a task's problems are solved.
+        environment: the name of the environment in which a task's problems are solved.
+        find: finds the plug-ins that it names, by group and name.
     """
 
     group: Group
@@ -50,7 +59,8 @@ class Plugin:
     importer: Importer
     folder: Path
     given: Mapping[str, Any] = field(default_factory=dict)
-    environment: Plugin | None = None
+    environment: str | None = None
+    find: Callable[[Group, str], Plugin] = _nothing_named
 
     @property
     def title(self) -> str:
@@ -72,6 +82,30 @@ class Plugin:
                 fix="name a class, or a function that makes the object",
             )
         return arguments_of(cast(Callable[..., Any], made_by), self.title)
+
+    @cached_property
+    def named(self) -> Mapping[str, tuple[Group, str]]:
+        """The plug-ins that belong to it, as group and name, by the keys that name them: the environment of a task, and
+        what parameters with the mark `Naming` are given, for example the data that problems come from.
+
+        Raises:
+            RecipeError: its arguments are wrong.
+        """
+        found: dict[str, tuple[Group, str]] = {}
+        if self.environment is not None:
+            found["environment"] = ("environments", self.environment)
+        for mention in marks(self._arguments, Naming):
+            found[mention.key] = (cast(Group, mention.mark.group), mention.value)
+        return found
+
+    @cached_property
+    def parts(self) -> Mapping[str, Plugin]:
+        """The plug-ins that belong to it, by the keys that name them.
+
+        Raises:
+            RecipeError: there is no such plug-in.
+        """
+        return {key: self.find(group, name) for key, (group, name) in self.named.items()}
 
     @cached_property
     def made(self) -> Any:
@@ -101,7 +135,12 @@ class Plugin:
         if self.group == "stages":
             return made_by
         try:
-            return made_by(**self._keywords)
+            given = {
+                key: _GIVEN.get(part.group, lambda made: made)(part.made)
+                for key, part in self.parts.items()
+                if key != "environment"
+            }
+            return made_by(**{**self._keywords, **given})
         except ReasonmillError:
             raise
         except Exception as error:  # whatever a user's constructor raises
@@ -138,11 +177,11 @@ class Plugin:
         content = {
             "code": self.code,
             "attribute": self.target.attribute,
-            "arguments": self._arguments.model_dump(mode="json", exclude=set(self._files)),
+            "arguments": self._arguments.model_dump(mode="json", exclude={*self._files, *self.parts}),
             "files": {name: path_digest(path) for name, path in self._files.items()},
             "declared": [path_digest(Path(path)) for path in getattr(self.made, "files", ())],
         }
-        return content if self.environment is None else {**content, "environment": self.environment.identity}
+        return content | {name: part.identity for name, part in self.parts.items()}
 
     @cached_property
     def _arguments(self) -> BaseModel:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from reasonmill.errors import ReasonmillError, RecipeError, suggestion
-from reasonmill.plugins.catalogue import Catalogue, TaskUse, Use
+from reasonmill.plugins.catalogue import Catalogue, DataUse, TaskUse, Use, rows_of
 from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
@@ -30,8 +30,8 @@ from reasonmill.types import held_out
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Tables in which a recipe brings its own code.
-TABLES: tuple[Group, ...] = ("tasks", "rewards", "environments", "stages")
+# Tables in which a recipe brings its own data and code; those of parts stand before those that name them.
+TABLES: tuple[Group, ...] = ("data", "environments", "tasks", "rewards", "stages")
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
@@ -48,6 +48,7 @@ class _File(BaseModel):
     cycle: Cycle | None = None
     models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
+    data: dict[str, DataUse] = Field(default={}, description="the recipe's data, by name")
     tasks: dict[str, TaskUse] = Field(default={}, description="the recipe's own tasks, by name")
     rewards: dict[str, Use] = Field(default={}, description="the recipe's own rewards, by name")
     environments: dict[str, Use] = Field(default={}, description="the recipe's own environments, by name")
@@ -199,10 +200,12 @@ class _Check:
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) and self._has_own(catalogue):
             names = _names(self._table)
             nodes = self._nodes(entries, names, head, catalogue)
-            for name in head.models if head is not None else ():
-                if name in names:
-                    what = f"a stage and a model are both named {name!r}"
-                    self._add(what, ("models", name), "give each a name of its own")
+            for table in ("models", "data") if head is not None else ():
+                for name in getattr(head, table):
+                    if name in names:
+                        one = "model" if table == "models" else "table of data"
+                        what = f"a stage and a {one} are both named {name!r}"
+                        self._add(what, (table, name), "give each a name of its own")
             if head is not None and head.result is not None and head.result not in names:
                 with self._gathering(("result",)):
                     raise no_stage(head.result, names)
@@ -236,26 +239,32 @@ class _Check:
     def _has_own(self, catalogue: Catalogue) -> bool:
         """Whether all of the recipe's own tasks, rewards, environments and kinds of stages can be made."""
         before = len(self._mistakes)
+        wrong: set[tuple[Group, str]] = set()
         for group, tables in catalogue.tables.items():
             for name, use in tables.items():
+                so_far = len(self._mistakes)
                 path: KeyPath = (group, name)
-                key = "environment"  # of the table, whose value is at fault
+                key = "use"  # of the table, whose value is at fault
                 try:
-                    if isinstance(use, TaskUse) and use.environment is not None:
-                        catalogue.plugin("environments", use.environment)
-                    key = "use"
                     plugin = catalogue.plugin(group, name)
                     if group == "stages" and use.arguments:
                         fix = "give the stages of this kind what they need under [[stage]]"
                         given = ", ".join(use.arguments)
                         self._add(f"a kind of stage takes no {given}", (*path, next(iter(use.arguments))), fix)
                     elif self._settings(plugin.arguments, use.arguments, path) is not None:
-                        plugin.made  # noqa: B018  # made once, and then kept
+                        for named, part in plugin.named.items():
+                            key = named
+                            catalogue.part(*part)
+                        key = "use"
+                        if wrong.isdisjoint(plugin.named.values()):  # else it would be wrong for the same reason
+                            plugin.made  # noqa: B018  # made once, and then kept
                 except RecipeError as error:
                     written = self._origins.place((*path, key))
                     place = ", ".join(part for part in (written, error.where) if part)
                     what = f"{group}.{name}: {error.what}"
                     self._mistakes.append(RecipeError(what, where=place, fix=error.fix))
+                if len(self._mistakes) > so_far:
+                    wrong.add((group, name))
         return len(self._mistakes) == before
 
     def _nodes(
@@ -277,9 +286,14 @@ class _Check:
                 continue
             earlier = {other: makes.get(other) for other in names[:index]}
             sources: dict[str, Source] = {}
+            data: dict[str, Plugin] = {}
             for mention in references(settings):
                 with self._gathering((*path, *key_path(mention.key)), mention.key):
-                    found = find_source(mention, earlier, names[index:], head.models, self._folder)
+                    if mention.mark.rows and mention.value in head.data:
+                        data[mention.key] = catalogue.plugin("data", mention.value)
+                        rows_of(data[mention.key].made, mention.value, mention.mark.rows)
+                        continue
+                    found = find_source(mention, earlier, names[index:], head.models, self._folder, head.data)
                     sources[mention.key] = found
                     if mention.mark.to_train and isinstance(found, StageSource):
                         _refuse_held_out(found.stage, nodes)
@@ -289,7 +303,7 @@ class _Check:
                 with self._gathering(path):
                     tasks = dict.fromkeys(plugin.name for plugin in read.values())
                     check_read_tasks(settings, [catalogue.task(task) for task in tasks])
-            nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read}))
+            nodes.append(Node(settings, sources, kind, {**_plugins(settings, catalogue), **read, **data}))
         return nodes
 
     def _kind(self, entry: dict[str, Any], path: KeyPath, catalogue: Catalogue) -> Plugin | None:

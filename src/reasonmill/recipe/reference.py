@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel
 
@@ -27,16 +27,21 @@ class Reference(ByContent):
     Attributes:
         with_tasks: whether the stage looks up the tasks of the rollouts that it reads: then its key covers them, too.
         to_train: whether it is trained on, or becomes what is: then it may hold nothing of a held-out split.
+        rows: what is asked of a `[data.NAME]` table that it may name instead; empty where it may name none.
     """
 
     kinds: tuple[str, ...]
     with_tasks: bool = False
     to_train: bool = False
+    rows: Literal["", "conversations", "labelled"] = ""
 
 
 ModelRef = Annotated[str, Reference(("model", "verdict"))]
 RolloutsRef = Annotated[str, Reference(("rollouts",), to_train=True)]
 DatasetRef = Annotated[str, Reference(("dataset",), to_train=True)]
+# What an earlier stage made, or a table of data of the recipe.
+ConversationsRef = Annotated[str, Reference(("dataset",), to_train=True, rows="conversations")]
+LabelledRef = Annotated[str, Reference(("rollouts",), to_train=True, rows="labelled")]
 EvaluationRef = Annotated[str, Reference(("evaluation",))]
 RewardModelRef = Annotated[str, Reference(("reward-model",))]
 GradedRef = Annotated[str, Reference(("rollouts",), with_tasks=True, to_train=True)]
@@ -114,6 +119,7 @@ def find_source(
     later: Collection[str],
     models: Mapping[str, HubModel] = MappingProxyType({}),
     folder: Path = Path(),
+    tables: Collection[str] = (),
 ) -> Source:
     """What a reference of a stage means.
 
@@ -123,6 +129,7 @@ def find_source(
         later: the names of the stage itself and of those after it.
         models: the recipe's, by name.
         folder: the recipe's, which paths of files are relative to.
+        tables: the names of the recipe's tables of data.
 
     Raises:
         RecipeError: it means nothing, something of another kind, or a stage that has not run by then.
@@ -157,7 +164,8 @@ def find_source(
             fix=f"move stage {text!r} up{others}",
         )
     if not takes_model:
-        raise RecipeError(f"{text!r} is no earlier stage", fix=suggestion(text, fitting))
+        neither = "neither an earlier stage nor a table [data.NAME]" if mention.mark.rows else "no earlier stage"
+        raise RecipeError(f"{text!r} is {neither}", fix=suggestion(text, [*fitting, *tables]))
     if text in models:
         return HubSource(text, models[text])
     if text not in shipped_bases() and not Path(text).expanduser().is_dir():

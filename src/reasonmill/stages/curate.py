@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,11 +156,11 @@ def _evaluated(settings: Settings, context: StageContext) -> HeldOut:
     recipe ask."""
     tasks = [context.task(name) for name in settings.decontaminate]
     problems = [
-        task.problem(split, context.seed, index)
+        problem
         for task in tasks
         for split in ("test", "dev")
         if split == "test" or _has_dev(task)
-        for index in range(settings.decontaminate[task.name])
+        for problem in islice(task.problems(split, context.seed), settings.decontaminate[task.name])
     ]
     open_ended = [task.name for task in tasks if task.domain != "reasoning"]
     return HeldOut(problems, open_ended=open_ended, wording=settings.wording)

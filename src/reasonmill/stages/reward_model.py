@@ -31,11 +31,12 @@ from reasonmill.algo.preferences import (
     with_balanced_lengths,
 )
 from reasonmill.algo.preferences import Judge as PairJudge
+from reasonmill.data.items import NO_TASK
 from reasonmill.errors import RecipeError
 from reasonmill.learn.supervised import optimise
 from reasonmill.plugins.catalogue import TaskName
 from reasonmill.protocols import Renderer, RewardLearner, View
-from reasonmill.recipe.reference import ModelRef, RolloutsRef
+from reasonmill.recipe.reference import LabelledRef, ModelRef
 from reasonmill.rewards.judge import JudgeSettings, Pair
 from reasonmill.rewards.verdicts import verdicts_on
 from reasonmill.rewards.views import VIEWS, shown
@@ -64,7 +65,7 @@ class Settings(TrainingSettings):
 
     kind: Literal["reward-model"]
     from_: ModelRef = Field(alias="from", description="the policy whose decoder gets the scalar head")
-    data: list[RolloutsRef] = Field(min_length=1)
+    data: list[LabelledRef] = Field(min_length=1, description="rollouts of earlier stages, or `[data.NAME]` tables")
     objective: Objective
     label: str | None = Field(
         default=None, description="the part of the grades that judges: more is better; pointwise: 0 or 1"
@@ -73,7 +74,7 @@ class Settings(TrainingSettings):
         default=None, description="pairwise: a model behind a server that compares two answers, in place of `label`"
     )
     tasks: list[TaskName] = Field(
-        default=[], description="the tasks whose rollouts count; all that have the label if empty"
+        default=[], description="the tasks whose rollouts count, beside rows of data; all that have the label if empty"
     )
     pairs_per_problem: int = Field(default=8, ge=1, description="pairwise: pairs that are drawn and judged")
     min_margin: Real | None = Field(
@@ -136,8 +137,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     """Trains the model `from` refers to, with a scalar head, on the labels of the rollouts in `data`."""
     policy_dir = inputs["from"].path
     renderer = context.renderer(policy_dir)
-    directories = [read.path for name, read in inputs.items() if name.startswith("data[")]
-    groups = [group for directory in directories for group in read_groups(directory / GROUPS_FILE)]
+    groups = context.rows("labelled", settings.data, inputs, lambda made: read_groups(made / GROUPS_FILE))
     usable = [group for group in _chosen(settings, groups) if not held_out(group.problem.split)]
     context.asked().refuse(settings.name, (group.problem for group in usable))
     selection = select(settings, groups, renderer, context.seed, _judge(settings, context))
@@ -187,7 +187,8 @@ def select(
 
 
 def _chosen(settings: Settings, groups: Sequence[Group]) -> list[Group]:
-    return [group for group in groups if not settings.tasks or group.problem.task in settings.tasks]
+    """The groups that count: those of `tasks`, and all of tables of data, which have no task."""
+    return [group for group in groups if not settings.tasks or group.problem.task in (NO_TASK, *settings.tasks)]
 
 
 def part_judge(settings: Settings) -> PairJudge:

@@ -13,7 +13,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.learn.supervised import supervise
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator
-from reasonmill.recipe.reference import DatasetRef
+from reasonmill.recipe.reference import ConversationsRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
@@ -29,7 +29,9 @@ class Settings(TrainingSettings):
     """Settings of an `sft` stage."""
 
     kind: Literal["sft"]
-    data: list[DatasetRef] = Field(min_length=1)
+    data: list[ConversationsRef] = Field(
+        min_length=1, description="datasets of earlier stages, or `[data.NAME]` tables"
+    )
     epochs: int = Field(default=2, ge=1, description="times that each conversation is read")
     conversations_per_step: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=512, ge=2, description="longer conversations are left out, and counted")
@@ -40,8 +42,9 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     """Fine-tunes the model `from` refers to on all conversations of `data`."""
     model_dir = inputs["from"].path
     learner = context.learner(model_dir, settings.optimizer, precision=settings.precision)
-    paths = [read.path for key, read in inputs.items() if key.startswith("data[")]
-    rows = [row for path in paths for row in read_conversations(path / CONVERSATIONS_FILE)]
+    rows = context.rows(
+        "conversations", settings.data, inputs, lambda made: read_conversations(made / CONVERSATIONS_FILE)
+    )
     conversations = [row for row in rows if not held_out(row.split)]
     context.asked().refuse_conversations(settings.name, conversations)
     renderer = context.renderer(model_dir)

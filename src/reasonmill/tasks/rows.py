@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 from reasonmill.errors import RecipeError
 from reasonmill.grading.verdict import Grader, Isolation
 from reasonmill.protocols import Domain
-from reasonmill.types import Completion, Grade, Problem
+from reasonmill.randomness import generator
+from reasonmill.settings import Naming
+from reasonmill.types import Completion, Grade, Problem, held_out
+
+# For parameters of tasks: a recipe names a `[data.NAME]` table, and the task gets its problems by split.
+Splits = Annotated[Mapping[str, Sequence[Problem]], Naming("data")]
 
 
 class RowsTask:
     """Problems from data, and a grader for them.
+
+    The order of a split is drawn by the seed, and again for each time that all of them were asked; held-out problems
+    are asked once.
 
     Args:
         splits: the problems by split; without any, the task can grade but has no problems of its own.
@@ -19,9 +28,10 @@ class RowsTask:
 
     domain: Domain = "reasoning"
 
-    def __init__(self, grader: Grader, splits: Mapping[str, Sequence[Problem]] | None = None) -> None:
+    def __init__(self, grader: Grader, splits: Splits | None = None) -> None:
         self._grader = grader
         self._splits = splits or {}
+        self._orders: dict[str, tuple[tuple[int, int], list[int]]] = {}  # by split, the one that was used last
 
     @property
     def isolation(self) -> Isolation:
@@ -30,13 +40,28 @@ class RowsTask:
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         problems = self._problems(split)
-        return problems[index % len(problems)]
+        if held_out(split) and index >= len(problems):
+            raise RecipeError(
+                f"split {split!r} has {len(problems)} problems, and one more is asked for",
+                fix=f"ask for {len(problems)} at most, or hold out more",
+            )
+        again, place = divmod(index, len(problems))
+        return problems[self._order(split, seed, again)[place]]
 
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
-        return iter(self._problems(split))
+        return (self.problem(split, seed, index) for index in range(len(self._problems(split))))
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return [self._grader.judge(problem, completion.text).grade for completion in completions]
+
+    def _order(self, split: str, seed: int, again: int) -> list[int]:
+        """The places of a split's problems, in the order that they are asked in."""
+        known = self._orders.get(split)
+        if known is None or known[0] != (seed, again):
+            order = list(range(len(self._problems(split))))
+            generator("rows", split, seed, again).shuffle(order)
+            known = self._orders[split] = ((seed, again), order)
+        return known[1]
 
     def _problems(self, split: str) -> Sequence[Problem]:
         if not self._splits.get(split):
