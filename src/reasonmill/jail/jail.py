@@ -21,7 +21,6 @@ from reasonmill.jail.level import Level
 
 # What a program may write. More is a flood, and ends it.
 MAX_OUTPUT = 16_000_000
-_MAX_WORDS = 100_000
 # How long a jail has to start, and a killed process to be gone.
 _START_S, _GONE_S = 30.0, 10.0
 _MAX_REPORT = 4096
@@ -53,16 +52,17 @@ class Capture:
     """The reading end of a pipe into which a job writes, and what came out of it.
 
     Args:
-        limit: bytes that are kept; where more come, `flooded` is set.
+        limit: bytes that are kept.
+        last: where more come, keep the last ones; else it is a flood, and `flooded` is set.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, last: bool = False) -> None:
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # The job's end waits when the pipe is full, as every program expects.
         os.set_blocking(self.writer, True)
         self.data = bytearray()
         self.flooded = False
-        self._limit = limit
+        self._limit, self._last = limit, last
 
     def handed_over(self) -> None:
         """Closes the job's end here, once the job has it: the pipe then ends with the job."""
@@ -75,12 +75,12 @@ class Capture:
             part = os.read(self.reader, 1 << 16)
         except BlockingIOError:
             return True
-        if len(self.data) + len(part) > self._limit:
-            self.flooded = True
-            part = part[: self._limit - len(self.data)]
-            self.data += part
-            return False
         self.data += part
+        if len(self.data) > self._limit:
+            if not self._last:
+                self.flooded = True
+                return False
+            del self.data[: -self._limit]
         return bool(part)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from reasonmill.jail.jail import MAX_OUTPUT, Capture, Jail, JailFailed, Job, Limits, follow, memory_file
 
 # Words for a human, and what is read of them.
-_MAX_ERRORS, _MAX_REASON = 1_000_000, 300
+_MAX_WORDS, _MAX_REASON = 100_000, 300
 # How long tests may take to say that the program is gone, after it was killed.
 _LAST_WORDS_S = 1.0
 
@@ -44,7 +44,7 @@ def run(jail: Jail, source: str, stdin: bytes, limits: Limits) -> Ran:
     Raises:
         JailFailed: the jail did not do its part.
     """
-    output, errors = Capture(MAX_OUTPUT), Capture(_MAX_ERRORS)
+    output, errors = Capture(MAX_OUTPUT), Capture(_MAX_WORDS, last=True)
     given = memory_file(stdin)
     job = Job(jail, [output, errors])
     try:
@@ -75,7 +75,7 @@ def examine(
     Raises:
         JailFailed: a jail did not do its part.
     """
-    errors, verdict = Capture(_MAX_ERRORS), Capture(_MAX_ERRORS)
+    errors, verdict = Capture(_MAX_WORDS, last=True), Capture(_MAX_WORDS)
     programs_end, tests_end = socket.socketpair()
     answering, asking = Job(program, [errors]), Job(tests, [verdict])
     asking.running = answering.running = False
@@ -98,14 +98,13 @@ def examine(
             answering.end()
             follow([asking], _LAST_WORDS_S, lambda: not asking.running)
         words = [json.loads(line) for line in bytes(verdict.data).splitlines()]
-        asked = ["asked"] in words
         if not in_time:
             # Tests that hang before they have asked anything hang by themselves.
-            return Examined("failed", slow) if asked or len(words) else Examined("broken", "the tests do not end")
-        outcome, *reason = words[-1] if words else ["asked"]
-        if outcome == "asked":
+            return Examined("failed", slow) if words else Examined("broken", "the tests do not end")
+        outcome, *reason = words[-1] if words else ["nothing"]
+        if outcome in ("asked", "nothing"):
             broken_off = f"the tests break off: {_fault(asking.status, b'', limits)}"
-            return Examined("failed" if asked else "broken", broken_off)
+            return Examined("failed" if outcome == "asked" else "broken", broken_off)
         if outcome == "gone":
             # Its end says more than that it is gone.
             follow([answering], _LAST_WORDS_S, lambda: not answering.running)

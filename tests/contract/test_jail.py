@@ -1,0 +1,119 @@
+"""The jail against programs that mean harm: none is right, gets out, outlives its limit or leaves something behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from adversarial_programs import HEAD, QUICK, SLOW
+
+from reasonmill.grading.code import CodeGrader
+from reasonmill.jail.found import close_jails
+from reasonmill.jail.level import Level, levels
+from reasonmill.types import Message, Problem
+
+LEVELS = {level.name: level for level in reversed(levels())}
+# As little as the slowest of them shows.
+SECONDS = 0.5
+FUNCTION = {"test_list": ["assert f(3) == 1729003", "assert abs(f(4) - 1729004) < 1e-6", "assert f([1]) == [1, 729]"]}
+PRINTED = {"inputs": ["3"], "outputs": ["1729003"]}
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a program must not touch."""
+
+    folder: Path
+    secret: Path
+    server: socket.socket
+
+    def head(self) -> str:
+        port = self.server.getsockname()[1]
+        told = {"WITNESS": str(self.folder), "SECRET": str(self.secret), "ASKER": os.getpid(), "PORT": port}
+        return HEAD + "".join(f"{name} = {value!r}\n" for name, value in told.items())
+
+    def state(self) -> object:
+        """All that programs could have changed: files, their bytes and rights, who called, and which processes run."""
+        files = sorted((str(path), path.read_bytes(), path.stat().st_mode) for path in self.folder.iterdir())
+        try:
+            called: object = self.server.accept()
+        except BlockingIOError:
+            called = None
+        return files, called, descendants(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    folder = tmp_path_factory.mktemp("witness")
+    for path in (folder.parent, folder):
+        path.chmod(0o777)
+    secret = folder / "secret"
+    secret.write_text("1729003")
+    secret.chmod(0o666)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield Outside(folder, secret, server)
+    close_jails()
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that this one started, and those that they started."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found, new = set(), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def judge(level: Level, meta: dict[str, object], source: str, seconds: float = SECONDS) -> tuple[str, str]:
+    problem = Problem("code", (Message("user", "?"),), "", meta)
+    verdict = CodeGrader(seconds, memory_mb=256, level=level).judge(problem, f"```python\n{source}\n```")
+    return verdict.outcome, verdict.reason
+
+
+def attack(level: Level, outside: Outside, name: str, source: str) -> None:
+    program = f"{outside.head()}\n{source}"
+    for meta, good in ((FUNCTION, "def f(x): return {3: 1729003, 4: 1729004}.get(x) if x != [1] else [1, 729]"),
+                       (PRINTED, "print(1729000 + int(input()))")):  # fmt: skip
+        assert judge(level, meta, good)[0] == "right"
+        before = outside.state()
+        begun = time.monotonic()
+        outcome, reason = judge(level, meta, program)
+        took = time.monotonic() - begun
+        assert outcome == "wrong", (name, meta, reason)
+        assert outside.state() == before, (name, meta)
+        # Its limit, and what an honest machine needs besides; a hang would take the 1,000 seconds that they sleep.
+        assert took < 30, (name, meta)
+
+
+@pytest.mark.skipif(not LEVELS, reason="this machine has no jail")
+@pytest.mark.parametrize("name", QUICK)
+def test_no_program_passes_or_escapes(outside: Outside, name: str) -> None:
+    attack(list(LEVELS.values())[-1], outside, name, QUICK[name])
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_program_outlives_its_limit(outside: Outside, level: str, name: str) -> None:
+    attack(LEVELS[level], outside, name, SLOW[name])
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_program_passes_or_escapes_at_any_level(outside: Outside, level: str, name: str) -> None:
+    attack(LEVELS[level], outside, name, QUICK[name])
