@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -224,8 +224,11 @@ class CodeGrader:
         try:
             with borrowed(self._level) as jails:
                 if isinstance(tests, FunctionTests):
-                    return self._examine(jails, tests, response)
-                return self._print(jails, tests, code_in(response))
+                    verdict = self._examine(jails, tests, response)
+                else:
+                    verdict = self._print(jails, tests, code_in(response))
+                # Whoever reads the reward later learns how far the program was kept apart.
+                return replace(verdict, parts={"isolation": float(jails.level.rank)})
         except JailFailed as error:
             return Verdict.could_not_tell(f"the jail failed: {error}")
 

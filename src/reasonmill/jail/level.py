@@ -39,6 +39,11 @@ class Level:
     name: LevelName
     bwrap: Path | None = None
 
+    @property
+    def rank(self) -> int:
+        """2 for bubblewrap, 1 for Landlock, 0 for no isolation: the part `isolation` of the grades."""
+        return {"bubblewrap": 2, "landlock": 1, "unisolated": 0}[self.name]
+
     def command(self, control: int, guardian: int, info: int) -> list[str]:
         """The command that starts a jail.
 

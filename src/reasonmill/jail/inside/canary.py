@@ -25,6 +25,12 @@ def what_works(secret: str, pid: int, port: int, memory_bytes: int) -> list[str]
         with open(path, "w") as file:
             file.write("written")
 
+    def start() -> None:
+        try:
+            os.execv("/is/not/there", ["program"])
+        except FileNotFoundError:  # it was looked for
+            return
+
     def connect() -> None:
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
@@ -47,7 +53,7 @@ def what_works(secret: str, pid: int, port: int, memory_bytes: int) -> list[str]
         "writing at the root": lambda: write("/reasonmill-canary"),
         "changing files": lambda: os.rename(secret, secret + ".moved"),
         "starting processes": fork,
-        "starting programs": lambda: os.execv("/bin/true", ["true"]),
+        "starting programs": start,
         "the network": connect,
         "sockets": lambda: socket.socket().close(),
         "signals to the process that ordered the jail": lambda: os.kill(pid, 0),
