@@ -52,7 +52,7 @@ class Level:
             guardian: descriptor of the process without which the jail ends.
             info: descriptor where bubblewrap writes which process is the first within.
         """
-        user = _nobodys_user() if os.getuid() == 0 else None
+        user = nobodys_user() if os.getuid() == 0 else None
         settings = {
             "control": control,
             "guardian": guardian,
@@ -65,28 +65,36 @@ class Level:
             *(os.path.realpath(sys.executable), "-S", "-s", "-P", "-B"),
             *("-c", _START, str(INSIDE.parent), json.dumps(settings)),
         ]
-        return python if self.bwrap is None else [*self._around(info), *python]
-
-    def _around(self, info: int) -> Iterator[str]:
-        yield from (str(self.bwrap), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
-        yield from ("--unshare-cgroup-try", "--new-session", "--info-fd", str(info), "--cap-drop", "ALL")
-        if os.getuid() == 0:
-            for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH"):
-                yield from ("--cap-add", capability)
-        else:
-            yield "--unshare-user"
-        for path in [*readable(), os.path.realpath(sys.executable)]:
-            yield from ("--ro-bind-try", path, path)
-        for path in ("/lib", "/lib64"):
-            if os.path.islink(path):
-                yield from ("--symlink", os.readlink(path), path)
-        yield from ("--dev-bind", "/dev/null", "/dev/null", "--chdir", "/", "--remount-ro", "/", "--clearenv")
-        for name, value in _ENVIRONMENT.items():
-            yield from ("--setenv", name, value)
+        if self.bwrap is None:
+            return python
+        ends = ("--info-fd", str(info), "--remount-ro", "/", "--clearenv")
+        kept = (word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value))
+        return [*bubblewrap(self, [*readable(), os.path.realpath(sys.executable)]), *ends, *kept, *python]
 
     def environment(self) -> dict[str, str]:
         """The environment of the command."""
         return dict(_ENVIRONMENT)
+
+
+def bubblewrap(level: Level, paths: Sequence[str]) -> Iterator[str]:
+    """The beginning of a command that shows nothing but `paths` and the null device, and has no network.
+
+    Args:
+        paths: what can be read, under the same names.
+    """
+    yield from (str(level.bwrap), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
+    yield from ("--unshare-cgroup-try", "--new-session", "--chdir", "/", "--cap-drop", "ALL")
+    if os.getuid() == 0:
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH"):
+            yield from ("--cap-add", capability)
+    else:
+        yield "--unshare-user"
+    for path in paths:
+        yield from ("--ro-bind", path, path)
+    for path in ("/lib", "/lib64"):
+        if os.path.islink(path):
+            yield from ("--symlink", os.readlink(path), path)
+    yield from ("--dev-bind", "/dev/null", "/dev/null")
 
 
 def readable() -> list[str]:
@@ -122,7 +130,7 @@ def _bwraps() -> Sequence[Path]:
     return [*found, *([Path(system)] if system else [])]
 
 
-def _nobodys_user() -> int:
+def nobodys_user() -> int:
     """A user who owns nothing and is nobody else: one of the last that there are, which are never given out."""
     first, _, count = map(int, Path("/proc/self/uid_map").read_text(encoding="ascii").split("\n")[0].split())
     return first + count - 1 - random.SystemRandom().randrange(max(1, min(count // 2, 1 << 20)))

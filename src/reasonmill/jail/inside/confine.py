@@ -16,11 +16,13 @@ from . import filter as calls
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 22, 38
+_PR_CAP_AMBIENT, _AMBIENT_RAISE = 47, 2
 _SECCOMP_MODE_FILTER = 2
 # Landlock's system calls have these numbers everywhere (include/uapi/linux/landlock.h).
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_VERSION, _RULE_PATH_BENEATH = 1, 1
-_READ_FILE, _READ_FOLDER, _WRITE_FILE = 1 << 2, 1 << 3, 1 << 1
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_FOLDER, _TRUNCATE, _IOCTL = (1 << bit for bit in (0, 1, 2, 3, 14, 15))
+_READ, _OF_FILES = _EXECUTE | _READ_FILE | _READ_FOLDER, _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _CAP_DAC_READ_SEARCH = 2
 _CAPABILITY_VERSION = 0x20080522
 # What a program may hold open; a thread bomb ends at so many threads.
@@ -45,8 +47,9 @@ def landlock_version() -> int:
     return max(0, int(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)))
 
 
-def landlock_rules(readable: list[str]) -> int | None:
-    """A descriptor of rules that leave nothing but reading below `readable`, and writing to the null device.
+def landlock_rules(readable: list[str], writable: list[str]) -> int | None:
+    """A descriptor of rules that leave nothing but reading below `readable`, writing to the null device, and everything
+    below `writable`.
 
     Returns:
         None where the kernel has no Landlock.
@@ -62,12 +65,17 @@ def landlock_rules(readable: list[str]) -> int | None:
     attributes = struct.pack("=QQQ", rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 8 if version < 4 else 16 if version < 6 else 24
     rules = _called("landlock", _libc.syscall(_LANDLOCK_CREATE_RULESET, attributes[:size], size, 0))
-    for path, granted in [*((path, _READ_FILE | _READ_FOLDER) for path in readable), ("/dev/null", _WRITE_FILE | 4)]:
+    grants = {
+        **dict.fromkeys(readable, rights & _READ),
+        **dict.fromkeys(writable, rights),
+        "/dev/null": _READ_FILE | _WRITE_FILE,
+    }
+    for path, granted in grants.items():
         if not os.path.exists(path):
             continue
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if not os.path.isdir(path):
-            granted &= ~_READ_FOLDER
+            granted &= _OF_FILES
         beneath = struct.pack("=Qi", granted, place)
         _called("landlock", _libc.syscall(_LANDLOCK_ADD_RULE, rules, _RULE_PATH_BENEATH, beneath, 0))
         os.close(place)
@@ -84,8 +92,10 @@ def become(user: int) -> None:
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    # The interpreter may lie where only root can read. What else lies there, the jail hides.
+    # The interpreter may lie where only root can read. What else lies there, the jail hides. Programs that are started
+    # keep the right, too.
     _set_capabilities(1 << _CAP_DAC_READ_SEARCH)
+    _prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, _CAP_DAC_READ_SEARCH)
 
 
 def confine(limits: Limits, rules: int | None, *, own_user: bool, filtered: bool) -> None:
@@ -94,7 +104,7 @@ def confine(limits: Limits, rules: int | None, *, own_user: bool, filtered: bool
     Args:
         rules: Landlock's.
         own_user: nobody else's processes count for the user, so that their number can be limited.
-        filtered: refuse system calls, too.
+        filtered: put it under the rules and the filter of programs; else only its own limits hold.
     """
     _prctl(_PR_SET_PDEATHSIG, 9)
     for kind, value in (
@@ -110,21 +120,25 @@ def confine(limits: Limits, rules: int | None, *, own_user: bool, filtered: bool
         hard = resource.getrlimit(kind)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (allowed, allowed))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
+    if filtered:
+        give_up(rules, calls.for_programs(os.getpid()))
+
+
+def give_up(rules: int | None, filter_: bytes) -> None:
+    """Puts this process and all that it starts under Landlock's rules and a filter of system calls, for good."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if rules is not None:
         _called("landlock", _libc.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0))
         os.close(rules)
-    if filtered:
-        code = calls.program(os.getpid())
-        kept = ctypes.create_string_buffer(code, len(code))
-        # struct sock_fprog: how many instructions of eight bytes, and where.
-        _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, struct.pack("@HP", len(code) // 8, ctypes.addressof(kept)))
+    kept = ctypes.create_string_buffer(filter_, len(filter_))
+    # struct sock_fprog: how many instructions of eight bytes, and where.
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, struct.pack("@HP", len(filter_) // 8, ctypes.addressof(kept)))
 
 
 def _set_capabilities(which: int) -> None:
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
-    data = struct.pack("=6I", which, which, 0, 0, 0, 0)
+    data = struct.pack("=6I", which, which, which, 0, 0, 0)
     _called("capset", _libc.capset(header, data))
 
 

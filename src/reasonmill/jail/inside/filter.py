@@ -1,8 +1,9 @@
-"""The filter of system calls: what a program in the jail may ask of the kernel; everything else is refused.
+"""The filters of system calls: what the kernel refuses to programs, and to workers, in the jail.
 
-A list of what is allowed, because a list of what is forbidden is never complete: no processes, no programs to start, no
-network, no signals to others, no looking into others, no changes of files, no namespaces, no keys, no limits of others.
-The numbers are the kernel's, of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; the
+For programs there is a list of what is allowed, because a list of what is forbidden is never complete: no processes, no
+programs to start, no network, no signals to others, no looking into others, no changes of files, no namespaces, no
+keys, no limits of others. Workers run libraries that need more than anybody has listed, and processes of their own: for
+them there is a list of what is forbidden. The numbers are the kernel's, of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; the
 filter is classic BPF over struct seccomp_data (Documentation/userspace-api/seccomp_filter.rst).
 """
 
@@ -119,6 +120,71 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "clone3": (435, 435),
     "faccessat2": (439, 439),
 }
+# What no grader needs: the network, looking into others, namespaces and mounts, keys, memory shared by a number, and
+# what only an administrator does.
+_FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
+    "shmget": (29, 194),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "accept": (43, 202),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "ptrace": (101, 117),
+    "syslog": (103, 116),
+    "personality": (135, 92),
+    "vhangup": (153, 58),
+    "modify_ldt": (154, None),
+    "pivot_root": (155, 41),
+    "adjtimex": (159, 171),
+    "chroot": (161, 51),
+    "acct": (163, 89),
+    "settimeofday": (164, 170),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "reboot": (169, 142),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "init_module": (175, 105),
+    "delete_module": (176, 106),
+    "quotactl": (179, 60),
+    "clock_settime": (227, 112),
+    "mq_open": (240, 180),
+    "kexec_load": (246, 104),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "unshare": (272, 97),
+    "accept4": (288, 242),
+    "perf_event_open": (298, 241),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "clock_adjtime": (305, 266),
+    "setns": (308, 268),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "finit_module": (313, 273),
+    "kexec_file_load": (320, 294),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "pidfd_getfd": (438, 438),
+    "mount_setattr": (442, 442),
+}
 # AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64, and the column of the numbers.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 # Calls with this bit are those of x32, another table that no filter means to allow.
@@ -134,6 +200,7 @@ _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 
 # A thread of the same process, and none of CLONE_NEW* or CLONE_PTRACE.
 _CLONE_THREAD, _CLONE_LOOKED_AT = 0x00010000, 0x7E032000
+_CLONE_NEW = 0x7E022000
 # Which terminal, close on exec, how much there is to read, not to block.
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # Duplicates, flags and locks; not who gets a signal when something can be read.
@@ -148,11 +215,15 @@ def supported() -> bool:
     return os.uname().machine in _MACHINES
 
 
-def program(pid: int) -> bytes:
-    """The filter for the process `pid`, which may signal itself only: instructions as the kernel reads them."""
-    architecture, column = _MACHINES[os.uname().machine]
-    # What is looked at more closely: the argument, the bits of it that count, and what they may be.
-    closely: dict[str, list[tuple[int, int, tuple[int, ...]]]] = {
+# An instruction: code, how far to jump if true and if false, and a number.
+_Instruction = tuple[int, int, int, int]
+# How a call's argument is looked at: which it is, the bits of it that count, and what they may be.
+_Look = tuple[int, int, tuple[int, ...]]
+
+
+def for_programs(pid: int) -> bytes:
+    """The filter for a program that is the process `pid`, which may signal itself only: instructions for the kernel."""
+    closely: dict[str, list[_Look]] = {
         "clone": [(0, _CLONE_LOOKED_AT, (_CLONE_THREAD,))],
         "kill": [(0, 0xFFFFFFFF, (pid,))],
         "tgkill": [(0, 0xFFFFFFFF, (pid,))],
@@ -162,30 +233,44 @@ def program(pid: int) -> bytes:
         "prctl": [(0, 0xFFFFFFFF, _PRCTLS)],
         "socketpair": [(0, 0xFFFFFFFF, (_AF_UNIX,)), (1, _SOCK_TYPE, (_SOCK_STREAM,))],
     }
+    return _filter({name: _ALLOW for name in _NUMBERS}, closely, _REFUSE | errno.EPERM)
 
-    def instructions() -> Iterator[tuple[int, int, int, int]]:
+
+def for_workers() -> bytes:
+    """The filter for a worker and all that it starts: instructions for the kernel."""
+    refused = {name: _REFUSE | errno.EPERM for name in _FORBIDDEN}
+    return _filter({**refused, "clone": _ALLOW, "clone3": _ALLOW}, {"clone": [(0, _CLONE_NEW, (0,))]}, _ALLOW)
+
+
+def _filter(ends: dict[str, int], closely: dict[str, list[_Look]], otherwise: int) -> bytes:
+    """Instructions that end each call as `ends` says, if its arguments are what they may be, and others as `otherwise`
+    says."""
+    architecture, column = _MACHINES[os.uname().machine]
+    numbers = {**_NUMBERS, **_FORBIDDEN}
+
+    def instructions() -> Iterator[_Instruction]:
         yield _LOAD, 0, 0, _ARCHITECTURE
         yield _EQUAL, 1, 0, architecture
         yield _RETURN, 0, 0, _KILL
         yield _LOAD, 0, 0, _NUMBER
         yield _AT_LEAST, 0, 1, _X32
         yield _RETURN, 0, 0, _REFUSE | errno.EPERM
-        for name, numbers in _NUMBERS.items():
-            number = numbers[column]
+        for name, end in ends.items():
+            number = numbers[name][column]
             if number is None:
                 continue
             checks = list(_checks(closely.get(name, [])))
-            # libc starts threads by clone where there is no clone3, whose flags lie where a filter can't see them.
-            end = _REFUSE | errno.ENOSYS if name == "clone3" else _ALLOW
+            # libc starts processes by clone where there is no clone3, whose flags lie where a filter can't see them.
+            end = _REFUSE | errno.ENOSYS if name == "clone3" else end
             yield _EQUAL, 0, len(checks) + 1, number
             yield from checks
             yield _RETURN, 0, 0, end
-        yield _RETURN, 0, 0, _REFUSE | errno.EPERM
+        yield _RETURN, 0, 0, otherwise
 
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions())
 
 
-def _checks(looks: list[tuple[int, int, tuple[int, ...]]]) -> Iterator[tuple[int, int, int, int]]:
+def _checks(looks: list[_Look]) -> Iterator[_Instruction]:
     """Instructions that refuse the call unless each argument is one of what it may be, and fall through if so."""
     for argument, bits, values in looks:
         yield _LOAD, 0, 0, _ARGUMENTS + 8 * argument

@@ -105,7 +105,7 @@ def _work(control: socket.socket, descriptors: list[int], limits: Limits, settin
         for place, descriptor in enumerate(moved[1:]):
             os.dup2(descriptor, place)
             os.close(descriptor)
-        rules = landlock_rules(settings["readable"]) if settings["confine"] else None
+        rules = landlock_rules(settings["readable"], []) if settings["confine"] else None
         confine(limits, rules, own_user=settings["own_user"], filtered=settings["confine"])
         sys.stdin, sys.stdout, sys.stderr = (
             open(stream, mode, encoding="utf-8", buffering=size)
