@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from adversarial_programs import HEAD, QUICK, SLOW
 
 import reasonmill
+from adversarial_programs import HEAD, QUICK, SLOW
 from reasonmill.grading.code import CodeGrader
 from reasonmill.jail.found import close_jails, holes
 from reasonmill.jail.level import Level, levels
@@ -160,7 +160,9 @@ def test_without_a_jail_all_of_this_is_seen(outside: Outside, source: str) -> No
 @pytest.mark.skipif(not LEVELS, reason="this machine has no jail")
 def test_what_the_canary_finds_refuses_a_level() -> None:
     assert {name: holes(level) for name, level in LEVELS.items()} == {name: [] for name in LEVELS}
-    assert {"reading files", "starting processes", "starting programs", "the network"} <= set(holes(Level("unisolated")))
+    assert {"reading files", "starting processes", "starting programs", "the network"} <= set(
+        holes(Level("unisolated"))
+    )
 
 
 @pytest.mark.skipif(not LEVELS, reason="this machine has no jail")

@@ -15,18 +15,30 @@ from reasonmill.jail import programs
 from reasonmill.jail.found import Jails, borrowed
 from reasonmill.jail.jail import JailFailed, Limits
 from reasonmill.jail.level import Level
-from reasonmill.transcript import read_transcript
+from reasonmill.transcript import THINK_CLOSE, THINK_OPEN, read_transcript
 from reasonmill.types import Problem
 
-_FENCED = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
-_CUT_OFF = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*(?:python|py)?[0-9]?[ \t]*\n", re.MULTILINE)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)")
 _LANGUAGES = ("", "python", "py", "python3")
 # What numbers look like in outputs; others are texts.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _MAX_NUMBER = 400
+# What sites that ask for a function have imported for it.
+_IMPORTED = """\
+from typing import *
+from collections import *
+from heapq import *
+from bisect import *
+from itertools import *
+from functools import *
+from math import *
+from builtins import *
+import bisect, collections, functools, heapq, itertools, math, random, re, string, sys
+sys.setrecursionlimit(50000)
+"""
 
 
-class TestsError(Exception):
+class UnreadableTests(Exception):
     """The tests of a problem can't be read."""
 
 
@@ -65,7 +77,7 @@ def read_tests(meta: Mapping[str, Any]) -> FunctionTests | PrintedTests:
     `output`, `testtype`. They stand in `meta` itself, or in its `tests` or `input_output`, also as text of JSON.
 
     Raises:
-        TestsError: there are none, or they are in no shape that is known.
+        UnreadableTests: there are none, or they are in no shape that is known.
     """
     tests: Any = next((meta[name] for name in ("tests", "input_output") if meta.get(name)), meta)
     if isinstance(tests, str):
@@ -84,9 +96,9 @@ def read_tests(meta: Mapping[str, Any]) -> FunctionTests | PrintedTests:
                 tests["inputs"] = [[json.loads(line) for line in text.splitlines()] for text in tests["inputs"]]
                 tests["outputs"] = [json.loads(text) for text in tests["outputs"]]
                 if not tests["fn_name"]:
-                    raise TestsError("functional tests need the name of the function, in fn_name")
+                    raise UnreadableTests("functional tests need the name of the function, in fn_name")
     if not isinstance(tests, Mapping):
-        raise TestsError("the tests are neither a table nor a list")
+        raise UnreadableTests("the tests are neither a table nor a list")
     found = {**meta, **tests}
     if found.get("test") and found.get("entry_point"):
         return _function_tests(
@@ -98,11 +110,11 @@ def read_tests(meta: Mapping[str, Any]) -> FunctionTests | PrintedTests:
     if found.get("inputs"):
         inputs, outputs = list(found["inputs"]), list(found.get("outputs", ()))
         if len(inputs) != len(outputs):
-            raise TestsError(f"there are {len(inputs)} inputs and {len(outputs)} outputs")
+            raise UnreadableTests(f"there are {len(inputs)} inputs and {len(outputs)} outputs")
         if found.get("fn_name"):
             return _function_tests(calls=_calls(inputs, outputs), entry=found["fn_name"])
         return PrintedTests([_text(one) for one in inputs], [_text(one) for one in outputs])
-    raise TestsError("there are no tests: neither test and entry_point, nor test_list, nor inputs and outputs")
+    raise UnreadableTests("there are no tests: neither test and entry_point, nor test_list, nor inputs and outputs")
 
 
 def _function_tests(**given: Any) -> FunctionTests:
@@ -122,32 +134,50 @@ def _text(lines: Any) -> str:
 
 
 def code_in(response: str, entry: str = "") -> str:
-    """The code of a response: after its thinking, the last fenced block of Python, or all of it where none is.
+    """The code of a response: the last fenced block of Python in its answer, or else in what follows its thinking; all
+    of that where there is no block.
 
     Args:
         entry: the function that is wanted; the last block that defines it goes before others.
     """
-    text = answer_text(response)
-    blocks = [block[3] for block in _FENCED.finditer(text) if block[2].lower() in _LANGUAGES]
-    if not blocks:
-        cut_off = _CUT_OFF.search(text)  # a fence that was never closed
-        return text[cut_off.end() :] if cut_off else text
-    defining = [block for block in blocks if entry and defines(block, entry)]
-    return (defining or blocks)[-1]
+    # Thinking that was never closed is no answer.
+    after = response.rpartition(THINK_CLOSE)[2].partition(THINK_OPEN)[0]
+    answer = read_transcript(response).answer
+    texts = [after] if answer is None else [answer, after]
+    for text in texts:
+        blocks = fenced(text)
+        if blocks:
+            defining = [block for block in blocks if entry and defines(block, entry)]
+            return (defining or blocks)[-1]
+    return texts[0]
 
 
-def answer_text(response: str) -> str:
-    """What follows the thinking; what stands in the answer's tags, where there are some."""
-    transcript = read_transcript(response)
-    if transcript.answer is not None:
-        return transcript.answer
-    return response.rpartition("</think>")[2]
+def fenced(text: str) -> list[str]:
+    """The fenced blocks of Python in a text, by CommonMark's rules; where none was closed, the one that was cut off."""
+    closed: list[str] = []
+    begun: list[str] = []
+    fence, is_python = "", False
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        if not fence:
+            if mark is not None:
+                fence, is_python, begun = mark[1], mark[2].lower() in _LANGUAGES, []
+        elif mark is not None and mark[1].startswith(fence) and not line[mark.end(1) :].strip():
+            if is_python:
+                closed.append("".join(begun))
+            fence = ""
+        else:
+            begun.append(line)
+    return closed or (["".join(begun)] if fence and is_python else [])
 
 
 def defines(code: str, name: str) -> bool:
     """Whether code defines a function, a class or a variable of this name."""
     named = re.escape(name)
-    return re.search(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+{named}\b|^{named}[ \t]*=", code, re.MULTILINE) is not None
+    return (
+        re.search(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+{named}\b|^{named}[ \t]*=", code, re.MULTILINE)
+        is not None
+    )
 
 
 def sources_of(response: str, tests: FunctionTests) -> list[str]:
@@ -155,6 +185,8 @@ def sources_of(response: str, tests: FunctionTests) -> list[str]:
     prompt where that left off."""
     prompt, entry = tests.prompt, tests.entry
     code = code_in(response, entry)
+    if tests.examination["calls"]:
+        return [_IMPORTED + code, code]
     if not prompt or defines(code, entry):
         # What the prompt imports and defines is there without being repeated.
         return [f"{prompt}\n    pass\n\n{code}", f"{prompt}\n\n{code}", code] if prompt else [code]
@@ -169,7 +201,9 @@ def printed_alike(output: str, expected: str) -> bool:
     ours, theirs = (_lines(text) for text in (output, expected))
     if len(ours) != len(theirs):
         return False
-    return all(line == other or _words_alike(line.split(), other.split()) for line, other in zip(ours, theirs, strict=True))
+    return all(
+        line == other or _words_alike(line.split(), other.split()) for line, other in zip(ours, theirs, strict=True)
+    )
 
 
 def _lines(text: str) -> list[str]:
@@ -217,7 +251,7 @@ class CodeGrader:
         """Right if all tests pass. Failures of the jail and of the tests themselves are "could not tell"."""
         try:
             tests = read_tests(problem.meta)
-        except (TestsError, ValueError, TypeError) as error:
+        except (UnreadableTests, ValueError, TypeError) as error:
             return Verdict.could_not_tell(f"the tests can't be read: {error}")
         if not code_in(response).strip():
             return Verdict.wrong("there is no code in the response")

@@ -75,8 +75,8 @@ def found_level() -> Level:
         return Level("unisolated")
     raise NoJail(
         "model-written code can't be kept apart from this machine" + "".join(f"\n  {reason}" for reason in why),
-        fix="pip install 'reasonmill[jail]' or install bubblewrap, on Linux with user namespaces or Landlock; or run it "
-        "with your rights, files and network by --accept-unisolated-code",
+        fix="pip install 'reasonmill[jail]' or install bubblewrap, on Linux with user namespaces or Landlock; or run "
+        "it with your rights, files and network by --accept-unisolated-code",
     )
 
 

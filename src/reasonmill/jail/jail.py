@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from reasonmill.jail.inside.zygote import READY
 from reasonmill.jail.level import Level
 
 # What a program may write. More is a flood, and ends it.
@@ -181,20 +182,20 @@ class Jail:
             self._owner = os.getpid()
         if self._process is not None and self._process.poll() is not None:
             self.close()
-        if self._control is None:
-            try:
-                self._start()
-            except (OSError, ValueError) as error:
-                self.close()
-                raise JailFailed(f"the jail does not start: {error}") from error
-            if not _readable(self._control, _START_S) or self._control.recv(_MAX_REPORT) != b"ready":
-                said = self._said()
-                self.close()
-                raise JailFailed(f"the jail does not start: {said}")
-        assert self._control is not None
-        return self._control
+        if self._control is not None:
+            return self._control
+        try:
+            control = self._start()
+        except (OSError, ValueError) as error:
+            self.close()
+            raise JailFailed(f"the jail does not start: {error}") from error
+        if not _readable(control, _START_S) or control.recv(_MAX_REPORT) != READY:
+            said = self._said()
+            self.close()
+            raise JailFailed(f"the jail does not start: {said}")
+        return control
 
-    def _start(self) -> None:
+    def _start(self) -> socket.socket:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         guardian = os.pidfd_open(os.getpid())
         info, told = os.pipe2(os.O_CLOEXEC)
@@ -219,6 +220,7 @@ class Jail:
             while self._level.bwrap is not None and not said.rstrip().endswith(b"}") and (part := file.read(4096)):
                 said += part
         self._first_inside = json.loads(said)["child-pid"] if said else None
+        return self._control
 
     def _said(self) -> str:
         """What a jail that does not start says about it."""

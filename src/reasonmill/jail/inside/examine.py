@@ -80,6 +80,8 @@ class _Wire:
             raise self._gone() from None
         except wire.WireError as error:
             raise self.break_(f"the program sent {error}") from None
+        except MemoryError:
+            raise self.break_("the program sent more than memory can hold") from None
         return reply
 
 
@@ -154,8 +156,9 @@ def _encoded(value: Any) -> Any:
 def _referred(value: Any) -> Any:
     if isinstance(value, _Remote):
         return value._about
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return ["class", value.__name__]
+    name = getattr(value, "__name__", "")
+    if isinstance(name, str) and name and getattr(builtins, name, None) is value:
+        return ["builtin", name]
     raise Unsupported(f"the tests hand over a {type(value).__name__}, which can't leave their process")
 
 
@@ -284,7 +287,9 @@ def _names(codes: Sequence[str], entry: str) -> dict[str, Any]:
             defined.add((node.asname or node.name).split(".")[0])
         elif isinstance(node, ast.ExceptHandler) and node.name:
             defined.add(node.name)
-    attributes = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    attributes = {
+        node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
     names: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     for name in {node.id for node in nodes if isinstance(node, ast.Name)} - defined:
         if name in attributes and name in sys.stdlib_module_names:

@@ -3,8 +3,10 @@
 For programs there is a list of what is allowed, because a list of what is forbidden is never complete: no processes, no
 programs to start, no network, no signals to others, no looking into others, no changes of files, no namespaces, no
 keys, no limits of others. Workers run libraries that need more than anybody has listed, and processes of their own: for
-them there is a list of what is forbidden. The numbers are the kernel's, of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; the
-filter is classic BPF over struct seccomp_data (Documentation/userspace-api/seccomp_filter.rst).
+them there is a list of what is forbidden.
+
+The numbers are the kernel's, of arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; the
+filters are classic BPF over struct seccomp_data (Documentation/userspace-api/seccomp_filter.rst).
 """
 
 from __future__ import annotations
@@ -233,12 +235,12 @@ def for_programs(pid: int) -> bytes:
         "prctl": [(0, 0xFFFFFFFF, _PRCTLS)],
         "socketpair": [(0, 0xFFFFFFFF, (_AF_UNIX,)), (1, _SOCK_TYPE, (_SOCK_STREAM,))],
     }
-    return _filter({name: _ALLOW for name in _NUMBERS}, closely, _REFUSE | errno.EPERM)
+    return _filter(dict.fromkeys(_NUMBERS, _ALLOW), closely, _REFUSE | errno.EPERM)
 
 
 def for_workers() -> bytes:
     """The filter for a worker and all that it starts: instructions for the kernel."""
-    refused = {name: _REFUSE | errno.EPERM for name in _FORBIDDEN}
+    refused = dict.fromkeys(_FORBIDDEN, _REFUSE | errno.EPERM)
     return _filter({**refused, "clone": _ALLOW, "clone3": _ALLOW}, {"clone": [(0, _CLONE_NEW, (0,))]}, _ALLOW)
 
 

@@ -146,7 +146,7 @@ def _complex(parts: Any) -> complex:
 
 
 # In the order in which they are looked for: a class comes before those that it derives from.
-_SEQUENCES: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "f", deque: "q"}
+_SEQUENCES: dict[type[Any], str] = {list: "l", tuple: "t", set: "s", frozenset: "f", deque: "q"}
 _MADE_OF_ITEMS: dict[str, Callable[[Any], Any]] = {tag: kind for kind, tag in _SEQUENCES.items()}
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
     bytes: ("b", bytes.hex, bytes.fromhex),

@@ -14,14 +14,21 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import examine, program
 from .confine import Limits, become, confine, landlock_rules
 
 # What programs use most: imported once, and not by each of them.
-_WARM = """bisect cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io itertools
-json math operator random re statistics string struct textwrap time typing""".split()
+_WARM = (
+    *("bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
+    *("hashlib", "heapq", "io", "itertools", "json", "math", "operator", "random", "re", "statistics", "string"),
+    *("struct", "textwrap", "time", "typing"),
+)
+_JOBS: dict[str, Callable[..., None]] = {work.__name__: work for work in (program.run, program.serve, examine.examine)}
+# What is said when jobs can come.
+READY = b"ready"
 _MAX_HEADER = 4096
 _MAX_DESCRIPTORS = 5
 
@@ -41,7 +48,7 @@ def main(settings: dict[str, Any]) -> None:
         become(settings["user"])
     gc.collect()
     gc.freeze()
-    control.send(b"ready")
+    control.send(READY)
     while True:
         waiting = select.poll()
         waiting.register(control, select.POLLIN)
@@ -107,13 +114,12 @@ def _work(control: socket.socket, descriptors: list[int], limits: Limits, settin
             os.close(descriptor)
         rules = landlock_rules(settings["readable"], []) if settings["confine"] else None
         confine(limits, rules, own_user=settings["own_user"], filtered=settings["confine"])
-        sys.stdin, sys.stdout, sys.stderr = (
-            open(stream, mode, encoding="utf-8", buffering=size)
-            for stream, mode, size in ((0, "r", -1), (1, "w", -1), (2, "w", 1))
-        )
-        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+        for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+            stream = open(number, mode, encoding="utf-8")  # noqa: SIM115  # as long as the process lives
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
         sys.setrecursionlimit(1000)
-        {"run": program.run, "serve": program.serve, "examine": examine.examine}[job.pop("do")](**job)
+        _JOBS[job.pop("do")](**job)
         os._exit(0)
     except BaseException as error:
         # Nobody believes this; it is a reason for a human.
