@@ -22,7 +22,15 @@ from reasonmill import history, preview, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.history import note_on, note_to_user, table_of
 from reasonmill.lasting_streams import lasting, open_closed_streams
-from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption, OverridesOption, RecipeArgument, UntilOption
+from reasonmill.options import (
+    DEFAULT_HOME,
+    AcceptOption,
+    HomeOption,
+    JsonOption,
+    OverridesOption,
+    RecipeArgument,
+    UntilOption,
+)
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
 from reasonmill.types import Message, SamplingParams
@@ -88,6 +96,7 @@ def run(
         typer.Option("--repair", help="Read every byte of finished stages; rebuild what is damaged, rollouts too."),
     ] = False,
     device: DeviceOption = "auto",
+    accept_unisolated_code: AcceptOption = False,
 ) -> None:
     """Runs a recipe; finished stages are not run again, and an interrupted run resumes where it stopped."""
     from reasonmill.recipe.load import load_recipe
@@ -152,6 +161,7 @@ def evaluate(
     device: DeviceOption = "auto",
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
+    accept_unisolated_code: AcceptOption = False,
 ) -> None:
     """Measures how many problems a model solves."""
     asked = [_task(name, recipe) for name in tasks]

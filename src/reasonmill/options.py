@@ -1,11 +1,13 @@
 """Options that several commands have."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from reasonmill.errors import RecipeError
+from reasonmill.jail.level import ACCEPTED
 
 
 def _directory(name: str) -> Path:
@@ -20,6 +22,13 @@ def _directory(name: str) -> Path:
     return Path(name)
 
 
+def _accept(accepted: bool) -> bool:
+    """Lets this process, and those that it starts, run model-written code without a jail."""
+    if accepted:
+        os.environ[ACCEPTED] = "1"
+    return accepted
+
+
 HomeOption = Annotated[
     Path,
     typer.Option("--home", parser=_directory, metavar="PATH", help="Directory that keeps all artifacts and runs."),
@@ -30,4 +39,12 @@ OverridesOption = Annotated[
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AcceptOption = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unisolated-code",
+        callback=_accept,
+        help="Run model-written code with your own rights, files and network where this machine has no jail for it.",
+    ),
+]
 DEFAULT_HOME = Path("mill")
