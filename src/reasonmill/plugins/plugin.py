@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -51,6 +51,11 @@ class Plugin:
     folder: Path
     given: Mapping[str, Any] = field(default_factory=dict)
     environment: Plugin | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is what the recipe says of it: in another process it is imported and made again."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "importer"}
+        return _restored, (given,)
 
     @property
     def title(self) -> str:
@@ -169,3 +174,8 @@ class Plugin:
         needs = getattr(self.made, "NEEDS", ()) if self.group == "stages" else ()
         modules = {name: file, **{module: source for need in needs for module, source in engine_sources(need)}}
         return code_digest(source_files(modules, roots, room_versions()))
+
+
+def _restored(given: Mapping[str, Any]) -> Plugin:
+    """A plug-in that was pickled."""
+    return Plugin(**given, importer=Importer())
