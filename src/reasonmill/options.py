@@ -30,4 +30,7 @@ OverridesOption = Annotated[
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="The last stage.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Graders that run at the same time; it changes no result.")
+]
 DEFAULT_HOME = Path("mill")

@@ -86,10 +86,10 @@ def collect(
         completions = sampler.generate(requests, episodes.follow_up) if episodes else sampler.generate(requests)
         for index, completion in each("sampling", completions):
             place, sample = divmod(index, num_samples)
-            attempts[index] = ended = episodes.ended(index, completion)
+            attempts[index] = attempt = episodes.ended(index, completion)
             # Workers grade while the sampler samples.
             pending[index] = rewards.begin(
-                tasks[problems[place].task], problems[place], ended.completion, noise=(*noise, place, sample)
+                tasks[problems[place].task], problems[place], attempt.completion, noise=(*noise, place, sample)
             )
             if on_completion is not None:
                 on_completion(len(attempts))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from reasonmill.errors import ReasonmillError
@@ -13,6 +14,9 @@ from reasonmill.types import Completion, Grade, Problem
 from reasonmill.workers.answers import raised
 
 ACCURACY = "accuracy"
+# How many reasons are told apart.
+_NAMED = 5
+_COULD_NOT_TELL = " could not tell: "
 
 
 def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
@@ -41,7 +45,23 @@ def could_not_tell(problem: Problem, reason: str) -> Grade:
     Args:
         reason: what became of the grader: "it raised ...".
     """
-    return Grade(None, error=f"the grader of {problem.task!r} could not tell: {reason}")
+    return Grade(None, error=f"the grader of {problem.task!r}{_COULD_NOT_TELL}{reason}")
+
+
+def reasons(grades: Iterable[Grade]) -> dict[str, int]:
+    """Why grades are None, in few words, with how many there are of each; the most frequent first.
+
+    What a reason says of a single response, behind its first colon, is left out, and so are rare ones after the first
+    five.
+    """
+    counts = Counter(
+        grade.error.partition(_COULD_NOT_TELL)[2].partition(": ")[0] or grade.error.partition(": ")[0]
+        for grade in grades
+        if grade.reward is None
+    )
+    ranked = sorted(counts.items(), key=lambda counted: (-counted[1], counted[0]))
+    rest = sum(count for _, count in ranked[_NAMED:])
+    return dict(ranked[:_NAMED]) | ({"other reasons": rest} if rest else {})
 
 
 def _checked(grade: Grade) -> Grade:

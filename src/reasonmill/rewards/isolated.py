@@ -50,7 +50,7 @@ class MeasureCall:
         return f"{self.problem.id} {self.completion.text}"
 
     def __call__(self, reward: Reward) -> float | None:
-        task = NamedTask(self.problem.task, _WhenNeeded(self.task))  # type: ignore[arg-type]  # it is like the task
+        task = NamedTask(self.problem.task, _WhenNeeded(self.task))  # which is like the task
         value = reward.measure(Attempt(self.problem, self.completion, task, self.noise))
         return None if value is None else float(value)
 

@@ -14,6 +14,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.placement import SLOTS, Backend
 from reasonmill.protocols import Measure, Progress, Renderer, Sampler
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
+from reasonmill.rewards.grades import reasons
 from reasonmill.rollouts import thinking_tokens
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.measures import (
@@ -145,8 +146,8 @@ _SHARES: dict[str, Figure] = {
 def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], renderer: Renderer) -> dict[str, Any]:
     """Figures of groups, each with a 95 % interval clustered by problem.
 
-    Ungraded rollouts leave `pass@1`; they are counted as `ungraded`. `language` is the mean over the
-    `language_rollouts` whose thinking has words. A figure of no rollout at all is left out.
+    Ungraded rollouts leave `pass@1`; they are counted as `ungraded`, and by reason as `could_not_tell`. `language` is
+    the mean over the `language_rollouts` whose thinking has words. A figure of no rollout at all is left out.
 
     Args:
         tasks: those of the groups, by name.
@@ -160,9 +161,10 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
         "response_tokens": lambda _, rollout: float(rollout.completion.num_sampled),
     }
-    figures: dict[str, Any] = {
-        "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
-    }
+    grades = [rollout.grade for group in groups for rollout in group.rollouts]
+    figures: dict[str, Any] = {"ungraded": sum(grade.reward is None for grade in grades)}
+    if figures["ungraded"]:
+        figures["could_not_tell"] = reasons(grades)
     for name, figure in {**shares, **amounts}.items():
         values, clusters = values_of(groups, figure)
         if name == "language":

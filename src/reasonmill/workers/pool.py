@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -49,14 +50,14 @@ class Workers:
     Nothing of them is left when this object is closed, or forgotten, or its process ends, also by a kill.
 
     Args:
-        size: how many calls run at the same time; None for one on each processor. It changes no answer.
         launchers: how each kind of isolation is started.
+
+    Attributes:
+        size: how many calls run at the same time, those that take long left out. It changes no answer.
     """
 
-    def __init__(
-        self, size: int | None = None, launchers: Mapping[Isolation, Launcher] = MappingProxyType({"worker": list})
-    ) -> None:
-        self.size = size or len(os.sched_getaffinity(0))
+    def __init__(self, launchers: Mapping[Isolation, Launcher] = MappingProxyType({"worker": list})) -> None:
+        self.size = len(os.sched_getaffinity(0))
         self._launchers = launchers
         self._managers: dict[Isolation, _Manager] = {}
 
@@ -71,6 +72,15 @@ class Workers:
         if isolation not in self._managers:
             self._managers[isolation] = _Manager(self._launchers[isolation])
         return self._managers[isolation].ask(plugin, call, limits, self.size)
+
+    @contextmanager
+    def limited_to(self, size: int | None) -> Iterator[None]:
+        """Runs so many calls at the same time in the block, None for one on each processor; they end with it."""
+        self.size = size or len(os.sched_getaffinity(0))
+        try:
+            yield
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Ends all workers, also those that are asked something. The next call starts new ones."""
@@ -88,7 +98,7 @@ class _Manager:
         with theirs:
             # In a session of its own: a Ctrl-C in the terminal is this process's matter.
             self._process = subprocess.Popen(
-                command, stdin=theirs, env={**os.environ, **_ENVIRONMENT}, start_new_session=True
+                command, stdin=theirs.fileno(), env={**os.environ, **_ENVIRONMENT}, start_new_session=True
             )
         # When this object is forgotten, and at the latest when this process ends.
         self._end = weakref.finalize(self, _end, self._connection, self._process)
