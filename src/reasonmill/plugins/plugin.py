@@ -86,7 +86,7 @@ class Plugin:
             RecipeError: it can't be made, or is something else.
         """
         with files_read() as opened:
-            made = self._make()
+            made = self.make()
         one, members = _KINDS[self.group]
         missing = [member for member in members if not hasattr(made, member)]
         if missing:
@@ -101,7 +101,12 @@ class Plugin:
         self._require_declared(made, opened)
         return made
 
-    def _make(self) -> Any:
+    def make(self) -> Any:
+        """A new object, of which nothing is checked: for a process beside that which has `made` one.
+
+        Raises:
+            RecipeError: it can't be made.
+        """
         made_by = self.importer.load(self.target)
         if self.group == "stages":
             return made_by

@@ -57,7 +57,7 @@ class MeasureCall:
 
 @lru_cache(maxsize=64)
 def _made(plugin: bytes) -> Any:
-    return pickle.loads(plugin).made
+    return pickle.loads(plugin).make()
 
 
 class _WhenNeeded:

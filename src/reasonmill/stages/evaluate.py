@@ -118,6 +118,7 @@ def _evaluate(
             **task_figures(of([name]), tasks, renderer),
             # The accuracy is pass@1 already.
             "measures": measured({n: m for n, m in task.measures.items() if m.part != "accuracy"}, [name]),
+            **_could_not_tell(of([name])),
             "domain": task.domain,
             "problems": counts[name],
             "samples": settings.samples,
@@ -146,8 +147,8 @@ _SHARES: dict[str, Figure] = {
 def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], renderer: Renderer) -> dict[str, Any]:
     """Figures of groups, each with a 95 % interval clustered by problem.
 
-    Ungraded rollouts leave `pass@1`; they are counted as `ungraded`, and by reason as `could_not_tell`. `language` is
-    the mean over the `language_rollouts` whose thinking has words. A figure of no rollout at all is left out.
+    Ungraded rollouts leave `pass@1`; they are counted as `ungraded`. `language` is the mean over the
+    `language_rollouts` whose thinking has words. A figure of no rollout at all is left out.
 
     Args:
         tasks: those of the groups, by name.
@@ -161,10 +162,9 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
         "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
         "response_tokens": lambda _, rollout: float(rollout.completion.num_sampled),
     }
-    grades = [rollout.grade for group in groups for rollout in group.rollouts]
-    figures: dict[str, Any] = {"ungraded": sum(grade.reward is None for grade in grades)}
-    if figures["ungraded"]:
-        figures["could_not_tell"] = reasons(grades)
+    figures: dict[str, Any] = {
+        "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
+    }
     for name, figure in {**shares, **amounts}.items():
         values, clusters = values_of(groups, figure)
         if name == "language":
@@ -173,6 +173,12 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
             interval = clustered_share if name in shares else clustered_mean
             figures[name] = interval(values, clusters).as_metric()
     return figures
+
+
+def _could_not_tell(groups: Sequence[Group]) -> dict[str, Any]:
+    """Why rollouts could not be graded, with counts, as the figure `could_not_tell`; nothing where all could."""
+    found = reasons(rollout.grade for group in groups for rollout in group.rollouts)
+    return {"could_not_tell": found} if found else {}
 
 
 def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> float | None:

@@ -37,7 +37,7 @@ def serve_template(channel: int, plugin: bytes, header: dict[str, Any], manager:
     sys.path[:] = header["path"]
     try:
         importlib.import_module(header["calls"])  # here, so that not every worker has to
-        made = pickle.loads(plugin).made
+        made = pickle.loads(plugin).make()
     except BaseException as error:  # whatever a user's code raises, SystemExit as well
         connection.sendall(frame({"unmade": str(error) or type(error).__name__}))
         return
