@@ -30,6 +30,7 @@ from reasonmill.options import (
     OverridesOption,
     RecipeArgument,
     UntilOption,
+    WorkersOption,
 )
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
@@ -38,8 +39,8 @@ from reasonmill.types import Message, SamplingParams
 if TYPE_CHECKING:
     from reasonmill.mill.estimate import Cost, Device
     from reasonmill.placement import Placement
+    from reasonmill.plugins.catalogue import Catalogue
     from reasonmill.recipe.graph import Recipe
-    from reasonmill.tasks.named import NamedTask
 
 app = typer.Typer(
     help="Turns a base language model into a reasoning model.",
@@ -97,6 +98,7 @@ def run(
     ] = False,
     device: DeviceOption = "auto",
     accept_unisolated_code: AcceptOption = False,
+    workers: WorkersOption = None,
 ) -> None:
     """Runs a recipe; finished stages are not run again, and an interrupted run resumes where it stopped."""
     from reasonmill.recipe.load import load_recipe
@@ -114,7 +116,7 @@ def run(
 
     loaded.up_to(until)  # a mistake here is reported before a home is made
     backend = NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code)
-    with StopSignals() as stop:
+    with StopSignals() as stop, loaded.catalogue.workers.limited_to(workers):
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
                 result = run_recipe(
@@ -162,9 +164,11 @@ def evaluate(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
     accept_unisolated_code: AcceptOption = False,
+    workers: WorkersOption = None,
 ) -> None:
     """Measures how many problems a model solves."""
-    asked = [_task(name, recipe) for name in tasks]
+    catalogue = _catalogue(recipe)
+    asked = [catalogue.task(name) for name in tasks]
     for task in asked:
         # A wrong task or split, or one with too few problems, is reported before the model is loaded.
         task.problem(split, seed, problems - 1)
@@ -179,6 +183,7 @@ def evaluate(
 
     from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.display import make_progress, output_console
+    from reasonmill.mill.findings import findings
     from reasonmill.mill.results import print_table, read_results
     from reasonmill.stages.evaluate import Settings, evaluate_model
     from reasonmill.stages.sampling import EvaluationSampling
@@ -192,13 +197,16 @@ def evaluate(
         split=split,
         sampling=EvaluationSampling(temperature=params.temperature, max_tokens=params.max_tokens),
     )
-    with make_progress(Console(stderr=True)) as progress:
+    with make_progress(Console(stderr=True)) as progress, catalogue.workers.limited_to(workers):
         metrics = evaluate_model(directory, settings, asked, seed, backend, progress)
     if as_json:
         print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
     else:
         stage = {"name": "eval", "kind": "evaluate", "reads": {"from": model}, "metrics": metrics}
-        print_table(output_console(), read_results({"stages": [stage]}))
+        console = output_console()
+        print_table(console, read_results({"stages": [stage]}))
+        for finding in findings([], metrics, None, None):
+            note_on(console, f"warning: {finding}", style="yellow")
 
 
 @app.command()
@@ -211,7 +219,7 @@ def problems(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Prints problems of a task."""
-    drawn = itertools.islice(_task(task, recipe).problems(split, seed), num)
+    drawn = itertools.islice(_catalogue(recipe).task(task).problems(split, seed), num)
     if as_json:
         for problem in drawn:
             messages = [{"role": message.role, "content": message.content} for message in problem.messages]
@@ -259,13 +267,12 @@ app.command()(upkeep.verify)
 app.command()(upkeep.gc)
 
 
-def _task(name: str, recipe: str | None) -> NamedTask:
-    """A task that is offered, or one of a recipe's own."""
+def _catalogue(recipe: str | None) -> Catalogue:
+    """What is offered, and a recipe's own."""
     from reasonmill.plugins.catalogue import installed
     from reasonmill.recipe.load import load_recipe
 
-    catalogue = installed() if recipe is None else load_recipe(recipe).catalogue
-    return catalogue.task(name)
+    return installed() if recipe is None else load_recipe(recipe).catalogue
 
 
 def _placement(choice: str) -> Placement:

@@ -47,4 +47,7 @@ AcceptOption = Annotated[
         help="Run model-written code with your own rights, files and network where this machine has no jail for it.",
     ),
 ]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Graders that run at the same time; it changes no result.")
+]
 DEFAULT_HOME = Path("mill")

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reasonmill.activity import each, phase
-from reasonmill.episodes import Episodes, begun
+from reasonmill.episodes import Ended, Episodes, begun
 from reasonmill.errors import TooManyUngraded
 from reasonmill.protocols import Renderer, Sampler
 from reasonmill.randomness import Part, generator, key
-from reasonmill.rewards.combination import RewardWeights
+from reasonmill.rewards.combination import Begun, RewardWeights
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Completion, Group, Message, Problem, Request, Rollout, SamplingParams
+from reasonmill.types import Group, Message, Problem, Request, Rollout, SamplingParams
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -70,7 +70,8 @@ def collect(
     """
     prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
     requests: list[Request] = []
-    drawn: dict[int, Completion] = {}
+    attempts: dict[int, Ended] = {}
+    pending: dict[int, Begun] = {}
     with Episodes(renderer) as episodes:
         for place, problem in enumerate(problems):
             for sample in range(num_samples):
@@ -84,18 +85,28 @@ def collect(
                 requests.append(request)
         completions = sampler.generate(requests, episodes.follow_up) if episodes else sampler.generate(requests)
         for index, completion in each("sampling", completions):
-            drawn[index] = completion
+            place, sample = divmod(index, num_samples)
+            attempts[index] = attempt = episodes.ended(index, completion)
+            # Workers grade while the sampler samples.
+            pending[index] = rewards.begin(
+                tasks[problems[place].task], problems[place], attempt.completion, noise=(*noise, place, sample)
+            )
             if on_completion is not None:
-                on_completion(len(drawn))
-        if len(drawn) != len(requests):
-            raise RuntimeError(f"the sampler lost {len(requests) - len(drawn)} of {len(requests)} requests")
-        attempts = [episodes.ended(index, drawn[index]) for index in range(len(requests))]
+                on_completion(len(attempts))
+        if len(attempts) != len(requests):
+            raise RuntimeError(f"the sampler lost {len(requests) - len(attempts)} of {len(requests)} requests")
     groups = []
     for place, problem in enumerate(problems):
-        own = slice(place * num_samples, (place + 1) * num_samples)
-        ended = attempts[own]
+        own = range(place * num_samples, (place + 1) * num_samples)
+        ended = [attempts[index] for index in own]
         with phase("grading"):
-            grades = rewards.grade(tasks[problem.task], problem, [e.completion for e in ended], noise=(*noise, place))
+            grades = rewards.grade(
+                tasks[problem.task],
+                problem,
+                [end.completion for end in ended],
+                noise=(*noise, place),
+                begun=[pending[index] for index in own],
+            )
         rollouts = [
             # What an environment failed at has no grade, whatever its last turn was like.
             Rollout(
@@ -104,7 +115,7 @@ def collect(
                 replace(grade, reward=None, error=end.error) if end.error else grade,
                 end.replies,
             )
-            for request, end, grade in zip(requests[own], ended, grades, strict=True)
+            for request, end, grade in zip(requests[own.start : own.stop], ended, grades, strict=True)
         ]
         groups.append(Group(problem, tuple(rollouts)))
     return groups

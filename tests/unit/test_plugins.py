@@ -168,7 +168,7 @@ def test_what_is_named_is_made_once_and_not_before(
     own = brought(tasks={"mine": {"use": "noisy.py:Mine"}})
     own.plugin("tasks", "mine")
     assert os.environ["LOADED"] == "no"
-    assert own.task("mine").task is own.task("mine").task
+    assert own.plugin("tasks", "mine").made is own.plugin("tasks", "mine").made
     assert os.environ["LOADED"] == "yes"
 
 

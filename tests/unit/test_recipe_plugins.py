@@ -142,7 +142,9 @@ def test_stages_name_what_the_recipe_brings_and_what_is_offered(file: Path) -> N
     assert task.problem("train", 0, 0).task == "sums"
     assert task.environment is recipe.catalogue.plugin("environments", "room").made
     assert [node.module.MAKES for node in recipe.nodes] == ["model", "model"]
-    assert recipe.resolved()["tasks"]["sums"] == {"use": "./code.py:Sums", "environment": "room", "size": 3}
+    told = recipe.resolved()["tasks"]["sums"]
+    assert (told["use"], told["environment"], told["size"]) == ("./code.py:Sums", "room", 3)
+    assert (told["isolation"], told["limits"]["seconds"]) == (None, 10.0)
     assert "rewritings" not in recipe.resolved()
 
 

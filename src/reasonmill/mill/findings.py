@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from reasonmill.protocols import Progress
 
 # What an artifact's metrics call them: a list of sentences.
 FINDINGS = "findings"
+# The area of the metrics that count the reasons why graders could not tell.
+_REASONS = "could_not_tell/"
 # In the account of steps that learn by comparing rewards, and of no others: whoever learns from each token, as in
 # distillation, learns from flat groups and from cut answers as well.
 _COMPARED = "rollouts/ungraded"
@@ -109,6 +112,7 @@ def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None,
     for task, figures in (metrics.get("tasks") or {}).items():
         if isinstance(figures, Mapping) and (figures.get("truncated") or {}).get("value") == 1.0:
             found.append(f"all answers of {task} were cut off; likely cause: sampling.max_tokens is too small")
+    found += _could_not_tell(rows, metrics)
     # A stage without steps may hand a model on as it is.
     if rows and made is not None and parent is not None and has_same_weights(made, parent):
         skipped = all(row.get("optim/skipped") == 1.0 for row in rows)
@@ -121,3 +125,21 @@ def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None,
         )
         found.append(f"no weight of the model has changed; likely cause: {cause}")
     return found
+
+
+def _could_not_tell(rows: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+    """How many responses a stage's graders could not judge, and why: of its steps, and of each task it evaluated."""
+    counted: list[tuple[str, dict[str, float]]] = []
+    in_steps: Counter[str] = Counter()
+    for row in rows:
+        in_steps.update({n.removeprefix(_REASONS): int(v) for n, v in row.items() if n.startswith(_REASONS)})
+    counted.append(("rollouts", dict(in_steps.most_common())))
+    for task, figures in (metrics.get("tasks") or {}).items():
+        if isinstance(figures, Mapping):
+            counted.append((f"answers of {task}", dict(figures.get("could_not_tell") or {})))
+    return [
+        f"{sum(why.values())} {what} could not be graded: "
+        + ", ".join(f"{reason} ({count})" for reason, count in why.items())
+        for what, why in counted
+        if why
+    ]

@@ -8,30 +8,39 @@ of the groups `reasonmill.tasks`, `reasonmill.rewards` and so on. A recipe bring
 from __future__ import annotations
 
 import json
+import pickle
 import tomllib
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from reasonmill.errors import RecipeError, suggestion
+from reasonmill.grading.verdict import Isolation
 from reasonmill.plugins.plugin import ONE, Group, Plugin
 from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT
 from reasonmill.plugins.target import Importer, read_target
 from reasonmill.protocols import Reward
 from reasonmill.rewards.combination import NOT_RULES
+from reasonmill.rewards.isolated import IsolatedReward, IsolatedTask
 from reasonmill.settings import BY_CONTENT, Naming, Real
 from reasonmill.tasks.named import NamedTask
+from reasonmill.workers.answers import Answer, Call
+from reasonmill.workers.limits import Limits
+from reasonmill.workers.pool import Workers
 
 # What rooms of this package offer, by group and name.
 _OFFERS: list[dict[str, dict[str, str]]] = [
     tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8"))
     for room in ("stages", "rewards", "tasks", "data", "world")
 ]
+
+# From the least to the most.
+_LEVELS: tuple[Isolation, ...] = get_args(Isolation)
 
 AnyName = TypeVar("AnyName", bound="str | Use")
 
@@ -51,7 +60,17 @@ class Use(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class TaskUse(Use):
+class RewardUse(Use):
+    """A `[rewards.NAME]` table, or one of a task.
+
+    What stands here beside the arguments decides where verdicts are computed, and is no part of what they are.
+    """
+
+    isolation: Isolation | None = Field(default=None, description="none, worker or jail; users' code: worker")
+    limits: Limits = Field(default=Limits(), description="what one response may take in a worker")
+
+
+class TaskUse(RewardUse):
     """A `[tasks.NAME]` table."""
 
     environment: str | None = Field(default=None, description="the environment in which its problems are solved")
@@ -75,9 +94,11 @@ class Catalogue:
         self, tables: Mapping[Group, Mapping[str, Use]] = MappingProxyType({}), folder: Path | None = None
     ) -> None:
         self.tables = tables
+        self.workers = Workers()
         self._folder = folder or Path.cwd()
         self._importer = Importer()
         self._plugins: dict[tuple[Group, str], Plugin] = {}
+        self._pickled: dict[str, bytes] = {}
 
     def names(self, group: Group) -> tuple[str, ...]:
         """What a recipe may name, its own first."""
@@ -99,15 +120,46 @@ class Catalogue:
         return self._plugins[group, title]
 
     def task(self, name: str) -> NamedTask:
-        """The task of this name, in its environment."""
+        """The task of this name, in its environment. Where it is isolated, its grades come from workers.
+
+        Raises:
+            RecipeError: it is isolated less than it has to be.
+        """
         plugin = self.plugin("tasks", name)
+        ask = self._ask("tasks", name)
+        made = IsolatedTask(plugin.made, ask) if ask else plugin.made
         environment = plugin.parts.get("environment")
-        return NamedTask(name, plugin.made, environment.made if environment else None)
+        return NamedTask(name, made, environment.made if environment else None)
 
     def reward(self, name: str) -> Reward:
-        """The rule reward of this name."""
-        reward: Reward = self.plugin("rewards", name).made
-        return reward
+        """The rule reward of this name. Where it is isolated, workers measure it.
+
+        Raises:
+            RecipeError: it is isolated less than it has to be.
+        """
+        made: Reward = self.plugin("rewards", name).made
+        ask = self._ask("rewards", name)
+        return IsolatedReward(made, ask, self._pickled_task) if ask else made
+
+    def _ask(self, group: Group, name: str) -> Callable[[Call], Answer] | None:
+        """What asks workers in place of a plug-in's object; None where that is not isolated."""
+        plugin, use = self.plugin(group, name), self.tables.get(group, {}).get(name)
+        told = use.isolation if isinstance(use, RewardUse) else None
+        own: Isolation | None = getattr(plugin.made, "isolation", None)
+        if own is not None and told is not None and _LEVELS.index(told) < _LEVELS.index(own):
+            raise RecipeError(
+                f"{plugin.title} needs the isolation {own!r}, and the recipe gives it {told!r}",
+                fix="leave isolation out",
+                where=f"[{group}.{name}]",
+            )
+        isolation = told or own or ("none" if plugin.target.root[0] == PACKAGE else "worker")
+        limits = use.limits if isinstance(use, RewardUse) else Limits()
+        return None if isolation == "none" else partial(self.workers.ask, plugin, isolation=isolation, limits=limits)
+
+    def _pickled_task(self, name: str) -> bytes:
+        if name not in self._pickled:
+            self._pickled[name] = pickle.dumps(self.plugin("tasks", name))
+        return self._pickled[name]
 
     def part(self, group: Group, name: str) -> Plugin:
         """The plug-in of this name that another one names.

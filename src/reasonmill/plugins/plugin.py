@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -62,6 +62,11 @@ class Plugin:
     environment: str | None = None
     find: Callable[[Group, str], Plugin] = _nothing_named
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is what the recipe says of it: in another process it is imported and made again."""
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "importer"}
+        return _restored, (given,)
+
     @property
     def title(self) -> str:
         return f"{ONE[self.group]} {self.name!r}"
@@ -115,7 +120,7 @@ class Plugin:
             RecipeError: it can't be made, or is something else.
         """
         with files_read() as opened:
-            made = self._make()
+            made = self.make()
         one, members = _KINDS[self.group]
         missing = [member for member in members if not hasattr(made, member)]
         if missing:
@@ -130,7 +135,12 @@ class Plugin:
         self._require_declared(made, opened)
         return made
 
-    def _make(self) -> Any:
+    def make(self) -> Any:
+        """A new object, of which nothing is checked: for a process beside that which has `made` one.
+
+        Raises:
+            RecipeError: it can't be made.
+        """
         made_by = self.importer.load(self.target)
         if self.group == "stages":
             return made_by
@@ -208,3 +218,8 @@ class Plugin:
         needs = getattr(self.made, "NEEDS", ()) if self.group == "stages" else ()
         modules = {name: file, **{module: source for need in needs for module, source in engine_sources(need)}}
         return code_digest(source_files(modules, roots, room_versions()))
+
+
+def _restored(given: Mapping[str, Any]) -> Plugin:
+    """A plug-in that was pickled."""
+    return Plugin(**given, importer=Importer())

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from reasonmill.errors import ReasonmillError, RecipeError, suggestion
-from reasonmill.plugins.catalogue import Catalogue, DataUse, TaskUse, Use, rows_of
+from reasonmill.plugins.catalogue import Catalogue, DataUse, RewardUse, TaskUse, Use, rows_of
 from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
@@ -50,7 +50,7 @@ class _File(BaseModel):
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
     data: dict[str, DataUse] = Field(default={}, description="the recipe's data, by name")
     tasks: dict[str, TaskUse] = Field(default={}, description="the recipe's own tasks, by name")
-    rewards: dict[str, Use] = Field(default={}, description="the recipe's own rewards, by name")
+    rewards: dict[str, RewardUse] = Field(default={}, description="the recipe's own rewards, by name")
     environments: dict[str, Use] = Field(default={}, description="the recipe's own environments, by name")
     stages: dict[str, Use] = Field(default={}, description="the recipe's own kinds of stages, by name")
     stage: list[dict[str, Any]] = Field(min_length=1)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import get_args
 
 from reasonmill.errors import ReasonmillError, RecipeError
-from reasonmill.protocols import Attempt, Domain, Reward, Scorer, Task
+from reasonmill.protocols import Attempt, Domain, Reward, Scorer
 from reasonmill.randomness import Part
+from reasonmill.rewards.grades import ACCURACY, own_grades
 from reasonmill.rewards.rules.format import FormatReward
 from reasonmill.rewards.rules.language import LanguageReward
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Problem
+from reasonmill.workers.answers import Failed, raised
 
 ALL_DOMAINS: frozenset[Domain] = frozenset(get_args(Domain))
-ACCURACY = "accuracy"
 # Rewards that reward models give, and the domains on which they count.
 BY_MODEL: Mapping[str, frozenset[Domain]] = {
     "helpfulness": frozenset({"helpfulness"}),
@@ -91,6 +93,20 @@ def check_rewards(
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What workers compute of an attempt's grade: functions that wait for it. What this process computes itself is not
+    among them.
+
+    Attributes:
+        grade: the task's own; None where that is not begun.
+        measured: what rewards measure, by their names.
+    """
+
+    grade: Callable[[], Grade] | None
+    measured: Mapping[str, Callable[[], float | None]]
+
+
+@dataclass(frozen=True)
 class RewardWeights:
     """Weights by name of the reward, 0 being none.
 
@@ -113,10 +129,36 @@ class RewardWeights:
             if weight and name != ACCURACY and name not in self.scorers and name not in self.rules:
                 raise ValueError(f"the reward {name!r} has a weight, but no rule and no scorer")
 
+    def begin(self, task: NamedTask, problem: Problem, completion: Completion, *, noise: tuple[Part, ...]) -> Begun:
+        """Begins to grade an attempt where workers do that, and returns at once.
+
+        Args:
+            noise: as for `grade`, with the number of the sample at the end.
+        """
+        begin_grade = getattr(task.task, "begin_grade", None)
+        attempt = Attempt(problem, completion, task, noise)
+        return Begun(
+            begin_grade and begin_grade(problem, completion),
+            {
+                name: rule.begin_measure(attempt)
+                for name, rule in self._rules_of(self.on(task.domain)).items()
+                if hasattr(rule, "begin_measure")
+            },
+        )
+
     def grade(
-        self, task: NamedTask, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
+        self,
+        task: NamedTask,
+        problem: Problem,
+        completions: Sequence[Completion],
+        *,
+        noise: tuple[Part, ...],
+        begun: Sequence[Begun] | None = None,
     ) -> list[Grade]:
         """One grade for each completion. Where a part of the reward can't be measured, all of it is None, never 0.
+
+        Args:
+            begun: what was begun for each completion; None begins it now.
 
         Raises:
             ValueError: no weighted reward counts on the task's domain.
@@ -124,19 +166,29 @@ class RewardWeights:
         applied = self.on(task.domain)
         if not applied:
             raise ValueError(f"no weighted reward counts on task {task.name!r}, whose domain is {task.domain}")
+        if begun is None:
+            begun = [self.begin(task, problem, c, noise=(*noise, sample)) for sample, c in enumerate(completions)]
         scores = {name: self.scorers[name].score(problem, completions) for name in applied if name in self.scorers}
+        awaited = [attempt.grade() for attempt in begun if attempt.grade is not None]
+        own = awaited or own_grades(task, problem, completions)
         grades = []
-        for sample, (completion, grade, *scored) in enumerate(
-            zip(completions, own_grades(task, problem, completions), *scores.values(), strict=True)
+        for sample, (completion, grade, waiting, *scored) in enumerate(
+            zip(completions, own, begun, *scores.values(), strict=True)
         ):
+            attempt = Attempt(problem, completion, task, (*noise, sample))
+            found = {
+                name: _measured(waiting.measured.get(name) or partial(rule.measure, attempt))
+                for name, rule in self._rules_of(applied).items()
+            }
             measured = {
                 **grade.parts,
-                **self._ruled(applied, Attempt(problem, completion, task, (*noise, sample))),
+                **{name: value for name, value in found.items() if isinstance(value, float)},
                 **dict(zip(scores, scored, strict=True)),
             }
             # A number that is not finite says that its part could not be measured.
             finite = {name: value for name, value in measured.items() if math.isfinite(value)}
-            grades.append(_combined(applied, finite, grade))
+            why = {name: value for name, value in found.items() if isinstance(value, str)}
+            grades.append(_combined(applied, finite, grade, why))
         return grades
 
     def on(self, domain: Domain) -> dict[str, float]:
@@ -144,64 +196,33 @@ class RewardWeights:
         weighted = {name: weight for name, weight in self.weights.items() if weight}
         return {n: weight for n, weight in weighted.items() if self.everywhere or domain in domains_of(n, self.rules)}
 
-    def _ruled(self, applied: Collection[str], attempt: Attempt) -> dict[str, float]:
-        """What the rules measure; what one of them can't measure is left out."""
-        rules = {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
-        measured = {name: _measured(rule, attempt) for name, rule in rules.items()}
-        return {name: value for name, value in measured.items() if value is not None}
+    def _rules_of(self, applied: Collection[str]) -> dict[str, Reward]:
+        """The rules that measure an attempt: those that are always measured, and those with a weight."""
+        return {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
 
 
-def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-    """The task's own grades. A completion at which its grader raises, or gives what is no grade, stays ungraded, and
-    spoils no other one.
-
-    Raises:
-        ReasonmillError: from the grader: it tells the user what to do, as where a server can't be reached.
-    """
+def _measured(measure: Callable[[], float | None]) -> float | str:
+    """What a rule measures; the reason where it can't, be it that it raises, or gives what is no number."""
     try:
-        grades = task.grade(problem, completions)
-        if len(grades) != len(completions):
-            raise ValueError(f"{len(grades)} grades for {len(completions)} completions")
-        return [_checked(grade) for grade in grades]
+        value = measure()
+        return "it gave no number" if value is None else float(value)
     except ReasonmillError:
         raise
+    except Failed as failed:
+        return str(failed)
     except (Exception, SystemExit) as error:
-        if len(completions) == 1:
-            return [Grade(None, error=f"the grader of {problem.task!r} raised {type(error).__name__}: {error}")]
-    return [grade for completion in completions for grade in own_grades(task, problem, [completion])]
+        return raised(error)
 
 
-def _checked(grade: Grade) -> Grade:
-    """The grade with plain numbers as its parts.
+def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: Grade, why: Mapping[str, str]) -> Grade:
+    """The grade with all parts, and with their weighted sum as its reward.
 
-    What is not finite is left to whoever adds the parts up.
-
-    Raises:
-        ValueError: the accuracy is no share. Other errors: it is no grade.
+    Args:
+        why: reasons why a part is missing, by its name.
     """
-    parts = {name: float(value) for name, value in grade.parts.items()}
-    accuracy = parts.get(ACCURACY, 0.0)
-    if math.isfinite(accuracy) and not 0 <= accuracy <= 1:
-        raise ValueError(f"an accuracy lies in [0, 1], got {accuracy}")
-    return replace(grade, reward=None if grade.reward is None else float(grade.reward), parts=parts)
-
-
-def _measured(rule: Reward, attempt: Attempt) -> float | None:
-    """What a rule measures; None where it can't, be it that it raises, or gives what is no number."""
-    try:
-        value = rule.measure(attempt)
-        return None if value is None else float(value)
-    except ReasonmillError:
-        raise
-    except (Exception, SystemExit):
-        return None
-
-
-def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: Grade) -> Grade:
-    """The grade with all parts, and with their weighted sum as its reward."""
     if grade.reward is None:
         return Grade(None, parts, grade.error)
-    missing = [name for name in weights if name not in parts]
+    missing = [f"{name} ({why[name]})" if name in why else name for name in weights if name not in parts]
     if missing:
         return Grade(None, parts, f"the reward {' and '.join(missing)} could not be measured")
     reward = sum(weight * parts[name] for name, weight in weights.items())

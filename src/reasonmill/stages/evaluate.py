@@ -15,6 +15,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.placement import SLOTS, Backend
 from reasonmill.protocols import Measure, Progress, Renderer, Sampler
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
+from reasonmill.rewards.grades import reasons
 from reasonmill.rollouts import thinking_tokens
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.measures import (
@@ -118,6 +119,7 @@ def _evaluate(
             **task_figures(of([name]), tasks, renderer),
             # The accuracy is pass@1 already.
             "measures": measured({n: m for n, m in task.measures.items() if m.part != "accuracy"}, [name]),
+            **_could_not_tell(of([name])),
             "domain": task.domain,
             "problems": counts[name],
             "samples": settings.samples,
@@ -172,6 +174,12 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
             figure = (clustered_share if name in shares else clustered_mean)(values, clusters)
             figures[name] = replace(figure, low=max(0.0, figure.low)).as_metric()  # no amount here is below 0
     return figures
+
+
+def _could_not_tell(groups: Sequence[Group]) -> dict[str, Any]:
+    """Why rollouts could not be graded, with counts, as the figure `could_not_tell`; nothing where all could."""
+    found = reasons(rollout.grade for group in groups for rollout in group.rollouts)
+    return {"could_not_tell": found} if found else {}
 
 
 def thinking_language(task: NamedTask, problem: Problem, rollout: Rollout) -> float | None:

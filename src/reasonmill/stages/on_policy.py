@@ -15,6 +15,7 @@ from reasonmill.learn.on_policy import Update, train_on_policy
 from reasonmill.plugins.catalogue import TaskShares
 from reasonmill.protocols import Renderer
 from reasonmill.rewards.combination import RewardWeights
+from reasonmill.rewards.grades import reasons
 from reasonmill.rollouts import TaskMix, collect, stage_seed, thinking_tokens
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import Outcome, StageContext
@@ -147,6 +148,8 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
         "policy/entropy": -total(total(r.completion.logprobs or ()) for r in rollouts) / max(1, tokens),
         "tokens/sampled": float(tokens),
     }
+    for reason, count in reasons(rollout.grade for rollout in rollouts).items():
+        metrics[f"could_not_tell/{reason}"] = float(count)
     for part in sorted({name for rollout in graded for name in rollout.grade.parts}):
         metrics[f"reward/{part}"] = _mean([r.grade.parts[part] for r in graded if part in r.grade.parts])
     return metrics

@@ -1,0 +1,378 @@
+"""The process that hands calls to workers, watches their time, kills and replaces them.
+
+It is started anew, never forked from the process that trains, and loads the standard library only: neither torch nor a
+user's code is ever in it. For each plug-in it forks one process, the template, which makes the object; workers are
+forked from that, so that a new worker takes milliseconds. All of them are this process's children, and what a worker
+starts and leaves behind becomes its child, too, because it adopts orphans. When its connection ends, be it that the
+process which trains was killed, it kills all of them and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reasonmill.workers import system
+from reasonmill.workers.wire import Frames, frame
+
+# A call that takes so many seconds no longer counts as one of those that run at the same time: calls that hang wait
+# beside each other, and do not hold up the others.
+LONG_S = 0.2
+# After so many seconds it has to let all others go first, and its worker is not used again.
+HANGS_S = 1.0
+# A worker whose connection is closed is killed after so many seconds, unless its process has ended by itself.
+CLOSED_S = 1.0
+# How many calls may be beyond that.
+MOST_LONG = 64
+# A worker is replaced after so many calls, with whatever it has gathered.
+CALLS_OF_A_WORKER = 2000
+# What a worker may answer to a call, in bytes.
+ANSWER_LIMIT = 16 << 20
+# How often orphans are looked for while nothing ends, in seconds.
+_SWEEP_S = 2.0
+_PID = struct.Struct(">I")
+
+
+@dataclass
+class _Call:
+    number: int
+    body: bytes
+
+
+@dataclass
+class _Template:
+    """A process with the object of a plug-in.
+
+    Attributes:
+        size: how many calls may run at the same time, those that take long left out.
+        seconds: the limit of a call.
+        unmade: why there is no object.
+    """
+
+    key: int
+    pid: int
+    socket: socket.socket
+    size: int
+    seconds: float
+    is_made: bool = False
+    has_spoken: bool = False
+    unmade: str = ""
+    waiting: deque[_Call] = field(default_factory=deque)
+    idle: list[_Worker] = field(default_factory=list)
+
+
+@dataclass
+class _Worker:
+    pid: int
+    socket: socket.socket
+    template: _Template
+    folder: Path
+    call: _Call | None = None
+    began: float = 0.0
+    is_long: bool = False
+    hangs: bool = False
+    closed: float | None = None
+    calls: int = 0
+    frames: Frames = field(default_factory=lambda: Frames(ANSWER_LIMIT))
+
+
+class Manager:
+    """All of it.
+
+    Args:
+        control: the connection to the process that asks.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        control.setblocking(False)
+        self._control = control
+        self._frames = Frames()
+        self._out = bytearray()
+        self._templates: dict[int, _Template] = {}
+        self._workers: dict[int, _Worker] = {}
+        self._swept = time.monotonic()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ, self._read_control)
+        # A child that ends wakes the loop up.
+        self._alarm, bell = socket.socketpair()
+        self._alarm.setblocking(False)
+        bell.setblocking(False)
+        self._bell = bell
+        signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._read_alarm)
+        self._folder = Path(tempfile.mkdtemp(prefix="reasonmill-workers-"))
+        self._numbers = 0
+        self._is_over = False
+
+    def run(self) -> None:
+        """Serves until the connection ends; then nothing of it is left."""
+        try:
+            while not self._is_over:
+                self._turn()
+        finally:
+            system.kill_strangers(())
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _turn(self) -> None:
+        for key, events in self._selector.select(self._until_next_deadline()):
+            if events & selectors.EVENT_READ:
+                key.data()
+        self._reap()
+        self._watch_time()
+        for template in self._templates.values():
+            self._hand_out(template)
+        self._write_control()
+
+    # The connection
+
+    def _read_control(self) -> None:
+        try:
+            data = self._control.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        self._is_over = not data
+        for header, body in self._frames.of(data):
+            if "make" in header:
+                self._make(header, body)
+            else:
+                self._templates[header["of"]].waiting.append(_Call(header["ask"], body))
+
+    def _write_control(self) -> None:
+        with suppress(BlockingIOError, ConnectionError):
+            while self._out:
+                del self._out[: self._control.send(self._out)]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
+        self._selector.modify(self._control, events, self._read_control)
+
+    def _read_alarm(self) -> None:
+        with suppress(BlockingIOError):
+            self._alarm.recv(4096)
+
+    # Templates
+
+    def _make(self, header: dict[str, Any], plugin: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            self._become_template(theirs, plugin, header)
+        theirs.close()
+        template = _Template(header["make"], pid, ours, header["size"], header["limits"]["seconds"])
+        ours.setblocking(False)
+        self._templates[template.key] = template
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._read_template(template))
+
+    def _become_template(self, channel: socket.socket, plugin: bytes, header: dict[str, Any]) -> None:
+        """In the forked process: never returns, whatever happens."""
+        try:
+            # Nothing of this process is open in those that run a user's code.
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            system.die_with(os.getppid())
+            null = os.open(os.devnull, os.O_RDWR)
+            kept = os.dup2(channel.fileno(), 3, inheritable=False)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+            # Only here is anything imported that is not of the standard library.
+            from reasonmill.workers.worker import serve_template
+
+            serve_template(kept, plugin, header, os.getppid())
+        finally:
+            os._exit(1)
+
+    def _read_template(self, template: _Template) -> None:
+        """What a template says first, and once: that the object is made, or why it is not."""
+        said = b""
+        with suppress(OSError):
+            said = template.socket.recv(1 << 20)
+        with suppress(ValueError):
+            for header, _ in Frames().of(said):
+                template.unmade = str(header.get("unmade", ""))
+                template.is_made = not template.unmade
+        # From now on it only listens; if it ends, that is seen where its process is waited for.
+        self._selector.unregister(template.socket)
+        template.socket.setblocking(True)
+        template.has_spoken = True
+
+    def _lost(self, template: _Template) -> None:
+        """Nothing that a template is asked will have an answer."""
+        template.is_made = False
+        template.waiting.clear()
+        self._say({"unmade": template.key, "why": template.unmade or "the process that makes it ended"})
+
+    # Calls
+
+    def _hand_out(self, template: _Template) -> None:
+        while template.waiting and template.is_made:
+            busy = [worker for worker in self._workers.values() if worker.call is not None]
+            num_long = sum(worker.is_long for worker in busy)
+            if len(busy) - num_long >= template.size or (num_long >= MOST_LONG and not template.idle):
+                return
+            worker = template.idle.pop() if template.idle else self._new_worker(template)
+            if worker is None:
+                self._lost(template)
+                return
+            worker.call = template.waiting.popleft()
+            worker.began = time.monotonic()
+            worker.calls += 1
+            with suppress(OSError):  # it has ended: that is seen where its process is waited for
+                worker.socket.sendall(frame({}, worker.call.body))
+
+    def _new_worker(self, template: _Template) -> _Worker | None:
+        """A worker; None where the template forks none."""
+        self._numbers += 1
+        folder = self._folder / str(self._numbers)
+        folder.mkdir()
+        ours, theirs = socket.socketpair()
+        ours.settimeout(30)
+        try:
+            with theirs:
+                socket.send_fds(template.socket, [str(folder).encode()], [theirs.fileno()])
+            said = ours.recv(_PID.size, socket.MSG_WAITALL)
+        except OSError:
+            said = b""
+        if len(said) < _PID.size:
+            ours.close()
+            return None
+        worker = _Worker(_PID.unpack(said)[0], ours, template, folder)
+        self._workers[worker.pid] = worker
+        ours.settimeout(5)  # for what it does not read
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._read_worker(worker))
+        return worker
+
+    def _read_worker(self, worker: _Worker) -> None:
+        if self._workers.get(worker.pid) is not worker:  # it was ended in the same turn
+            return
+        try:
+            data = worker.socket.recv(1 << 20)
+            if not data:  # most likely its process has ended, and how will be known in a moment
+                worker.closed = time.monotonic()
+                self._selector.unregister(worker.socket)
+                return
+            for _, body in worker.frames.of(data):
+                self._answered(worker, body)
+        except (OSError, ValueError, RecursionError) as error:
+            self._end(worker, f"it broke its connection: {error}")
+
+    def _answered(self, worker: _Worker, body: bytes) -> None:
+        if worker.call is None:
+            raise ValueError("an answer to no call")
+        self._say({"answer": worker.call.number}, body)
+        worker.call = None
+        worker.is_long = False
+        if worker.hangs or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= worker.template.size:
+            self._end(worker, "")
+        else:
+            worker.template.idle.append(worker)
+
+    def _end(self, worker: _Worker, reason: str) -> None:
+        """Kills a worker, with all that it started; what it was asked has no answer, for this reason."""
+        if worker.call is not None:
+            self._say({"failed": worker.call.number, "why": reason})
+        if worker in worker.template.idle:
+            worker.template.idle.remove(worker)
+        if worker.closed is None:
+            self._selector.unregister(worker.socket)
+        worker.socket.close()
+        del self._workers[worker.pid]
+        self._sweep()
+        shutil.rmtree(worker.folder, ignore_errors=True)
+
+    # Time and death
+
+    def _until_next_deadline(self) -> float:
+        now, until = time.monotonic(), _SWEEP_S
+        for worker in self._workers.values():
+            if worker.closed is not None:
+                until = min(until, worker.closed + CLOSED_S - now)
+            elif worker.call is not None:
+                steps = [worker.template.seconds, *([] if worker.hangs else [HANGS_S if worker.is_long else LONG_S])]
+                until = min(until, worker.began + min(steps) - now)
+        return max(0.0, until)
+
+    def _watch_time(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers.values()):
+            if worker.closed is not None and now - worker.closed >= CLOSED_S:
+                self._end(worker, "it closed its connection")
+                continue
+            if worker.call is None:
+                continue
+            if now - worker.began >= worker.template.seconds:
+                self._end(worker, f"it took longer than {worker.template.seconds:g} s")
+                continue
+            worker.is_long = now - worker.began >= LONG_S
+            if now - worker.began >= HANGS_S and not worker.hangs:
+                worker.hangs = True
+                os.setpriority(os.PRIO_PROCESS, worker.pid, 19)
+        if now - self._swept >= _SWEEP_S:
+            self._sweep()
+
+    def _reap(self) -> None:
+        """Takes notice of the children that have ended."""
+        with suppress(ChildProcessError):
+            while True:
+                # Looked at first, and waited for by whoever ends it: until then nobody else can get its number.
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return
+                worker = self._workers.get(ended.si_pid)
+                if worker is not None:
+                    self._worker_ended(worker, ended)
+                    continue
+                os.waitpid(ended.si_pid, 0)
+                for template in self._templates.values():
+                    if template.pid == ended.si_pid:
+                        template.pid = 0
+                        if not template.has_spoken:
+                            self._read_template(template)
+                        self._lost(template)
+
+    def _worker_ended(self, worker: _Worker, ended: os.waitid_result) -> None:
+        self._read_last_words(worker)
+        if worker.pid in self._workers:
+            if ended.si_code == os.CLD_EXITED:
+                self._end(worker, f"it ended its process with exit code {ended.si_status}")
+            else:
+                self._end(worker, f"its process was ended by {signal.Signals(ended.si_status).name}")
+
+    def _read_last_words(self, worker: _Worker) -> None:
+        """An answer that it gave before it ended counts."""
+        worker.socket.setblocking(False)
+        with suppress(OSError, ValueError, RecursionError):
+            while data := worker.socket.recv(1 << 20):
+                for _, body in worker.frames.of(data):
+                    self._answered(worker, body)
+
+    def _sweep(self) -> None:
+        """Kills all children that are neither a template nor a worker."""
+        self._swept = time.monotonic()
+        system.kill_strangers({*self._workers, *(template.pid for template in self._templates.values())})
+
+    def _say(self, header: dict[str, Any], body: bytes = b"") -> None:
+        self._out += frame(header, body)
+
+
+def main() -> None:
+    """Manages workers for whoever is at the other end of the standard input, which is a socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    system.adopt_orphans()
+    control = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    Manager(control).run()

@@ -1,0 +1,93 @@
+"""What the kernel is asked for: to whom orphans belong, who dies with whom, and how much a process may take."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+# Of linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of all its descendants whose parents end."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with(parent: int) -> None:
+    """This process is killed as soon as its parent ends.
+
+    Raises:
+        OSError: the parent is another one, or has ended already.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise ProcessLookupError(f"process {parent} is no longer the parent")
+
+
+def children() -> list[int]:
+    """The processes whose parent this one is, dead ones that nobody waited for among them."""
+    own, found = os.getpid(), []
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        # A process may end meanwhile. Behind the name, in parentheses, come its state and its parent.
+        with suppress(OSError), open(f"/proc/{number}/stat", "rb") as stat:
+            if int(stat.read().rpartition(b")")[2].split()[1]) == own:
+                found.append(int(number))
+    return found
+
+
+def kill_strangers(known: Collection[int]) -> None:
+    """Kills all children but the known ones, and theirs, who become children of this process. Returns when they are
+    gone."""
+    while strangers := [child for child in children() if child not in known]:
+        for child in strangers:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        for child in strangers:
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)
+
+
+def restrain(memory_bytes: int, processes: int) -> None:
+    """Limits this process and each one that it starts.
+
+    Args:
+        memory_bytes: address space beyond what the process has now.
+        processes: that its user may have beyond those that there are now; the kernel lets root have any number.
+    """
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes)
+    _lower(resource.RLIMIT_CORE, 0)
+    if os.getuid() != 0:
+        _lower(resource.RLIMIT_NPROC, _tasks_of_user() + processes)
+
+
+def _tasks_of_user() -> int:
+    """The threads of all processes of this process's user, which is what the kernel counts."""
+    own, found = os.getuid(), 0
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.stat(f"/proc/{number}").st_uid == own:
+                found += len(os.listdir(f"/proc/{number}/task"))
+    return found
+
+
+def _lower(which: int, value: int) -> None:
+    """Sets a limit, unless a lower one holds already."""
+    hard = resource.getrlimit(which)[1]
+    wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (wanted, wanted))
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
