@@ -91,6 +91,25 @@ class Watched:
         self._progress.end(metrics)
 
 
+def _alarms(rows: Sequence[Row]) -> list[str]:
+    """What the hacking alarm of a stage has found, each once."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("alarm/") and name.endswith("/evidence") and value >= 1:
+                first.setdefault(name.removeprefix("alarm/").removesuffix("/evidence"), row)
+    found = [
+        f"the reward may be hacked: from step {row['step']} on, a second verifier does not confirm what {claim!r} rewards "
+        f"as right (in that step in {row[f'alarm/{claim}/unconfirmed']:.0%} of the attempts, in the last in "
+        f"{rows[-1].get(f'alarm/{claim}/unconfirmed', 0.0):.0%})"
+        for claim, row in first.items()
+    ]
+    watched = [row for row in rows if "alarm/verified" in row]
+    if watched and not any(row["alarm/verified"] for row in watched):
+        found.append("the verifier of the hacking alarm could tell of no attempt whether it is right: look at it")
+    return found
+
+
 def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None, parent: Path | None) -> list[str]:
     """What tells that a finished stage learned nothing, or measured nothing.
 
@@ -106,6 +125,7 @@ def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None,
         if matching and 2 * len(matching) >= len(rows):
             steps = f"in {'all' if len(matching) == len(rows) else f'{len(matching)} of'} {len(rows)} steps"
             found.append(f"{steps} {sign.what}; likely cause: {sign.cause(matching[-1])}")
+    found += _alarms(rows)
     for task, figures in (metrics.get("tasks") or {}).items():
         if isinstance(figures, Mapping) and (figures.get("truncated") or {}).get("value") == 1.0:
             found.append(f"all answers of {task} were cut off; likely cause: sampling.max_tokens is too small")

@@ -147,8 +147,8 @@ class RewardWeights:
     def _ruled(self, applied: Collection[str], attempt: Attempt) -> dict[str, float]:
         """What the rules measure; what one of them can't measure is left out."""
         rules = {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
-        measured = {name: _measured(rule, attempt) for name, rule in rules.items()}
-        return {name: value for name, value in measured.items() if value is not None}
+        found = {name: measured(rule, attempt) for name, rule in rules.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
@@ -186,7 +186,7 @@ def _checked(grade: Grade) -> Grade:
     return replace(grade, reward=None if grade.reward is None else float(grade.reward), parts=parts)
 
 
-def _measured(rule: Reward, attempt: Attempt) -> float | None:
+def measured(rule: Reward, attempt: Attempt) -> float | None:
     """What a rule measures; None where it can't, be it that it raises, or gives what is no number."""
     try:
         value = rule.measure(attempt)
