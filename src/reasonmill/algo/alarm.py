@@ -1,8 +1,9 @@
 """A sequential test of how many rollouts a reward claims to be right that a second verifier does not confirm.
 
-It bets, step by step, that the share of such rollouts is above what an honest run may have (test martingales: Waudby-Smith
-and Ramdas 2024, "Estimating means of bounded random variables by betting"), anew from each step on, so that an honest
-beginning does not weigh against what comes later (Shiryaev and Roberts; "E-detectors", Shin, Ramdas and Rinaldo 2024).
+It bets, step by step, that the share of such rollouts is above what an honest run may have (test martingales:
+Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"), anew from each step on, so
+that an honest beginning does not weigh against what comes later (Shiryaev and Roberts; "E-detectors", Shin, Ramdas and
+Rinaldo 2024).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Suspicion:
         """After one more step.
 
         Args:
-            shares: of each problem that was looked at, how much of its attempts was claimed and not confirmed, from 0 to
-                1. The problems are independent of each other; their attempts need not be.
+            shares: of each problem that was looked at, how much of its attempts was claimed and not confirmed, from 0
+                to 1. The problems are independent of each other; their attempts need not be.
             allowed: the largest expectation of them in an honest run, above 0 and below 1.
 
         Raises:

@@ -99,8 +99,8 @@ def _alarms(rows: Sequence[Row]) -> list[str]:
             if name.startswith("alarm/") and name.endswith("/evidence") and value >= 1:
                 first.setdefault(name.removeprefix("alarm/").removesuffix("/evidence"), row)
     found = [
-        f"the reward may be hacked: from step {row['step']} on, a second verifier does not confirm what {claim!r} rewards "
-        f"as right (in that step in {row[f'alarm/{claim}/unconfirmed']:.0%} of the attempts, in the last in "
+        f"the reward may be hacked: from step {row['step']} on, a second verifier does not confirm what {claim!r} "
+        f"rewards as right (in that step in {row[f'alarm/{claim}/unconfirmed']:.0%} of the attempts, in the last in "
         f"{rows[-1].get(f'alarm/{claim}/unconfirmed', 0.0):.0%})"
         for claim, row in first.items()
     ]

@@ -251,7 +251,7 @@ class _Run:
         """Whether what a finished stage made is there; a repair also looks at the models that it kept on its way."""
         models = record.artifact.metrics.get(MODELS, {}).values() if self._repair else ()
         digests = dict.fromkeys((record.artifact.digest, *models))
-        return all([self._is_whole(record.name, digest, read=self._repair) for digest in digests])
+        return all(self._is_whole(record.name, digest, read=self._repair) for digest in digests)
 
     def _has_lost_groups(self, name: str, log_key: str) -> bool:
         """Whether a finished stage is to be gone through again for groups that it has lost.
@@ -298,7 +298,7 @@ class _Run:
         """
         for place, result in enumerate(self._results):
             made = dict.fromkeys((result.artifact.digest, *result.artifact.metrics.get(MODELS, {}).values()))
-            if not all([self._is_whole(result.name, digest, read=True) for digest in made if digest in digests]):
+            if not all(self._is_whole(result.name, digest, read=True) for digest in made if digest in digests):
                 self._forget(result)
                 del self._results[place:]
                 return True

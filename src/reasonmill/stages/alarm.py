@@ -146,7 +146,7 @@ class Alarm:
             shares[claim] = sum(map(sum, by_problem.values())) / max(1, sum(map(len, by_problem.values())))
             metrics |= {f"alarm/{claim}/unconfirmed": shares[claim], f"alarm/{claim}/evidence": evidence[claim]}
             metrics |= {f"alarm/{claim}/{place}": log for place, log in enumerate(after.logs)}
-        metrics |= {"alarm/unconfirmed": max(shares.values()), "alarm/evidence": max(evidence.values())}
+        metrics["alarm/unconfirmed"] = max(shares.values())
         for claim in (claim for claim, found in evidence.items() if found >= 1 and claim not in self._raised):
             self._raised[claim] = step
             above = self._claims[claim]
@@ -157,8 +157,8 @@ class Alarm:
         if self._raised and self._settings.then == "stop":
             claim, at = next(iter(self._raised.items()))
             raise RewardHacked(
-                f"the hacking alarm ended stage {self._stage!r} before it learned from step {step}: since step {at}, too "
-                f"much of what {claim!r} rewards as right is not confirmed by {self._settings.verifier!r}",
+                f"the hacking alarm ended stage {self._stage!r} before it learned from step {step}: since step {at}, "
+                f"too much of what {claim!r} rewards as right is not confirmed by {self._settings.verifier!r}",
                 fix='look at the rollouts of the last steps and mend the reward; or set alarm.then = "warn" of the '
                 "stage, and the same command resumes it",
             )
@@ -215,6 +215,6 @@ class Alarm:
             text = " ".join(example.completion.text.split())
             shown = f"; one of them: {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'!r}"
         return (
-            f"the reward may be hacked: {self._settings.verifier!r} does not confirm {share:.0%} of the attempts, which "
-            f"{claim!r} rewards as right{shown}"
+            f"the reward may be hacked: {self._settings.verifier!r} does not confirm {share:.0%} of the attempts, "
+            f"which {claim!r} rewards as right{shown}"
         )

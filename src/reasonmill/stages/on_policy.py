@@ -155,10 +155,8 @@ class Policy:
             ends=settings.curve.has_ended if settings.curve else lambda rows: False,
         )
         self._context.progress.end(metrics)
-        kept = kept_models(self._context.home, self._context.key)
-        if kept:
-            metrics = {**metrics, MODELS: {str(step): digest for step, digest in kept.items()}}
-        return Outcome(self.learner.save_model, metrics, tokens)
+        kept = {str(taken): kept for taken, kept in kept_models(self._context.home, self._context.key).items()}
+        return Outcome(self.learner.save_model, {**metrics, MODELS: kept} if kept else metrics, tokens)
 
     def _after(self, taken: int) -> Mapping[str, float]:
         """Keeps the model and draws a point of the curve, if they are due after so many steps."""
