@@ -6,7 +6,7 @@ It draws its own problems and noise, so that it moves no bit of the training.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -67,6 +67,20 @@ class CurveSettings(BaseModel):
         return has_stalled(points, self.patience)
 
 
+def curve_problems(
+    settings: CurveSettings, seed: int, stage: str, task: Callable[[str], NamedTask]
+) -> Iterator[Problem]:
+    """The problems of a curve, the same at all its points.
+
+    Args:
+        seed: the recipe's.
+        task: finds the task of a name.
+    """
+    own = stage_seed(seed, f"{stage}/held-out")
+    for name, count in settings.tasks.items():
+        yield from (task(name).problem(settings.split, own, index) for index in range(count))
+
+
 class Curve:
     """Asks held-out problems.
 
@@ -83,12 +97,7 @@ class Curve:
         self._tasks = tasks
         self._params = params
         self._noise = (seed, f"{stage}/held-out")
-        own = stage_seed(*self._noise)
-        self._problems: list[Problem] = [
-            tasks[name].problem(settings.split, own, index)
-            for name, count in settings.tasks.items()
-            for index in range(count)
-        ]
+        self._problems = list(curve_problems(settings, seed, stage, tasks.__getitem__))
 
     def is_due(self, taken: int) -> bool:
         """Whether there is a point after so many steps."""
