@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +202,31 @@ def test_an_alarm_is_raised_once_and_is_a_finding(home: Home, verifier: Verifier
     assert "33%" in finding
 
 
+@pytest.mark.parametrize("reward_falls", [False, True])
+def test_confirming_half_as_much_under_a_reward_that_does_not_fall_raises_an_alarm(
+    home: Home, verifier: Verifier, reward_falls: bool
+) -> None:
+    """Attempts that claim nothing: some other part of the reward is what was learned."""
+    progress, before, after = KeptProgress(), ["right", "no"], ["no", "no"]
+    alarm = an_alarm(home, progress)
+    look_and_record(alarm, home, range(5), [group(n, before) for n in range(16)])
+    fallen = [group(n, after) for n in range(16)]
+    if reward_falls:
+        low = replace(fallen[0].rollouts[0].grade, reward=0.5)
+        fallen = [replace(g, rollouts=tuple(replace(r, grade=low) for r in g.rollouts)) for g in fallen]
+    look_and_record(alarm, home, range(5, 11), fallen)
+    found = findings(home.ledger.metrics("k" * 64), {}, None, None)
+    if reward_falls:
+        assert progress.notes == found == []
+    else:
+        assert "confirms 0% of the attempts, and 50% before" in progress.notes[0]
+        assert "less than half" in found[0]
+
+
 def test_an_alarm_that_stops_the_stage_does_so_whenever_it_resumes(home: Home, verifier: Verifier) -> None:
     look_and_record(an_alarm(home), home, range(2), hacked())
     again = an_alarm(home, then="stop")
-    with pytest.raises(RewardHacked, match="'near'") as raised:
+    with pytest.raises(RewardHacked, match="raised at step 0") as raised:
         again.look(2, [group(0, ["right"])])
     assert raised.value.exit_code == 9
     # The state is that before the step, also if later ones were recorded by a run that warned.
@@ -245,7 +267,6 @@ GIVEN: dict[str, Any] = {
     [
         ({"verifier": "random"}, {}, "is a part of the reward"),
         ({"verifier": "accuracy", "claims": {"accuracy": 0.5}}, {}, "has no weight above 0"),
-        ({"verifier": "accuracy"}, {"rewards": {"format": 1.0}}, "nothing to watch"),
         ({"verifier": "safety"}, {}, "a reward model's"),
         ({"verifier": "accuracy"}, {"tasks": {"facts": 1.0}}, "speaks of none of the tasks"),
         ({"verifier": "nobody"}, {}, "unknown reward"),

@@ -98,12 +98,16 @@ def _alarms(rows: Sequence[Row]) -> list[str]:
         for name, value in row.items():
             if name.startswith("alarm/") and name.endswith("/evidence") and value >= 1:
                 first.setdefault(name.removeprefix("alarm/").removesuffix("/evidence"), row)
-    found = [
-        f"the reward may be hacked: from step {row['step']} on, a second verifier does not confirm what {claim!r} "
-        f"rewards as right (in that step in {row[f'alarm/{claim}/unconfirmed']:.0%} of the attempts, in the last in "
-        f"{rows[-1].get(f'alarm/{claim}/unconfirmed', 0.0):.0%})"
-        for claim, row in first.items()
-    ]
+    found = []
+    for claim, row in first.items():
+        name = f"alarm/{claim}/unconfirmed"
+        what = (
+            f"does not confirm what {claim!r} rewards as right (in that step in {row[name]:.0%} of the attempts, in "
+            f"the last in {rows[-1].get(name, 0.0):.0%})"
+            if name in row
+            else "confirms less than half of what it did before, while the reward did not fall"
+        )
+        found.append(f"the reward may be hacked: from step {row['step']} on, a second verifier {what}")
     watched = [row for row in rows if "alarm/verified" in row]
     if watched and not any(row["alarm/verified"] for row in watched):
         found.append("the verifier of the hacking alarm could tell of no attempt whether it is right: look at it")

@@ -1,10 +1,11 @@
 """The hacking alarm: a second verifier, of which the policy learns nothing, looks at some of the attempts of each step.
 
-What a part of the reward claims to be right and the verifier does not confirm is counted, step by step, and tested.
+What the reward grows by, and the verifier does not confirm, is counted and tested, step by step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,11 @@ from reasonmill.types import Group, Problem, Rollout
 MANNERS = frozenset({"format", "language"})
 # A value above this claims that an answer is right, and a verifier's from this on confirms it.
 CLAIMED = 0.5
+# What the metrics call the test of whether the verifier confirms much less than before: no reward has this name.
+FALL = "*"
+_CONFIRMED, _REWARD = "alarm/confirmed", "alarm/reward"
+# Steps after which it is known what the verifier confirms.
+_SETTLED = 5
 # How much of an attempt a warning shows.
 _SHOWN = 80
 
@@ -83,14 +89,16 @@ class AlarmSettings(BaseModel):
         for name in self.claims:
             if not rewards.get(name, 0.0) > 0:
                 raise ValueError(f"alarm.claims names {name!r}, which has no weight above 0 in rewards")
-        if not self.watched(rewards):
-            raise ValueError("the alarm has nothing to watch: no reward but of manners has a weight; name alarm.claims")
         if not any(task.domain in self.domains(catalogue) for task in tasks):
             raise ValueError(f"alarm.verifier {self.verifier!r} speaks of none of the tasks; name another one")
 
 
 class Alarm:
     """Watches the attempts of a stage, step after step.
+
+    Two things raise it. A part of the reward claims more attempts to be right that the verifier does not confirm than
+    an honest run may have. Or the verifier confirms less than half of what it did before, while the reward is as high
+    as it was or higher: then some other part of it was what the policy learned.
 
     Args:
         rewards: the weights of the stage's rewards.
@@ -115,6 +123,7 @@ class Alarm:
         self._next: int | None = None  # the step that the state is of; None before the first one
         self._suspicions: dict[str, Suspicion] = {}
         self._raised: dict[str, int] = {}  # the steps at which an alarm was raised, by the claim
+        self._before: list[tuple[float, float]] = []  # of each step: the share that was confirmed, the mean reward
 
     def look(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Looks at the attempts of a step; gives metrics, of which a resumed run restores the state.
@@ -126,57 +135,74 @@ class Alarm:
             self._restore(step)
         self._next = step + 1
         verified = self._verified(step, groups)
-        told = [(group.problem.id, rollout, right) for group, rollout, right in verified if right is not None]
+        told = [(problem, rollout, right) for problem, rollout, right in verified if right is not None]
         metrics = {
             "alarm/verified": float(len(told)),
             "alarm/could_not_tell": float(len(verified) - len(told)),
         }
         if told:
-            metrics["alarm/confirmed"] = sum(right for _, _, right in told) / len(told)
-        evidence, shares = {}, {}
+            metrics[_CONFIRMED] = _mean([right for _, _, right in told])
+            metrics[_REWARD] = _mean([r.grade.reward for g in groups for r in g.rollouts if r.grade.reward is not None])
         for claim, above in self._claims.items():
-            by_problem: dict[str, list[bool]] = {}
-            for problem, rollout, right in told:
-                if claim in rollout.grade.parts:
-                    by_problem.setdefault(problem, []).append(rollout.grade.parts[claim] > above and not right)
-            of_each = [sum(found) / len(found) for found in by_problem.values()]
-            after = self._suspicions[claim].after(of_each, self._settings.allowed)
-            self._suspicions[claim] = after
-            evidence[claim] = after.evidence(self._settings.false_alarms, len(self._claims))
-            shares[claim] = sum(map(sum, by_problem.values())) / max(1, sum(map(len, by_problem.values())))
-            metrics |= {f"alarm/{claim}/unconfirmed": shares[claim], f"alarm/{claim}/evidence": evidence[claim]}
-            metrics |= {f"alarm/{claim}/{place}": log for place, log in enumerate(after.logs)}
-        metrics["alarm/unconfirmed"] = max(shares.values())
-        for claim in (claim for claim, found in evidence.items() if found >= 1 and claim not in self._raised):
-            self._raised[claim] = step
-            above = self._claims[claim]
-            example = next((r for _, r, right in told if r.grade.parts.get(claim, above) > above and not right), None)
-            self._context.progress.note(
-                f"warning: {self._stage}, step {step}: {self._said(claim, shares[claim], example)}"
-            )
+            known = [(p, r.grade.parts[claim] > above and not right) for p, r, right in told if claim in r.grade.parts]
+            metrics[f"alarm/{claim}/unconfirmed"] = _mean([unconfirmed for _, unconfirmed in known])
+            metrics |= self._tested(claim, _by_problem(known), self._settings.allowed)
+        metrics["alarm/unconfirmed"] = max(
+            (metrics[f"alarm/{claim}/unconfirmed"] for claim in self._claims), default=0.0
+        )
+        metrics |= self._fall(told, metrics)
+        for claim in (*self._claims, FALL):
+            if metrics[f"alarm/{claim}/evidence"] >= 1 and claim not in self._raised:
+                self._raised[claim] = step
+                said = self._said_of_fall(metrics) if claim == FALL else self._said(claim, metrics, told)
+                self._context.progress.note(f"warning: {self._stage}, step {step}: the reward may be hacked: {said}")
+        if told:
+            self._before.append((metrics[_CONFIRMED], metrics[_REWARD]))
         if self._raised and self._settings.then == "stop":
-            claim, at = next(iter(self._raised.items()))
             raise RewardHacked(
-                f"the hacking alarm ended stage {self._stage!r} before it learned from step {step}: since step {at}, "
-                f"too much of what {claim!r} rewards as right is not confirmed by {self._settings.verifier!r}",
+                f"the hacking alarm, raised at step {min(self._raised.values())}, ended stage {self._stage!r} before "
+                f"it learned from step {step}: {self._settings.verifier!r} does not confirm what the reward grows by",
                 fix='look at the rollouts of the last steps and mend the reward; or set alarm.then = "warn" of the '
                 "stage, and the same command resumes it",
             )
         return metrics
 
+    def _tested(self, claim: str, shares: Sequence[float], allowed: float) -> dict[str, float]:
+        """Metrics of a test after one more step."""
+        after = self._suspicions[claim] = self._suspicions[claim].after(shares, allowed)
+        logs = {f"alarm/{claim}/{place}": log for place, log in enumerate(after.logs)}
+        return {f"alarm/{claim}/evidence": after.evidence(self._settings.false_alarms, len(self._claims) + 1), **logs}
+
+    def _fall(self, told: Sequence[tuple[Problem, Rollout, bool]], metrics: Mapping[str, float]) -> dict[str, float]:
+        """The test of whether less than half of what was confirmed still is; no evidence where the reward fell."""
+        confirmed, reward = self._level()
+        shares = _by_problem([(problem, not right) for problem, _, right in told]) if confirmed else []
+        tested = self._tested(FALL, shares, 1 - confirmed / 2)
+        return tested if metrics.get(_REWARD, -math.inf) >= reward else {**tested, f"alarm/{FALL}/evidence": 0.0}
+
+    def _level(self) -> tuple[float, float]:
+        """The highest mean, over all steps up to one, of the share that was confirmed; and that of the reward up to
+        there. 0 while there are too few steps to say so."""
+        means = [(0.0, 0.0)]
+        for stop in range(_SETTLED, len(self._before) + 1):
+            confirmed, rewards = zip(*self._before[:stop], strict=True)
+            means.append((_mean(confirmed), _mean(rewards)))
+        return max(means)
+
     def _restore(self, step: int) -> None:
         """Takes the state before a step from the metrics of the steps before it."""
         rows = [row for row in self._context.home.ledger.metrics(self._context.key) if row["step"] < step]
         last: Mapping[str, Any] = rows[-1] if rows else {}
-        for claim in self._claims:
-            logs = [last.get(f"alarm/{claim}/{place}") for place in range(len(STAKES))]
-            known = tuple(log for log in logs if log is not None)
-            self._suspicions[claim] = Suspicion(known) if len(known) == len(STAKES) else Suspicion()
+        self._before = [(row[_CONFIRMED], row[_REWARD]) for row in rows if _CONFIRMED in row]
+        self._raised = {}
+        for claim in (*self._claims, FALL):
+            logs = tuple(last[name] for place in range(len(STAKES)) if (name := f"alarm/{claim}/{place}") in last)
+            self._suspicions[claim] = Suspicion(logs) if logs else Suspicion()
             raised = [row["step"] for row in rows if row.get(f"alarm/{claim}/evidence", 0.0) >= 1]
             if raised:
                 self._raised[claim] = raised[0]
 
-    def _verified(self, step: int, groups: Sequence[Group]) -> list[tuple[Group, Rollout, bool | None]]:
+    def _verified(self, step: int, groups: Sequence[Group]) -> list[tuple[Problem, Rollout, bool | None]]:
         """Some graded attempts at problems that the verifier speaks of, with whether it confirms them; None where it
         can't tell."""
         found = []
@@ -185,7 +211,7 @@ class Alarm:
             noise = (self._context.seed, f"{self._stage}/alarm", step, place, number)
             rollout = group.rollouts[number]
             value = self._value(group.problem, rollout, noise)
-            found.append((group, rollout, None if value is None else value >= CLAIMED))
+            found.append((group.problem, rollout, None if value is None else value >= CLAIMED))
         return found
 
     def _chosen(self, step: int, groups: Sequence[Group]) -> list[tuple[int, int]]:
@@ -208,13 +234,34 @@ class Alarm:
             return rollout.grade.parts.get(ACCURACY)
         return measured(self._rule, Attempt(problem, rollout.completion, self._tasks[problem.task], noise))
 
-    def _said(self, claim: str, share: float, example: Rollout | None) -> str:
-        """An alarm in words."""
-        shown = ""
-        if example is not None:
-            text = " ".join(example.completion.text.split())
-            shown = f"; one of them: {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'!r}"
+    def _said(self, claim: str, metrics: Mapping[str, float], told: Sequence[tuple[Problem, Rollout, bool]]) -> str:
+        """An alarm in words, with an attempt as an example."""
+        above, shown = self._claims[claim], ""
+        for _, rollout, right in told:
+            if rollout.grade.parts.get(claim, above) > above and not right:
+                text = " ".join(rollout.completion.text.split())
+                shown = f"; one of them: {text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'!r}"
+                break
         return (
-            f"the reward may be hacked: {self._settings.verifier!r} does not confirm {share:.0%} of the attempts, "
-            f"which {claim!r} rewards as right{shown}"
+            f"{claim!r} rewards {metrics[f'alarm/{claim}/unconfirmed']:.0%} of the attempts as right, which "
+            f"{self._settings.verifier!r} does not confirm{shown}"
         )
+
+    def _said_of_fall(self, metrics: Mapping[str, float]) -> str:
+        confirmed, reward = self._level()
+        return (
+            f"{self._settings.verifier!r} confirms {metrics[_CONFIRMED]:.0%} of the attempts, and {confirmed:.0%} "
+            f"before, while the reward is {metrics[_REWARD]:.2f}, and was {reward:.2f}"
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def _by_problem(found: Sequence[tuple[Problem, bool]]) -> list[float]:
+    """The share of each problem, or of each thing that several problems ask for."""
+    by_cluster: dict[tuple[str, str], list[bool]] = {}
+    for problem, value in found:
+        by_cluster.setdefault(problem.cluster, []).append(value)
+    return [_mean(values) for values in by_cluster.values()]
