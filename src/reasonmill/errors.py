@@ -78,6 +78,12 @@ class SamplerMismatch(ReasonmillError):
     exit_code = 8
 
 
+class RewardHacked(ReasonmillError):
+    """A second verifier does not confirm what the reward claims to be right, and the stage is to stop then."""
+
+    exit_code = 9
+
+
 class NotAdopted(ReasonmillError):
     """A finished result of other code can't be taken over; the message says which one, and why."""
 

@@ -19,7 +19,9 @@ from reasonmill.plugins.sources import ENGINES
 from reasonmill.protocols import Progress, Scorer
 from reasonmill.rewards.combination import NOT_RULES, RewardWeights
 from reasonmill.store.home import Home
+from reasonmill.store.ledger import AT_STEP, OF_STAGE
 from reasonmill.tasks.named import NamedTask
+from reasonmill.types import Artifact
 
 P = ParamSpec("P")
 Made = TypeVar("Made")
@@ -41,6 +43,10 @@ class StageSettings(BaseModel):
         None where the steps that it has taken are the first of any larger number.
         """
         return f"a stage of kind {self.kind!r} can't"
+
+    def kept_steps(self) -> range:
+        """The steps after which a stage with these settings keeps its model on its way: `name@step` names it."""
+        return range(0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class StageContext:
     steps, saves what it needs to resume and raises Interrupted. `keeps_last_state` asks for the state after the last
     step, from which the stage could be trained for more steps. `needs` are what the stage's key covers beside its own
     code: it gets nothing else. `asked()` are the problems that the recipe's evaluations ask, which it refuses to train
-    on.
+    on. `parents`, `config_digest` and `marks` go into the records of models that it keeps on its way.
     """
 
     key: str
@@ -96,6 +102,9 @@ class StageContext:
     keeps_last_state: bool = False
     needs: Collection[str] = frozenset(ENGINES)
     asked: Callable[[], Asked] = Asked
+    parents: tuple[str, ...] = ()
+    config_digest: str = ""
+    marks: Mapping[str, Any] = field(default_factory=dict)
     _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
 
     def task(self, name: str) -> NamedTask:
@@ -130,6 +139,11 @@ class StageContext:
         """
         rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
         return RewardWeights(weights, rules, scorers)
+
+    def intermediate(self, stage: str, taken: int, digest: str) -> Artifact:
+        """The record of a model that the stage keeps after so many steps, and goes on."""
+        metrics = {OF_STAGE: self.key, AT_STEP: taken, **self.marks}
+        return Artifact(digest, "model", f"{stage}@{taken}", self.parents, self.config_digest, metrics)
 
     @cached_property
     def replies(self) -> KeptReplies:

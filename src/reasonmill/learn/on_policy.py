@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reasonmill.activity import each, phase
 from reasonmill.algo.losses import LossSettings
@@ -22,6 +22,10 @@ from reasonmill.types import Group
 
 if TYPE_CHECKING:
     from reasonmill.stage import StageContext
+
+
+# What of a step's metrics counts tokens that were sampled.
+_TOKENS = ("tokens/sampled", "held_out/tokens", "held_out_start/tokens")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ def train_on_policy(
     sample: Callable[[int], Sequence[Group]],
     updates: Callable[[int, Sequence[Group]], tuple[Mapping[str, float], Iterable[Update]]],
     measure: Callable[[Sequence[Group]], Mapping[str, float]],
+    after: Callable[[int], Mapping[str, float]] = lambda taken: {},
+    ends: Callable[[Sequence[Mapping[str, Any]]], bool] = lambda rows: False,
 ) -> tuple[dict[str, float], int]:
     """Trains for `steps` steps, from where an interrupted run left off.
 
@@ -61,6 +67,9 @@ def train_on_policy(
         updates: makes a step's updates from its groups, each after the one before it was taken; and what was measured
             before the first.
         measure: what a step's groups were like; "tokens/sampled" is one of its metrics.
+        after: done with the published weights after so many steps were taken, 0 among them; gives metrics of the step
+            before, or at 0 of the first. It must move no bit of what is sampled and trained.
+        ends: whether training ends early, from the metrics of all steps so far.
 
     Returns:
         (the last step's metrics without its times, the tokens that all steps sampled).
@@ -79,8 +88,13 @@ def train_on_policy(
     run.progress.begin(name, steps, "steps")
     for entry in earlier:
         run.progress.advance(entry["step"] + 1, entry)
+    rows, taken_steps = list(earlier), start
     for step in range(start, steps):
+        if ends(rows):
+            run.progress.note(f"{name} ends early, after {step} of {steps} steps")
+            break
         saved.before_step(step, steps, learner.save)
+        before = after(0) if step == 0 else {}
         began = time.monotonic()
         groups = committed_groups(run.home, run.key, step, partial(sample, step))
         sampled = time.monotonic()
@@ -105,13 +119,16 @@ def train_on_policy(
         metrics["speed/sampling_s"], metrics["speed/scoring_s"] = sampled - began, scored - sampled
         metrics["speed/step_s"] = time.monotonic() - began
         metrics["speed/tokens_per_s"] = metrics["tokens/sampled"] / metrics["speed/step_s"]
+        metrics |= {**before, **after(step + 1)}
         ledger.record_metrics(run.key, step, metrics)
-        run.progress.advance(step + 1, metrics)
+        rows.append({"step": step, **metrics})
+        taken_steps = step + 1
+        run.progress.advance(taken_steps, metrics)
     guard.end()
-    saved.after_last_step(steps, learner.save)
+    saved.after_last_step(taken_steps, learner.save)
     entries = ledger.metrics(run.key)
     last = {name: value for name, value in entries[-1].items() if name != "step" and not name.startswith("speed/")}
-    return last, int(sum(entry["tokens/sampled"] for entry in entries))
+    return last, int(sum(entry.get(area, 0) for entry in entries for area in _TOKENS))
 
 
 def _combined(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from reasonmill.recipe.graph import Node
 from reasonmill.recipe.reference import model_directory, shipped_bases
 from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED
+from reasonmill.store.ledger import ADOPTED, FROM_ADOPTED, MODELS
 from reasonmill.store.looking import is_directory
 from reasonmill.types import Artifact
 
@@ -18,6 +18,8 @@ _DIGEST_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
 def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifact:
     """The artifact that `run/stage` made, or whose digest begins with `text` (four digits at least).
+
+    `run/stage@120` is the model that the stage kept after 120 steps, which need not be finished.
 
     Of a stage that is not finished with the run's present recipe and code, it is the last finished result.
 
@@ -31,6 +33,9 @@ def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifac
     runs = home.ledger.runs()
     current = {f"{run.name}/{stage.name}": stage.key for run in runs for stage in run.stages}
     earlier = {f"{run.name}/{stage.name}": stage.key for run in runs for stage in run.earlier}
+    named, at, taken = text.rpartition("@")
+    if at and named in {**current, **earlier}:
+        return _intermediate(home, text, [keys[named] for keys in (current, earlier) if named in keys], taken)
     for keys in (current, earlier):
         record = home.ledger.stage(keys[text]) if text in keys else None
         if record is not None:
@@ -52,8 +57,39 @@ def find_artifact(home: Home, text: str, note: Callable[[str], None]) -> Artifac
     )
 
 
-def made_digest(artifact: Artifact) -> str:
-    """What a stage that refers to the artifact's stage reads: the artifact, or the model that a verdict promoted."""
+def _intermediate(home: Home, text: str, keys: Sequence[str], taken: str) -> Artifact:
+    """The model that a stage kept after `taken` steps, of the first of its keys that has one."""
+    known: dict[str, Artifact] = {}
+    for key in reversed(keys):
+        record = home.ledger.stage(key)
+        kept = home.ledger.intermediates(key if record is None else record.log_key)
+        known |= {str(step): artifact for step, artifact in kept.items()}
+    if taken in known:
+        return known[taken]
+    listed = ", ".join(known)
+    raise RecipeError(
+        f"there is no model {text!r}",
+        fix=f"models were kept after these steps: {listed}" if listed else "set models_every of the stage, and run it",
+    )
+
+
+def made_digest(artifact: Artifact, step: int | None = None) -> str:
+    """What a stage that refers to the artifact's stage reads: the artifact, or the model that a verdict promoted.
+
+    Args:
+        step: after how many steps of the stage, where it refers to a model that the stage kept on its way.
+
+    Raises:
+        RecipeError: the stage ended before.
+    """
+    if step is not None:
+        kept: dict[str, str] = artifact.metrics.get(MODELS, {})
+        if str(step) not in kept:
+            raise RecipeError(
+                f"stage {artifact.stage!r} ended before it had taken {step} steps",
+                fix=f"models were kept after these steps: {', '.join(kept) or 'none'}",
+            )
+        return kept[str(step)]
     digest: str = artifact.metrics["model"] if artifact.kind == "verdict" else artifact.digest
     return digest
 

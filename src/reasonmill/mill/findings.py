@@ -94,6 +94,29 @@ class Watched:
         self._progress.end(metrics)
 
 
+def _alarms(rows: Sequence[Row]) -> list[str]:
+    """What the hacking alarm of a stage has found, each once."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("alarm/") and name.endswith("/evidence") and value >= 1:
+                first.setdefault(name.removeprefix("alarm/").removesuffix("/evidence"), row)
+    found = []
+    for claim, row in first.items():
+        name = f"alarm/{claim}/unconfirmed"
+        what = (
+            f"does not confirm what {claim!r} rewards as right (in that step in {row[name]:.0%} of the attempts, in "
+            f"the last in {rows[-1].get(name, 0.0):.0%})"
+            if name in row
+            else "confirms less than half of what it did before, while the reward did not fall"
+        )
+        found.append(f"the reward may be hacked: from step {row['step']} on, a second verifier {what}")
+    watched = [row for row in rows if "alarm/verified" in row]
+    if watched and not any(row["alarm/verified"] for row in watched):
+        found.append("the verifier of the hacking alarm could tell of no attempt whether it is right: look at it")
+    return found
+
+
 def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None, parent: Path | None) -> list[str]:
     """What tells that a finished stage learned nothing, or measured nothing.
 
@@ -109,6 +132,7 @@ def findings(rows: Sequence[Row], metrics: Mapping[str, Any], made: Path | None,
         if matching and 2 * len(matching) >= len(rows):
             steps = f"in {'all' if len(matching) == len(rows) else f'{len(matching)} of'} {len(rows)} steps"
             found.append(f"{steps} {sign.what}; likely cause: {sign.cause(matching[-1])}")
+    found += _alarms(rows)
     for task, figures in (metrics.get("tasks") or {}).items():
         if isinstance(figures, Mapping) and (figures.get("truncated") or {}).get("value") == 1.0:
             found.append(f"all answers of {task} were cut off; likely cause: sampling.max_tokens is too small")

@@ -53,6 +53,11 @@ class KeyedStage:
         other = replace(self.node, settings=self.node.settings.model_copy(update=changed))
         return stage_key(other, self.inputs, self.recipe.seed)
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What the metrics of all that it makes say of it."""
+        return {FROM_ADOPTED: list(self.adopted)} if self.adopted else {}
+
     def commit(
         self, home: Home, digest: str, kind: str, metrics: Mapping[str, Any], seconds: float, tokens: int
     ) -> StageRecord:
@@ -84,7 +89,7 @@ def keyed(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, reci
     for name, source in node.sources.items():
         if isinstance(source, StageSource):
             assert home is not None  # it holds the artifact
-            digest = made_digest(artifacts[source.stage])
+            digest = made_digest(artifacts[source.stage], source.step)
             inputs[name] = Input(model_path(home, digest, recipe), digest)
         elif isinstance(source, HubSource):
             inputs[name] = Input(hub_directory(source.model, home), source.model.digest)

@@ -8,14 +8,14 @@ back to the stage that made them.
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from reasonmill.activity import phase
 from reasonmill.curation.asked import Asked
-from reasonmill.errors import Interrupted, ReasonmillError, TooManyUngraded, TrainingDiverged
+from reasonmill.errors import Interrupted, ReasonmillError, RewardHacked, TooManyUngraded, TrainingDiverged
 from reasonmill.mill.asked import asked_by
 from reasonmill.mill.findings import FINDINGS, Watched, findings
 from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
@@ -38,7 +38,7 @@ from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
-from reasonmill.store.ledger import ADOPTED, OtherContent, StageRecord
+from reasonmill.store.ledger import ADOPTED, MODELS, OF_STAGE, OtherContent, StageRecord
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
@@ -196,10 +196,13 @@ class _Run:
                     keeps_last_state=node.settings.against_more_steps() is None,
                     needs=getattr(node.module, "NEEDS", ()),
                     asked=lambda: self._asked,
+                    parents=stage.keyed.parents,
+                    config_digest=stage.keyed.config_digest,
+                    marks=stage.keyed.marks,
                 )
                 try:
                     outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)
-                except (OtherContent, TrainingDiverged, TooManyUngraded, ServerError) as error:
+                except (OtherContent, TrainingDiverged, RewardHacked, TooManyUngraded, ServerError) as error:
                     if not self._does_without_groups(stage, error):
                         raise
                     return  # and it is the next stage again, unless it is finished
@@ -229,7 +232,7 @@ class _Run:
         begun = [(result.name, result.kind, result.key) for result in self._results]
         ledger.begin_run(self._recipe.name, self._recipe.resolved(), [*begun, (stage.name, stage.kind, key)])
         record = ledger.stage(key)
-        if record is None or not self._is_whole(stage.name, record.artifact.digest, read=self._repair):
+        if record is None or not self._is_kept(record):
             if record is not None:
                 self._forget(record)
             return _Stage(stage, key, is_finished=False)
@@ -243,6 +246,12 @@ class _Run:
         """Whether what a stage made is there; where it is not, that is reported."""
         instead = f"stage {stage} is rebuilt from what is good"
         return self._home.objects.sound_path(digest, instead=instead, read=read) is not None
+
+    def _is_kept(self, record: StageRecord) -> bool:
+        """Whether what a finished stage made is there; a repair also looks at the models that it kept on its way."""
+        models = record.artifact.metrics.get(MODELS, {}).values() if self._repair else ()
+        digests = dict.fromkeys((record.artifact.digest, *models))
+        return all(self._is_whole(record.name, digest, read=self._repair) for digest in digests)
 
     def _has_lost_groups(self, name: str, log_key: str) -> bool:
         """Whether a finished stage is to be gone through again for groups that it has lost.
@@ -288,8 +297,8 @@ class _Run:
         Reads all bytes of those that stages of the run made.
         """
         for place, result in enumerate(self._results):
-            digest = result.artifact.digest
-            if digest in digests and not self._is_whole(result.name, digest, read=True):
+            made = dict.fromkeys((result.artifact.digest, *result.artifact.metrics.get(MODELS, {}).values()))
+            if not all(self._is_whole(result.name, digest, read=True) for digest in made if digest in digests):
                 self._forget(result)
                 del self._results[place:]
                 return True
@@ -310,6 +319,8 @@ class _Run:
             return
         self._progress.note(shorter.note(stage.name))
         if shorter.obstacle is None:
+            for kept in self._home.ledger.intermediates(shorter.key).values():
+                self._home.ledger.register(replace(kept, metrics={**kept.metrics, OF_STAGE: stage.key}))
             self._home.ledger.carry_over(stage.key, shorter.key, shorter.steps)
 
     def _does_without_groups(self, stage: _Stage, error: ReasonmillError) -> bool:

@@ -110,6 +110,8 @@ def _evaluations(summary: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], t
     made = {stage["name"]: float(place) for place, stage in enumerate(summary["stages"])}
     evaluations = [stage for stage in summary["stages"] if stage["kind"] == "evaluate"]
     models = [stage["reads"]["from"] for stage in evaluations]
+    # A model that a stage kept on its way comes right before what the stage made.
+    made |= {m: made[m.partition("@")[0]] - 0.25 for m in models if m not in made and m.partition("@")[0] in made}
     places = [
         made.get(model, min((made[later] for later in models[number:] if later in made), default=0.0) - 0.5)
         for number, model in enumerate(models)

@@ -38,15 +38,21 @@ class Writes:
 
     states: float = 0.0
     groups: float = 0.0
+    models: float = 0.0
     artifact: float = 0.0
     unknown: bool = False
 
     @property
     def total(self) -> float:
-        return self.states + self.groups + self.artifact
+        return self.states + self.groups + self.models + self.artifact
 
     def __str__(self) -> str:
-        parts = {"states": self.states, "groups": self.groups, "its artifact": self.artifact}
+        parts = {
+            "states": self.states,
+            "groups": self.groups,
+            "models on its way": self.models,
+            "its artifact": self.artifact,
+        }
         listed = [f"{megabytes(size)} for {name}" for name, size in parts.items() if size]
         return ", ".join([*listed, f"{megabytes(RESERVE_BYTES)} as a reserve"])
 
@@ -70,13 +76,14 @@ def expected_writes(
     work, is_known = (work, True) if work is not None else (Workload(), False)
     steps: int | None = getattr(settings, "steps", None)
     left = 1 - (resumes_at or 0) / steps if steps else 1.0
-    states = artifact = groups = 0.0
+    states = artifact = groups = models = 0.0
     if work.trained:
         is_known = is_known and size is not None
         parameters = size.parameters if size else 0.0
         each = parameters * (_STATE_BYTES + (weight_bytes if "from" in work.copies else 0))
         states = each * _states(settings, steps)
         artifact = 2 * parameters * weight_bytes  # the object, and the copy in the run's directory
+        models = len(settings.kept_steps()) * left * parameters * weight_bytes
     if work.sampled or work.served:
         sampled = (work.sampled + work.served) * _GROUP_TOKEN_BYTES
         if work.trained:
@@ -86,7 +93,7 @@ def expected_writes(
             groups = artifact = sampled + _GROUP_FILE_BYTES
     if settings.kind == "curate" and work.makes is not None:
         artifact = work.makes.texts * work.makes.tokens_each * _TEXT_TOKEN_BYTES
-    return Writes(states, groups, artifact, unknown=not is_known)
+    return Writes(states, groups, models, artifact, unknown=not is_known)
 
 
 def weight_bytes(settings: StageSettings, automatic: int) -> int:

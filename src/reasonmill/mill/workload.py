@@ -192,7 +192,8 @@ def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
     readers = {**reference, **{f"reward_models.{name}": judged for name in settings.reward_models}}
     work = _on_policy(settings, upstream.guess, readers)
     more = upstream.guess.refilled_share * (settings.most_problems / settings.problems_per_step - 1)
-    work = replace(work, sampled=work.sampled * (1 + more))
+    refilled = settings.steps * settings.problems_per_step * settings.group_size * more
+    work = replace(work, sampled=work.sampled + refilled * upstream.guess.response(settings.sampling.max_tokens))
     if settings.old_policy == "sampler":
         return work
     if settings.old_policy == "auto" and settings.loss.correction is None:
@@ -217,8 +218,11 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
     scored = {**sampling.scored}
     for key, share in readers.items():
         scored[key] = scored.get(key, 0.0) + texts * share
+    sampled = sampling.sampled
+    if settings.curve is not None:
+        sampled += settings.curve.num_points(settings.steps) * settings.curve.answers * guess.response(max_tokens)
     row = max(settings.tokens_per_batch, sampling.longest)
-    return replace(sampling, trained=texts, scored=scored, row=row, copies=tuple(readers))
+    return replace(sampling, sampled=sampled, trained=texts, scored=scored, row=row, copies=tuple(readers))
 
 
 def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:

@@ -104,7 +104,14 @@ class _Plan:
         )
         if is_parent or text == self._cycle.teacher:
             return name_in(generation - 1, self._cycle.gate)
-        return name_in(generation, text) if text in self.repeated else text
+        name, at, step = text.partition("@")
+        if at and name == self._cycle.teacher:
+            raise self._mistake(
+                "teacher",
+                f"stage {stage!r} reads {text!r}, and in later generations the teacher is a gate's model",
+                f"let it read {name!r}",
+            )
+        return f"{name_in(generation, name)}{at}{step}" if name in self.repeated else text
 
     def _compared_with(self, gate: Node) -> tuple[str, str]:
         """The gate's references to its parent and to the parent's evaluation."""

@@ -294,6 +294,7 @@ class _Check:
                         rows_of(data[mention.key].made, mention.value, mention.mark.rows)
                         continue
                     found = find_source(mention, earlier, names[index:], head.models, self._folder, head.data)
+                    _require_kept(found, nodes)
                     sources[mention.key] = found
                     if mention.mark.to_train and isinstance(found, StageSource):
                         _refuse_held_out(found.stage, nodes)
@@ -359,6 +360,24 @@ def _read_tasks(settings: StageSettings, sources: Mapping[str, Source], earlier:
             tasks = {plugin.name: plugin for plugin in plugins if plugin.group == "tasks"}
             found |= {f"{mention.key}: {name}": plugin for name, plugin in sorted(tasks.items())}
     return found
+
+
+def _require_kept(source: Source, earlier: Sequence[Node]) -> None:
+    """Checks that a model that a stage keeps on its way is one that it does keep.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if not isinstance(source, StageSource) or source.step is None:
+        return
+    for node in (node for node in earlier if node.settings.name == source.stage):
+        kept = node.settings.kept_steps()
+        if source.step not in kept:
+            some = f"it keeps them after {', '.join(map(str, kept[:4]))}{', ...' if len(kept) > 4 else ''} steps"
+            raise RecipeError(
+                f"stage {source.stage!r} keeps no model after {source.step} steps",
+                fix=some if kept else f"set models_every of stage {source.stage!r}, if it is one that can: rl, distill",
+            )
 
 
 def _refuse_held_out(stage: str, earlier: Sequence[Node]) -> None:

@@ -50,9 +50,14 @@ FileRef = Annotated[str, Reference(("file",))]
 
 @dataclass(frozen=True)
 class StageSource:
-    """An earlier stage of the same recipe makes it."""
+    """An earlier stage of the same recipe makes it.
+
+    Attributes:
+        step: after how many of its steps, for a model that it keeps on its way; None for what it makes in the end.
+    """
 
     stage: str
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,11 @@ def find_source(
             raise RecipeError(f"missing file: {text!r}", fix=f"it is looked for at {path}")
         return FileSource(path)
     fitting = [name for name, made in earlier.items() if made in wanted]
+    stage, at, taken = text.rpartition("@")
+    if at and stage in earlier and "model" in wanted:
+        if not taken.isdecimal():
+            raise RecipeError(f"{text!r} names no step of stage {stage!r}", fix=f"write it as {stage}@120")
+        return StageSource(stage, int(taken))
     if text in earlier:
         made = earlier[text]
         if made is None or made in wanted:
@@ -157,7 +167,7 @@ def find_source(
         )
     takes_model = "model" in wanted
     known = [*fitting, *models, *shipped_bases()] if takes_model else fitting
-    if text in later:
+    if text in later or (at and stage in later):
         others = f", or use one of: {', '.join(known)}" if known else ""
         raise RecipeError(
             f"stage {text!r} has not run at this point; a stage can only use stages above it",

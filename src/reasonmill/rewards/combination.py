@@ -201,6 +201,12 @@ class RewardWeights:
         return {**MEASURED, **{name: self.rules[name] for name in applied if name in self.rules}}
 
 
+def measured(rule: Reward, attempt: Attempt) -> float | None:
+    """What a rule measures; None where it can't, be it that it raises, or gives what is no number."""
+    value = _measured(partial(rule.measure, attempt))
+    return value if isinstance(value, float) else None
+
+
 def _measured(measure: Callable[[], float | None]) -> float | str:
     """What a rule measures; the reason where it can't, be it that it raises, or gives what is no number."""
     try:

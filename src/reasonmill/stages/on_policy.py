@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import Update, train_on_policy
@@ -19,9 +20,12 @@ from reasonmill.rewards.grades import reasons
 from reasonmill.rollouts import TaskMix, collect, stage_seed, thinking_tokens
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import Outcome, StageContext
+from reasonmill.stages.curve import Curve, CurveSettings
 from reasonmill.stages.sampling import SamplingSettings, num_sampled
 from reasonmill.stages.training import TrainingSettings
 from reasonmill.store.accounts import ALWAYS, Fate
+from reasonmill.store.ledger import MODELS
+from reasonmill.store.steps import keep_model, kept_models
 from reasonmill.types import Group
 
 
@@ -35,6 +39,22 @@ class OnPolicySettings(TrainingSettings):
     updates_per_step: int = Field(default=1, ge=1, description="optimizer steps that share a step's samples")
     sampling: SamplingSettings = SamplingSettings()
     state_every: Annotated[int, INCIDENTAL] = Field(default=10, ge=1, description="steps between saved states")
+    curve: CurveSettings | None = Field(default=None, description="held-out problems that are asked as it goes")
+    models_every: int | None = Field(
+        default=None, ge=1, description="steps between models that are kept, which NAME@STEP names"
+    )
+
+    @model_validator(mode="after")
+    def _something_is_due(self) -> Self:
+        if self.curve is not None and self.curve.every > self.steps:
+            raise ValueError(f"curve.every is above the {self.steps} steps: no point but the first would be drawn")
+        if self.models_every is not None and self.models_every > self.steps:
+            raise ValueError(f"models_every is above the {self.steps} steps: no model would be kept")
+        return self
+
+    def kept_steps(self) -> range:
+        """The steps after which the model is kept."""
+        return range(self.models_every, self.steps + 1, self.models_every) if self.models_every else range(0)
 
     def against_more_steps(self) -> str | None:
         """The schedule's reason."""
@@ -65,6 +85,10 @@ class Policy:
         self._sampler = context.sampler(self.learner, slots=settings.sampling.slots)
         self.tasks = {name: context.task(name) for name in settings.tasks}
         self.mix = TaskMix(self.tasks, settings.tasks)
+        self._curve = None
+        if settings.curve is not None:
+            asked = {name: context.task(name) for name in settings.curve.tasks}
+            self._curve = Curve(settings.curve, context.seed, settings.name, asked, settings.sampling.params())
 
     @property
     def draws_as_scored(self) -> bool:
@@ -128,9 +152,21 @@ class Policy:
             sample=sample,
             updates=updates,
             measure=lambda groups: rollout_metrics(groups, self._renderer),
+            after=self._after,
+            ends=settings.curve.has_ended if settings.curve else lambda rows: False,
         )
         self._context.progress.end(metrics)
-        return Outcome(self.learner.save_model, metrics, tokens)
+        kept = {str(taken): kept for taken, kept in kept_models(self._context.home, self._context.key).items()}
+        return Outcome(self.learner.save_model, {**metrics, MODELS: kept} if kept else metrics, tokens)
+
+    def _after(self, taken: int) -> Mapping[str, float]:
+        """Keeps the model and draws a point of the curve, if they are due after so many steps."""
+        if taken in self._settings.kept_steps():
+            record = partial(self._context.intermediate, self._settings.name, taken)
+            keep_model(self._context.home, record, self.learner.save_model)
+        if self._curve is None or not self._curve.is_due(taken):
+            return {}
+        return self._curve.point(taken, self._sampler, self._renderer)
 
 
 def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, float]:

@@ -24,6 +24,7 @@ from reasonmill.rewards.combination import RewardWeights, check_rewards
 from reasonmill.rollouts import TaskMix, refuse_ungraded
 from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.stages.alarm import Alarm, AlarmSettings
 from reasonmill.stages.on_policy import OnPolicySettings, Policy
 from reasonmill.store.accounts import ALWAYS, Fate
 from reasonmill.tasks.named import NamedTask
@@ -83,6 +84,10 @@ class Settings(OnPolicySettings):
         default=0.05, ge=0, le=1, description="share of ungraded rollouts that ends the stage"
     )
 
+    alarm: AlarmSettings | None = Field(
+        default=None, description="a second verifier of some attempts, and what is done where it disagrees"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_preset(cls, data: Any) -> Any:
@@ -109,6 +114,13 @@ class Settings(OnPolicySettings):
             raise ValueError("preference_share has no effect without reward models; remove it, or add reward_models")
         if self.preference_share < 1 and "reasoning" not in domains:
             raise ValueError("there is nothing to learn before reward models count; add a reasoning task")
+        return self
+
+    @model_validator(mode="after")
+    def _alarm_fits(self, info: ValidationInfo) -> Settings:
+        if self.alarm is not None:
+            catalogue = known(info)
+            self.alarm.require_fit(self.rewards, [catalogue.task(name) for name in self.tasks], catalogue)
         return self
 
     @model_validator(mode="after")
@@ -183,6 +195,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     same = settings.old_policy == "auto" and loss.correction is None and policy.draws_as_scored
     as_drawn = same or settings.old_policy == "sampler"
     bound = min(settings.max_mismatch, _ROUNDING) if same else settings.max_mismatch
+    alarm = settings.alarm and Alarm(settings.alarm, context, settings.name, settings.rewards, policy.tasks)
 
     def sample(step: int) -> list[Group]:
         mix = policy.mix if step >= settings.first_preference_step else rule_mix
@@ -195,6 +208,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         return groups
 
     def updates(step: int, groups: Sequence[Group]) -> tuple[Mapping[str, float], Iterator[Update]]:
+        watched = alarm.look(step, groups) if alarm else {}
         if loss.kl_coefficient and step % settings.reference_every == 0:
             policy.learner.keep_reference()
         noise = (context.seed, settings.name, step)
@@ -209,7 +223,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         )
         if loss.kl_coefficient:
             parts = scored(parts, "ref_logprobs", policy.learner.reference_logprobs, settings.tokens_per_batch)
-        return measured, of_step(step, parts)
+        return {**measured, **watched}, of_step(step, parts)
 
     def of_step(step: int, parts: Sequence[Sequence[Example]]) -> Iterator[Update]:
         for part in parts:

@@ -33,6 +33,9 @@ def _tables() -> list[str]:
 
 # What the metrics of an artifact call where it was adopted from (see `mill/adoption.py`), and which ancestors were.
 ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
+# What they call the models that a stage kept on its way (their digests by step); and, of one of these, the key of the
+# stage and the step.
+MODELS, OF_STAGE, AT_STEP = "models", "of_stage", "at_step"
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,12 @@ class Ledger(LedgerOfRuns):
         """
         with self._transaction("artifact"):
             self._record_artifact(artifact)
+
+    def intermediates(self, stage_key: str) -> dict[int, Artifact]:
+        """The models that a stage, finished or not, has kept on its way, by the steps that it had taken."""
+        found = [self._made(row) for row in self._read("artifacts", "instr(stage, '@') > 0", order="id")]
+        own = {a.metrics[AT_STEP]: a for a in found if a.metrics.get(OF_STAGE) == stage_key}
+        return dict(sorted(own.items()))
 
     def artifact(self, digest: str) -> Artifact:
         """The artifact of a digest, or of the beginning of one; of equal artifacts, the one that was made last.

@@ -1,4 +1,4 @@
-"""What a stage keeps between its steps: groups, committed before anything uses them, and states to resume from."""
+"""What a stage keeps between its steps: groups, committed before anything uses them, states to resume from, models."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.store.home import OBJECTS, Home
 from reasonmill.store.incidents import Incident
-from reasonmill.types import Group
+from reasonmill.types import Artifact, Group
 
 
 def committed_groups(home: Home, key: str, step: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
@@ -86,16 +86,42 @@ def forget_groups_of_other_weights(home: Home, key: str, start: int) -> None:
     home.ledger.forget_steps(key, without)
 
 
+def keep_model(home: Home, artifact: Callable[[str], Artifact], write: Callable[[Path], None]) -> None:
+    """Keeps a model of a stage that goes on.
+
+    To be done before a state of the same step or a later one is committed: what resumes from that does not come here.
+
+    Args:
+        artifact: what the ledger records of it, where this is its digest.
+    """
+    home.ledger.register(artifact(home.objects.put(write)))
+
+
+def kept_models(home: Home, key: str) -> dict[int, str]:
+    """Digests of the models that a stage has kept, by the steps that it had taken."""
+    return {step: artifact.digest for step, artifact in home.ledger.intermediates(key).items()}
+
+
 def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     """Step and directory of the latest state of a stage that is whole, as are the groups of all steps before it.
 
     Damaged or missing states are reported and forgotten. Where groups are damaged or missing, a state before their
-    step is the latest, so that they are sampled again. None if there is no such state.
+    step is the latest, so that they are sampled again; where models that were kept are, one from which they are made
+    again. None if there is no such state.
     """
     lost = _missing(
         home, key, lambda step: f"the stage goes on from before step {step}, whose groups are sampled again"
     )
-    states = [(step, digest) for step, digest in home.ledger.states(key) if not lost or step <= lost[0]]
+    unkept = [
+        taken
+        for taken, digest in kept_models(home, key).items()
+        if home.objects.sound_path(digest, instead=f"the model after {taken} steps is made again") is None
+    ]
+    states = [
+        (step, digest)
+        for step, digest in home.ledger.states(key)
+        if not (lost and step > lost[0]) and not (unkept and step >= unkept[0])
+    ]
     others = [
         "the stage goes on from its first step",
         *(f"the state before step {step} is tried" for step, _ in states),
