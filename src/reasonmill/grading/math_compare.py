@@ -47,12 +47,12 @@ class _Comparison:
             return self._same_regions(gold, answer)
         if _is_equation(gold) or _is_equation(answer):
             return self._same_equations(gold, answer)
+        if gold.kind == "relation" or answer.kind == "relation":
+            return self._same_relations(gold, answer)
         if gold.kind in ("list", "group") or answer.kind in ("list", "group"):
             return self._same_lists(gold, answer)
         if gold.kind == "matrix" or answer.kind == "matrix":
             return gold.kind == answer.kind and self._same_matrices(gold, answer)
-        if gold.kind == "relation" or answer.kind == "relation":
-            return self._same_relations(gold, answer)
         return self._same_quantities(gold, answer)
 
     # Sets of real numbers
@@ -69,7 +69,7 @@ class _Comparison:
 
     def _same_relations(self, gold: Node, answer: Node) -> bool:
         (gold_label, gold_sides), (label, sides) = _value_sides(gold), _value_sides(answer)
-        if gold_label and label and gold_label != label:
+        if gold_label and label and gold_label != label and ("(" in gold_label) == ("(" in label):
             return self._same_equations(gold, answer)
         if len(sides) == 1:
             return self.same(gold_sides[-1], sides[0])
@@ -194,6 +194,10 @@ class _Comparison:
         if "percent" in (unit, other) or "degree" in (unit, other):
             return self._same_shares(wanted, unit, value, other)
         given, said = _known_unit(unit), _known_unit(other)
+        if not given.dimension:
+            wanted, given = _scaled(wanted, given), NO_UNIT
+        if not said.dimension:
+            value, said = _scaled(value, said), NO_UNIT
         if not given.dimension or not said.dimension:
             if self._equal(wanted, value):
                 return True
@@ -216,6 +220,8 @@ class _Comparison:
         if unit and other:
             return False
         if self._equal(wanted, value):
+            if other == "percent" and (small := exact_value(value)) is not None and 0 < abs(small) <= 1:
+                raise Unreadable("only the answer says that it is in percent")
             return True
         meant = [_meaning(side, of) for side, of in ((wanted, unit), (value, other))]
         return self._equal(*meant)
@@ -223,6 +229,8 @@ class _Comparison:
 
 def _spread(node: Node) -> Node:
     """Plus-or-minus signs as two items, in lists and sets among the others."""
+    if node.kind == "relation" and node.name == "in" and node.parts[1].name == r"\{\}":
+        node = node.parts[1]
     if node.kind in ("list", "group"):
         parts = tuple(signed for part in node.parts for signed in _readings(part))
         return node._replace(parts=parts)
@@ -244,6 +252,8 @@ def _label(node: Node) -> str:
         arguments = node.parts[1].parts if node.parts[1].kind == "group" else node.parts[1:]
         if node.parts[0].name in "fghpqFGPQTSVAy" and all(part.kind in ("symbol", "number") for part in arguments):
             return f"{node.parts[0].name}({','.join(part.name or str(part.value) for part in arguments)})"
+    if node.kind == "product" and all(part.kind == "symbol" and part.name.isupper() for part in node.parts):
+        return "".join(part.name for part in node.parts)  # an angle or a segment
     if node.kind == "group" and all(part.kind == "symbol" for part in node.parts):
         return f"({','.join(part.name for part in node.parts)})"
     return ""
@@ -285,7 +295,9 @@ def _items(node: Node, other: Node) -> list[Node]:
     """The items of a list; labels that both have keep their order, others are what they say."""
     labels = [_value_sides(part)[0] if part.kind == "relation" and not is_region(part) else "" for part in node.parts]
     if all(labels) and len(set(labels)) == len(labels) > 1:
-        named = sorted(zip(labels, map(_unlabelled, node.parts), strict=True), key=lambda pair: pair[0])
+        named = list(zip(labels, map(_unlabelled, node.parts), strict=True))
+        if all(len(label) == 1 for label in labels):
+            named.sort(key=lambda pair: pair[0])
         others = [_value_sides(part)[0] if part.kind == "relation" else "" for part in other.parts]
         if sorted(others) == sorted(labels) or other.kind == "group":
             return [value for _, value in named]

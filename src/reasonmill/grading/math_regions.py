@@ -119,7 +119,7 @@ def _interval(low: Real, high: Real, with_low: bool, with_high: bool) -> Region:
 def _inequality(node: Node) -> Region:
     """x < 2, 1 <= x < 3 and the like: one unknown alone between numbers."""
     signs, sides = node.name.split(), node.parts
-    unknown = [place for place, side in enumerate(sides) if side.kind == "symbol" and side.name not in ("i", "e")]
+    unknown = [place for place, side in enumerate(sides) if _is_unknown(side)]
     if len(unknown) != 1 or len(sides) > 3 or (len(sides) == 3 and unknown != [1]):
         raise Unreadable("an inequality that is not solved")
     whole = Region((), lambda number: True)
@@ -129,6 +129,13 @@ def _inequality(node: Node) -> Region:
             sign = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
         whole = _joined(whole, _half(number, sign), "cap")
     return whole
+
+
+def _is_unknown(node: Node) -> bool:
+    """x or f(x)."""
+    if node.kind == "product" and len(node.parts) == 2:
+        return all(part.kind == "symbol" for part in node.parts)
+    return node.kind == "symbol" and node.name not in ("i", "e")
 
 
 def _half(end: Real, sign: str) -> Region:

@@ -40,13 +40,18 @@ _LAYOUT = re.compile(
     r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|phantom\{[^{}]*\}|rm|bf|it"
     r"|mathstrut|strut|vphantom\{[^{}]*\}|hspace\{[^{}]*\}|hfill|boldmath|label\{[^{}]*\}|tag\{[^{}]*\})(?![A-Za-z])\.?"
 )
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gathered|split)\*?\}")
+_COLOURED = re.compile(r"\\(?:color|textcolor|style|class)\s*\{[^{}]*\}|\\(?:measured)?angle(?![A-Za-z])|\\triangle(?![A-Za-z])")
+_ROW_SKIP = re.compile(r"\\\\\s*\[[-\d.]+\s*(?:pt|em|ex|mm|cm)\]")
+_GROUPS_OF_DIGITS = re.compile(r"(-?\d{1,3}(?: \d{3})+(?:\.\d+)?)")
+_SIGN_WORD = re.compile(r"^(?:negative|minus)\s+(?=[\d.\\])", re.IGNORECASE)
 _SPACE_IN_NUMBER = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{,\}|\{\\,\}|\\thinspace)\s*(?=\d{3}(?!\d))")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\s*\\!|\\!\s*,|,\s*\\!\s*|\{,\})\s*(?=\d{3}(?!\d))")
 _SPACES = re.compile(r"\\(?:[,;:!> ]|quad|qquad|thinspace|enspace|space|hskip|newline|linebreak|par)(?![A-Za-z])|~")
 _DOLLARS = re.compile(r"\\\$|\\textdollar(?![A-Za-z])|\\text\{\s*\\?\$\s*\}|\bUS\$")
 _WORDS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sc)?|mbox|hbox|fbox|mathrm|mathit|mathsf|mathtt|mathbf|boldsymbol|bm"
-    r"|operatorname\*?|emph|underline|mathcal|mathnormal|pmb|textsuperscript)\s*\{([^{}]*)\}"
+    r"|operatorname\*?|emph|underline|mathcal|mathnormal|pmb|textsuperscript)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _COMMANDS = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "over"), "frac"),
@@ -113,13 +118,13 @@ def without_markup(text: str) -> str:
 def plain_mathematics(text: str) -> str:
     """Mathematics in one spelling: layout is gone, `\\dfrac` is `\\frac`, words stand in marks, dollars are a word."""
     text = plain_signs(without_markup(text))
-    if "\\" in text or "~" in text:
+    if "\\" in text or "~" in text or "{,}" in text:
         text = _DOLLARS.sub("⟦dollars⟧", text)
-        text = re.sub(r"\\begin\{(?:aligned|align\*?|equation\*?|gathered|split)\}|\\end\{(?:aligned|align\*?|equation\*?|gathered|split)\}", " ", text)
+        text = _ALIGNED.sub(" ", _COLOURED.sub(" ", text))
         text = _LAYOUT.sub(" ", text)
         text = _COMMA_IN_NUMBER.sub(",", text)
         text = _SPACE_IN_NUMBER.sub("", text)
-        text = text.replace(r"\\", "\x00")
+        text = _ROW_SKIP.sub(r"\\\\", text).replace(r"\\", "\x00")
         text = _SPACES.sub(" ", text)
         text = _BLACKBOARD.sub(lambda m: {"R": r"\reals ", "Z": "⟦integers⟧"}.get(m[1] or m[2] or "R", m[0]), text)
         for _ in range(_NESTED):
@@ -132,7 +137,8 @@ def plain_mathematics(text: str) -> str:
     if text.count("$") % 2:
         text = re.sub(r"\$(?=\s*[-+]?\s*[\d.])", "⟦dollars⟧", text)
     text = text.replace("$", " ").replace("**", "^")
-    return " ".join(text.split())
+    text = _SIGN_WORD.sub("-", " ".join(text.split()))
+    return text.replace(" ", "") if _GROUPS_OF_DIGITS.fullmatch(text) else text
 
 
 def _marked(match: re.Match[str]) -> str:

@@ -14,10 +14,11 @@ _TABLE: dict[str, dict[str, int | str]] = tomllib.loads(
 )
 # A factor of 0 in the table: the unit has several sizes (a ton), so that it equals itself only.
 _UNITS: dict[str, tuple[str, Fraction]] = {
-    name: (kind if Fraction(factor) else name, Fraction(factor) or Fraction(1))
+    name: ("" if kind == "number" else kind if Fraction(factor) else name, Fraction(factor) or Fraction(1))
     for kind, names in _TABLE.items()
     for name, factor in names.items()
 }
+_KINDS = {kind for kind, _ in _UNITS.values()}
 # Words that need no mark to be a unit: all of more than one letter, and their plurals.
 KNOWN_WORDS = {
     spelled for name in _UNITS if len(name) > 1 for spelled in (name, f"{name}s", f"{name}es") if spelled != "mins"
@@ -72,13 +73,13 @@ def read_unit(text: str) -> Unit:
         if name in _EMPTY:
             continue
         kind, size = _known(name)
-        words |= kind == name and name not in _UNITS
+        words |= kind not in _KINDS
         exponent = sign * pending * int(power or 1)
         pending = 1
         powers[kind] = powers.get(kind, 0) + exponent
         factor *= size**exponent
         last, last_name = kind, name
-    return Unit(tuple(sorted((kind, power) for kind, power in powers.items() if power)), factor, words)
+    return Unit(tuple(sorted((kind, power) for kind, power in powers.items() if power and kind)), factor, words)
 
 
 def _known(name: str) -> tuple[str, Fraction]:

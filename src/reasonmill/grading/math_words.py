@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from reasonmill.grading.math_spelling import WORD_CLOSE, WORD_OPEN
 
@@ -16,8 +17,10 @@ _ONES = dict(
 )
 _TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8}
+_PARTS |= {"ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}
 _NOT_A_WORD = re.compile(r"[^a-z0-9]+")
-_ARTICLES = {"the", "a", "an"}
+_ARTICLES = {"the", "an", "and"}
 # What turns a sentence around a number into something else than this number.
 NEGATIONS = re.compile(r"\b(?:not|never|neither|nor|isn't|wrong|incorrect|except|no|cannot|can't)\b|n't\b", re.IGNORECASE)
 _HEDGES = re.compile(
@@ -31,11 +34,12 @@ _CODE = re.compile(r"[_\"=;<>\[\]{}@#`\\^|~&]|\w\(|\)\.")
 _PREFIX = re.compile(
     r"^\s*(?:(?:so|thus|hence|therefore|and|then|we get|we have|i get|finally)\b[,:]?\s*)*"
     r"(?:(?:(?:the|my|our)\s+)?(?:(?:final|correct|required|desired)\s+)?(?:answer|result|value|solution|sum|total)s?"
-    r"(?:\s+of\s+\$?\\?[A-Za-z]+\$?)?\s*(?:is|are|was|equals|:|=)\s*(?:equal to\s+)?:?|it is|it's|equals|is|=|ans(?:wer)?:)\s*(?=\S)",
+    r"(?:\s+of\s+\$?\\?[A-Za-z]+\$?)?\s*(?:is|are|was|equals|:|=)\s*(?:equal to\s+)?:?|it is|it's|equals|is|=|\\approx|ans(?:wer)?:)\s*(?=\S)",
     re.IGNORECASE,
 )
-_LABEL = re.compile(rf"^\s*(?:{WORD_OPEN}[^{WORD_CLOSE}]*{WORD_CLOSE}\s*|[A-Za-z]{{3,}}\s*)+(?:=|:)\s*(?=\S)")
+_LABEL = re.compile(rf"^\s*(?:{WORD_OPEN}[^{WORD_CLOSE}]*{WORD_CLOSE}\s*|(?!lambda|return|print|def)[A-Za-z]{{3,}}\s*)+(?:=|:)\s*(?=\S)")
 _CHOICE = re.compile(r"^\(?\s*([A-Z])\s*\)?[.:]?$")
+_LETTER = re.compile(r"\b[A-J]\b")
 _CHOSEN = re.compile(r"^(?:option|choice)?\s*\(?\s*([A-Za-z])\s*(?:\)|\.|:|$)\s*", re.IGNORECASE)
 
 
@@ -63,7 +67,8 @@ def has_words_only(text: str) -> bool:
 
 def words_of(text: str) -> tuple[str, ...]:
     """The words of a text, without case, punctuation and articles."""
-    return tuple(word for word in _NOT_A_WORD.split(without_marks(text).lower()) if word and word not in _ARTICLES)
+    words = [word for word in _NOT_A_WORD.split(without_marks(text).lower()) if word and word not in _ARTICLES]
+    return tuple(words[1:] if len(words) > 1 and words[0] == "a" and len(words[1]) > 1 else words)
 
 
 def contains_words(text: str, wanted: tuple[str, ...]) -> bool:
@@ -78,16 +83,35 @@ def choice_of(gold: str) -> str:
     return match[1] if match else ""
 
 
+def letters_of(answer: str) -> set[str]:
+    """The letters that stand alone in an answer, as those of options do."""
+    return set(_LETTER.findall(without_marks(answer)))
+
+
 def chosen(answer: str) -> str:
     """The letter that an answer such as "(C) 12" begins with."""
     match = _CHOSEN.match(without_marks(answer))
     return match[1].upper() if match else ""
 
 
-def spelled_number(text: str) -> int | None:
-    """The number that English words spell, up to billions: "forty-two", "one hundred and five"."""
+def spelled_number(text: str) -> Fraction | None:
+    """The number that English words spell, up to billions: "forty-two", "one hundred and five", "two thirds"."""
     words = [word for word in _NOT_A_WORD.split(text.lower()) if word and word != "and"]
-    if not words or len(words) > 20:
+    if len(words) > 20:
+        return None
+    sign = -1 if words[:1] in (["minus"], ["negative"]) else 1
+    words = words[sign == -1 :]
+    below = 1
+    if len(words) > 1 and (words[-1] in _PARTS or words[-1].removesuffix("s") in _PARTS):
+        last_word = words.pop()
+        below = _PARTS.get(last_word) or _PARTS[last_word.removesuffix("s")]
+        words = ["one"] if words == ["a"] else words
+    above = _whole_number(words)
+    return None if above is None else sign * Fraction(above, below)
+
+
+def _whole_number(words: list[str]) -> int | None:
+    if not words:
         return None
     total = part = 0
     last = 10**9 + 1

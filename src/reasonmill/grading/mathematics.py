@@ -28,6 +28,8 @@ _BASED = re.compile(r"(?:0*([0-9A-Za-z]+))\s*(?:_\{?\s*⟦?(\w+)⟧?\s*\}?|⟦?\
 _NOTHING = {"no solution", "no solutions", "none", "empty set", "no real solution", "no real solutions", "no such number"}
 _EVERYTHING = {"all real numbers", "all reals", "every real number", "all real number", "real numbers"}
 _INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
+# Spaces mean nothing, unless they keep numbers apart.
+_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
@@ -152,7 +154,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     if letter:
         if words.chosen(plain) == letter:
             return True, ""
-        if words.chosen(plain) or len(letter) == len(plain):
+        if words.chosen(plain) or len(words.letters_of(plain) | {letter}) > 1:
             return wrong
     if reference.base is not None:
         return (True, "") if _digits_in(reference.base[0], plain) == reference.base[1] else wrong
@@ -412,4 +414,4 @@ def _trimmed(plain: str) -> str:
 
 
 def _bare(plain: str) -> str:
-    return words.without_marks(plain).replace(" ", "")
+    return _SPACE.sub("", words.without_marks(plain))
