@@ -47,7 +47,7 @@ _GROUPS_OF_DIGITS = re.compile(r"(-?\d{1,3}(?: \d{3})+(?:\.\d+)?)")
 _SIGN_WORD = re.compile(r"^(?:negative|minus)\s+(?=[\d.\\])", re.IGNORECASE)
 _SPACE_IN_NUMBER = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{,\}|\{\\,\}|\\thinspace)\s*(?=\d{3}(?!\d))")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\s*\\!|\\!\s*,|,\s*\\!\s*|\{,\})\s*(?=\d{3}(?!\d))")
-_SPACES = re.compile(r"\\(?:[,;:!> ]|quad|qquad|thinspace|enspace|space|hskip|newline|linebreak|par)(?![A-Za-z])|~")
+_SPACES = re.compile(r"\\(?:[,;:!> ]|(?:quad|qquad|thinspace|enspace|space|newline|linebreak|par)(?![A-Za-z]))|~")
 _DOLLARS = re.compile(r"\\\$|\\textdollar(?![A-Za-z])|\\text\{\s*\\?\$\s*\}|\bUS\$")
 _WORDS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sc)?|mbox|hbox|fbox|mathrm|mathit|mathsf|mathtt|mathbf|boldsymbol|bm"

@@ -8,16 +8,18 @@ ever evaluated as code.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from reasonmill.errors import RecipeError
 from reasonmill.grading import math_words as words
 from reasonmill.grading.math_compare import same
 from reasonmill.grading.math_reader import Node, Unreadable, number, read_mathematics
 from reasonmill.grading.math_spelling import plain_mathematics
-from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, same_value, symbols
+from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, real_order, same_value, symbols
+from reasonmill.grading.symbolic import require_math_verify, second_opinion
 from reasonmill.grading.places import ASKS, Place, check_place, find_answer
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
@@ -61,14 +63,23 @@ class MathGrader:
         answer_in: where the answer stands: auto, answer, boxed, last-line, last-number or pattern.
         pattern: a regular expression; its group is the answer.
         tolerance: by which share of the reference a real number may differ; 0 asks for equality.
+        symbolic: whether math-verify is asked where this grader can't tell; it has to compute in a worker then.
 
     Raises:
         RecipeError: the place or the tolerance is none.
     """
 
-    isolation: Isolation = "none"
-
-    def __init__(self, answer_in: Place = "auto", pattern: str | None = None, tolerance: float = 0.0) -> None:
+    def __init__(
+        self,
+        answer_in: Place = "auto",
+        pattern: str | None = None,
+        tolerance: float = 0.0,
+        symbolic: bool = False,
+    ) -> None:
+        if symbolic:
+            require_math_verify()
+        self.isolation: Isolation = "worker" if symbolic else "none"
+        self._symbolic = symbolic
         self._pattern = check_place(answer_in, pattern)
         self._place = answer_in
         self._tolerance = check_tolerance(tolerance)
@@ -101,7 +112,10 @@ class MathGrader:
         try:
             right, reason = _decide(gold, answer, prompt, self._tolerance)
         except _Undecided as error:
-            return Verdict.could_not_tell(str(error))
+            opinion = second_opinion(gold, answer) if self._symbolic else None
+            if opinion is None:
+                return Verdict.could_not_tell(str(error))
+            right, reason = opinion, "by math-verify"
         parts = {"answered": 1.0}
         return Verdict.right(reason, parts) if right else Verdict.wrong(reason, parts)
 
@@ -112,8 +126,6 @@ def check_tolerance(tolerance: float) -> Fraction:
     Raises:
         RecipeError: it is not in [0, 1).
     """
-    from reasonmill.errors import RecipeError
-
     if not 0 <= tolerance < 1:
         raise RecipeError(f"tolerance must lie in [0, 1), got {tolerance}", fix="0.01 lets an answer differ by 1 %")
     return Fraction(str(tolerance))
@@ -304,11 +316,13 @@ def _reference(gold: str) -> _Reference:
     return _Reference(plain, node)
 
 
-def _equality(tolerance: Fraction):  # type: ignore[no-untyped-def]
+def _equality(tolerance: Fraction) -> Callable[[Node, Node], bool]:
     if not tolerance:
         return _same_numbers
+
     def close(gold: Node, answer: Node) -> bool:
         return _same_numbers(gold, answer) or _within(gold, answer, tolerance)
+
     return close
 
 
@@ -325,8 +339,6 @@ def _same_numbers(gold: Node, answer: Node) -> bool:
 def _within(gold: Node, answer: Node, tolerance: Fraction) -> bool:
     if symbols(gold) or symbols(answer):
         return False
-    from reasonmill.grading.math_values import real_order
-
     try:
         one, two = real_order(gold), real_order(answer)
     except Unreadable:

@@ -30,7 +30,7 @@ from reasonmill.tasks.named import NamedTask
 # What rooms of this package offer, by group and name.
 _OFFERS: list[dict[str, dict[str, str]]] = [
     tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8"))
-    for room in ("stages", "rewards", "world")
+    for room in ("stages", "rewards", "tasks", "world")
 ]
 
 AnyName = TypeVar("AnyName", bound="str | Use")

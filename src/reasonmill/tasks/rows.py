@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from reasonmill.errors import RecipeError
-from reasonmill.grading.verdict import Grader, Isolation
+from reasonmill.grading.verdict import Grader, Isolation, Verdict
 from reasonmill.protocols import Domain
 from reasonmill.types import Completion, Grade, Problem
 
@@ -35,8 +35,12 @@ class RowsTask:
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         return iter(self._problems(split))
 
+    def verdict(self, problem: Problem, response: str) -> Verdict:
+        """What the grader says of a response, with its reason."""
+        return self._grader.judge(problem, response)
+
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [self._grader.judge(problem, completion.text).grade for completion in completions]
+        return [self.verdict(problem, completion.text).grade for completion in completions]
 
     def _problems(self, split: str) -> Sequence[Problem]:
         if not self._splits.get(split):
