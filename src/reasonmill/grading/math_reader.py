@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple, NoReturn
 
 from reasonmill.grading.math_spelling import WORD_CLOSE, WORD_OPEN
-from reasonmill.grading.math_units import KNOWN_WORDS, PREFIXES
+from reasonmill.grading.math_units import KNOWN_WORDS, PREFIXES, SHORT_WORDS
 
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 40
@@ -185,6 +185,9 @@ def _letters(run: str, spaced: bool, before: _Token | None) -> list[_Token]:
     for name in sorted(FUNCTIONS | {"pi"}, key=len, reverse=True):
         if run.startswith(name) and len(run) - len(name) <= 1:
             return [_Token("command", f"\\{name}", spaced), _Token("letter", run[-1], False)]
+    behind_number = before is not None and (before.kind in ("number", "word") or before.text in (")", "}", "%"))
+    if lower in SHORT_WORDS and spaced and behind_number:
+        return [_Token("word", run, spaced)]
     if len(run) == 2 or _is_row_of_letters(lower):
         return [_Token("letter", letter, spaced and place == 0) for place, letter in enumerate(run)]
     return [_Token("word", run, spaced)]

@@ -25,6 +25,8 @@ KNOWN_WORDS = {
 } | {"mph", "kph", "sq", "cu", "square", "cubic", "unit", "units", "degrees", "radians", "rad", "percent", "per", "rs"}
 # Words that stand before the number.
 PREFIXES = {"dollars", "euros", "pounds", "rs", "usd"}
+# Two letters that are a word behind a number and a space: "3/4 of the cake".
+SHORT_WORDS = {"of", "in", "on", "at", "is", "to", "by", "an", "as", "we", "it", "he", "my", "so", "do", "us", "up", "if", "be"}
 # Words that say nothing about the quantity.
 _EMPTY = {"unit", "units", "of", "the", "total", "in", "radian", "radians", "rad", "exactly"}
 _SHORT = {"mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour", "sq": "square", "cu": "cubic"}

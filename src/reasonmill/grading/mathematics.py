@@ -16,7 +16,7 @@ from functools import lru_cache
 from reasonmill.errors import RecipeError
 from reasonmill.grading import math_words as words
 from reasonmill.grading.math_compare import same
-from reasonmill.grading.math_reader import Node, Unreadable, number, read_mathematics
+from reasonmill.grading.math_reader import MAX_CHARACTERS, Node, Unreadable, number, read_mathematics
 from reasonmill.grading.math_spelling import plain_mathematics
 from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, real_order, same_value, symbols
 from reasonmill.grading.symbolic import require_math_verify, second_opinion
@@ -25,6 +25,7 @@ from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
 
 _SHOWN = 60
+_BEST_FIRST = ("right", "could not tell", "wrong")
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _BASED = re.compile(r"(?:0*([0-9A-Za-z]+))\s*(?:_\{?\s*⟦?(\w+)⟧?\s*\}?|⟦?\s*\(?base\s*⟧?\s*⟦?(\w+)\)?\s*⟧?)")
 _NOTHING = {"no solution", "no solutions", "none", "empty set", "no real solution", "no real solutions", "no such number"}
@@ -32,6 +33,7 @@ _EVERYTHING = {"all real numbers", "all reals", "every real number", "all real n
 _INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 # Spaces mean nothing, unless they keep numbers apart.
 _SPACE = re.compile(r"(?<!\d) | (?!\d)")
+_NESTED_BOXES = 8
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
@@ -86,13 +88,18 @@ class MathGrader:
         self.asks = ASKS[answer_in]
 
     def judge(self, problem: Problem, response: str) -> Verdict:
-        """Judges one response by its final answer; `problem.answer` may be a whole solution that ends with one."""
-        gold = reference_text(problem.answer)
+        """Judges one response by its final answer.
+
+        `problem.answer` may be a whole solution that ends with the reference, and `problem.meta["answers"]` may list
+        others that are right as well.
+        """
+        golds = [reference_text(answer) for answer in (problem.answer, *map(str, problem.meta.get("answers", ())))]
         found = find_answer(response, self._place, self._pattern)
         if not found.texts:
             return Verdict.wrong(found.reason, {"answered": 0.0})
         prompt = problem.messages[-1].content
-        verdict = self._of_all(gold, found.texts, prompt)
+        each = [self._of_all(gold, found.texts, prompt) for gold in golds]
+        verdict = min(each, key=lambda verdict: _BEST_FIRST.index(verdict.outcome))
         if verdict.outcome == "wrong" and found.prose and len(re.findall(r"\d+", found.texts[0])) > 1:
             return Verdict.could_not_tell("no final answer is marked, and the last line has several numbers")
         return verdict
@@ -152,7 +159,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     answer = _without_box(answer)
     if not answer.strip():
         return False, "the answer is empty"
-    plain = _trimmed(plain_mathematics(answer[: 20 * 2000]))
+    plain = _trimmed(plain_mathematics(answer[: 20 * MAX_CHARACTERS]))
     shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
     if not plain:
         return False, "the answer is empty"
@@ -250,8 +257,12 @@ def _in_words(
             return (True, "") if same(gold, node, _equality(tolerance)) else wrong
         except (Unreadable, NoValue):
             raise _Undecided(f"the answer can't be read: {error}") from error
+    if re.fullmatch(r"[-\d.,\s]+", plain) and len(plain) > MAX_CHARACTERS:
+        return False, "it is a number of other length than the reference"
     if unclear:
         raise _Undecided(f"the answer is a sentence, and {unclear}")
+    if len(plain) > MAX_CHARACTERS:
+        raise _Undecided(f"the answer is longer than {MAX_CHARACTERS:,} characters")
     if error.mathematical and not words.has_words_only(plain):
         raise _Undecided(
             f"the answer can't be read: {error}; the extra math (pip install 'reasonmill[math]') and "
@@ -413,8 +424,12 @@ def _digits_in(base: int, plain: str) -> str:
 
 
 def _without_box(text: str) -> str:
-    match = _INNER_BOX.search(text) if "\\boxed" in text or "\\fbox" in text else None
-    return match[1] if match else text
+    for _ in range(_NESTED_BOXES):
+        match = _INNER_BOX.search(text) if "\\boxed" in text or "\\fbox" in text else None
+        if match is None:
+            break
+        text = match[1]
+    return text
 
 
 def _trimmed(plain: str) -> str:

@@ -27,18 +27,23 @@ ASKS: dict[Place, str] = {
 }
 # How much of a response is looked at around an answer for what is said of it.
 _AROUND = 300
+# How far back the last line is looked for.
+_LAST_LINES = 10_000
+# How many statements are looked at, and how much of each.
+_STATEMENTS, _STATED = 20, 500
 _CLOSE_BY = 40
 
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\[{}\\]|[{}]")
 _BARE_BOX = re.compile(r"\\boxed\s*((?:\\[A-Za-z]+(?:\{[^{}\n]{0,80}\}){0,2}|[-+]?[\d.,/]+|[A-Za-z])(?=[\s$.,)\\]|$))")
 _TAG = re.compile(r"<answer>|</answer>", re.IGNORECASE)
 _STATEMENT = re.compile(
-    r"####[ \t]*(?P<hashes>[^\n]{1,400})"
-    r"|(?:\banswer\b|\bans\b)[ \t]*(?:to (?:the|this) (?:problem|question) )?(?:\([^)\n]{0,40}\))?[*_ \t]*"
-    r"(?:is[*_ \t]*(?:therefore|then|thus|simply|just|given by|equal to)?[*_ \t]*:?|:|=)(?:\*\*|__)?[ \t]*"
-    r"(?:\n[ \t]*)?(?P<said>[^\n]{1,400})",
+    r"####|(?:\banswer\b|\bans\b)[ \t]*(?:to (?:the|this) (?:problem|question) )?(?:\([^)\n]{0,40}\))?[*_ \t]{0,6}"
+    r"(?:is[*_ \t]{0,6}(?:therefore|then|thus|simply|just|given by|equal to)?[*_ \t]{0,6}:?|:|=)(?:\*\*|__)?",
     re.IGNORECASE,
 )
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b")
+_FORMULA = re.compile(r"\$[^$\n]{1,400}\$|\\\((?:(?!\\\)).){1,400}\\\)|\\\[(?:(?!\\\]).){1,400}\\\]")
 _CALCULATED = re.compile(r"<<[^<>\n]{0,200}>>")
 _SENTENCE_END = re.compile(r"(?<=[^\d\s.])\.(?=\s|$)|(?<=\d)\.(?=\s+[A-Z]|\s*$)|[.!?](?=\s+[A-Z])")
 _CONNECTED = re.compile(
@@ -152,34 +157,31 @@ def _anywhere(said: str) -> Found:
         return _tagged(said)
     if "\\boxed" in said or "\\fbox" in said:
         return _boxed(said)
-    spans = [
-        _Span(match.start(), match.end("said") if match["said"] else match.end(), _to_sentence_end(match["said"] or match["hashes"]))
-        for match in _STATEMENT.finditer(said)
-    ]
-    # What is stated in one line may be stated twice in it.
-    spans = [
-        _Span(span.start, span.start + len(said[span.start : span.stop].partition(span.text)[0]) + len(span.text), span.text)
-        for span in _split_statements(said, spans)
-    ]
-    spans = [span for span in spans if span.text]
+    spans = _statements(said)
     if spans:
         return _final(said, spans)
     line = _CALCULATED.sub("", _last_line(said))
+    formulas = [match for match in _FORMULA.finditer(line) if not _WORD.search(match[0])]
+    if formulas and (len(formulas) == 1 or not line[formulas[-1].end() :].strip(" .,;:!")):
+        if _NEGATED.search(line[: formulas[-1].start()]):
+            return Found(reason="the response says that this is not the answer")
+        return Found((formulas[-1][0],))
     after = line.rpartition("=")[2].strip()
-    return Found((after if after and _NUMBER.search(after) and re.search(r"[A-Za-z]{2,} ", line) else line,), prose=True)
+    return Found((after if after and _NUMBER.search(after) and re.search(r"[A-Za-z]{2,} ", line) else line,), prose=bool(_PROSE.search(line)))
 
 
-def _split_statements(said: str, spans: Sequence[_Span]) -> list[_Span]:
-    """Statements that stand in the rest of another one's line are statements of their own."""
-    found: list[_Span] = []
-    for span in spans:
-        found.append(span)
-        begin = said.find(span.text, span.start) + len(span.text)
-        rest = said[begin : span.stop]
-        for match in _STATEMENT.finditer(rest):
-            text = _to_sentence_end(match["said"] or match["hashes"])
-            found.append(_Span(begin + match.start(), begin + match.end(), text))
-    return found
+def _statements(said: str) -> list[_Span]:
+    """What the last statements such as "the answer is ..." say, each to the end of its sentence."""
+    heads = list(_STATEMENT.finditer(said))[-_STATEMENTS:]
+    ends = [*(head.start() for head in heads[1:]), len(said)]
+    spans = []
+    for head, end in zip(heads, ends, strict=False):
+        rest = said[head.end() : min(end, head.end() + _STATED)]
+        line = next((line for line in rest.splitlines() if line.strip(" \t*_:")), "")
+        text = _to_sentence_end(line)
+        if text:
+            spans.append(_Span(head.start(), head.end() + rest.index(line) + len(line.partition(text)[0]) + len(text), text))
+    return spans
 
 
 def _tagged(said: str) -> Found:
@@ -233,8 +235,12 @@ def _boxes(said: str) -> tuple[list[_Span], bool]:
 
 def _final(said: str, spans: Sequence[_Span]) -> Found:
     """The last answer, with those that stand beside it, unless the response negates it or takes it back."""
-    group = [spans[-1]]
-    for span in reversed(spans[:-1]):
+    denied = {span.text for span in spans[-_STATEMENTS:] if _NEGATED.search(said[max(0, span.start - _AROUND) : span.start])}
+    standing = [span for span in spans if span.text not in denied]
+    if not standing:
+        return Found(reason="the response says that this is not the answer")
+    group = [standing[-1]]
+    for span in reversed(standing[:-1]):
         between = said[span.stop : group[0].start]
         if len(between.strip()) > _CLOSE_BY or _CONNECTED.search(between):
             break
@@ -242,8 +248,6 @@ def _final(said: str, spans: Sequence[_Span]) -> Found:
     texts = [span.text for span in group]
     before = said[max(0, group[0].start - _AROUND) : group[0].start]
     behind = said[group[-1].stop : group[-1].stop + _AROUND]
-    if _NEGATED.search(before):
-        return Found(reason="the response says that this is not the answer")
     other = _BEFORE_OR.search(before[-_CLOSE_BY:])
     if other:
         texts.insert(0, other["said"])
@@ -268,4 +272,6 @@ def _to_sentence_end(text: str) -> str:
 
 
 def _last_line(said: str) -> str:
-    return said.rstrip().rpartition("\n")[2].strip()
+    """The last line that has a letter or a digit; all of the text where none has."""
+    lines = said[-_LAST_LINES:].splitlines()
+    return next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), said.strip())
