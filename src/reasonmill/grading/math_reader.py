@@ -174,8 +174,10 @@ def _letters(run: str, spaced: bool, before: _Token | None) -> list[_Token]:
     lower = run.lower()
     if lower in _SEPARATORS:
         return [_Token("separator", lower, spaced)]
-    if run in FUNCTIONS or lower in _CONSTANTS or run in _GREEK:
+    if (run in FUNCTIONS or lower in _CONSTANTS or run in _GREEK) and (before is None or before.kind != "word"):
         return [_Token("command", f"\\{run if run in FUNCTIONS or run in _GREEK else lower}", spaced)]
+    if before is not None and before.kind == "word" and spaced:
+        return [_Token("word", run, spaced)]
     if len(run) == 1 or (before is not None and before.text == "_"):
         return [_Token("letter", letter, spaced and place == 0) for place, letter in enumerate(run)]
     if lower in KNOWN_WORDS and before is not None and before.kind != "sign" or lower in PREFIXES:
@@ -303,6 +305,8 @@ class _Reader:
                     other = multiplied(other, self._factor(depth))
                 node = multiplied(node, other) if sign == "*" else Node("ratio", (node, other))
             elif self._begins_factor():
+                if node.kind == "unit" and self.peek.kind == "number":
+                    raise Unreadable("a quantity in several units", mathematical=False)
                 if node.kind == "number" and self._tokens[self._place - 1].kind == "number" == self.peek.kind:
                     node = self._mixed(node, depth)
                 elif self.peek.text == r"\frac" and _is_whole(node) and self._tokens[self._place - 1].kind == "number":

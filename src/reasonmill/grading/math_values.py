@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 from mpmath.ctx_mp import MPContext
@@ -277,6 +278,12 @@ def _same_to(digits: int, left: Node, right: Node, numbers: Mapping[str, Fractio
 
 
 def _context(digits: int) -> Any:
+    """Arithmetic of at least so many digits; contexts are dear, so that there is one for each fifty digits."""
+    return _kept_context(-(-digits // 50) * 50)
+
+
+@cache
+def _kept_context(digits: int) -> Any:
     context = MPContext()
     context.dps = digits
     return context

@@ -29,6 +29,16 @@ _HEDGES = re.compile(
     r"|hundred|thousand|million|billion|percent|factorial|root|pi|infinity|to|greater|less|more|fewer|up)\b",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"^\W*(?:it |this |that |the answer )?(?:is |was )?not\b|\b(?:is|was|be)\s+(?:not|wrong|incorrect|false)\b"
+    r"|\b(?:isn't|wasn't|never)\b|\bnot\W+[\d\\]",
+    re.IGNORECASE,
+)
+_QUALIFIED = re.compile(
+    r"\b(?:at least|at most|than|maybe|perhaps|possibly|probably|about|approximately|roughly|almost|nearly|or so|up to"
+    r"|minus|times|squared|cubed|factorial|plus)\b",
+    re.IGNORECASE,
+)
 _ONE_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 _CODE = re.compile(r"[_\"=;<>\[\]{}@#`\\^|~&]|\w\(|\)\.")
 _PREFIX = re.compile(
@@ -129,6 +139,17 @@ def _whole_number(words: list[str]) -> int | None:
     return total + part
 
 
+def denies(text: str) -> bool:
+    """Whether an answer says that it is none: "not 42", "42 is wrong"."""
+    return bool(_DENIED.search(without_marks(text)))
+
+
+def qualified(text: str) -> bool:
+    """Whether words around a number make something else of it: "42 at least", "no more than 42"."""
+    bare = without_marks(text)
+    return bool(NEGATIONS.search(bare) or _QUALIFIED.search(bare))
+
+
 def number_in_sentence(text: str) -> tuple[str, str]:
     """The one number of a sentence, and why there is none; both are empty where the text is no sentence at all."""
     bare = without_marks(text)
@@ -139,8 +160,10 @@ def number_in_sentence(text: str) -> tuple[str, str]:
         return "", ""
     if len(numbers) > 1:
         return "", "it has several numbers"
-    if NEGATIONS.search(bare):
+    if denies(bare):
         return "", ""
+    if NEGATIONS.search(bare):
+        return "", "it negates something"
     if _HEDGES.search(bare):
         return "", "it says something about the number besides naming it"
     return numbers[0].rstrip(","), ""

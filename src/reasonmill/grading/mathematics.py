@@ -33,6 +33,7 @@ _EVERYTHING = {"all real numbers", "all reals", "every real number", "all real n
 _INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 # Spaces mean nothing, unless they keep numbers apart.
 _SPACE = re.compile(r"(?<!\d) | (?!\d)")
+_PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 _NESTED_BOXES = 8
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 
@@ -45,6 +46,8 @@ class _Reference:
         plain: its text in one spelling.
         node: what it reads as; None where it is words, or unreadable for the `reason`.
         base: the base and digits of a number that names its base.
+        is_words: whether it is words, and no mathematics.
+        is_number: whether it is a rational number without a unit.
     """
 
     plain: str
@@ -52,6 +55,13 @@ class _Reference:
     reason: str = ""
     base: tuple[int, str] | None = None
     is_words: bool = False
+    is_number: bool = False
+
+    @property
+    def value(self) -> Fraction:
+        """The number that it is."""
+        assert self.node is not None
+        return self.node.value
 
 
 class _Undecided(Exception):
@@ -156,6 +166,9 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
         _Undecided: it can't be told.
     """
     reference = _reference(gold)
+    if _PLAIN_NUMBER.fullmatch(answer) and reference.is_number:
+        right = reference.value == Fraction(answer)
+        return right, "" if right else f"{answer} is not {reference.plain[:_SHOWN]}"
     answer = _without_box(answer)
     if not answer.strip():
         return False, "the answer is empty"
@@ -194,6 +207,10 @@ def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tu
         return _in_words(gold, plain, error, tolerance, wrong)
     try:
         if same(gold, node, _equality(tolerance)):
+            if words.qualified(plain):
+                if words.denies(plain):
+                    return False, "the answer says that it is none"
+                raise _Undecided("it says something about the number besides naming it")
             if _is_copied(gold, node, plain, prompt):
                 return False, "it is copied from the problem, and not worked out"
             return True, ""
@@ -324,7 +341,7 @@ def _reference(gold: str) -> _Reference:
         if stripped != plain:
             return _reference(stripped)
         return _Reference(plain, reason=str(error))
-    return _Reference(plain, node)
+    return _Reference(plain, node, is_number=node.kind == "number")
 
 
 def _equality(tolerance: Fraction) -> Callable[[Node, Node], bool]:

@@ -31,6 +31,7 @@ _AROUND = 300
 _LAST_LINES = 10_000
 # How many statements are looked at, and how much of each.
 _STATEMENTS, _STATED = 20, 500
+_HASHES = "####"
 _CLOSE_BY = 40
 
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\[{}\\]|[{}]")
@@ -59,18 +60,18 @@ _RETRACTED = re.compile(
 )
 _LATER = re.compile(
     r"(?:\b(?:it|that|this|answer) should (?:have been|be|read)|\bI meant|\b(?:actually|correction|no|sorry|rather)[,:]? "
-    r"(?:it is|it's|the answer is|I mean|make (?:it|that))?|####|\banswer(?: is|:))[ \t:*$]*(?P<said>[-+]?(?:\\|\$|\d|\()[^\n]{0,200})",
+    r"(?:it is|it's|the answer is|I mean|make (?:it|that))?|####|\banswer is|\bfinal answer:)[ \t:*$]*(?P<said>[-+]?(?:\\|\$|\d|\()[^\n]{0,200})",
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
-    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept)\s+"
-    r"(?:(?:be|equal(?: to)?|the|an?|correct|right|final|answer|is|simply|just|equals)\s+){0,5}[\s$:(*`]*$",
+    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\brather than|\binstead of|\bunlike|\bexcept)[ \t]+"
+    r"(?:(?:be|equal(?: to)?|the|an?|correct|right|final|answer|is|simply|just|equals)[ \t]+){0,5}[ \t$:(*`]*$",
     re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(
     r"^[\s$.)*,]{0,6}(?:or|alternatively)\s+(?:maybe\s+|perhaps\s+|possibly\s+|else\s+)?(?P<said>[-+]?(?:\\|\$|\d)\S{0,80})", re.IGNORECASE
 )
-_BEFORE_OR = re.compile(r"(?P<said>[-+]?[\d.,/]+)[$)]?\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[\s$(*]{0,4}$", re.IGNORECASE)
+_BEFORE_OR = re.compile(r"(?P<said>[-+]?(?:\d[\d.,/]*|\.\d+))[$)]?\s+or\s+(?:maybe\s+|perhaps\s+|possibly\s+)?[\s$(*]{0,4}$", re.IGNORECASE)
 _NUMBER = re.compile(r"[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?%?")
 
 
@@ -173,6 +174,8 @@ def _anywhere(said: str) -> Found:
 def _statements(said: str) -> list[_Span]:
     """What the last statements such as "the answer is ..." say, each to the end of its sentence."""
     heads = list(_STATEMENT.finditer(said))[-_STATEMENTS:]
+    if heads and heads[-1][0] == _HASHES:
+        heads = [head for head in heads if head[0] == _HASHES]  # the mark of GSM8K says that nothing else is final
     ends = [*(head.start() for head in heads[1:]), len(said)]
     spans = []
     for head, end in zip(heads, ends, strict=False):
@@ -258,7 +261,7 @@ def _final(said: str, spans: Sequence[_Span]) -> Found:
     later = list(_LATER.finditer(behind))
     if later:
         last = _to_sentence_end(later[-1]["said"])
-        texts = [last] if retracted or not later[-1][0].lower().startswith(("answer", "####")) else [*texts, last]
+        texts = [last] if retracted or not later[-1][0].lower().startswith(("answer", "final", "####")) else [*texts, last]
     elif retracted:
         return Found(reason="the response takes its answer back")
     return Found(tuple(dict.fromkeys(texts)))
