@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from reasonmill import history, preview, upkeep
+from reasonmill import grade, history, preview, upkeep
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.history import note_on, note_to_user, table_of
 from reasonmill.lasting_streams import lasting, open_closed_streams
@@ -260,6 +260,7 @@ def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOp
 
 
 app.command()(preview.data)
+app.command()(grade.grade)
 app.command()(history.status)
 app.command()(history.lineage)
 app.command()(history.adopt)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 from reasonmill.errors import RecipeError
-from reasonmill.grading.verdict import Grader, Isolation
+from reasonmill.grading.verdict import Grader, Isolation, Verdict
 from reasonmill.protocols import Domain
 from reasonmill.randomness import generator
 from reasonmill.settings import Naming
@@ -51,8 +51,12 @@ class RowsTask:
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         return (self.problem(split, seed, index) for index in range(len(self._problems(split))))
 
+    def verdict(self, problem: Problem, response: str) -> Verdict:
+        """What the grader says of a response, with its reason."""
+        return self._grader.judge(problem, response)
+
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [self._grader.judge(problem, completion.text).grade for completion in completions]
+        return [self.verdict(problem, completion.text).grade for completion in completions]
 
     def _order(self, split: str, seed: int, again: int) -> list[int]:
         """The places of a split's problems, in the order that they are asked in."""

@@ -1,0 +1,183 @@
+"""Answers in words: numbers that are spelled out, sentences around one number, and answers that are no numbers."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from reasonmill.grading.math_spelling import WORD_CLOSE, WORD_OPEN
+
+_ONES = dict(
+    zip(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+        " eighteen nineteen".split(),
+        range(20),
+        strict=True,
+    )
+)
+_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+}
+_PARTS |= {"ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}
+_NOT_A_WORD = re.compile(r"[^a-z0-9]+")
+_ARTICLES = {"the", "an", "and"}
+# What turns a sentence around a number into something else than this number.
+NEGATIONS = re.compile(
+    r"\b(?:not|never|neither|nor|isn't|wrong|incorrect|except|no|cannot|can't)\b|n't\b", re.IGNORECASE
+)
+_HEDGES = re.compile(
+    r"\b(?:or|either|than|least|most|about|approximately|approx|around|roughly|nearly|almost|between|under|over|below|above"
+    r"|maybe|perhaps|possibly|probably|might|could|if|unless|minus|negative|half|quarter|third|dozen|times|plus|squared|cubed"
+    r"|hundred|thousand|million|billion|percent|factorial|root|pi|infinity|to|greater|less|more|fewer|up)\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"^\W*(?:it |this |that |the answer )?(?:is |was )?not\b|\b(?:is|was|be)\s+(?:not|wrong|incorrect|false)\b"
+    r"|\b(?:isn't|wasn't|never)\b|\bnot\W+[\d\\]",
+    re.IGNORECASE,
+)
+_QUALIFIED = re.compile(
+    r"\b(?:at least|at most|than|maybe|perhaps|possibly|probably|about|approximately|roughly|almost|nearly|or so|up to"
+    r"|minus|times|squared|cubed|factorial|plus)\b",
+    re.IGNORECASE,
+)
+_ONE_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
+_CODE = re.compile(r"[_\"=;<>\[\]{}@#`\\^|~&]|\w\(|\)\.")
+_PREFIX = re.compile(
+    r"^\s*(?:(?:so|thus|hence|therefore|and|then|we get|we have|i get|finally)\b[,:]?\s*)*"
+    r"(?:(?:(?:the|my|our)\s+)?(?:(?:final|correct|required|desired)\s+)?(?:answer|result|value|solution|sum|total)s?"
+    r"(?:\s+of\s+\$?\\?[A-Za-z]+\$?)?\s*(?:is|are|was|equals|:|=)\s*(?:equal to\s+)?:?|it is|it's|equals|is|=|\\approx|ans(?:wer)?:)\s*(?=\S)",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(
+    rf"^\s*(?:{WORD_OPEN}[^{WORD_CLOSE}]*{WORD_CLOSE}\s*|(?!lambda|return|print|def)[A-Za-z]{{3,}}\s*)+(?:=|:)\s*(?=\S)"
+)
+_CHOICE = re.compile(r"^\(?\s*([A-Z])\s*\)?[.:]?$")
+_LETTER = re.compile(r"\b[A-J]\b")
+_CHOSEN = re.compile(r"^(?:option|choice)?\s*\(?\s*([A-Za-z])\s*(?:\)|\.|:|$)\s*", re.IGNORECASE)
+
+
+def without_prefix(text: str) -> str:
+    """An answer without "the answer is", "Total =" and the like before it."""
+    previous = None
+    while previous != text:
+        previous = text
+        text = _LABEL.sub("", _PREFIX.sub("", text, count=1), count=1)
+    return text
+
+
+def without_marks(text: str) -> str:
+    """A text without the marks around its words."""
+    return " ".join(text.replace(WORD_OPEN, " ").replace(WORD_CLOSE, " ").split())
+
+
+def has_words_only(text: str) -> bool:
+    """Whether a text is words and no mathematics: marked, or of letters that are no row of unknowns."""
+    bare = without_marks(text)
+    if re.search(r"[\d\\^=+*/<>|{}\[\]]", bare):
+        return False
+    return WORD_OPEN in text or bool(re.search(r"[A-Za-z]{3,}", bare))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, without case, punctuation and articles."""
+    words = [word for word in _NOT_A_WORD.split(without_marks(text).lower()) if word and word not in _ARTICLES]
+    return tuple(words[1:] if len(words) > 1 and words[0] == "a" and len(words[1]) > 1 else words)
+
+
+def contains_words(text: str, wanted: tuple[str, ...]) -> bool:
+    """Whether a text has these words, one after the other."""
+    words = words_of(text)
+    return any(words[place : place + len(wanted)] == wanted for place in range(len(words) - len(wanted) + 1))
+
+
+def choice_of(gold: str) -> str:
+    """The letter of a reference such as "\\text{(C)}"; nothing for other references."""
+    match = _CHOICE.fullmatch(without_marks(gold))
+    return match[1] if match else ""
+
+
+def letters_of(answer: str) -> set[str]:
+    """The letters that stand alone in an answer, as those of options do."""
+    return set(_LETTER.findall(without_marks(answer)))
+
+
+def chosen(answer: str) -> str:
+    """The letter that an answer such as "(C) 12" begins with."""
+    match = _CHOSEN.match(without_marks(answer))
+    return match[1].upper() if match else ""
+
+
+def spelled_number(text: str) -> Fraction | None:
+    """The number that English words spell, up to billions: "forty-two", "one hundred and five", "two thirds"."""
+    words = [word for word in _NOT_A_WORD.split(text.lower()) if word and word != "and"]
+    if len(words) > 20:
+        return None
+    sign = -1 if words[:1] in (["minus"], ["negative"]) else 1
+    words = words[sign == -1 :]
+    below = 1
+    if len(words) > 1 and (words[-1] in _PARTS or words[-1].removesuffix("s") in _PARTS):
+        last_word = words.pop()
+        below = _PARTS.get(last_word) or _PARTS[last_word.removesuffix("s")]
+        words = ["one"] if words == ["a"] else words
+    above = _whole_number(words)
+    return None if above is None else sign * Fraction(above, below)
+
+
+def _whole_number(words: list[str]) -> int | None:
+    if not words:
+        return None
+    total = part = 0
+    last = 10**9 + 1
+    for word in words:
+        if word in _ONES or word in _TENS:
+            value = _ONES.get(word, _TENS.get(word, 0))
+            if not (last >= 100 or (20 <= last and value < 10)):
+                return None
+            part, last = part + value, value
+        elif word in _LARGE and part:
+            factor = _LARGE[word]
+            part, total, last = (part * 100, total, 100) if factor == 100 else (0, total + part * factor, factor)
+        else:
+            return None
+    return total + part
+
+
+def denies(text: str) -> bool:
+    """Whether an answer says that it is none: "not 42", "42 is wrong"."""
+    return bool(_DENIED.search(without_marks(text)))
+
+
+def qualified(text: str) -> bool:
+    """Whether words around a number make something else of it: "42 at least", "no more than 42"."""
+    bare = without_marks(text)
+    return bool(NEGATIONS.search(bare) or _QUALIFIED.search(bare))
+
+
+def number_in_sentence(text: str) -> tuple[str, str]:
+    """The one number of a sentence, and why there is none; both are empty where the text is no sentence at all."""
+    bare = without_marks(text)
+    if _CODE.search(bare):
+        return "", ""
+    numbers = _ONE_NUMBER.findall(bare)
+    if not numbers or not re.search(r"[A-Za-z]", bare):
+        return "", ""
+    if len(numbers) > 1:
+        return "", "it has several numbers"
+    if denies(bare):
+        return "", ""
+    if NEGATIONS.search(bare):
+        return "", "it negates something"
+    if _HEDGES.search(bare):
+        return "", "it says something about the number besides naming it"
+    return numbers[0].rstrip(","), ""

@@ -1,0 +1,471 @@
+"""The grader of mathematics: is the answer equal to the reference, whatever the spelling of the two?
+
+What it says "right" to is equal, exactly: a rounded number is not the number. What it can't read or compute within its
+bounds is "could not tell". It computes in the process that asks, on a tree of its own; nothing that a model wrote is
+ever evaluated as code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from reasonmill.errors import RecipeError
+from reasonmill.grading import math_words as words
+from reasonmill.grading.math_compare import same
+from reasonmill.grading.math_reader import MAX_CHARACTERS, Node, Unreadable, number, read_mathematics
+from reasonmill.grading.math_spelling import plain_mathematics
+from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, real_order, same_value, symbols
+from reasonmill.grading.symbolic import require_math_verify, second_opinion
+from reasonmill.grading.places import ASKS, Place, check_place, find_answer
+from reasonmill.grading.verdict import Isolation, Verdict
+from reasonmill.types import Problem
+
+_SHOWN = 60
+_BEST_FIRST = ("right", "could not tell", "wrong")
+_BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASED = re.compile(r"(?:0*([0-9A-Za-z]+))\s*(?:_\{?\s*⟦?(\w+)⟧?\s*\}?|⟦?\s*\(?base\s*⟧?\s*⟦?(\w+)\)?\s*⟧?)")
+_NOTHING = {
+    "no solution",
+    "no solutions",
+    "none",
+    "empty set",
+    "no real solution",
+    "no real solutions",
+    "no such number",
+}
+_EVERYTHING = {"all real numbers", "all reals", "every real number", "all real number", "real numbers"}
+_INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
+# Spaces mean nothing, unless they keep numbers apart.
+_SPACE = re.compile(r"(?<!\d) | (?!\d)")
+_PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
+_NESTED_BOXES = 8
+_DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A reference, as far as it is understood.
+
+    Attributes:
+        plain: its text in one spelling.
+        node: what it reads as; None where it is words, or unreadable for the `reason`.
+        base: the base and digits of a number that names its base.
+        is_words: whether it is words, and no mathematics.
+        is_number: whether it is a rational number without a unit.
+    """
+
+    plain: str
+    node: Node | None = None
+    reason: str = ""
+    base: tuple[int, str] | None = None
+    is_words: bool = False
+    is_number: bool = False
+
+    @property
+    def value(self) -> Fraction:
+        """The number that it is."""
+        assert self.node is not None
+        return self.node.value
+
+
+class _Undecided(Exception):
+    """Why it can't be told whether an answer is right."""
+
+
+class MathGrader:
+    """Decides whether the final answer of a response equals the reference.
+
+    Args:
+        answer_in: where the answer stands: auto, answer, boxed, last-line, last-number or pattern.
+        pattern: a regular expression; its group is the answer.
+        tolerance: by which share of the reference a real number may differ; 0 asks for equality.
+        symbolic: whether math-verify is asked where this grader can't tell; it has to compute in a worker then.
+
+    Raises:
+        RecipeError: the place or the tolerance is none.
+    """
+
+    def __init__(
+        self,
+        answer_in: Place = "auto",
+        pattern: str | None = None,
+        tolerance: float = 0.0,
+        symbolic: bool = False,
+    ) -> None:
+        if symbolic:
+            require_math_verify()
+        self.isolation: Isolation = "worker" if symbolic else "none"
+        self._symbolic = symbolic
+        self._pattern = check_place(answer_in, pattern)
+        self._place = answer_in
+        self._tolerance = check_tolerance(tolerance)
+        self.asks = ASKS[answer_in]
+
+    def judge(self, problem: Problem, response: str) -> Verdict:
+        """Judges one response by its final answer.
+
+        `problem.answer` may be a whole solution that ends with the reference, and `problem.meta["answers"]` may list
+        others that are right as well.
+        """
+        golds = [reference_text(answer) for answer in (problem.answer, *map(str, problem.meta.get("answers", ())))]
+        found = find_answer(response, self._place, self._pattern)
+        if not found.texts:
+            return Verdict.wrong(found.reason, {"answered": 0.0})
+        prompt = problem.messages[-1].content
+        each = [self._of_all(gold, found.texts, prompt) for gold in golds]
+        verdict = min(each, key=lambda verdict: _BEST_FIRST.index(verdict.outcome))
+        if verdict.outcome == "wrong" and found.prose and len(re.findall(r"\d+", found.texts[0])) > 1:
+            return Verdict.could_not_tell("no final answer is marked, and the last line has several numbers")
+        return verdict
+
+    def _of_all(self, gold: str, texts: Sequence[str], prompt: str) -> Verdict:
+        if len(texts) == 1:
+            return self._of_one(gold, texts[0], prompt)
+        each = [self._of_one(gold, text, prompt) for text in texts]
+        if all(verdict.outcome == "right" for verdict in each):
+            return each[0]
+        together = self._of_one(gold, ", ".join(texts), prompt)
+        if together.outcome == "wrong":
+            return Verdict.wrong(f"it gives {len(texts)} final answers that differ", {"answered": 1.0})
+        return together
+
+    def _of_one(self, gold: str, answer: str, prompt: str) -> Verdict:
+        try:
+            right, reason = _decide(gold, answer, prompt, self._tolerance)
+        except _Undecided as error:
+            opinion = second_opinion(gold, answer) if self._symbolic else None
+            if opinion is None:
+                return Verdict.could_not_tell(str(error))
+            right, reason = opinion, "by math-verify"
+        parts = {"answered": 1.0}
+        return Verdict.right(reason, parts) if right else Verdict.wrong(reason, parts)
+
+
+def check_tolerance(tolerance: float) -> Fraction:
+    """The tolerance as a fraction.
+
+    Raises:
+        RecipeError: it is not in [0, 1).
+    """
+    if not 0 <= tolerance < 1:
+        raise RecipeError(f"tolerance must lie in [0, 1), got {tolerance}", fix="0.01 lets an answer differ by 1 %")
+    return Fraction(str(tolerance))
+
+
+def reference_text(answer: str) -> str:
+    r"""The reference within what a row calls its answer: behind GSM8K's ####, or in the last \boxed{} of a solution."""
+    if "####" in answer:
+        return answer.rpartition("####")[2].strip()
+    if "\\boxed" in answer:
+        found = find_answer(answer, "boxed")
+        if found.texts:
+            return ", ".join(found.texts)
+    return answer.strip()
+
+
+def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[bool, str]:
+    """Whether an answer is right, and what can be said about it.
+
+    Raises:
+        _Undecided: it can't be told.
+    """
+    reference = _reference(gold)
+    if _PLAIN_NUMBER.fullmatch(answer) and reference.is_number:
+        right = reference.value == Fraction(answer)
+        return right, "" if right else f"{answer} is not {reference.plain[:_SHOWN]}"
+    answer = _without_box(answer)
+    if not answer.strip():
+        return False, "the answer is empty"
+    plain = _trimmed(plain_mathematics(answer[: 20 * MAX_CHARACTERS]))
+    shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
+    if not plain:
+        return False, "the answer is empty"
+    if _bare(plain) == _bare(reference.plain):
+        return True, ""
+    plain = words.without_prefix(plain)
+    if _bare(plain) == _bare(reference.plain):
+        return True, ""
+    wrong = False, f"{shown} is not {words.without_marks(reference.plain)[:_SHOWN]}"
+    letter = words.choice_of(reference.plain)
+    if letter:
+        if words.chosen(plain) == letter:
+            return True, ""
+        if words.chosen(plain) or len(words.letters_of(plain) | {letter}) > 1:
+            return wrong
+    if reference.base is not None:
+        return (True, "") if _digits_in(reference.base[0], plain) == reference.base[1] else wrong
+    if reference.is_words:
+        return _same_words(reference.plain, plain, wrong)
+    if reference.node is None:
+        raise _Undecided(f"the reference can't be read: {reference.reason}")
+    based = _BASED.fullmatch(plain)
+    if based and _base_of(based):
+        return _based_answer(reference.node, based, wrong)
+    return _compare(reference.node, plain, prompt, tolerance, wrong)
+
+
+def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tuple[bool, str]) -> tuple[bool, str]:
+    try:
+        node = _read(plain)
+    except Unreadable as error:
+        return _in_words(gold, plain, error, tolerance, wrong)
+    try:
+        if same(gold, node, _equality(tolerance)):
+            if words.qualified(plain):
+                if words.denies(plain):
+                    return False, "the answer says that it is none"
+                raise _Undecided("it says something about the number besides naming it")
+            if _is_copied(gold, node, plain, prompt):
+                return False, "it is copied from the problem, and not worked out"
+            return True, ""
+    except NoValue as error:
+        return False, f"the answer has no value: {error}"
+    except TooLarge as error:
+        if _is_far_beyond(node) and exact_value(gold) is not None:
+            return False, "it is far larger than the reference"
+        raise _Undecided(f"the answer can't be computed: {error}") from error
+    except Unreadable as error:
+        raise _Undecided(str(error)) from error
+    _consider_other_readings(gold, plain, tolerance)
+    return wrong if not _other_list(gold, plain, tolerance) else (True, "")
+
+
+def _read(plain: str) -> Node:
+    """The answer or reference as a tree, with words for sets of numbers read as these sets."""
+    bare = words.without_marks(plain).lower()
+    if bare in _NOTHING:
+        return Node("constant", name="emptyset")
+    if bare in _EVERYTHING:
+        return Node("constant", name="reals")
+    return read_mathematics(plain)
+
+
+def _other_list(gold: Node, plain: str, tolerance: Fraction) -> bool:
+    """Whether "100,200" is meant as two numbers, where the reference is a list."""
+    if gold.kind not in ("list", "group") or not re.search(r"\d,\d{3}", plain):
+        return False
+    try:
+        return same(gold, read_mathematics(plain, thousands=False), _equality(tolerance))
+    except (Unreadable, NoValue):
+        return False
+
+
+def _consider_other_readings(gold: Node, plain: str, tolerance: Fraction) -> None:
+    """Raises where the answer is right if it is read in a way that is less usual."""
+    comma = _DECIMAL_COMMA.fullmatch(plain)
+    readings = [(f"{comma[1]}.{comma[2]}", False)] if comma else []
+    if re.search(r"/\s*\(?[^\s+\-*/)]*\d*\s*[\\A-Za-z(]", plain):
+        readings.append((plain, True))
+    for text, tight in readings:
+        try:
+            right = same(gold, read_mathematics(text, tight=tight), _equality(tolerance))
+        except (Unreadable, NoValue):
+            continue
+        if right:
+            what = "a decimal comma" if not tight else "a fraction whose denominator goes on"
+            raise _Undecided(f"it is right if it is read as {what}")
+
+
+def _in_words(
+    gold: Node, plain: str, error: Unreadable, tolerance: Fraction, wrong: tuple[bool, str]
+) -> tuple[bool, str]:
+    """An answer that reads as no mathematics: a number spelled out, a sentence, or something else."""
+    spelled = words.spelled_number(words.without_marks(plain))
+    said, unclear = ("", "") if spelled is not None else words.number_in_sentence(plain)
+    if spelled is not None or said:
+        try:
+            node = number(spelled) if spelled is not None else read_mathematics(said)
+            return (True, "") if same(gold, node, _equality(tolerance)) else wrong
+        except (Unreadable, NoValue):
+            raise _Undecided(f"the answer can't be read: {error}") from error
+    if re.fullmatch(r"[-\d.,\s]+", plain) and len(plain) > MAX_CHARACTERS:
+        return False, "it is a number of other length than the reference"
+    if unclear:
+        raise _Undecided(f"the answer is a sentence, and {unclear}")
+    if len(plain) > MAX_CHARACTERS:
+        raise _Undecided(f"the answer is longer than {MAX_CHARACTERS:,} characters")
+    if error.mathematical and not words.has_words_only(plain):
+        raise _Undecided(
+            f"the answer can't be read: {error}; the extra math (pip install 'reasonmill[math]') and "
+            "the setting symbolic = true read more"
+        )
+    return False, f"the answer is no mathematics: {error}"
+
+
+def _same_words(gold: str, plain: str, wrong: tuple[bool, str]) -> tuple[bool, str]:
+    wanted, given = words.words_of(gold), words.words_of(plain)
+    if wanted == given:
+        return True, ""
+    if _meaning_of(wanted) == _meaning_of(given) != "":
+        return True, ""
+    if wanted and words.contains_words(plain, wanted) and not words.NEGATIONS.search(words.without_marks(plain)):
+        raise _Undecided("the answer has the words of the reference, and others")
+    return wrong
+
+
+def _meaning_of(given: tuple[str, ...]) -> str:
+    text = " ".join(given)
+    return "nothing" if text in _NOTHING else "everything" if text in _EVERYTHING else ""
+
+
+def _based_answer(gold: Node, based: re.Match[str], wrong: tuple[bool, str]) -> tuple[bool, str]:
+    """An answer that names its base, where the reference names none."""
+    base, digits = _base_of(based), based[1]
+    wanted = exact_value(gold)
+    if wanted is None:
+        return wrong
+    value = _value_in(base, digits)
+    if base == 10:
+        return (True, "") if value == wanted else wrong
+    if str(wanted) == digits:
+        return True, ""
+    if value == wanted:
+        raise _Undecided("the answer names another base than the reference")
+    return wrong
+
+
+@lru_cache(maxsize=4096)
+def _reference(gold: str) -> _Reference:
+    plain = _trimmed(plain_mathematics(_without_box(gold)))
+    based = _BASED.fullmatch(plain)
+    if based and _base_of(based):
+        return _Reference(plain, base=(_base_of(based), based[1].upper().lstrip("0") or "0"))
+    if words.choice_of(plain) and "⟦" in plain:
+        return _Reference(plain, is_words=True)
+    try:
+        node = _read(plain)
+        if not symbols(node):
+            same(node, node)  # it must have a value
+    except NoValue as error:
+        return _Reference(plain, reason=str(error))
+    except Unreadable as error:
+        if words.has_words_only(plain):
+            return _Reference(plain, is_words=True)
+        stripped = words.without_prefix(plain)
+        if stripped != plain:
+            return _reference(stripped)
+        return _Reference(plain, reason=str(error))
+    return _Reference(plain, node, is_number=node.kind == "number")
+
+
+def _equality(tolerance: Fraction) -> Callable[[Node, Node], bool]:
+    if not tolerance:
+        return _same_numbers
+
+    def close(gold: Node, answer: Node) -> bool:
+        return _same_numbers(gold, answer) or _within(gold, answer, tolerance)
+
+    return close
+
+
+def _same_numbers(gold: Node, answer: Node) -> bool:
+    """Equality of expressions; a logarithm without a base may have either of the two usual ones."""
+    right = same_value(gold, answer)
+    if _has_log(gold) or _has_log(answer):
+        natural = same_value(_natural(gold), _natural(answer))
+        if natural != right:
+            raise Unreadable("it depends on the base of log")
+    return right
+
+
+def _within(gold: Node, answer: Node, tolerance: Fraction) -> bool:
+    if symbols(gold) or symbols(answer):
+        return False
+    try:
+        one, two = real_order(gold), real_order(answer)
+    except Unreadable:
+        return False
+    return bool(abs(float(one) - float(two)) <= float(tolerance) * abs(float(one)))
+
+
+def _has_log(node: Node) -> bool:
+    return (node.kind == "call" and node.name == "log" and len(node.parts) == 1) or any(map(_has_log, node.parts))
+
+
+def _natural(node: Node) -> Node:
+    parts = tuple(map(_natural, node.parts))
+    name = "ln" if node.kind == "call" and node.name == "log" and len(parts) == 1 else node.name
+    return node._replace(parts=parts, name=name)
+
+
+def _is_copied(gold: Node, node: Node, plain: str, prompt: str) -> bool:
+    """Whether the answer repeats a calculation of the prompt that the reference is the result of."""
+    if gold.kind != "number" or not _calculates(node):
+        return False
+    bare = _bare(plain)
+    return len(bare) >= 3 and bare in _bare(plain_mathematics(prompt))
+
+
+def _calculates(node: Node) -> bool:
+    if node.kind in ("sum", "power", "call"):
+        return True
+    if node.kind == "product" and not (
+        len(node.parts) == 2 and node.parts[0].kind == "number" and node.parts[0].value == -1
+    ):
+        return True
+    if node.kind == "relation":
+        return False
+    return any(map(_calculates, node.parts))
+
+
+def _is_far_beyond(node: Node) -> bool:
+    """Whether a value that is too large to compute is certainly larger than any reference."""
+    if node.kind == "product" and len(node.parts) == 2 and node.parts[0].kind == "number":
+        node = node.parts[1]  # the negative of one
+    if node.kind == "call" and node.name == "factorial":
+        return _is_large(node.parts[0])
+    return node.kind == "power" and _is_large(node)
+
+
+def _is_large(node: Node) -> bool:
+    if node.kind == "power":
+        base, exponent = node.parts
+        return _is_large(base) and _is_large(exponent)
+    return node.kind == "number" and node.value >= 2
+
+
+def _base_of(based: re.Match[str]) -> int:
+    """The base that a number names; 0 if it is none, or has digits that the base has not."""
+    named = based[2] or based[3] or ""
+    base = int(named) if re.fullmatch(r"\d{1,2}", named) else _BASE_WORDS.get(named.lower(), 0)
+    return base if 2 <= base <= 36 and _value_in(base, based[1]) is not None else 0
+
+
+def _value_in(base: int, digits: str) -> int | None:
+    try:
+        return int(digits, base)
+    except ValueError:
+        return None
+
+
+def _digits_in(base: int, plain: str) -> str:
+    """The digits of an answer to a question about a base, which may leave the base out."""
+    based = _BASED.fullmatch(plain)
+    if based:
+        return (based[1].upper().lstrip("0") or "0") if _base_of(based) == base else ""
+    return plain.replace(" ", "").upper().lstrip("0") or "0"
+
+
+def _without_box(text: str) -> str:
+    for _ in range(_NESTED_BOXES):
+        match = _INNER_BOX.search(text) if "\\boxed" in text or "\\fbox" in text else None
+        if match is None:
+            break
+        text = match[1]
+    return text
+
+
+def _trimmed(plain: str) -> str:
+    """Without the punctuation and the quotes around an answer."""
+    plain = plain.strip().strip("\"'`").strip()
+    while plain and plain[-1] in ".,;:?" and not plain.endswith(".."):
+        plain = plain[:-1].rstrip()
+    return plain
+
+
+def _bare(plain: str) -> str:
+    return _SPACE.sub("", words.without_marks(plain))
