@@ -338,6 +338,6 @@ def test_settings_are_checked_against_the_catalogue_of_their_recipe(brought: Bro
 
 
 def test_a_split_that_a_task_has_no_problem_in_is_refused() -> None:
-    require_split(["arithmetic", "facts"], "test", installed())
+    require_split({"arithmetic": 1, "facts": 1}, "test", installed())
     with pytest.raises(ValueError, match="'facts' has no split 'dev'"):
-        require_split(["arithmetic", "facts"], "dev", installed())
+        require_split({"arithmetic": 1, "facts": 1}, "dev", installed())

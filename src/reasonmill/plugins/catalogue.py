@@ -21,6 +21,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from reasonmill.errors import RecipeError, suggestion
 from reasonmill.grading.verdict import Isolation
+from reasonmill.jail.found import found_level
+from reasonmill.jail.launcher import jailed
 from reasonmill.plugins.plugin import ONE, Group, Plugin
 from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT
 from reasonmill.plugins.target import Importer, read_target
@@ -94,7 +96,7 @@ class Catalogue:
         self, tables: Mapping[Group, Mapping[str, Use]] = MappingProxyType({}), folder: Path | None = None
     ) -> None:
         self.tables = tables
-        self.workers = Workers()
+        self.workers = Workers({"worker": list, "jail": self._in_jail})
         self._folder = folder or Path.cwd()
         self._importer = Importer()
         self._plugins: dict[tuple[Group, str], Plugin] = {}
@@ -155,6 +157,15 @@ class Catalogue:
         isolation = told or own or ("none" if plugin.target.root[0] == PACKAGE else "worker")
         limits = use.limits if isinstance(use, RewardUse) else Limits()
         return None if isolation == "none" else partial(self.workers.ask, plugin, isolation=isolation, limits=limits)
+
+    def _in_jail(self, command: Sequence[str]) -> Sequence[str]:
+        """The command that runs a manager of workers in the jail, where the code of users' plug-ins can be read.
+
+        Raises:
+            NoJail: this machine has none.
+        """
+        roots = {plugin.target.root for plugin in self._plugins.values()}
+        return jailed(found_level(), [folder for name, folder in roots if name != PACKAGE])(command)
 
     def _pickled_task(self, name: str) -> bytes:
         if name not in self._pickled:

@@ -63,9 +63,22 @@ class Plugin:
     find: Callable[[Group, str], Plugin] = _nothing_named
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it is what the recipe says of it: in another process it is imported and made again."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "importer"}
-        return _restored, (given,)
+        """Pickled, it is what the recipe says of it: in another process, which grades, it is imported and made again.
+
+        What grades needs no environment, and no problems but the one that it is asked about: the data of a task stay
+        behind where it can be made without any.
+        """
+        spared = {
+            key
+            for key, (group, _) in self.named.items()
+            if group == "data" and not self.arguments.model_fields[key].is_required()
+        }
+        given = {each.name: getattr(self, each.name) for each in fields(self)} | {
+            "given": {key: value for key, value in self.given.items() if key not in spared},
+            "environment": None,
+        }
+        kept = {self.named[key]: part for key, part in self.parts.items() if key not in {*spared, "environment"}}
+        return _restored, ({key: value for key, value in given.items() if key not in ("importer", "find")}, kept)
 
     @property
     def title(self) -> str:
@@ -220,6 +233,6 @@ class Plugin:
         return code_digest(source_files(modules, roots, room_versions()))
 
 
-def _restored(given: Mapping[str, Any]) -> Plugin:
-    """A plug-in that was pickled."""
-    return Plugin(**given, importer=Importer())
+def _restored(given: Mapping[str, Any], parts: Mapping[tuple[Group, str], Plugin]) -> Plugin:
+    """A plug-in that was pickled, with those that it names."""
+    return Plugin(**given, importer=Importer(), find=lambda group, name: parts[group, name])

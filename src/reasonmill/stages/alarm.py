@@ -16,7 +16,8 @@ from reasonmill.errors import RewardHacked
 from reasonmill.plugins.catalogue import Catalogue, RewardName
 from reasonmill.protocols import Attempt, Domain, Reward
 from reasonmill.randomness import generator
-from reasonmill.rewards.combination import ACCURACY, BY_MODEL, domains_of, measured
+from reasonmill.rewards.combination import BY_MODEL, domains_of, measured
+from reasonmill.rewards.grades import ACCURACY
 from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageContext
 from reasonmill.tasks.named import NamedTask

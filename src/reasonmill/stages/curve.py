@@ -15,7 +15,8 @@ from reasonmill.algo.early_end import has_stalled
 from reasonmill.algo.intervals import clustered_share
 from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
 from reasonmill.protocols import Renderer, Sampler
-from reasonmill.rewards.combination import ACCURACY, ACCURACY_ALONE
+from reasonmill.rewards.combination import ACCURACY_ALONE
+from reasonmill.rewards.grades import ACCURACY
 from reasonmill.rollouts import collect, stage_seed
 from reasonmill.stages.sampling import num_sampled
 from reasonmill.tasks.named import NamedTask

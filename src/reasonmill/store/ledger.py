@@ -35,7 +35,7 @@ def _tables() -> list[str]:
 ADOPTED, FROM_ADOPTED = "adopted", "made_from_adopted"
 # What they call the models that a stage kept on its way (their digests by step); and, of one of these, the key of the
 # stage and the step.
-MODELS, OF_STAGE, AT_STEP = "models", "of_stage", "at_step"
+MODELS, OF_STAGE, AT_STEP = "kept_models", "of_stage", "at_step"
 
 
 @dataclass(frozen=True)
