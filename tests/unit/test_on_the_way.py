@@ -101,7 +101,7 @@ def test_what_is_watched_moves_no_bit_and_is_restored_after_a_kill(tmp_path: Pat
         assert rows_of(home, "whole") == rows_of(home, "cut")
         for alone, watched in zip(rows_of(home, "plain"), rows_of(home, "whole"), strict=True):
             assert {name: watched[name] for name in alone} == alone
-        assert whole.metrics["models"] == cut.metrics["models"] == {str(n): model_at(home, "whole", n) for n in (2, 4)}
+        assert whole.metrics["kept_models"] == cut.metrics["kept_models"] == {str(n): model_at(home, "whole", n) for n in (2, 4)}
         points = [("held_out_start/accuracy" in row, "held_out/accuracy" in row) for row in rows_of(home, "whole")]
         assert points == [(True, False), (False, True), (False, False), (False, True)]
         row = rows_of(home, "whole")[1]
@@ -230,7 +230,7 @@ pytestmark = pytest.mark.usefixtures("without_charts")
 
 def models_of(folder: Path) -> Mapping[str, str]:
     with Home.open(folder / "home", write=False) as home:
-        (found,) = [stage.artifact.metrics["models"] for stage in home.ledger.stages() if stage.name == "zero"]
+        (found,) = [stage.artifact.metrics["kept_models"] for stage in home.ledger.stages() if stage.name == "zero"]
     models: Mapping[str, str] = found
     return models
 
@@ -281,7 +281,7 @@ def test_more_steps_keep_the_models_of_the_shorter_stage(folder: Path) -> None:
     assert progress.done.count(5) == 1
     with Home.open(folder / "home", write=False) as longer, Home.open(at_once, write=False) as whole:
         found, expected = (
-            max((s.artifact.metrics["models"] for s in home.ledger.stages() if s.name == "zero"), key=len)
+            max((s.artifact.metrics["kept_models"] for s in home.ledger.stages() if s.name == "zero"), key=len)
             for home in (longer, whole)
         )
     assert found == expected
