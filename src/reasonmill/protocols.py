@@ -34,11 +34,14 @@ class Renderer(Protocol):
     """Messages to tokens and back. Text is text: what spells a control token in a message or a response becomes none.
 
     Attributes:
+        stop_tokens: tokens that end a turn.
+        stop_strings: texts that end a turn, as the model's files name them; such a turn has no token at its end.
         opening: what `render` says on behalf of the assistant, a tag that opens its thinking for example: a turn's text
             has it, and a turn's tokens do not.
     """
 
     stop_tokens: frozenset[int]
+    stop_strings: tuple[str, ...]
     opening: str
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:

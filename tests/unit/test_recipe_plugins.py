@@ -286,7 +286,7 @@ def test_a_reward_function_has_a_weight_like_any_other(file: Path) -> None:
     (file.parent / "their.py").write_text("def score(completions, answer, scale=1.0):\n    return [scale]\n")
     recipe = load_recipe(str(file))
     plugin = recipe.nodes[0].plugins["rewards.theirs"]
-    assert plugin.identity["arguments"] ["scale"] == 2.0
+    assert plugin.identity["arguments"]["scale"] == 2.0
     before = plugin.identity
     (file.parent / "their.py").write_text("def score(completions, answer, scale=1.0):\n    return [-scale]\n")
     assert load_recipe(str(file)).nodes[0].plugins["rewards.theirs"].identity != before
