@@ -221,7 +221,8 @@ def _plain_type(name: str, annotation: Any) -> Any:
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return Any
     try:
-        create_model("Probe", **{name: (annotation | None, None)})
+        fields: dict[str, Any] = {name: (annotation | None, None)}
+        create_model("Probe", **fields)
     except (TypeError, PydanticUserError, PydanticUndefinedAnnotation):
         return Any
     return annotation | None
