@@ -307,14 +307,14 @@ def the_problem(case: Case) -> Problem:
 def test_it_runs_unedited(case: Case, tmp_path: Path) -> None:
     (tmp_path / "their.py").write_text(case.source)
     use = Use(use=f"./their.py:{case.name}", **dict(case.settings))
-    rule = Catalogue({"rewards": {"mine": use}}, tmp_path).reward("mine")
+    rule = Catalogue({"rewards": {"mine": use}}, tmp_path).plugin("rewards", "mine").made
     problem = the_problem(case)
     task = NamedTask("sums", None)  # type: ignore[arg-type]  # nobody asks it
     attempts = [
         Attempt(problem, Completion((7, 8), (0.0, 0.0), (True, True), text, "stop", 0), task, (0, "zero", 5, 1, place))
         for place, text in enumerate((GOOD, BAD))
     ]
-    good, bad = rule.measure_group(attempts)  # type: ignore[attr-defined]
+    good, bad = rule.measure_group(attempts)
     assert (good.why_not, bad.why_not) == ("", "")
     assert good.value == pytest.approx(case.good)
     assert bad.value == (None if case.bad is None else pytest.approx(case.bad))

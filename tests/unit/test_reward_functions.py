@@ -251,7 +251,7 @@ def test_none_leaves_the_function_out_of_the_sum_and_an_error_the_rollout_ungrad
     assert "sometimes" not in skip.parts
     assert skip.parts["fails/depth"] == 2.0
     assert bad.reward is None
-    assert bad.error == "the reward fails could not be measured: fails: it raised ValueError: no idea"
+    assert bad.error == "the reward fails (fails: it raised ValueError: no idea) could not be measured"
     assert both.reward == 1.0 + 0.5 + 1.5
 
 
