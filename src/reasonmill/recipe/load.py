@@ -31,7 +31,7 @@ from reasonmill.types import held_out
 Model = TypeVar("Model", bound=BaseModel)
 
 # Tables in which a recipe brings its own data and code; those of parts stand before those that name them.
-TABLES: tuple[Group, ...] = ("data", "environments", "tasks", "rewards", "stages")
+TABLES: tuple[Group, ...] = ("data", "environments", "rewards", "tasks", "stages")
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
