@@ -1,6 +1,7 @@
 """Users' own rows with users' own reward functions: in recipes, in tasks, and in workers."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.load import load_recipe
 from reasonmill.rewards.combination import RewardWeights
-from reasonmill.types import Completion, Grade
+from reasonmill.types import Completion
 
 FUNCTIONS = """
 import os
@@ -16,11 +17,8 @@ import time
 
 def equal(prompts, completions, answer, **kwargs):
     assert isinstance(prompts[0], str)
-    return {"rewards": [float(a == c.strip()) for a, c in zip(answer, completions)], "pid": [os.getpid()] * len(answer)}
-
-def longest(completions, **kwargs):
-    size = max(map(len, completions))
-    return [float(len(c) == size) for c in completions]
+    rewards = [float(a == c.strip()) for a, c in zip(answer, completions)]
+    return {"rewards": rewards, "pid": [os.getpid()] * len(answer), "together": [len(answer)] * len(answer)}
 
 def hangs(completions, **kwargs):
     while "hang" in completions[0]:
@@ -48,9 +46,6 @@ use = "./theirs.py:graded"
 [rewards.equal]
 use = "./theirs.py:equal"
 
-[rewards.longest]
-use = "./theirs.py:longest"
-
 [rewards.hangs]
 use = "./theirs.py:hangs"
 limits = { seconds = 0.5 }
@@ -61,7 +56,7 @@ kind = "rl"
 from = "tiny-base"
 steps = 1
 tasks = { sums = 1.0 }
-rewards = { accuracy = 1.0, equal = 0.5, longest = 0.25 }
+rewards = { accuracy = 1.0, equal = 0.5 }
 schedule = { peak = 1e-4 }
 """
 
@@ -76,43 +71,27 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def graded(recipe: Path, rewards: dict[str, float], *texts: str) -> list[Grade]:
-    """The grades of responses to the first problem, whose `{answer}` is filled in."""
+def test_rows_and_functions_are_all_that_training_needs_and_none_of_them_spoils_another(recipe: Path) -> None:
     catalogue = load_recipe(str(recipe)).catalogue
     task = catalogue.task("sums")
     problem = task.problem("train", 0, 0)
-    rules = {name: catalogue.reward(name) for name in rewards if name != "accuracy"}
-    completions = [
-        Completion((n,), (0.0,), (True,), text.format(answer=problem.answer), "stop", 0) for n, text in enumerate(texts)
-    ]
-    return RewardWeights(rewards, rules).grade(task, problem, completions, noise=(0, "zero", 1, 2))
-
-
-def test_rows_and_functions_are_all_that_a_task_needs(recipe: Path) -> None:
-    right, wrong = graded(recipe, {"accuracy": 1.0, "equal": 0.5, "longest": 0.25}, "{answer}", "no idea at all")
-    assert (right.reward, wrong.reward) == (1.5, 0.25)
+    weights = {"accuracy": 1.0, "equal": 0.5, "hangs": 0.25}
+    rewards = RewardWeights(weights, {name: catalogue.reward(name) for name in ("equal", "hangs")})
+    said = [Completion((0,), (0.0,), (True,), text, "stop", 0) for text in (problem.answer, "no idea", "hang")]
+    right, wrong, hung = rewards.grade(task, problem, said, noise=(0, "zero", 1, 2))
+    assert (right.reward, wrong.reward, hung.reward) == (1.75, 0.25, None)
+    assert hung.error.startswith("the reward hangs (")
     assert (right.parts["accuracy"], right.parts["score"]) == (1.0, 1.0)
     assert (wrong.parts["accuracy"], wrong.parts["score"]) == (0.0, -1.0)
-    assert "graded/level" in right.parts
-
-
-def test_functions_run_in_other_processes(recipe: Path) -> None:
-    import os
-
-    (grade,) = graded(recipe, {"equal": 1.0}, "{answer}")
-    assert grade.parts["equal/pid"] != os.getpid()
-
-
-def test_a_function_that_hangs_spoils_no_other_attempt(recipe: Path) -> None:
-    fine, hung, too = graded(recipe, {"hangs": 1.0}, "fine", "hang", "fine too")
-    assert (fine.reward, hung.reward, too.reward) == (1.0, None, 1.0)
-    assert "0.5 s" in hung.error
+    assert right.parts["graded/level"] == int(problem.answer) - 1
+    assert right.parts["equal/together"] == 3
+    assert right.parts["equal/pid"] != os.getpid()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('reward = "graded"\n', "", "the key 'tasks.sums.reward' is missing"),
+        ('reward = "graded"\n', "", "the key 'reward' is missing"),
         ('reward = "graded"', 'reward = "gradde"', "unknown reward 'gradde'"),
         ("graded(solution_str, ground_truth", "graded(text, tests", "graded takes 'tests', and nothing fills that"),
     ],
