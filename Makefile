@@ -15,7 +15,7 @@ PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-load
 # What is compiled is kept, whatever the environment says: else each of the many processes compiles all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check chaos lint bench clean
+.PHONY: quickstart test check oldest chaos lint bench clean
 
 quickstart: $(READY)
 	$(VENV)/bin/reasonmill run r1-zero-tiny --home $(HOME_DIR)
@@ -28,6 +28,17 @@ test: $(READY)
 check: $(READY)
 	$(PYTHON) tests/bits/compare.py
 	$(PYTEST) $(PARALLEL) -m check
+
+# The oldest transformers that pyproject allows, with the oldest of what it needs, laid over the environment: all that
+# goes through transformers. `make test` tries the newest.
+OLDEST := $(VENV)/oldest
+oldest: $(OLDEST)/.ready
+	PYTHONPATH=$(OLDEST) $(PYTHON) -c 'import transformers; assert transformers.__version__ == "5.0.0"'
+	PYTHONPATH=$(OLDEST) $(PYTEST) $(PARALLEL) tests/contract tests/invariants tests/unit/test_bases.py \
+		tests/unit/test_episodes.py tests/unit/test_evaluate.py tests/unit/test_mismatch.py \
+		tests/unit/test_prompting.py tests/unit/test_recipe_models.py tests/unit/test_reward_model.py \
+		tests/unit/test_rl.py tests/unit/test_session.py tests/unit/test_sft.py tests/unit/test_sound_models.py \
+		tests/unit/test_tokenizer.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -53,6 +64,11 @@ $(READY): pyproject.toml
 	$(PYTHON) -m pip install --quiet --editable '.[dev]'
 	$(PYTHON) -m compileall -q src
 	touch $(READY)
+
+$(OLDEST)/.ready: $(READY)
+	$(PYTHON) -m pip install --quiet --upgrade --target $(OLDEST) \
+		transformers==5.0.0 huggingface-hub==1.3.0
+	touch $@
 
 $(BENCH_READY): $(READY)
 	$(PYTHON) -m pip install --quiet --editable '.[bench]'

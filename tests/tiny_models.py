@@ -112,6 +112,7 @@ class NumberRenderer:
     """Tokens as text: their numbers, each followed by a space. The conversation's text is read the same way."""
 
     stop_tokens = frozenset({STOP_TOKEN})
+    stop_strings = ()
     opening = ""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from reasonmill.options import (
 )
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
+from reasonmill.templates import CHAT_TEMPLATES, Prompting, read_template
 from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ ModelArgument = Annotated[
 ]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe whose own tasks may be named, too.")
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", metavar="NAME|FILE", help="Chat template: r1-zero, or a .jinja file; the model's own."),
+]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message of each prompt.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends a reply, too; repeatable.")
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, dev or test.")]
 
@@ -159,6 +168,9 @@ def evaluate(
         float, typer.Option("--max-ungraded", min=0, max=1, help="Share of ungraded answers that ends it.")
     ] = 0.05,
     split: SplitOption = "test",
+    template: TemplateOption = None,
+    system: SystemOption = None,
+    stop: StopOption = None,
     recipe: RecipeOption = None,
     device: DeviceOption = "auto",
     home: HomeOption = DEFAULT_HOME,
@@ -176,6 +188,7 @@ def evaluate(
         params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    prompting = _prompting(template, system, stop)
 
     from reasonmill.mill.artifacts import find_model
 
@@ -185,6 +198,7 @@ def evaluate(
     from reasonmill.mill.display import make_progress, output_console
     from reasonmill.mill.findings import findings
     from reasonmill.mill.results import print_table, read_results
+    from reasonmill.model.prompting import as_prompted
     from reasonmill.stages.evaluate import Settings, evaluate_model
     from reasonmill.stages.sampling import EvaluationSampling
 
@@ -197,8 +211,12 @@ def evaluate(
         split=split,
         sampling=EvaluationSampling(temperature=params.temperature, max_tokens=params.max_tokens),
     )
-    with make_progress(Console(stderr=True)) as progress, catalogue.workers.limited_to(workers):
-        metrics = evaluate_model(directory, settings, asked, seed, backend, progress)
+    with (
+        as_prompted(directory, prompting) as prompted,
+        make_progress(Console(stderr=True)) as progress,
+        catalogue.workers.limited_to(workers),
+    ):
+        metrics = evaluate_model(prompted, settings, asked, seed, backend, progress)
     if as_json:
         print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
     else:
@@ -235,15 +253,26 @@ def problems(
 
 
 @app.command()
-def chat(model: ModelArgument, home: HomeOption = DEFAULT_HOME, device: DeviceOption = "auto") -> None:
+def chat(
+    model: ModelArgument,
+    template: TemplateOption = None,
+    system: SystemOption = None,
+    stop: StopOption = None,
+    home: HomeOption = DEFAULT_HOME,
+    device: DeviceOption = "auto",
+) -> None:
     """Talks with a model; its thinking is shown dimmed. /exit or the end of input leaves."""
+    prompting = _prompting(template, system, stop)
+
     from reasonmill.mill.artifacts import find_model
 
     directory = find_model(model, home, note_to_user)
 
+    from reasonmill.model.prompting import as_prompted
     from reasonmill.sample.session import ChatSession
 
-    session = ChatSession(directory, _placement(device).device)
+    with as_prompted(directory, prompting) as prompted:
+        session = ChatSession(prompted, _placement(device).device)
     console = Console()
     messages: list[Message] = []
     while True:
@@ -274,6 +303,20 @@ def _catalogue(recipe: str | None) -> Catalogue:
     from reasonmill.recipe.load import load_recipe
 
     return installed() if recipe is None else load_recipe(recipe).catalogue
+
+
+def _prompting(template: str | None, system: str | None, stop: list[str] | None) -> Prompting:
+    """How the options say that a model is prompted."""
+    try:
+        named = template in CHAT_TEMPLATES
+        return Prompting(
+            named=template if named else None,
+            template=None if named or template is None else read_template(template, Path.cwd()),
+            system=system,
+            stop=tuple(stop or ()),
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _placement(choice: str) -> Placement:
@@ -321,7 +364,7 @@ def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> No
     table.add_row("total", "", "", *_estimate_cells(whole, total(most)))
     listed = {f"not known of {name}": shown.unknown for name, shown in likely.items()}
     listed["not in the total"] = whole.unknown
-    absent = [model.hub for model in recipe.models.values() if not model.directory.is_dir()]
+    absent = [model.hub for model in recipe.models.values() if model.hub and not model.directory.is_dir()]
     listed["still to be downloaded"] = tuple(absent)
     console = output_console()
     console.print(table)

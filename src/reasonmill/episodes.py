@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from reasonmill.activity import beat
+from reasonmill.errors import UnsupportedModel
 from reasonmill.protocols import Environment, Renderer
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Episode, Message, Problem, Reply, Request
@@ -128,8 +129,11 @@ class Episodes:
     def add(self, index: int, episode: Episode, task: NamedTask, opening: Request) -> None:
         """An episode of a task with an environment; it begins with the request `opening`, which is number `index`."""
         assert task.environment is not None
-        if opening.params.stop:
-            raise ValueError("a turn of an episode ends with a stop token: leave stop strings out")
+        if opening.params.stop or self._renderer.stop_strings:
+            raise UnsupportedModel(
+                "a turn of an episode ends with a stop token, and this model has stop strings",
+                fix="leave stop out, or the environment",
+            )
         self._courses[index] = _Course(episode, task.environment, opening)
 
     def follow_up(self, finished: Sequence[tuple[int, Completion]]) -> list[Request | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -34,11 +34,14 @@ class Renderer(Protocol):
     """Messages to tokens and back. Text is text: what spells a control token in a message or a response becomes none.
 
     Attributes:
+        stop_tokens: tokens that end a turn.
+        stop_strings: texts that end a turn, as the model's files name them; such a turn has no token at its end.
         opening: what `render` says on behalf of the assistant, a tag that opens its thinking for example: a turn's text
             has it, and a turn's tokens do not.
     """
 
     stop_tokens: frozenset[int]
+    stop_strings: tuple[str, ...]
     opening: str
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -255,6 +258,35 @@ class Attempt:
     task: NamedTask
     noise: tuple[Part, ...]
 
+    @property
+    def step(self) -> int:
+        """The stage's step that it was drawn in, the third part of what names it; 0 where nothing counts steps."""
+        step = self.noise[2] if len(self.noise) > 2 else 0
+        return step if isinstance(step, int) else 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a reward says of an attempt.
+
+    Attributes:
+        value: the more the better; None where it does not apply, or could not tell.
+        why_not: why it could not tell; empty where it could, or does not apply, so that the rollout's reward goes
+            without it.
+        parts: further numbers that it took down, by name.
+    """
+
+    value: float | None
+    why_not: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, said: float | Measured | None) -> Measured:
+        """What a reward that gave this says. Errors: it is no number."""
+        if isinstance(said, Measured):
+            return said
+        return cls(None, "it gave no number") if said is None else cls(float(said))
+
 
 class Reward(Protocol):
     """A part of the reward that a rule decides.
@@ -262,8 +294,29 @@ class Reward(Protocol):
     It counts on all domains unless it has an attribute `domains`, a set of them.
     """
 
-    def measure(self, attempt: Attempt) -> float | None:
-        """A number, the more the better; None where it can't be measured, which leaves the rollout ungraded."""
+    def measure(self, attempt: Attempt) -> float | Measured | None:
+        """A number, the more the better; None where it can't be measured, which leaves the rollout ungraded. A
+        `Measured` can say more than that."""
+
+
+class FunctionOfRows(Reward, Protocol):
+    """A reward that looks at the rows of problems, and maybe at all attempts at one together.
+
+    Attributes:
+        of_groups: whether it does the latter.
+    """
+
+    of_groups: bool
+
+    def require(self, task: NamedTask) -> None:
+        """Refuses a task whose problems lack what it needs.
+
+        Raises:
+            RecipeError: they do.
+        """
+
+    def measure_group(self, attempts: Sequence[Attempt]) -> Sequence[Measured]:
+        """What it says of each of the attempts at a problem."""
 
 
 class Environment(Protocol):

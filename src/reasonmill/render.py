@@ -22,6 +22,7 @@ class _TokenizerText:
 
     def __init__(self, tokenizer: ModelTokenizer, where: str) -> None:
         self.stop_tokens = tokenizer.stop_tokens
+        self.stop_strings = tokenizer.stop_strings
         self.opening = tokenizer.opening
         self._of_model = tokenizer
         self._tokenizer = tokenizer.plain

@@ -10,7 +10,7 @@ from reasonmill.episodes import Ended, Episodes, begun
 from reasonmill.errors import TooManyUngraded
 from reasonmill.protocols import Renderer, Sampler
 from reasonmill.randomness import Part, generator, key
-from reasonmill.rewards.combination import Begun, RewardWeights
+from reasonmill.rewards.combination import Begun, BegunGroup, RewardWeights
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Group, Message, Problem, Request, Rollout, SamplingParams
@@ -72,6 +72,7 @@ def collect(
     requests: list[Request] = []
     attempts: dict[int, Ended] = {}
     pending: dict[int, Begun] = {}
+    together: dict[int, BegunGroup] = {}
     with Episodes(renderer) as episodes:
         for place, problem in enumerate(problems):
             for sample in range(num_samples):
@@ -91,6 +92,11 @@ def collect(
             pending[index] = rewards.begin(
                 tasks[problems[place].task], problems[place], attempt.completion, noise=(*noise, place, sample)
             )
+            own = range(place * num_samples, (place + 1) * num_samples)
+            if attempts.keys() >= set(own):
+                drawn = [attempts[other].completion for other in own]
+                task = tasks[problems[place].task]
+                together[place] = rewards.begin_group(task, problems[place], drawn, noise=(*noise, place))
             if on_completion is not None:
                 on_completion(len(attempts))
         if len(attempts) != len(requests):
@@ -106,6 +112,7 @@ def collect(
                 [end.completion for end in ended],
                 noise=(*noise, place),
                 begun=[pending[index] for index in own],
+                begun_group=together[place],
             )
         rollouts = [
             # What an environment failed at has no grade, whatever its last turn was like.

@@ -1,6 +1,10 @@
-"""Chat templates for models that have none, or one that says nothing about thinking and answer."""
+"""How models are prompted otherwise than by their own files: chat templates, system messages, stop strings."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 # What stands before the question in R1-Zero's template (paper, Table 1), in words of our own.
 R1_ZERO_PREAMBLE = (
@@ -19,3 +23,63 @@ CHAT_TEMPLATES: Mapping[str, str] = {
         "{% endfor %}{% if add_generation_prompt %} Assistant:{% endif %}"
     )
 }
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How a model is prompted otherwise than by its own files say.
+
+    Attributes:
+        named: the name of one of this package's templates.
+        template: the text of another one.
+        system: the system message of conversations that begin without one.
+        stop: texts that end a turn, beside the model's stop tokens.
+
+    Raises:
+        ValueError: a system message has no place in the template.
+    """
+
+    named: str | None = None
+    template: str | None = None
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.named is not None and self.system is not None:
+            raise ValueError(f"the template {self.named!r} says itself what is to be done: leave system out")
+        if self.system == "" or "" in self.stop:
+            raise ValueError("an empty system message has no effect, and an empty stop string ends every reply at once")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What it says, as JSON; empty where it says nothing."""
+        template = self.template if self.named is None else CHAT_TEMPLATES[self.named]
+        told = {"template": template, "system": self.system, "stop": list(self.stop)}
+        return {name: value for name, value in told.items() if value}
+
+
+def read_template(text: str, folder: Path) -> str:
+    """The chat template in a file.
+
+    Args:
+        text: its path.
+        folder: what the path is relative to.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = folder / Path(text).expanduser()
+    if not text.endswith(".jinja") or not file.is_file():
+        known = " or ".join(map(repr, CHAT_TEMPLATES))
+        raise ValueError(f"{text!r} is no template: write {known}, or the path of a .jinja file that is there")
+    return file.read_text(encoding="utf-8-sig")
+
+
+def with_system(template: str, system: str) -> str:
+    """A chat template that shows conversations with this system message where they begin without one."""
+    message = json.dumps({"role": "system", "content": system}, ensure_ascii=False)
+    return (
+        "{% if not messages or messages[0].role != 'system' %}"
+        f"{{% set messages = [{message}] + messages %}}"
+        f"{{% endif %}}{template}"
+    )

@@ -133,7 +133,7 @@ LONG_ROPE = {
 @pytest.mark.parametrize(
     ("model_type", "settings", "named"),
     [
-        ("mamba", {}, "MambaForCausalLM: it has layers of kind"),
+        ("mamba", {}, "MambaForCausalLM: it"),
         ("t5", {}, "T5Config"),
         ("bloom", {}, "BloomForCausalLM: its attention"),
         ("qwen3_next", {"num_experts": 4, "head_dim": 8, **MIXTURE}, "Qwen3NextForCausalLM: it .* linear_attention"),

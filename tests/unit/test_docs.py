@@ -20,8 +20,8 @@ from reasonmill.plugins.plugin import Group
 from reasonmill.recipe.cycle import Cycle
 from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Recipe
-from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe, shipped_recipes
+from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import Reference
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,7 +35,7 @@ EXAMPLES = [
     for place, text in enumerate(re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
 ]
 # Pages of tables that are no stages.
-TABLES: dict[str, Any] = {"cycle": Cycle, "models": HubModel, "plugins": TaskUse, "watchdog": Deadlines}
+TABLES: dict[str, Any] = {"cycle": Cycle, "models": RecipeModel, "plugins": TaskUse, "watchdog": Deadlines}
 REQUIRED = object()
 _TYPES: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
@@ -93,7 +93,7 @@ def type_text(annotation: Any) -> str:
         return marker.kinds[0] if marker else type_text(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in arguments)
-    if origin is list:
+    if origin in (list, tuple):  # tuples of any length
         return f"list of {_plural(type_text(arguments[0]))}"
     if origin is dict:
         return "table" if arguments[1] is Any else f"table of {_plural(type_text(arguments[1]))}"

@@ -302,7 +302,7 @@ def test_a_reward_model_would_miss_the_turns() -> None:
 
 
 def test_stop_strings_are_no_end_of_a_turn() -> None:
-    with pytest.raises(ValueError, match="stop strings"):
+    with pytest.raises(UnsupportedModel, match="stop strings"):
         collect(
             ScriptedSampler(NumberRenderer(), script_of([7])), NumberRenderer(), {"sums": PLAYED},
             [SUMS.problem("train", 0, 0)], rewards=ACCURACY_ALONE, num_samples=1, params=SamplingParams(stop=("x",)),

@@ -24,15 +24,15 @@ from reasonmill.mill.workload import (
 )
 from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.hub import HubModel
 from reasonmill.recipe.load import load_recipe
-from reasonmill.recipe.reference import HubSource, StageSource
+from reasonmill.recipe.models import RecipeModel
+from reasonmill.recipe.reference import ModelSource, StageSource
 from reasonmill.stage import StageSettings
 from reasonmill.types import Artifact
 
 SCHEDULE = {"peak": 1e-4}
 # A model that is on no disk: 1,000 million parameters, 10 layers of width 100, 10 x 2 x 2 x 25 = 1,000 cached values.
-BILLION = HubModel(
+BILLION = RecipeModel(
     hub="nobody/nothing", revision="0" * 40, parameters=1e9, layers=10, hidden_size=100, kv_heads=2, head_dim=25
 )
 PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e9, weight_bytes=2)
@@ -41,7 +41,7 @@ PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e
 def node(kind: str, sources: dict[str, Any] | None = None, **settings: Any) -> Node:
     """A stage named like its kind that starts from the model of BILLION."""
     found = installed().plugin("stages", kind).made.Settings(**{"name": kind, "kind": kind, **settings})
-    sources = {"from": HubSource("billion", BILLION), **(sources or {})}
+    sources = {"from": ModelSource("billion", BILLION), **(sources or {})}
     tasks = {name: installed().plugin("tasks", name) for name in getattr(found, "tasks", ())}
     return Node(found, sources, installed().plugin("stages", kind), tasks)
 
@@ -96,7 +96,7 @@ def test_a_mixture_of_experts_meets_a_part_of_its_parameters() -> None:
 def test_a_recipe_tells_the_sizes_of_a_model_that_is_not_on_disk() -> None:
     assert sizes_by_stage((rl(),))["rl"]["from"] == ModelSize(1e9, 1e9, 10, 100, 1000)
     told = BILLION.model_copy(update={"kv_heads": None, "active_parameters": 1e8})
-    unsaid = replace(rl(), sources={"from": HubSource("billion", told)})
+    unsaid = replace(rl(), sources={"from": ModelSource("billion", told)})
     assert sizes_by_stage((unsaid,))["rl"]["from"] == ModelSize(1e9, 1e8, 10, 100, None)
 
 
@@ -260,8 +260,8 @@ def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
 
 
 def test_two_cpu_cores_are_as_fast_as_they_were_measured_to_be() -> None:
-    tiny = HubModel(hub="nobody/tiny", revision="0" * 40, parameters=1.05e6)
-    nodes = (replace(rl(), sources={"from": HubSource("tiny", tiny)}),)
+    tiny = RecipeModel(hub="nobody/tiny", revision="0" * 40, parameters=1.05e6)
+    nodes = (replace(rl(), sources={"from": ModelSource("tiny", tiny)}),)
     (found,) = estimate(nodes, fresh(*nodes), cpu(1e9), LIKELY).values()
     assert found.seconds is not None
     # 9,000 sampled and 14,000 trained tokens a second; reading takes a third of training.
@@ -300,8 +300,8 @@ def test_memory_is_counted() -> None:
 
 
 def test_what_is_not_known_is_said() -> None:
-    bare = HubModel(hub="nobody/bare", revision="0" * 40, parameters=1e9)
-    nodes = (replace(rl(), sources={"from": HubSource("bare", bare)}),)
+    bare = RecipeModel(hub="nobody/bare", revision="0" * 40, parameters=1e9)
+    nodes = (replace(rl(), sources={"from": ModelSource("bare", bare)}),)
     (found,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
     assert found.unknown == ("the cache of keys and values", "activations")
     given: dict[str, Any] = {"from": "billion", "data": ["strange"], "schedule": SCHEDULE}

@@ -34,6 +34,7 @@ class WordRenderer:
     """A token is a word."""
 
     stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
     opening = ""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:

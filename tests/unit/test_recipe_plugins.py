@@ -271,3 +271,46 @@ def test_a_recipe_s_own_stage_runs_and_counts_by_the_content_of_its_files(file: 
     (tmp_path / "moved.txt").write_text('{"a": 1}')
     assert not ran('small.notes="moved.txt"').cached
     assert not ran('small.notes="moved.txt"', "small.strength=2").cached
+
+
+# Reward functions
+
+
+def test_a_reward_function_has_a_weight_like_any_other(file: Path) -> None:
+    edited(
+        file,
+        "[rewards.always]\nuse = ",
+        '[rewards.theirs]\nuse = "./their.py:score"\nscale = 2.0\n\n[rewards.always]\nuse = ',
+    )
+    edited(file, "always = 0.5", "always = 0.5, theirs = 0.5")
+    (file.parent / "their.py").write_text("def score(completions, answer, scale=1.0):\n    return [scale]\n")
+    recipe = load_recipe(str(file))
+    plugin = recipe.nodes[0].plugins["rewards.theirs"]
+    assert plugin.identity["arguments"]["scale"] == 2.0
+    before = plugin.identity
+    (file.parent / "their.py").write_text("def score(completions, answer, scale=1.0):\n    return [-scale]\n")
+    assert load_recipe(str(file)).nodes[0].plugins["rewards.theirs"].identity != before
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "said"),
+    [
+        ("def score(completions, tests): ...", "", "score takes 'tests', and nothing fills that for task 'sums'"),
+        ("def score(completions, answer): ...", "scale = 2.0", "unknown key 'scale'"),
+        ("def score(completions, scale: float): ...", 'scale = "much"', "scale: Input should be a valid number"),
+        ("def score(prompt, respnse): ...", "", "score takes prompt, respnse, none of which is what the model wrote"),
+    ],
+)
+def test_a_reward_function_that_can_not_be_filled_is_refused_by_name(
+    file: Path, source: str, settings: str, said: str
+) -> None:
+    edited(
+        file,
+        "[rewards.always]\nuse = ",
+        f'[rewards.theirs]\nuse = "./their.py:score"\n{settings}\n\n[rewards.always]\nuse = ',
+    )
+    edited(file, "always = 0.5", "always = 0.5, theirs = 0.5")
+    (file.parent / "their.py").write_text(f"{source}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(file))
+    assert said in str(caught.value)

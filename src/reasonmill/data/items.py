@@ -116,6 +116,8 @@ def _problem(row: Row, shape: Shape) -> Item:
         value, column = _value(row, shape, "answer")
         answer = answer_in(value, shape.answer, column)
     top = {path.partition(".")[0] if path not in row.columns else path for path in _asked_in(shape)}
+    # By a prompt that is a text, reward functions of TRL know that completions are texts, too.
+    top -= {"prompt"} if isinstance(row.columns.get("prompt"), str) else set()
     # An empty cluster would make all such problems one.
     meta = {k: v for k, v in row.columns.items() if k not in top and not (k == "cluster" and v is None)}
     if "choices" in shape.columns and not is_empty(value_at(row.columns, shape.columns["choices"])):

@@ -10,8 +10,8 @@ from typing import Any
 from reasonmill.content import directory_digest, path_digest
 from reasonmill.mill.artifacts import made_digest, made_from_adopted
 from reasonmill.recipe.graph import Node, Recipe, stage_key
-from reasonmill.recipe.hub import HubModel
-from reasonmill.recipe.reference import DirectorySource, HubSource, StageSource
+from reasonmill.recipe.models import RecipeModel
+from reasonmill.recipe.reference import DirectorySource, ModelSource, StageSource
 from reasonmill.settings import decisive
 from reasonmill.stage import Input
 from reasonmill.store.home import Home
@@ -91,8 +91,8 @@ def keyed(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, reci
             assert home is not None  # it holds the artifact
             digest = made_digest(artifacts[source.stage], source.step)
             inputs[name] = Input(model_path(home, digest, recipe), digest)
-        elif isinstance(source, HubSource):
-            inputs[name] = Input(hub_directory(source.model, home), source.model.digest)
+        elif isinstance(source, ModelSource):
+            inputs[name] = Input(ready_directory(source.model, home), source.model.digest)
         else:
             inputs[name] = Input(source.path, path_digest(source.path))
     sources = [artifacts[name] for name in node.stage_inputs]
@@ -106,19 +106,20 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
     """The directory of an object, or of the model from outside that a gate left in place and no home holds."""
     if not home.objects.exists(digest):
         for source in {source for node in recipe.nodes for source in node.sources.values()}:
-            if isinstance(source, HubSource) and source.model.digest == digest:
-                return hub_directory(source.model, home)
+            if isinstance(source, ModelSource) and source.model.digest == digest:
+                return ready_directory(source.model, home)
             if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
                 return source.path
     return home.objects.location(digest)
 
 
-def hub_directory(model: HubModel, home: Home | None) -> Path:
-    """Where stages find a model of the hub. With a template of the recipe's it is made when a stage needs it."""
-    return model.directory if model.template is None or home is None else home.scratch(f"hub-{model.digest}")
+def ready_directory(model: RecipeModel, home: Home | None) -> Path:
+    """Where stages find a model of the recipe. One that is prompted otherwise than its own files say is made when a
+    stage needs it."""
+    return model.directory if not model.prompting.content or home is None else home.scratch(f"model-{model.digest}")
 
 
-def apply_template(model: HubModel, home: Home) -> None:
-    """Makes the directory that stages read a model of the hub from, where that is not the hub's own."""
-    if model.template is not None:
-        model.link_with_template(hub_directory(model, home))
+def make_ready(model: RecipeModel, home: Home) -> None:
+    """Makes the directory that stages read a model from, where that is not its own."""
+    if model.prompting.content:
+        model.link_as_prompted(ready_directory(model, home))

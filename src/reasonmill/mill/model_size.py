@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import config_from
 from reasonmill.recipe.graph import Node
-from reasonmill.recipe.hub import HubModel
-from reasonmill.recipe.reference import DirectorySource, HubSource, Source, StageSource
+from reasonmill.recipe.models import RecipeModel
+from reasonmill.recipe.reference import DirectorySource, ModelSource, Source, StageSource
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def sizes_by_stage(nodes: tuple[Node, ...]) -> dict[str, dict[str, ModelSize | N
     """The models that each stage reads, by the key of its settings, and under "" the one that it makes."""
     sources = {source for node in nodes for source in node.sources.values()}
     sizes: dict[Source, ModelSize | None]
-    sizes = {source: _size_outside(source) for source in sources if isinstance(source, DirectorySource | HubSource)}
+    sizes = {source: _size_outside(source) for source in sources if isinstance(source, DirectorySource | ModelSource)}
     found: dict[str, dict[str, ModelSize | None]] = {}
     for node in nodes:
         read = {
@@ -73,7 +73,7 @@ _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 _USED_EXPERTS = ("num_experts_per_tok", "moe_topk")
 
 
-def _size_outside(source: DirectorySource | HubSource) -> ModelSize | None:
+def _size_outside(source: DirectorySource | ModelSource) -> ModelSize | None:
     if isinstance(source, DirectorySource):
         return _size_in(source.path)
     directory = source.model.directory
@@ -88,8 +88,10 @@ def _size_in(directory: Path) -> ModelSize | None:
         return None
 
 
-def _declared(model: HubModel) -> ModelSize:
-    """What the recipe says of a model that is not on disk."""
+def _declared(model: RecipeModel) -> ModelSize | None:
+    """What the recipe says of a model that is not on disk; None where it says nothing."""
+    if model.parameters is None:
+        return None
     cached = None
     if model.layers is not None and model.kv_heads is not None and model.head_dim is not None:
         cached = model.layers * 2 * model.kv_heads * model.head_dim

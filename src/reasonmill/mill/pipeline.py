@@ -18,7 +18,7 @@ from reasonmill.curation.asked import Asked
 from reasonmill.errors import Interrupted, ReasonmillError, RewardHacked, TooManyUngraded, TrainingDiverged
 from reasonmill.mill.asked import asked_by
 from reasonmill.mill.findings import FINDINGS, Watched, findings
-from reasonmill.mill.inputs import KeyedStage, apply_template, keyed
+from reasonmill.mill.inputs import KeyedStage, keyed, make_ready
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.more_steps import shorter_stage
@@ -31,8 +31,8 @@ from reasonmill.model.saving import refuse_unsound
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.hub import fetch
-from reasonmill.recipe.reference import FileSource, HubSource, StageSource
+from reasonmill.recipe.models import fetch
+from reasonmill.recipe.reference import FileSource, ModelSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Outcome, StageContext
@@ -386,15 +386,16 @@ class _Run:
         """Makes sure that what the stage reads is there and known."""
         for name, source in stage.node.sources.items():
             if not isinstance(source, StageSource):  # known to the ledger, it can be a parent
-                base = source.model.hub if isinstance(source, HubSource) else source.path.name
+                base = source.model.title if isinstance(source, ModelSource) else source.path.name
                 digest = stage.inputs[name].digest
                 kind = "file" if isinstance(source, FileSource) else "base"
                 self._home.ledger.register(Artifact(digest, kind, base, (), content_digest(None)))
         for model in self._recipe.models.values():
             if model.digest in {read.digest for read in stage.inputs.values()}:
-                self._progress.note(f"{stage.name}  looks for {model.hub}")
-                fetch(model)
-                apply_template(model, self._home)
+                if model.hub is not None:
+                    self._progress.note(f"{stage.name}  looks for {model.hub}")
+                    fetch(model)
+                make_ready(model, self._home)
 
     def _begin_on_this_machine(self, stage: KeyedStage) -> None:
         """Records where the stage runs, and reports it if another class of machine began the stage."""

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reasonmill.mill.inputs import apply_template, model_path
+from reasonmill.mill.inputs import make_ready, model_path
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome
 from reasonmill.recipe.graph import Recipe
@@ -77,7 +77,7 @@ class Showcase:
             return
         for model in self._recipe.models.values():
             if model.digest == digest:  # a gate left it in place, maybe in an earlier process
-                apply_template(model, self._home)
+                make_ready(model, self._home)
         source = None
         if digest is not None:
             is_own = self._home.objects.exists(digest)  # then all of it is read, unless it was already

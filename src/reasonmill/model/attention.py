@@ -6,8 +6,10 @@ sequence lies and which keys a token may see. Models pass the layout through to 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, cast
 
 import torch
@@ -87,8 +89,13 @@ def _mask_has_window(module: nn.Module) -> bool:
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None:
         return bool(layer_types[module.layer_idx] == "sliding_attention")
-    # A field of the config's class, not one that a checkpoint happens to carry along.
-    return hasattr(type(config), "sliding_window") and config.sliding_window is not None
+    return _knows_window(type(config)) and config.sliding_window is not None
+
+
+@cache
+def _knows_window(config: type) -> bool:
+    """Whether a window is a setting of the architecture, and not one that a checkpoint happens to carry along."""
+    return "sliding_window" in inspect.signature(config).parameters
 
 
 AttentionInterface.register(NAME, _reasonmill_attention)

@@ -31,6 +31,9 @@ COMPANIONS = (
     "generation_config.json",
 )
 
+# The setting of generation_config.json with the texts that end a turn.
+STOP_STRINGS = "stop_strings"
+
 # One for the same files, for as long as the process lives: the tokenizers library keeps the words that it has merged
 # in memory of the thread, which outlives the tokenizer, so that one for each stage would fill it without end.
 _TOKENIZERS: dict[str, ModelTokenizer] = {}
@@ -51,14 +54,19 @@ class ModelTokenizer:
     Attributes:
         stop_tokens: the tokenizer's end token, those of generation_config.json, and what its template puts behind a
             turn of the assistant.
+        stop_strings: texts that end a turn, too; those of generation_config.json.
         end_of_turn: the stop token that a turn is taught to end with: the template's, or else the tokenizer's own.
         opening: what a prompt says on behalf of the assistant, from a tag that opens thinking on; mostly nothing.
         prefix: what the tokenizer itself puts before any text, a beginning-of-text token for example.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: set[int], where: str) -> None:
-        """`stops` are those that the files of the model name; `where` is its directory, for messages."""
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: set[int], where: str, stop_strings: tuple[str, ...] = ()
+    ) -> None:
+        """`stops` and `stop_strings` are those that the files of the model name; `where` is its directory, for
+        messages."""
         self.plain = tokenizer
+        self.stop_strings = stop_strings
         self._where = where
         added = tokenizer.added_tokens_decoder
         self._control = {
@@ -110,6 +118,10 @@ class ModelTokenizer:
                 where=self._where,
             ) from error
         return text
+
+    def shows(self, text: str) -> bool:
+        """Whether a conversation of one turn has this text in it, whoever says it."""
+        return " ".join(text.split()) in " ".join(self.show([("user", _PROBE)], goes_on=True).split())
 
     def text(self, text: str) -> list[int]:
         """Tokens of a text: nothing in it becomes a control token, whatever it spells."""
@@ -220,7 +232,8 @@ def model_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Mode
                 where=str(model_dir),
             ) from error
         stops = _configured_stops(model_dir, tokenizer)
-        _TOKENIZERS[content_digest] = ModelTokenizer(tokenizer, stops, str(model_dir))
+        texts = _configured_stop_strings(model_dir)
+        _TOKENIZERS[content_digest] = ModelTokenizer(tokenizer, stops, str(model_dir), texts)
     return _TOKENIZERS[content_digest]
 
 
@@ -239,3 +252,17 @@ def _configured_stops(model_dir: Path, tokenizer: PreTrainedTokenizerBase) -> se
             where=str(file),
         )
     return set(stops)
+
+
+def _configured_stop_strings(model_dir: Path) -> tuple[str, ...]:
+    """The texts that generation_config.json ends a turn with."""
+    file = model_dir / "generation_config.json"
+    configured = content(file).get(STOP_STRINGS) or []
+    listed = [configured] if isinstance(configured, str) else configured
+    if not isinstance(listed, list) or not all(isinstance(text, str) and text for text in listed):
+        raise UnsupportedModel(
+            f"{STOP_STRINGS} is no list of texts: {json.dumps(configured)}",
+            fix="write the texts that end a turn, or leave it out",
+            where=str(file),
+        )
+    return tuple(listed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,12 @@ from reasonmill.plugins.arguments import arguments_of, keywords
 from reasonmill.plugins.reads import files_read, undeclared
 from reasonmill.plugins.sources import PACKAGE, PACKAGE_ROOT, code_digest, engine_sources, room_versions, source_files
 from reasonmill.plugins.target import Importer, Target
+from reasonmill.rewards.functions.function import (
+    FunctionReward,
+    function_settings,
+    is_reward_function,
+    no_reward_function,
+)
 from reasonmill.settings import Naming, marks
 
 Group = Literal["data", "tasks", "rewards", "environments", "stages", "conversations", "rewritings"]
@@ -94,12 +101,19 @@ class Plugin:
         if self.group == "stages":  # a module, of which nothing is made
             return arguments_of(lambda: None, self.title)
         made_by = self.importer.load(self.target)
+        if self._is_function:
+            return function_settings(made_by, self.title)
         if not callable(made_by):
             raise RecipeError(
                 f"{self.title}: {self.target.attribute or self.target.module!r} is neither a class nor a function",
                 fix="name a class, or a function that makes the object",
             )
-        return arguments_of(cast(Callable[..., Any], made_by), self.title)
+        try:
+            return arguments_of(cast(Callable[..., Any], made_by), self.title)
+        except RecipeError as error:
+            if self.group == "rewards" and inspect.isroutine(made_by):
+                raise no_reward_function(made_by, self.title) from error
+            raise
 
     @cached_property
     def named(self) -> Mapping[str, tuple[Group, str]]:
@@ -163,7 +177,12 @@ class Plugin:
                 for key, part in self.parts.items()
                 if key != "environment"
             }
-            return made_by(**{**self._keywords, **given})
+            if self._is_function:
+                return FunctionReward(made_by, self.name, self._settings)
+            made = made_by(**{**self._keywords, **given})
+            # Functions may make reward functions, with what the recipe says in them.
+            is_function = self.group == "rewards" and is_reward_function(made)
+            return FunctionReward(made, self.name, {}) if is_function else made
         except ReasonmillError:
             raise
         except Exception as error:  # whatever a user's constructor raises
@@ -218,6 +237,16 @@ class Plugin:
                 f"{self.title} refuses its arguments: {'; '.join(wrong)}", fix=f"it takes {taken}"
             ) from error
 
+    @property
+    def _is_function(self) -> bool:
+        """Whether it is a function that gives rewards, and none that makes a reward."""
+        return self.group == "rewards" and is_reward_function(self.importer.load(self.target))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What the recipe gives a reward function, and nothing else."""
+        return {name: self._keywords[name] for name in self._arguments.model_fields_set}
+
     @cached_property
     def _keywords(self) -> dict[str, Any]:
         return keywords(self._arguments, self.folder)
@@ -229,7 +258,10 @@ class Plugin:
         name, file = self.target.source
         roots = dict([(PACKAGE, PACKAGE_ROOT), self.target.root])
         needs = getattr(self.made, "NEEDS", ()) if self.group == "stages" else ()
-        modules = {name: file, **{module: source for need in needs for module, source in engine_sources(need)}}
+        needed = [found for need in needs for found in engine_sources(need)]
+        if isinstance(self.made, FunctionReward):  # whose module imports nothing of what calls it
+            needed.append((FunctionReward.__module__, Path(inspect.getfile(FunctionReward))))
+        modules = {name: file, **dict(needed)}
         return code_digest(source_files(modules, roots, room_versions()))
 
 

@@ -14,7 +14,7 @@ from reasonmill.plugins.catalogue import Catalogue
 from reasonmill.plugins.plugin import Plugin
 from reasonmill.plugins.sources import room_versions
 from reasonmill.recipe.deadlines import Deadlines
-from reasonmill.recipe.hub import HubModel
+from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import Source, StageSource
 from reasonmill.settings import decisive
 from reasonmill.stage import Input, StageSettings
@@ -58,7 +58,7 @@ class Recipe:
     nodes: tuple[Node, ...]
     catalogue: Catalogue
     result: str | None = None
-    models: Mapping[str, HubModel] = field(default_factory=dict)
+    models: Mapping[str, RecipeModel] = field(default_factory=dict)
     watchdog: Deadlines = field(default_factory=Deadlines)
     trust_remote_code: bool = False
 

@@ -20,7 +20,7 @@ from reasonmill.plugins.plugin import Group, Plugin
 from reasonmill.recipe.cycle import Cycle, expand
 from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Node, Recipe, no_stage
-from reasonmill.recipe.hub import HubModel
+from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, StageSource, find_source, references
 from reasonmill.rewards.combination import NOT_RULES
@@ -31,7 +31,7 @@ from reasonmill.types import held_out
 Model = TypeVar("Model", bound=BaseModel)
 
 # Tables in which a recipe brings its own data and code; those of parts stand before those that name them.
-TABLES: tuple[Group, ...] = ("data", "environments", "tasks", "rewards", "stages")
+TABLES: tuple[Group, ...] = ("data", "environments", "rewards", "tasks", "stages")
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
@@ -46,7 +46,7 @@ class _File(BaseModel):
     result: str | None = Field(default=None, description="the stage whose model is the run's; the last one's if unset")
     trust_remote_code: bool = Field(default=False, description="whether code that comes with models may run")
     cycle: Cycle | None = None
-    models: dict[str, HubModel] = Field(default={}, description="models of the Hugging Face hub, by name")
+    models: dict[str, RecipeModel] = Field(default={}, description="models of the recipe, by name")
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
     data: dict[str, DataUse] = Field(default={}, description="the recipe's data, by name")
     tasks: dict[str, TaskUse] = Field(default={}, description="the recipe's own tasks, by name")
@@ -206,6 +206,9 @@ class _Check:
                         one = "model" if table == "models" else "table of data"
                         what = f"a stage and a {one} are both named {name!r}"
                         self._add(what, (table, name), "give each a name of its own")
+            for name, model in head.models.items() if head is not None else ():
+                with self._gathering(("models", name), f"models.{name}"):
+                    model.directory  # noqa: B018  # one that is a directory has to be there
             if head is not None and head.result is not None and head.result not in names:
                 with self._gathering(("result",)):
                     raise no_stage(head.result, names)
@@ -325,7 +328,7 @@ class _Check:
         try:
             # As JSON, because in strict mode only JSON's lists may become tuples.
             encoded = json.dumps(table, default=str)
-            context = {"catalogue": catalogue}
+            context = {"catalogue": catalogue, "folder": self._folder}
             return model.model_validate_json(encoded, strict=True, by_alias=True, by_name=False, context=context)
         except ValidationError as error:
             for detail in error.errors():

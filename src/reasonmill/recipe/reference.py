@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from reasonmill.errors import RecipeError, UnsupportedModel, suggestion
 from reasonmill.model.directory import refuse_directory
-from reasonmill.recipe.hub import HubModel
+from reasonmill.recipe.models import RecipeModel
 from reasonmill.settings import ByContent, Mark, marks
 
 
@@ -68,11 +68,11 @@ class DirectorySource:
 
 
 @dataclass(frozen=True)
-class HubSource:
+class ModelSource:
     """The model is one of the recipe's `[models]`."""
 
     name: str
-    model: HubModel
+    model: RecipeModel
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FileSource:
     path: Path
 
 
-Source = StageSource | DirectorySource | HubSource | FileSource
+Source = StageSource | DirectorySource | ModelSource | FileSource
 
 
 def references(settings: BaseModel) -> list[Mark[Reference]]:
@@ -122,7 +122,7 @@ def find_source(
     mention: Mark[Reference],
     earlier: Mapping[str, str | None],
     later: Collection[str],
-    models: Mapping[str, HubModel] = MappingProxyType({}),
+    models: Mapping[str, RecipeModel] = MappingProxyType({}),
     folder: Path = Path(),
     tables: Collection[str] = (),
 ) -> Source:
@@ -177,7 +177,7 @@ def find_source(
         neither = "neither an earlier stage nor a table [data.NAME]" if mention.mark.rows else "no earlier stage"
         raise RecipeError(f"{text!r} is {neither}", fix=suggestion(text, [*fitting, *tables]))
     if text in models:
-        return HubSource(text, models[text])
+        return ModelSource(text, models[text])
     if text not in shipped_bases() and not Path(text).expanduser().is_dir():
         what = f"missing model: {text!r} is no earlier stage, no shipped base and no directory"
         raise RecipeError(what, fix=_fix(text, known))

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import get_args
+from typing import cast, get_args
 
 from reasonmill.errors import ReasonmillError, RecipeError
-from reasonmill.protocols import Attempt, Domain, Reward, Scorer
+from reasonmill.protocols import Attempt, Domain, FunctionOfRows, Measured, Reward, Scorer
 from reasonmill.randomness import Part
 from reasonmill.rewards.grades import ACCURACY, own_grades
 from reasonmill.rewards.rules.format import FormatReward
@@ -90,6 +90,9 @@ def check_rewards(
             )
         if "language" in weighted:
             task.require_languages("the reward 'language'")
+        for name in sorted(weighted & rules.keys()):
+            if task.domain in domains_of(name, rules) and hasattr(rules[name], "require"):
+                cast(FunctionOfRows, rules[name]).require(task)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ class Begun:
     """
 
     grade: Callable[[], Grade] | None
-    measured: Mapping[str, Callable[[], float | None]]
+    measured: Mapping[str, Callable[[], Measured]]
+
+
+# What is begun of all attempts at a problem together: what rewards say of each, by their names.
+BegunGroup = Mapping[str, Callable[[], Sequence[Measured]]]
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,24 @@ class RewardWeights:
             {
                 name: rule.begin_measure(attempt)
                 for name, rule in self._rules_of(self.on(task.domain)).items()
-                if hasattr(rule, "begin_measure")
+                if hasattr(rule, "begin_measure") and not _looks_at_groups(rule)
             },
         )
+
+    def begin_group(
+        self, task: NamedTask, problem: Problem, completions: Sequence[Completion], *, noise: tuple[Part, ...]
+    ) -> BegunGroup:
+        """Begins what workers say of all attempts at a problem together, and returns at once.
+
+        Args:
+            noise: as for `grade`.
+        """
+        attempts = _attempts(task, problem, completions, noise)
+        return {
+            name: rule.begin_group(attempts)
+            for name, rule in self._rules_of(self.on(task.domain)).items()
+            if hasattr(rule, "begin_group") and _looks_at_groups(rule)
+        }
 
     def grade(
         self,
@@ -154,11 +176,13 @@ class RewardWeights:
         *,
         noise: tuple[Part, ...],
         begun: Sequence[Begun] | None = None,
+        begun_group: BegunGroup | None = None,
     ) -> list[Grade]:
         """One grade for each completion. Where a part of the reward can't be measured, all of it is None, never 0.
 
         Args:
             begun: what was begun for each completion; None begins it now.
+            begun_group: what was begun for all of them; None begins it now.
 
         Raises:
             ValueError: no weighted reward counts on the task's domain.
@@ -168,28 +192,31 @@ class RewardWeights:
             raise ValueError(f"no weighted reward counts on task {task.name!r}, whose domain is {task.domain}")
         if begun is None:
             begun = [self.begin(task, problem, c, noise=(*noise, sample)) for sample, c in enumerate(completions)]
-        scores = {name: self.scorers[name].score(problem, completions) for name in applied if name in self.scorers}
+        if begun_group is None:
+            begun_group = self.begin_group(task, problem, completions, noise=noise)
+        said: dict[str, Sequence[Measured]] = {
+            name: [Measured(score) for score in self.scorers[name].score(problem, completions)]
+            for name in applied
+            if name in self.scorers
+        }
         awaited = [attempt.grade() for attempt in begun if attempt.grade is not None]
         own = awaited or own_grades(task, problem, completions)
-        grades = []
-        for sample, (completion, grade, waiting, *scored) in enumerate(
-            zip(completions, own, begun, *scores.values(), strict=True)
-        ):
-            attempt = Attempt(problem, completion, task, (*noise, sample))
-            found = {
-                name: _measured(waiting.measured.get(name) or partial(rule.measure, attempt))
-                for name, rule in self._rules_of(applied).items()
-            }
-            measured = {
-                **grade.parts,
-                **{name: value for name, value in found.items() if isinstance(value, float)},
-                **dict(zip(scores, scored, strict=True)),
-            }
-            # A number that is not finite says that its part could not be measured.
-            finite = {name: value for name, value in measured.items() if math.isfinite(value)}
-            why = {name: value for name, value in found.items() if isinstance(value, str)}
-            grades.append(_combined(applied, finite, grade, why))
-        return grades
+        attempts = _attempts(task, problem, completions, noise)
+        for name, rule in self._rules_of(applied).items():
+            if name in begun_group:
+                said[name] = begun_group[name]()
+            elif _looks_at_groups(rule):
+                said[name] = cast(FunctionOfRows, rule).measure_group(attempts)
+            else:
+                waiting = (each.measured.get(name) for each in begun)
+                said[name] = [
+                    _measured(wait or partial(rule.measure, attempt))
+                    for wait, attempt in zip(waiting, attempts, strict=True)
+                ]
+        return [
+            _combined(applied, dict(zip(said, each, strict=True)), grade)
+            for grade, *each in zip(own, *said.values(), strict=True)
+        ]
 
     def on(self, domain: Domain) -> dict[str, float]:
         """The weights of the rewards that count on a domain, none of them 0."""
@@ -203,35 +230,54 @@ class RewardWeights:
 
 def measured(rule: Reward, attempt: Attempt) -> float | None:
     """What a rule measures; None where it can't, be it that it raises, or gives what is no number."""
-    value = _measured(partial(rule.measure, attempt))
-    return value if isinstance(value, float) else None
+    return _measured(partial(rule.measure, attempt)).value
 
 
-def _measured(measure: Callable[[], float | None]) -> float | str:
+def _attempts(
+    task: NamedTask, problem: Problem, completions: Sequence[Completion], noise: tuple[Part, ...]
+) -> list[Attempt]:
+    return [Attempt(problem, completion, task, (*noise, sample)) for sample, completion in enumerate(completions)]
+
+
+def _looks_at_groups(rule: Reward) -> bool:
+    """Whether a reward looks at all attempts at a problem together."""
+    return bool(getattr(rule, "of_groups", False))
+
+
+def _measured(measure: Callable[[], float | Measured | None]) -> Measured:
     """What a rule measures; the reason where it can't, be it that it raises, or gives what is no number."""
     try:
-        value = measure()
-        return "it gave no number" if value is None else float(value)
+        return Measured.of(measure())
     except ReasonmillError:
         raise
     except Failed as failed:
-        return str(failed)
+        return Measured(None, str(failed))
     except (Exception, SystemExit) as error:
-        return raised(error)
+        return Measured(None, raised(error))
 
 
-def _combined(weights: Mapping[str, float], parts: Mapping[str, float], grade: Grade, why: Mapping[str, str]) -> Grade:
-    """The grade with all parts, and with their weighted sum as its reward.
+def _combined(weights: Mapping[str, float], said: Mapping[str, Measured], grade: Grade) -> Grade:
+    """The grade with all parts, and with their weighted sum as its reward; what does not apply is left out of it.
 
     Args:
-        why: reasons why a part is missing, by its name.
+        said: what the rules and the reward models say, by name of the reward.
     """
+    measured = dict(grade.parts)
+    for name, each in said.items():
+        measured |= each.parts if each.value is None else {**each.parts, name: each.value}
+    # A number that is not finite says that its part could not be measured.
+    parts = {name: value for name, value in measured.items() if math.isfinite(value)}
     if grade.reward is None:
         return Grade(None, parts, grade.error)
-    missing = [f"{name} ({why[name]})" if name in why else name for name in weights if name not in parts]
+    why = {name: said[name].why_not for name in weights if name in said}
+    does_not_apply = {name for name, reason in why.items() if said[name].value is None and not reason}
+    applied = [name for name in weights if name not in does_not_apply]
+    missing = [f"{name} ({why[name]})" if why.get(name) else name for name in applied if name not in parts]
     if missing:
         return Grade(None, parts, f"the reward {' and '.join(missing)} could not be measured")
-    reward = sum(weight * parts[name] for name, weight in weights.items())
+    if not applied:
+        return Grade(None, parts, f"the reward {' and '.join(weights)} says that it does not apply")
+    reward = sum(weights[name] * parts[name] for name in applied)
     return Grade(reward, parts) if math.isfinite(reward) else Grade(None, parts, "the reward is not finite")
 
 

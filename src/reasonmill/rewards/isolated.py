@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from reasonmill.protocols import Attempt, Domain, Reward, Task
+from reasonmill.protocols import Attempt, Domain, FunctionOfRows, Measured, Reward, Task
 from reasonmill.randomness import Part
 from reasonmill.rewards.grades import could_not_tell, own_grades
 from reasonmill.tasks.named import NamedTask
@@ -49,10 +49,33 @@ class MeasureCall:
     def seed(self) -> str:
         return f"{self.problem.id} {self.completion.text}"
 
-    def __call__(self, reward: Reward) -> float | None:
+    def __call__(self, reward: Reward) -> list[Any]:
+        return _told(Measured.of(reward.measure(self.attempt)))
+
+    @property
+    def attempt(self) -> Attempt:
+        """What the reward is shown."""
         task = NamedTask(self.problem.task, _WhenNeeded(self.task))  # which is like the task
-        value = reward.measure(Attempt(self.problem, self.completion, task, self.noise))
-        return None if value is None else float(value)
+        return Attempt(self.problem, self.completion, task, self.noise)
+
+
+@dataclass(frozen=True)
+class GroupCall:
+    """Asks a reward that looks at groups what it says of all attempts at a problem."""
+
+    attempts: tuple[MeasureCall, ...]
+
+    @property
+    def seed(self) -> str:
+        return " ".join(call.seed for call in self.attempts)
+
+    def __call__(self, reward: FunctionOfRows) -> list[Any]:
+        return [_told(each) for each in reward.measure_group([call.attempt for call in self.attempts])]
+
+
+def _told(measured: Measured) -> list[Any]:
+    """What a reward says, as JSON."""
+    return [measured.value, measured.why_not, dict(measured.parts)]
 
 
 @lru_cache(maxsize=64)
@@ -126,16 +149,34 @@ class IsolatedReward:
     def __getattr__(self, name: str) -> Any:  # what rewards may have besides: domains, files
         return getattr(self._reward, name)
 
-    def measure(self, attempt: Attempt) -> float | None:
+    def measure(self, attempt: Attempt) -> Measured:
         return self.begin_measure(attempt)()
 
-    def begin_measure(self, attempt: Attempt) -> Callable[[], float | None]:
-        """Begins to measure; the function waits for the number, and raises Failed where there is none."""
-        call = MeasureCall(attempt.problem, attempt.completion, self._task(attempt.task.name), attempt.noise)
-        answer = self._ask(call)
+    def begin_measure(self, attempt: Attempt) -> Callable[[], Measured]:
+        """Begins to measure; the function waits for what it says, and raises Failed where that is nothing."""
+        answer = self._ask(self._call(attempt))
+        return lambda: Measured(*answer.value())
 
-        def measure() -> float | None:
-            value: float | None = answer.value()
-            return value
+    def measure_group(self, attempts: Sequence[Attempt]) -> Sequence[Measured]:
+        return self.begin_group(attempts)()
+
+    def begin_group(self, attempts: Sequence[Attempt]) -> Callable[[], Sequence[Measured]]:
+        """Begins to measure all attempts at a problem together; the function waits for what it says of each.
+
+        Where there is no answer, it is asked about each by itself, so that one that hangs spoils no other.
+        """
+        answer = self._ask(GroupCall(tuple(map(self._call, attempts))))
+
+        def measure() -> Sequence[Measured]:
+            try:
+                return [Measured(*each) for each in answer.value()]
+            except Failed as failed:
+                if len(attempts) == 1:
+                    return [Measured(None, str(failed))]
+            each_alone = [self.begin_group([attempt]) for attempt in attempts]
+            return [found for wait in each_alone for found in wait()]
 
         return measure
+
+    def _call(self, attempt: Attempt) -> MeasureCall:
+        return MeasureCall(attempt.problem, attempt.completion, self._task(attempt.task.name), attempt.noise)

@@ -21,6 +21,8 @@ from reasonmill.types import Completion, Finish, Request
 
 # A slot holds a multiple of so many tokens, so that a somewhat longer request needs no new memory.
 _LENGTH_UNIT = 128
+# How many more tokens are looked at for a stop string than it has bytes: what is cut in front may read differently.
+_MARGIN = 8
 
 
 class NativeEngine:
@@ -228,18 +230,25 @@ class NativeEngine:
         params = running.request.params
         if stopped:
             return "stop"
-        if params.stop:
-            text = self._renderer.text(self._slots.rows.tokens[slot, : running.generated].tolist())
-            if any(stop in text[len(self._renderer.opening) :] for stop in params.stop):
+        if stops := self._stops(running):
+            # Of a text that has just come to its end, the last tokens: each of them has a byte at least.
+            reach = max(len(stop.encode()) for stop in stops) + _MARGIN
+            last = slice(max(0, running.generated - reach), running.generated)
+            text = self._renderer.text(self._slots.rows.tokens[slot, last].tolist())
+            if any(stop in text[len(self._renderer.opening) :] for stop in stops):
                 return "stop"
         return "length" if running.generated >= params.max_tokens else None
+
+    def _stops(self, running: Running) -> tuple[str, ...]:
+        """The texts that end the request's completion: its own, and the model's."""
+        return (*running.request.params.stop, *self._renderer.stop_strings)
 
     def _completion(self, slot: int, running: Running, finish: Finish) -> Completion:
         tokens = self._slots.rows.tokens[slot, : running.generated].tolist()
         text = self._renderer.text(tokens)
         # A stop string ends the text, though the tokens that spell it were drawn and stay.
         said = len(self._renderer.opening)
-        ends = [place for stop in running.request.params.stop if (place := text.find(stop, said)) >= 0]
+        ends = [place for stop in self._stops(running) if (place := text.find(stop, said)) >= 0]
         return Completion(
             tokens=tuple(tokens),
             logprobs=tuple(self._slots.rows.logprobs[slot, : running.generated].tolist()),

@@ -31,6 +31,7 @@ class ConversationRenderer:
     """The renderer of models whose tokenizer is not here: tokens are bytes of UTF-8, a prompt is a list of messages."""
 
     stop_tokens = frozenset({_END})
+    stop_strings: tuple[str, ...] = ()
     opening = ""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:

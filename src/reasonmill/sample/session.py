@@ -41,8 +41,21 @@ class ChatSession:
         shown = ""
         for token in self._sampler.stream(request):
             tokens.append(token)
-            text = self._renderer.text(tokens)
+            text = self._cut(self._renderer.text(tokens))
             # A character of several bytes may be unfinished; it is shown once the next token completes it.
             if not text.endswith("�") and len(text) > len(shown):
                 yield text[len(shown) :]
                 shown = text
+        whole = self._cut(self._renderer.text(tokens), ended=True)
+        if len(whole) > len(shown):
+            yield whole[len(shown) :]
+
+    def _cut(self, text: str, *, ended: bool = False) -> str:
+        """A reply's text up to a stop string, or to what may become one while the reply has not ended."""
+        said = len(self._renderer.opening)
+        places = [place for stop in self._renderer.stop_strings if (place := text.find(stop, said)) >= 0]
+        if places:
+            return text[: min(places)]
+        beginnings = () if ended else (s[:size] for s in self._renderer.stop_strings for size in range(1, len(s)))
+        held_back = max((len(start) for start in beginnings if text[said:].endswith(start)), default=0)
+        return text[: len(text) - held_back]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -278,7 +279,7 @@ def _examples(
         soft = {} if settings.soft_overlong is None else {_OVERLONG: 1.0}
         weights = [rewards.on(tasks[group.problem.task].domain) | soft for group in groups]
         parts = [
-            [(weight, [grade.parts[name] for grade in g]) for name, weight in own.items()]
+            [(weight, _filled([grade.parts.get(name) for grade in g])) for name, weight in own.items()]
             for own, g in zip(weights, graded, strict=True)
         ]
     else:
@@ -292,3 +293,10 @@ def _examples(
             of_each = [None if rollout.completion.finish == "length" else value for rollout, value in pairs]
         found += pg_examples(group, of_each, loss.normalisation, settings.sampling.max_tokens)
     return found
+
+
+def _filled(values: Sequence[float | None]) -> list[float]:
+    """The values of a part; an attempt that the part does not apply to gets their mean, which says nothing of it."""
+    known = [value for value in values if value is not None]
+    mean = math.fsum(known) / len(known) if known else 0.0
+    return [mean if value is None else value for value in values]

@@ -16,27 +16,21 @@ from reasonmill.types import Completion, Grade, Problem, held_out
 Splits = Annotated[Mapping[str, Sequence[Problem]], Naming("data")]
 
 
-class RowsTask:
-    """Problems from data, and a grader for them.
+class Rows:
+    """Problems from data.
 
     The order of a split is drawn by the seed, and again for each time that all of them were asked; held-out problems
     are asked once.
 
     Args:
-        splits: the problems by split; without any, the task can grade but has no problems of its own.
+        splits: the problems by split; without any, a task can grade but has no problems of its own.
     """
 
     domain: Domain = "reasoning"
 
-    def __init__(self, grader: Grader, splits: Splits | None = None) -> None:
-        self._grader = grader
+    def __init__(self, splits: Splits | None = None) -> None:
         self._splits = splits or {}
         self._orders: dict[str, tuple[tuple[int, int], list[int]]] = {}  # by split, the one that was used last
-
-    @property
-    def isolation(self) -> Isolation:
-        """Where its grader has to compute."""
-        return self._grader.isolation
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         problems = self._problems(split)
@@ -55,9 +49,6 @@ class RowsTask:
         """What the grader says of a response, with its reason."""
         return self._grader.judge(problem, response)
 
-    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
-        return [self.verdict(problem, completion.text).grade for completion in completions]
-
     def _order(self, split: str, seed: int, again: int) -> list[int]:
         """The places of a split's problems, in the order that they are asked in."""
         known = self._orders.get(split)
@@ -74,3 +65,19 @@ class RowsTask:
                 fix="give the task data that has them",
             )
         return self._splits[split]
+
+
+class RowsTask(Rows):
+    """Problems from data, and a grader for them; their order is that of `Rows`."""
+
+    def __init__(self, grader: Grader, splits: Splits | None = None) -> None:
+        super().__init__(splits)
+        self._grader = grader
+
+    @property
+    def isolation(self) -> Isolation:
+        """Where its grader has to compute."""
+        return self._grader.isolation
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        return [self.verdict(problem, completion.text).grade for completion in completions]

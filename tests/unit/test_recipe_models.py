@@ -20,15 +20,15 @@ from reasonmill.mill.display import LineDisplay
 from reasonmill.mill.inputs import model_path
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.mill.planning import plan
-from reasonmill.recipe.hub import HubModel, fetch
 from reasonmill.recipe.load import load_recipe
-from reasonmill.recipe.reference import HubSource, shipped_bases
+from reasonmill.recipe.models import RecipeModel, fetch
+from reasonmill.recipe.reference import ModelSource, shipped_bases
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.templates import CHAT_TEMPLATES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-MODEL = HubModel(hub="owner/policy", revision=COMMIT, parameters=1e6)
+MODEL = RecipeModel(hub="owner/policy", revision=COMMIT, parameters=1e6)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def run(path: Path, home_path: Path) -> RunResult:
 
 def test_a_stage_refers_to_a_model_of_the_recipe(hub_recipe: Path) -> None:
     recipe = load_recipe(str(hub_recipe))
-    assert recipe.nodes[0].sources == {"from": HubSource("policy", MODEL)}
+    assert recipe.nodes[0].sources == {"from": ModelSource("policy", MODEL)}
     assert recipe.resolved()["models"]["policy"]["revision"] == COMMIT
 
 
@@ -86,7 +86,7 @@ def test_another_commit_is_another_model(hub_recipe: Path) -> None:
     [
         (COMMIT, "main", "models.policy.revision: 'main' is no commit of 40 hexadecimal digits", ""),
         ('"owner/policy"', '"policy"', "models.policy.hub: String should match pattern", ""),
-        ("parameters = 1e6\n", "", "the key 'models.policy.parameters' is missing", "add parameters = ..."),
+        ("parameters = 1e6\n", "", "models.policy: a model of the hub needs parameters", ""),
         ("parameters =", "parameter = 1\nparameters =", "unknown key 'models.policy.parameter'",
          "did you mean 'parameters'?"),
         ("[models.policy]", "[models.first]", "the recipe has 2 mistakes", ""),
@@ -229,7 +229,7 @@ def test_a_model_is_trained_with_the_template_of_the_recipe(cache: Path, tmp_pat
 def test_a_template_is_content_and_one_that_nobody_knows_is_refused(hub_recipe: Path) -> None:
     templated = load_recipe(str(hub_recipe), ["models.policy.template=r1-zero"]).models["policy"]
     assert templated.digest != MODEL.digest
-    with pytest.raises(RecipeError, match=r"models.policy.template: Input should be 'r1-zero'"):
+    with pytest.raises(RecipeError, match=r"models.policy.template: 'r1' is no template: write 'r1-zero', or the path"):
         load_recipe(str(hub_recipe), ["models.policy.template=r1"])
 
 
@@ -241,7 +241,7 @@ def test_a_gate_may_leave_a_model_with_a_template_in_place(
     model = recipe.models["policy"]
     with Home.open(tmp_path / "home") as home:
         directory = model_path(home, model.digest, recipe)
-        model.link_with_template(directory)
+        model.link_as_prompted(directory)
         assert (directory / "weights.txt").read_text() == "base"
         assert (directory / "chat_template.jinja").read_text() == CHAT_TEMPLATES["r1-zero"]
 
@@ -256,5 +256,5 @@ def test_a_template_begins_as_the_models_tokenizer_begins_a_text(hub_recipe: Pat
         used = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|user|>", "<|end|>") if mark in processor]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=processor, special_tokens=used)
         tokenizer.save_pretrained(snapshot)
-        model.link_with_template(tmp_path / "model")
+        model.link_as_prompted(tmp_path / "model")
         assert (tmp_path / "model" / "chat_template.jinja").read_text() == beginning + CHAT_TEMPLATES["r1-zero"]

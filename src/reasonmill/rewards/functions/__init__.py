@@ -1,0 +1,1 @@
+"""Reward functions as other projects have them, run unedited: what they take is filled by the names of parameters."""
