@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from reasonmill.data.files import BadRow, Row, json_value
+from reasonmill.data.values import BadRow, Row, json_value
 from reasonmill.errors import RecipeError
 from reasonmill.tasks.splits import SPLITS
 

@@ -9,9 +9,9 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from reasonmill.data.files import BadRow, Row
 from reasonmill.data.shapes import Kind, Shape, is_empty, require_nothing_refused, value_at
 from reasonmill.data.turns import answer_in, messages_in, said
+from reasonmill.data.values import BadRow, Row
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.types import Completion, Conversation, Grade, Group, Message, Problem, Rollout, content_digest
 
@@ -173,12 +173,23 @@ def _conversation(row: Row, shape: Shape) -> Item:
         turns = _with_system(row, shape, said(value, column))
     else:
         column = shape.columns["response"]
-        turns = (*_prompt(row, shape), *said(*_value(row, shape, "response")))
+        turns = (*_with_context(row, shape, _prompt(row, shape)), *said(*_value(row, shape, "response")))
     if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
         raise BadRow("a response follows a turn of the user or of a tool", column)
     prompt, response = turns[:-1], turns[-1].content
     make = partial(Conversation, prompt, response, "general", content_digest(_turns(prompt))[:16])
     return Item(row.place, prompt, _turns(turns), "", make)
+
+
+def _with_context(row: Row, shape: Shape, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt with what an instruction is about below it."""
+    path = shape.columns.get("context")
+    context = value_at(row.columns, path) if path else None
+    if path is None or is_empty(context):
+        return prompt
+    if not isinstance(context, str):
+        raise BadRow("a text is needed here", path)
+    return (*prompt[:-1], Message(prompt[-1].role, f"{prompt[-1].content}\n\n{context}"))
 
 
 # Labelled responses

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from reasonmill.data.files import BadRow
 from reasonmill.data.shapes import AnswerForm, is_empty
+from reasonmill.data.values import BadRow
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Message, Role
 
