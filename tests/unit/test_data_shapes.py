@@ -102,6 +102,13 @@ def test_problems(
     assert problem.meta == {column: row[column] for column in kept}
 
 
+def test_any_of_several_answers_is_right(tmp_path: Path) -> None:
+    (problem,) = rows(tmp_path, {**INSPECT, "target": ["12", "twelve"]}).problems()["train"]
+    assert (problem.answer, problem.meta["answers"]) == ("12", ["twelve"])
+    (problem,) = rows(tmp_path, {**INSPECT, "target": ["12"]}).problems()["train"]
+    assert (problem.answer, "answers" in problem.meta) == ("12", False)
+
+
 def test_options_stand_in_the_prompt_and_the_answer_is_a_letter(tmp_path: Path) -> None:
     asked = {"question": "Which is largest?", "choices": ["2", "9", "4"]}
     named = [{**asked, "answer": answer} for answer in (1, "B", "9")]

@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Any
 
 from reasonmill.data.shapes import Kind, Shape, is_empty, require_nothing_refused, value_at
-from reasonmill.data.turns import answer_in, messages_in, said
+from reasonmill.data.turns import answers_in, messages_in, said
 from reasonmill.data.values import BadRow, Row
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.types import Completion, Conversation, Grade, Group, Message, Problem, Rollout, content_digest
@@ -111,10 +111,10 @@ def _problem(row: Row, shape: Shape) -> Item:
         messages = _without_response(*_value(row, shape, "prompt"))
     else:
         messages = _prompt(row, shape)
-    answer = ""
+    answers = [""]
     if "answer" in shape.columns:
         value, column = _value(row, shape, "answer")
-        answer = answer_in(value, shape.answer, column)
+        answers = answers_in(value, shape.answer, column)
     top = {path.partition(".")[0] if path not in row.columns else path for path in _asked_in(shape)}
     # An empty cluster would make all such problems one.
     meta = {k: v for k, v in row.columns.items() if k not in top and not (k == "cluster" and v is None)}
@@ -124,8 +124,11 @@ def _problem(row: Row, shape: Shape) -> Item:
         messages = (*messages[:-1], Message(messages[-1].role, f"{messages[-1].content}\n\n{listed}"))
         meta["choices"] = choices
         if "answer" in shape.columns:
-            answer = _letter(answer, choices, shape.columns["answer"])
-    return Item(row.place, messages, _turns(messages), answer, partial(Problem, NO_TASK, messages, answer, meta))
+            answers = [_letter(answer, choices, shape.columns["answer"]) for answer in answers]
+    if len(answers) > 1:
+        meta["answers"] = answers[1:]  # where graders look for more that is right
+    make = partial(Problem, NO_TASK, messages, answers[0], meta)
+    return Item(row.place, messages, _turns(messages), json.dumps(answers), make)
 
 
 def _asked_in(shape: Shape) -> list[str]:
