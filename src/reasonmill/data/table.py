@@ -151,7 +151,9 @@ class Rows:
             raise RecipeError(
                 f"the rows hold {self.kind} ({self.shape.name}: {', '.join(self.shape.columns.values())}), "
                 f"and {' or '.join(kinds)} are needed",
-                fix="say by `columns` what else they are, or name other data",
+                fix="give conversations: a text that a template has already formatted is not learned here"
+                if self.kind == "texts"
+                else "say by `columns` what else they are, or name other data",
             )
 
     # Reading
