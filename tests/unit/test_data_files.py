@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reasonmill.data.files import BadRow, Row, read_rows
+from reasonmill.data.files import read_rows
+from reasonmill.data.table import Rows
+from reasonmill.data.values import BadRow, Row
 from reasonmill.errors import RecipeError
 
 ROWS = [{"question": f"What is {n} ≤ x?\u2028Say\n«{n}».", "answer": f'{n}, or "{n}"'} for n in range(5)]
@@ -144,6 +146,27 @@ def test_a_file_that_cannot_be_read_is_refused(
     with pytest.raises(RecipeError, match=message) as refused:
         list(read_rows(file))
     assert refused.value.where == f"{file}{line}"
+
+
+def test_task_directories_are_rows(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name / "tests").mkdir(parents=True)
+        (tmp_path / name / "task.toml").write_text("[verifier]\ntimeout_sec = 60.0\n")
+        (tmp_path / name / "instruction.md").write_text(f"Write {name}.")
+        (tmp_path / name / "tests" / "test.sh").write_text("echo 1.0 > /logs/verifier/reward.txt\n")
+    first, _ = read_rows(tmp_path)
+    assert isinstance(first, Row)
+    assert (first.place, first.columns["instruction"]) == (str(tmp_path / "a"), "Write a.")
+    assert first.columns["task"] == {"verifier": {"timeout_sec": 60.0}}
+    assert list(first.columns["tests"]) == ["test.sh"]
+    problems = Rows(test=tmp_path).problems()["test"]
+    assert [problem.messages[0].content for problem in problems] == ["Write a.", "Write b."]
+    assert problems[0].meta.keys() == {"task", "tests", "environment"}
+    assert list(read_rows(tmp_path / "a")) == [first]
+    (tmp_path / "b" / "instruction.md").unlink()
+    _, bad = read_rows(tmp_path)
+    assert isinstance(bad, BadRow)
+    assert (bad.where, bad.what[:28]) == (str(tmp_path / "b"), "instruction.md can't be read")
 
 
 def test_values_of_tables_become_those_of_json(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] =
     ("TRL prompts", {"prompt": ASKED, "ground_truth": "12", "level": 2}, TURNS, "12", {"ground_truth", "level"}),
     ("TRL prompts without answers", {"prompt": "What is 7 + 5?", "words": 3}, TURNS, "", {"words"}),
     ("verl", VERL, TURNS, "12", {"data_source", "ability", "reward_model", "extra_info"}),
+    ("DAPO", {**VERL, "reward_model": {"style": "rule-lighteval/MATH_v2", "ground_truth": "12"}}, TURNS, "12",
+     {"data_source", "ability", "reward_model", "extra_info"}),
     ("SkyRL", SKYRL, TURNS, "12", {"data_source", "env_class", "reward_spec", "extra_info"}),
     ("slime", {"prompt": ASKED, "label": "12", "metadata": {"rm_type": "math"}}, TURNS, "12", {"label", "metadata"}),
     ("open-instruct", {"messages": ASKED + SAID, "ground_truth": "12", "dataset": "math"}, TURNS, "12",
@@ -100,6 +102,13 @@ def test_problems(
     assert problem.meta == {column: row[column] for column in kept}
 
 
+def test_any_of_several_answers_is_right(tmp_path: Path) -> None:
+    (problem,) = rows(tmp_path, {**INSPECT, "target": ["12", "twelve"]}).problems()["train"]
+    assert (problem.answer, problem.meta["answers"]) == ("12", ["twelve"])
+    (problem,) = rows(tmp_path, {**INSPECT, "target": ["12"]}).problems()["train"]
+    assert (problem.answer, "answers" in problem.meta) == ("12", False)
+
+
 def test_options_stand_in_the_prompt_and_the_answer_is_a_letter(tmp_path: Path) -> None:
     asked = {"question": "Which is largest?", "choices": ["2", "9", "4"]}
     named = [{**asked, "answer": answer} for answer in (1, "B", "9")]
@@ -119,9 +128,15 @@ CONVERSATIONS: list[tuple[str, dict[str, Any], str]] = [
                                           {"from": "gpt", "value": "It is 12."}]}, "It is 12."),
     ("parts of text", {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is 7 + 5?"}]}, *SAID]},
      "It is 12."),
+    ("Alpaca", {"instruction": "What is 7 + 5?", "input": "", "output": "It is 12."}, "It is 12."),
     ("thinking", {"messages": [*ASKED, {"role": "assistant", "reasoning_content": "Count.", "content": "12"}]},
      "<think>\nCount.\n</think>\n\n12"),
 ]  # fmt: skip
+
+
+def test_what_an_instruction_is_about_stands_below_it(tmp_path: Path) -> None:
+    (conversation,) = rows(tmp_path, {"instruction": "Add.", "input": "7 and 5", "output": "12"}).conversations()
+    assert conversation.messages[0].content == "Add.\n\n7 and 5"
 
 
 @pytest.mark.parametrize(("row", "response"), [case[1:] for case in CONVERSATIONS], ids=[c[0] for c in CONVERSATIONS])
@@ -169,6 +184,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**VERL, "reward_model": {"style": "model", "ground_truth": "12"}}, "reward_model.style"),
     ({**VERL, "extra_info": {"tools_kwargs": {"sandbox": {"create_kwargs": {"x": 1}}}}}, "extra_info.tools_kwargs"),
     ({**VERL, "agent_name": "tool_agent"}, "agent_name"),
+    ({**SKYRL, "reward_spec": {"method": "reward_model", "ground_truth": "12"}}, "reward_spec.method"),
     ({**VERIFIERS_1, "workdir": "/app"}, "workdir"),
     ({**INSPECT, "sandbox": "docker"}, "sandbox"),
     ({"prompt": ASKED, "answer": "12", "environment": "shell"}, "environment"),

@@ -14,6 +14,7 @@ from kept_progress import KeptProgress
 from reasonmill.data.table import Rows
 from reasonmill.errors import RecipeError
 from reasonmill.mill.pipeline import run_recipe
+from reasonmill.mill.workload import LIKELY, workloads
 from reasonmill.plugins.catalogue import Catalogue, DataUse
 from reasonmill.recipe.graph import Recipe, stage_key
 from reasonmill.recipe.load import load_recipe
@@ -103,7 +104,9 @@ def test_a_data_set_of_the_hub_is_read_by_its_commit(monkeypatch: pytest.MonkeyP
         asked.append((name, config, revision))
         return {"train": SUMS[:3], "test": SUMS[3:5]}
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
+    )
     hub = {"name": "lab/sums", "revision": COMMIT, "config": "main"}
     rows = load("hub", hub)
     assert rows.counts.splits == {"train": 3, "test": 2}
@@ -285,6 +288,23 @@ def test_stages_learn_from_tables(file: Path, tmp_path: Path) -> None:
         count for split, count in Rows(file=tmp_path / "liked.jsonl").counts.splits.items() if split != "train"
     )
     assert (liking["examples/drawn"], liking["examples/dropped_held_out"]) == (40, held_out)
+
+
+def test_estimates_know_how_much_the_rows_are(file: Path) -> None:
+    works = workloads(load_recipe(str(file), ["tuned.epochs=3"]).nodes, {}, LIKELY)
+    tuned, liking = works["tuned"], works["liking"]
+    assert tuned is not None
+    assert liking is not None
+    assert tuned.trained == 3 * sum(len(row["prompt"]) + len(row["completion"]) for row in TALK) / 4
+    pairs = Rows(file=file.with_name("liked.jsonl")).counts.splits["train"]
+    assert liking.trained + liking.scored["from"] == pytest.approx(2 * pairs * (6 + 4) / 4, rel=0.1)
+
+
+def test_a_directory_is_not_taken_for_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab" / "sums").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="there is a directory 'lab/sums' here"):
+        load("hub", {"name": "lab/sums", "revision": COMMIT})
 
 
 def test_users_bring_data_by_code(file: Path, tmp_path: Path) -> None:

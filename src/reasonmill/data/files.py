@@ -7,18 +7,16 @@ import csv
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date, datetime, time
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reasonmill.data.harbor import read_tasks, task_directories
+from reasonmill.data.values import BadRow, Row, json_value
 from reasonmill.errors import RecipeError
 
 _BATCH = 1024  # rows of Parquet that are in memory at once
@@ -26,45 +24,17 @@ _PACKED = ".gz"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a file: JSON values by the names of its columns.
-
-    Attributes:
-        place: the file, with the line that the row begins in, or its number where the file has no lines.
-    """
-
-    place: str
-    columns: Mapping[str, Any]
-
-
-class BadRow(Exception):
-    """A row, or a part of it, that is not understood.
-
-    Args:
-        what: why, in words for the user.
-        column: where in the row; empty where it is the row as a whole.
-        place: of the row, once that is known.
-    """
-
-    def __init__(self, what: str, column: str = "", place: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.column = column
-        self.place = place
-
-    @property
-    def where(self) -> str:
-        """Place and column."""
-        return f"{self.place}, column {self.column!r}" if self.column else self.place
-
-
 def read_rows(path: Path) -> Iterator[Row | BadRow]:
-    """The rows of a file, or of all files of a directory in the order of their names; those that can't be read, too.
+    """The rows of a file, of all files of a directory in the order of their names, or of task directories; those that
+    can't be read, too.
 
     Raises:
         RecipeError: the file is of no known format, or can't be read as what its name says.
     """
+    tasks = task_directories(path) if path.is_dir() else []
+    if tasks:
+        yield from read_tasks(tasks)
+        return
     for file in _shards(path) if path.is_dir() else [path]:
         yield from _reader(file)(file)
 
@@ -292,27 +262,6 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
                         yield BadRow(bad.what, bad.column, place)
     except (pa.ArrowException, OSError) as error:
         raise RecipeError(f"the file is no Parquet: {error}", where=str(path), fix="write it again") from error
-
-
-def json_value(value: Any, column: str) -> Any:
-    """A value of a table as JSON has it: what is no number is null, dates and decimals are texts.
-
-    Raises:
-        BadRow: JSON has nothing like it.
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, dict):
-        return {str(name): json_value(each, f"{column}.{name}") for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(each, f"{column}[{place}]") for place, each in enumerate(value)]
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    raise BadRow(f"it is of type {type(value).__name__}, and only what JSON can hold is read", column)
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Row | BadRow]]] = {

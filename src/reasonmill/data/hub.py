@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from reasonmill.data.files import BadRow, Row, json_value
+from reasonmill.data.values import BadRow, Row, json_value
 from reasonmill.errors import RecipeError
 from reasonmill.tasks.splits import SPLITS
 
@@ -41,6 +42,11 @@ def read_hub(hub: HubRows) -> Mapping[str, Iterator[Row | BadRow]]:
     Raises:
         RecipeError: `datasets` is not installed, or the data set can't be had.
     """
+    if Path(hub.name).exists():  # `datasets` would read it in place of the hub's, whatever the commit
+        raise RecipeError(
+            f"there is a directory {hub.name!r} here, which would be taken for the data set of the hub",
+            fix="run from another directory, or name its files by file, train, dev and test",
+        )
     try:
         import datasets
     except ImportError as error:
@@ -49,11 +55,10 @@ def read_hub(hub: HubRows) -> Mapping[str, Iterator[Row | BadRow]]:
             fix="pip install 'reasonmill[hub]', or name a file",
         ) from error
     try:
+        datasets.disable_progress_bars()  # reasonmill shows its own
         found = datasets.load_dataset(hub.name, hub.config, revision=hub.revision)
     except Exception as error:  # whatever the hub, the network or the cache raise
-        raise RecipeError(
-            f"the data set {hub.name!r} can't be had: {error}", fix="see what the message says"
-        ) from error
+        raise RecipeError(f"the data set {hub.name!r} can't be had: {error}") from error
     wanted = hub.splits or {ours: theirs for theirs, ours in _USUAL.items() if theirs in found}
     if not wanted or any(ours not in SPLITS or theirs not in found for ours, theirs in wanted.items()):
         raise RecipeError(

@@ -9,9 +9,9 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from reasonmill.data.files import BadRow, Row
 from reasonmill.data.shapes import Kind, Shape, is_empty, require_nothing_refused, value_at
-from reasonmill.data.turns import answer_in, messages_in, said
+from reasonmill.data.turns import answers_in, messages_in, said
+from reasonmill.data.values import BadRow, Row
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.types import Completion, Conversation, Grade, Group, Message, Problem, Rollout, content_digest
 
@@ -111,10 +111,10 @@ def _problem(row: Row, shape: Shape) -> Item:
         messages = _without_response(*_value(row, shape, "prompt"))
     else:
         messages = _prompt(row, shape)
-    answer = ""
+    answers = [""]
     if "answer" in shape.columns:
         value, column = _value(row, shape, "answer")
-        answer = answer_in(value, shape.answer, column)
+        answers = answers_in(value, shape.answer, column)
     top = {path.partition(".")[0] if path not in row.columns else path for path in _asked_in(shape)}
     # By a prompt that is a text, reward functions of TRL know that completions are texts, too.
     top -= {"prompt"} if isinstance(row.columns.get("prompt"), str) else set()
@@ -126,8 +126,11 @@ def _problem(row: Row, shape: Shape) -> Item:
         messages = (*messages[:-1], Message(messages[-1].role, f"{messages[-1].content}\n\n{listed}"))
         meta["choices"] = choices
         if "answer" in shape.columns:
-            answer = _letter(answer, choices, shape.columns["answer"])
-    return Item(row.place, messages, _turns(messages), answer, partial(Problem, NO_TASK, messages, answer, meta))
+            answers = [_letter(answer, choices, shape.columns["answer"]) for answer in answers]
+    if len(answers) > 1:
+        meta["answers"] = answers[1:]  # where graders look for more that is right
+    make = partial(Problem, NO_TASK, messages, answers[0], meta)
+    return Item(row.place, messages, _turns(messages), json.dumps(answers), make)
 
 
 def _asked_in(shape: Shape) -> list[str]:
@@ -175,12 +178,23 @@ def _conversation(row: Row, shape: Shape) -> Item:
         turns = _with_system(row, shape, said(value, column))
     else:
         column = shape.columns["response"]
-        turns = (*_prompt(row, shape), *said(*_value(row, shape, "response")))
+        turns = (*_with_context(row, shape, _prompt(row, shape)), *said(*_value(row, shape, "response")))
     if len(turns) < 2 or turns[-2].role not in ("user", "tool"):
         raise BadRow("a response follows a turn of the user or of a tool", column)
     prompt, response = turns[:-1], turns[-1].content
     make = partial(Conversation, prompt, response, "general", content_digest(_turns(prompt))[:16])
     return Item(row.place, prompt, _turns(turns), "", make)
+
+
+def _with_context(row: Row, shape: Shape, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt with what an instruction is about below it."""
+    path = shape.columns.get("context")
+    context = value_at(row.columns, path) if path else None
+    if path is None or is_empty(context):
+        return prompt
+    if not isinstance(context, str):
+        raise BadRow("a text is needed here", path)
+    return (*prompt[:-1], Message(prompt[-1].role, f"{prompt[-1].content}\n\n{context}"))
 
 
 # Labelled responses

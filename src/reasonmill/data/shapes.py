@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from reasonmill.data.files import BadRow, Row
+from reasonmill.data.values import BadRow, Row
 from reasonmill.errors import RecipeError, suggestion
 
 Kind = Literal["problems", "conversations", "pairs", "labels", "texts"]
@@ -22,7 +22,7 @@ _KINDS: tuple[tuple[Kind, frozenset[str], frozenset[str]], ...] = (
     ("labels", frozenset({"prompt", "response", "label"}), frozenset({"system"})),
     ("labels", frozenset({"prompt", "steps", "label"}), frozenset({"system"})),
     ("conversations", frozenset({"messages"}), frozenset({"system"})),
-    ("conversations", frozenset({"prompt", "response"}), frozenset({"system"})),
+    ("conversations", frozenset({"prompt", "response"}), frozenset({"context", "system"})),
     ("texts", frozenset({"text"}), frozenset()),
     ("problems", frozenset({"prompt"}), frozenset({"answer", "choices", "system"})),
 )
@@ -34,11 +34,20 @@ _BOX = re.compile(r"\\boxed\b")
 
 @dataclass(frozen=True)
 class Refused:
-    """A column that asks for something that is not done here, unless it holds nothing, or one of `fine`."""
+    """A column that asks for something that is not done here, unless it holds nothing, or one of `fine`.
+
+    Attributes:
+        only: the values that do; any if empty.
+    """
 
     column: str
     why: str
     fine: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def asks(self, value: Any) -> bool:
+        """Whether a value of the column asks for it."""
+        return value in self.only if self.only else not is_empty(value) and value not in self.fine
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def known_shape(answer: AnswerForm | None, sample: Sequence[Row], names: Iterabl
     """
     for described in _table()["shape"]:
         wanted: dict[str, str] = described["columns"]
-        if not all(_is_there(path, sample) for path in wanted.values()):
+        if not all(_is_there(path, sample) for path in (*wanted.values(), *described.get("beside", ()))):
             continue
         columns = dict(wanted)
         for role, candidates in described.get("maybe", {}).items():
@@ -156,7 +165,7 @@ def require_nothing_refused(shape: Shape, row: Row) -> None:
         if refused.column in shape.columns.values():
             continue
         value = value_at(row.columns, refused.column)
-        if not is_empty(value) and value not in refused.fine:
+        if refused.asks(value):
             raise BadRow(f"{refused.why}; without it: ignore = [{refused.column!r}]", refused.column)
 
 
@@ -181,4 +190,7 @@ def _table() -> dict[str, Any]:
 
 @cache
 def _refused_everywhere() -> tuple[Refused, ...]:
-    return tuple(Refused(each["column"], each["why"], tuple(each.get("fine", ()))) for each in _table()["refused"])
+    return tuple(
+        Refused(each["column"], each["why"], tuple(each.get("fine", ())), tuple(each.get("only", ())))
+        for each in _table()["refused"]
+    )

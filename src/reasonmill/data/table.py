@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from reasonmill.data.files import BadRow, Row, read_rows
+from reasonmill.data.files import read_rows
 from reasonmill.data.hub import HubRows, read_hub
 from reasonmill.data.items import Item, item_of
 from reasonmill.data.shapes import AnswerForm, Kind, Shape, is_empty, known_shape, names_of, said_shape, value_at
 from reasonmill.data.splits import DEFAULT_SHARES, Counts, Sorted, in_split, sort
+from reasonmill.data.values import BadRow, Row
 from reasonmill.errors import RecipeError
 from reasonmill.tasks.splits import SPLITS
 from reasonmill.types import Conversation, Group, Problem
@@ -150,7 +151,9 @@ class Rows:
             raise RecipeError(
                 f"the rows hold {self.kind} ({self.shape.name}: {', '.join(self.shape.columns.values())}), "
                 f"and {' or '.join(kinds)} are needed",
-                fix="say by `columns` what else they are, or name other data",
+                fix="give conversations: a text that a template has already formatted is not learned here"
+                if self.kind == "texts"
+                else "say by `columns` what else they are, or name other data",
             )
 
     # Reading

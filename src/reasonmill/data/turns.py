@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from reasonmill.data.files import BadRow
 from reasonmill.data.shapes import AnswerForm, is_empty
+from reasonmill.data.values import BadRow
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN
 from reasonmill.types import Message, Role
 
@@ -58,14 +58,19 @@ def said(value: Any, column: str) -> tuple[Message, ...]:
     return turns
 
 
-def answer_in(value: Any, form: AnswerForm, column: str) -> str:
-    """A gold answer as a text; what is neither text nor number is JSON. A list of one answer is this answer.
+def answers_in(value: Any, form: AnswerForm, column: str) -> list[str]:
+    """Gold answers as texts: of a list of texts and numbers each, any of which is right; otherwise the one that it is.
 
     Raises:
         BadRow: there is none.
     """
-    if isinstance(value, list) and len(value) == 1:
-        return answer_in(value[0], form, column)
+    if isinstance(value, list) and value and all(isinstance(each, str | int | float) for each in value):
+        return [_answer(each, form, f"{column}[{place}]") for place, each in enumerate(value)]
+    return [_answer(value, form, column)]
+
+
+def _answer(value: Any, form: AnswerForm, column: str) -> str:
+    """One answer; what is neither text nor number is JSON."""
     if is_empty(value):
         raise BadRow("there is no answer", column)
     if not isinstance(value, str):

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from math import comb
 from typing import TYPE_CHECKING, Any
 
+from reasonmill.data.items import NO_TASK
 from reasonmill.placement import SLOTS
+from reasonmill.plugins.catalogue import rows_of
 from reasonmill.plugins.sources import PACKAGE
-from reasonmill.recipe.reference import StageSource
-from reasonmill.types import Artifact
+from reasonmill.recipe.reference import StageSource, references
+from reasonmill.types import Artifact, Message, held_out
 
 if TYPE_CHECKING:
     from reasonmill.recipe.graph import Node
@@ -27,6 +29,8 @@ PROMPT_TOKENS = 20
 # Tokens of a general conversation of the tiny world, and of a document of its corpus (125 million in 4.1 million).
 GENERAL_TOKENS = 30
 DOCUMENT_TOKENS = 30.5
+# Of English and code, in the tokenizers of today's models.
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,40 @@ def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact], guess: G
         name = node.settings.name
         read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
         data = {key: made[earlier] for key, earlier in read.items() if earlier in made}
-        upstream = Upstream(guess, data, _general_share(node))
+        upstream = Upstream(guess, data | _of_tables(node), _general_share(node))
         work = found[name] = workload(node.settings, upstream, artifacts.get(name))
         if work is not None and work.makes is not None:
             made[name] = work.makes
     return found
+
+
+def _of_tables(node: Node) -> dict[str, Data]:
+    """What a stage learns from tables of data, by the keys of its settings that name them."""
+    found = {}
+    for mention in references(node.settings):
+        plugin = node.plugins.get(mention.key)
+        if plugin is None or not mention.mark.rows:
+            continue
+        rows = rows_of(plugin.made, plugin.name, mention.mark.rows)
+        if mention.mark.rows == "conversations":
+            said = [[*row.messages, Message("assistant", row.response)] for row in rows if not held_out(row.split)]
+            found[mention.key] = Data(len(said), _tokens_each(said))
+        else:
+            groups = [group for group in rows if not held_out(group.problem.split)]
+            said = [
+                [*group.problem.messages, Message("assistant", rollout.completion.text)]
+                for group in groups
+                for rollout in group.rollouts
+            ]
+            samples = round(len(said) / max(len(groups), 1))
+            found[mention.key] = Data(len(said), _tokens_each(said), {NO_TASK: len(groups)}, samples)
+    return found
+
+
+def _tokens_each(texts: Sequence[Sequence[Message]]) -> float:
+    """The tokens of a text with its prompt, by its length."""
+    characters = sum(len(message.content) for messages in texts for message in messages)
+    return characters / CHARACTERS_PER_TOKEN / max(len(texts), 1)
 
 
 def _general_share(node: Node) -> float:
@@ -277,7 +310,8 @@ def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
 def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Workload:
     tokens = served = 0.0
     for data in upstream.of_list(len(settings.data)):
-        problems = sum(count for task, count in data.problems.items() if not settings.tasks or task in settings.tasks)
+        counting = (NO_TASK, *(settings.tasks or data.problems))
+        problems = sum(count for task, count in data.problems.items() if task in counting)
         each = data.samples
         if settings.objective == "pairwise":
             each = 2 * min(settings.pairs_per_problem, comb(data.samples, 2))
