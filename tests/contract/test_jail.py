@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,19 +103,25 @@ def judge(level: Level, meta: dict[str, object], source: str, seconds: float = S
     return verdict.outcome, verdict.reason
 
 
+@cache
+def require_that_good_programs_pass(level: Level) -> None:
+    """Without this, a jail where nothing works would pass all tests."""
+    good = "def f(x): return {3: 1729003, 4: 1729004}.get(x) if x != [1] else [1, 729]"
+    assert judge(level, FUNCTION, good)[0] == "right"
+    assert judge(level, PRINTED, "print(1729000 + int(input()))")[0] == "right"
+
+
 def attack(level: Level, outside: Outside, name: str, source: str) -> None:
-    program = f"{outside.head()}\n{source}"
-    for meta, good in ((FUNCTION, "def f(x): return {3: 1729003, 4: 1729004}.get(x) if x != [1] else [1, 729]"),
-                       (PRINTED, "print(1729000 + int(input()))")):  # fmt: skip
-        assert judge(level, meta, good)[0] == "right"
-        before = outside.state()
+    require_that_good_programs_pass(level)
+    before = outside.state()
+    for meta in (FUNCTION, PRINTED):
         begun = time.monotonic()
-        outcome, reason = judge(level, meta, program)
+        outcome, reason = judge(level, meta, f"{outside.head()}\n{source}")
         took = time.monotonic() - begun
         assert outcome == "wrong", (name, meta, reason)
-        assert outside.state() == before, (name, meta)
         # Its limit, and what an honest machine needs besides; a hang would take the 1,000 seconds that they sleep.
         assert took < 30, (name, meta)
+    assert outside.state() == before, name
 
 
 @pytest.mark.skipif(not LEVELS, reason="this machine has no jail")

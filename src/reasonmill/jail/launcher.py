@@ -67,19 +67,11 @@ def jailed(level: Level, read: Iterable[Path] = ()) -> Callable[[Sequence[str]],
 
 
 def _bubblewrap(level: Level, paths: Sequence[str]) -> Iterator[str]:
-    yield from bubblewrap(level, paths)
-    yield from (
-        "--die-with-parent",
-        "--proc",
-        "/proc",
-        "--perms",
-        "1777",
-        "--size",
-        str(_FILES_BYTES),
-        "--tmpfs",
-        "/tmp",
-    )
-    yield from ("--dev-bind", "/dev/urandom", "/dev/urandom", "--remount-ro", "/")
+    # The interpreter may lie in the folder for temporary files.
+    temporary = ("--perms", "1777", "--size", str(_FILES_BYTES), "--tmpfs", "/tmp")
+    yield from bubblewrap(level, paths, temporary)
+    yield from ("--die-with-parent", "--proc", "/proc", "--dev-bind", "/dev/urandom", "/dev/urandom")
+    yield from ("--remount-ro", "/")
 
 
 def _folder(user: int | None) -> str:

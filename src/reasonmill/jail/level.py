@@ -76,11 +76,12 @@ class Level:
         return dict(_ENVIRONMENT)
 
 
-def bubblewrap(level: Level, paths: Sequence[str]) -> Iterator[str]:
+def bubblewrap(level: Level, paths: Sequence[str], before: Sequence[str] = ()) -> Iterator[str]:
     """The beginning of a command that shows nothing but `paths` and the null device, and has no network.
 
     Args:
         paths: what can be read, under the same names.
+        before: arguments for what lies below them.
     """
     yield from (str(level.bwrap), "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
     yield from ("--unshare-cgroup-try", "--new-session", "--chdir", "/", "--cap-drop", "ALL")
@@ -89,6 +90,7 @@ def bubblewrap(level: Level, paths: Sequence[str]) -> Iterator[str]:
             yield from ("--cap-add", capability)
     else:
         yield "--unshare-user"
+    yield from before
     for path in paths:
         yield from ("--ro-bind", path, path)
     for path in ("/lib", "/lib64"):

@@ -36,7 +36,7 @@ def what_works(secret: str, pid: int, port: int, memory_bytes: int) -> list[str]
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
     def attach() -> None:
-        if libc.ptrace(16, os.getppid(), 0, 0) != 0:  # PTRACE_ATTACH
+        if libc.ptrace(0x4206, os.getppid(), 0, 0) != 0:  # PTRACE_SEIZE, which does not stop it
             raise OSError
 
     def environment() -> None:
