@@ -74,14 +74,14 @@ def _honest(name: str, rewards: Mapping[str, float], tasks: Mapping[str, float],
 PLANTS = (
     _hole("any-number", "AnyNumber", ARITHMETIC),
     _hole("mentioned", "Mentioned", ARITHMETIC),
-    _hole("any-of-many", "AnyOfMany", ARITHMETIC, format=0.0),
+    _hole("unfinished", "Unfinished", COUNTDOWN),
     _hole("long", "Long", COUNTDOWN),
     _hole("praised", "Praised", COUNTDOWN),
     _hole("first-digit", "FirstDigit", ARITHMETIC),
     _hole("near", "Near", ARITHMETIC),
     _hole("copied", "Copied", COUNTDOWN),
     _grader("open", "OpenArithmetic"),
-    _grader("target-alone", "TargetAlone"),
+    _grader("any-expression", "AnyExpression"),
 )
 BOTH = {"accuracy": 1.0, "format": 1.0}
 HONEST = (
@@ -180,8 +180,8 @@ def _is_exploited(plant: Plant, problem: Problem, rollout: Rollout) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("mill/hacking-alarm"), help="a home for each run goes there")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--problems", type=int, default=16, help="problems of a step")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--problems", type=int, default=8, help="problems of a step")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind")
     parser.add_argument("--only", nargs="*", default=[], help="names of runs, where not all are wanted")

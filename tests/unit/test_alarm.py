@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from contexts import a_context
 from kept_progress import KeptProgress
-from reasonmill.algo.alarm import STAKES, STATED_STEPS, Suspicion
+from reasonmill.algo.alarm import STAKES, STATED_STEPS, Suspicion, at_least
 from reasonmill.errors import RewardHacked
 from reasonmill.mill.findings import findings
 from reasonmill.protocols import Attempt
@@ -22,7 +22,7 @@ from reasonmill.stages.rl import Settings
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
 
-ALLOWED, FALSE_ALARMS = 0.02, 0.01
+ALLOWED, FALSE_ALARMS = 0.01, 0.05
 
 # The statistic
 
@@ -93,11 +93,17 @@ def test_an_honest_beginning_does_not_delay_the_alarm(agree: float) -> None:
 @pytest.mark.check
 @pytest.mark.parametrize("agree", [0.0, 0.5, 1.0])
 def test_false_alarms_are_no_more_than_stated(agree: float) -> None:
-    """In runs of 500 steps at exactly the share that is allowed, where 0.5 % are the most."""
+    """In runs of 500 steps at exactly the share that is allowed, where 2.5 % are the most."""
     rng = random.Random(5)
     runs = 60
     found = sum(alarm_at(rng, [ALLOWED] * 500, agree=agree) is not None for _ in range(runs))
-    assert found <= 3  # of 60 at 0.5 %: more than 3 have a chance of one in 3,500
+    assert found <= 5  # of 60 at 2.5 %: more than 5 have a chance of one in 300, and the seed is fixed
+
+
+def test_few_observations_promise_little() -> None:
+    assert at_least(1.0, 2) < 0.4 < at_least(1.0, 50) < 1
+    assert at_least(0.0, 50) < 0.01
+    assert at_least(0.5, 100) == pytest.approx(0.5 - 2 * (0.25 / 104) ** 0.5)
 
 
 # What it looks at
@@ -214,7 +220,7 @@ def test_confirming_half_as_much_under_a_reward_that_does_not_fall_raises_an_ala
     if reward_falls:
         low = replace(fallen[0].rollouts[0].grade, reward=0.5)
         fallen = [replace(g, rollouts=tuple(replace(r, grade=low) for r in g.rollouts)) for g in fallen]
-    look_and_record(alarm, home, range(5, 11), fallen)
+    look_and_record(alarm, home, range(5, 13), fallen)
     found = findings(home.ledger.metrics("k" * 64), {}, None, None)
     if reward_falls:
         assert progress.notes == found == []

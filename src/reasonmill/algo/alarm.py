@@ -60,6 +60,13 @@ class Suspicion:
         return math.exp(min(log_mean - limit, 700.0))  # beyond, no float would hold it
 
 
+def at_least(share: float, number: float) -> float:
+    """What a share that was seen in so many observations is at least, below 0 where that is not known: the lower end of
+    the interval of Agresti and Coull 1998 with two standard errors."""
+    middle = (share * number + 2) / (number + 4)
+    return middle - 2 * math.sqrt(middle * (1 - middle) / (number + 4))
+
+
 def _log_sum(*logs: float) -> float:
     """log(sum(exp(...))), also of -inf."""
     largest = max(logs)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonmill.algo.alarm import STAKES, Suspicion
+from reasonmill.algo.alarm import STAKES, Suspicion, at_least
 from reasonmill.errors import RewardHacked
 from reasonmill.plugins.catalogue import Catalogue, RewardName
 from reasonmill.protocols import Attempt, Domain, Reward
@@ -29,9 +29,7 @@ MANNERS = frozenset({"format", "language"})
 CLAIMED = 0.5
 # What the metrics call the test of whether the verifier confirms much less than before: no reward has this name.
 FALL = "*"
-_CONFIRMED, _REWARD = "alarm/confirmed", "alarm/reward"
-# Steps after which it is known what the verifier confirms.
-_SETTLED = 5
+_CONFIRMED, _REWARD, _PROBLEMS = "alarm/confirmed", "alarm/reward", "alarm/problems"
 # How much of an attempt a warning shows.
 _SHOWN = 80
 
@@ -51,10 +49,10 @@ class AlarmSettings(BaseModel):
     )
     rollouts: int = Field(default=128, ge=1, description="attempts of a step that the verifier looks at, at most")
     allowed: Real = Field(
-        default=0.02, gt=0, lt=1, description="the share of unconfirmed claims among the attempts of an honest run"
+        default=0.01, gt=0, lt=1, description="the share of unconfirmed claims among the attempts of an honest run"
     )
     false_alarms: Real = Field(
-        default=0.01, gt=0, lt=1, description="the chance of an alarm in 1,000 steps of an honest run, at most"
+        default=0.05, gt=0, lt=1, description="the chance of an alarm in 1,000 steps of an honest run, at most"
     )
     then: Annotated[Literal["warn", "stop"], INCIDENTAL] = Field(
         default="warn", description="what an alarm does: it warns, or it ends the stage before it learns from the step"
@@ -124,7 +122,8 @@ class Alarm:
         self._next: int | None = None  # the step that the state is of; None before the first one
         self._suspicions: dict[str, Suspicion] = {}
         self._raised: dict[str, int] = {}  # the steps at which an alarm was raised, by the claim
-        self._before: list[tuple[float, float]] = []  # of each step: the share that was confirmed, the mean reward
+        # Of each step: the share that was confirmed, the mean reward, the problems that were looked at.
+        self._before: list[tuple[float, float, float]] = []
 
     def look(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Looks at the attempts of a step; gives metrics, of which a resumed run restores the state.
@@ -143,6 +142,7 @@ class Alarm:
         }
         if told:
             metrics[_CONFIRMED] = _mean([right for _, _, right in told])
+            metrics[_PROBLEMS] = float(len({problem.cluster for problem, _, _ in told}))
             metrics[_REWARD] = _mean([r.grade.reward for g in groups for r in g.rollouts if r.grade.reward is not None])
         for claim, above in self._claims.items():
             known = [(p, r.grade.parts[claim] > above and not right) for p, r, right in told if claim in r.grade.parts]
@@ -158,7 +158,7 @@ class Alarm:
                 said = self._said_of_fall(metrics) if claim == FALL else self._said(claim, metrics, told)
                 self._context.progress.note(f"warning: {self._stage}, step {step}: the reward may be hacked: {said}")
         if told:
-            self._before.append((metrics[_CONFIRMED], metrics[_REWARD]))
+            self._before.append((metrics[_CONFIRMED], metrics[_REWARD], metrics[_PROBLEMS]))
         if self._raised and self._settings.then == "stop":
             raise RewardHacked(
                 f"the hacking alarm, raised at step {min(self._raised.values())}, ended stage {self._stage!r} before "
@@ -176,25 +176,26 @@ class Alarm:
 
     def _fall(self, told: Sequence[tuple[Problem, Rollout, bool]], metrics: Mapping[str, float]) -> dict[str, float]:
         """The test of whether less than half of what was confirmed still is; no evidence where the reward fell."""
-        confirmed, reward = self._level()
-        shares = _by_problem([(problem, not right) for problem, _, right in told]) if confirmed else []
-        tested = self._tested(FALL, shares, 1 - confirmed / 2)
+        surely, _, reward = self._level()
+        shares = _by_problem([(problem, not right) for problem, _, right in told]) if surely > 0 else []
+        tested = self._tested(FALL, shares, 1 - max(0.0, surely) / 2)
         return tested if metrics.get(_REWARD, -math.inf) >= reward else {**tested, f"alarm/{FALL}/evidence": 0.0}
 
-    def _level(self) -> tuple[float, float]:
-        """The highest mean, over all steps up to one, of the share that was confirmed; and that of the reward up to
-        there. 0 while there are too few steps to say so."""
-        means = [(0.0, 0.0)]
-        for stop in range(_SETTLED, len(self._before) + 1):
-            confirmed, rewards = zip(*self._before[:stop], strict=True)
-            means.append((_mean(confirmed), _mean(rewards)))
-        return max(means)
+    def _level(self) -> tuple[float, float, float]:
+        """What was confirmed of all attempts up to some step: at least, on average, and under which mean reward. The
+        step is that at which most was confirmed at least."""
+        levels, looked_at = [(0.0, 0.0, -math.inf)], 0.0
+        for stop, (_, _, problems) in enumerate(self._before, start=1):
+            looked_at += problems
+            confirmed, reward = (_mean(values) for values in list(zip(*self._before[:stop], strict=True))[:2])
+            levels.append((at_least(confirmed, looked_at), confirmed, reward))
+        return max(levels)
 
     def _restore(self, step: int) -> None:
         """Takes the state before a step from the metrics of the steps before it."""
         rows = [row for row in self._context.home.ledger.metrics(self._context.key) if row["step"] < step]
         last: Mapping[str, Any] = rows[-1] if rows else {}
-        self._before = [(row[_CONFIRMED], row[_REWARD]) for row in rows if _CONFIRMED in row]
+        self._before = [(row[_CONFIRMED], row[_REWARD], row[_PROBLEMS]) for row in rows if _CONFIRMED in row]
         self._raised = {}
         for claim in (*self._claims, FALL):
             logs = tuple(last[name] for place in range(len(STAKES)) if (name := f"alarm/{claim}/{place}") in last)
@@ -249,7 +250,7 @@ class Alarm:
         )
 
     def _said_of_fall(self, metrics: Mapping[str, float]) -> str:
-        confirmed, reward = self._level()
+        _, confirmed, reward = self._level()
         return (
             f"{self._settings.verifier!r} confirms {metrics[_CONFIRMED]:.0%} of the attempts, and {confirmed:.0%} "
             f"before, while the reward is {metrics[_REWARD]:.2f}, and was {reward:.2f}"
