@@ -63,9 +63,13 @@ class Plugin:
     find: Callable[[Group, str], Plugin] = _nothing_named
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, it is what the recipe says of it: in another process it is imported and made again."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "importer"}
-        return _restored, (given,)
+        """Pickled, it is what the recipe says of it and of its parts: in another process it is imported and made again.
+
+        The environment is left out, which nobody needs who only wants its object.
+        """
+        here = ("importer", "find", "environment")
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in here}
+        return _restored, (given, {self.named[key]: part for key, part in self.parts.items() if key != "environment"})
 
     @property
     def title(self) -> str:
@@ -220,6 +224,6 @@ class Plugin:
         return code_digest(source_files(modules, roots, room_versions()))
 
 
-def _restored(given: Mapping[str, Any]) -> Plugin:
+def _restored(given: Mapping[str, Any], parts: Mapping[tuple[Group, str], Plugin]) -> Plugin:
     """A plug-in that was pickled."""
-    return Plugin(**given, importer=Importer())
+    return Plugin(**given, importer=Importer(), find=lambda group, name: parts[group, name])
