@@ -26,15 +26,18 @@ from typing import Any
 from reasonmill.workers import system
 from reasonmill.workers.wire import Frames, frame
 
-# A call that takes so many seconds no longer counts as one of those that run at the same time: calls that hang wait
-# beside each other, and do not hold up the others.
-LONG_S = 0.2
-# After so many seconds it has to let all others go first, and its worker is not used again.
-HANGS_S = 1.0
+# A call that takes so many times as long as is usual no longer counts as one of those that run at the same time: calls
+# that hang wait beside each other, and do not hold up the others. Seconds are the least and the most of that.
+LONG = 10
+LONG_S = (0.02, 1.0)
+# A call that has taken this share of its time has to let all others go first; its worker is not used again.
+HANGS = 0.5
+# How much a call counts for what is usual.
+_NEWEST = 0.05
 # A worker whose connection is closed is killed after so many seconds, unless its process has ended by itself.
 CLOSED_S = 1.0
-# How many calls may be beyond that.
-MOST_LONG = 64
+# How many calls may take long.
+MOST_LONG = 128
 # A worker is replaced after so many calls, with whatever it has gathered.
 CALLS_OF_A_WORKER = 2000
 # What a worker may answer to a call, in bytes.
@@ -57,6 +60,7 @@ class _Template:
     Attributes:
         size: how many calls may run at the same time, those that take long left out.
         seconds: the limit of a call.
+        usual_s: what a call takes, on average of the latest.
         unmade: why there is no object.
     """
 
@@ -65,11 +69,17 @@ class _Template:
     socket: socket.socket
     size: int
     seconds: float
+    usual_s: float = 0.02
     is_made: bool = False
     has_spoken: bool = False
     unmade: str = ""
     waiting: deque[_Call] = field(default_factory=deque)
     idle: list[_Worker] = field(default_factory=list)
+
+    @property
+    def long_s(self) -> float:
+        """After how many seconds a call takes long."""
+        return min(max(LONG * self.usual_s, LONG_S[0]), LONG_S[1])
 
 
 @dataclass
@@ -273,6 +283,7 @@ class Manager:
             raise ValueError("an answer to no call")
         self._say({"answer": worker.call.number}, body)
         worker.call = None
+        worker.template.usual_s += _NEWEST * (time.monotonic() - worker.began - worker.template.usual_s)
         worker.is_long = False
         if worker.hangs or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= worker.template.size:
             self._end(worker, "")
@@ -300,8 +311,9 @@ class Manager:
             if worker.closed is not None:
                 until = min(until, worker.closed + CLOSED_S - now)
             elif worker.call is not None:
-                steps = [worker.template.seconds, *([] if worker.hangs else [HANGS_S if worker.is_long else LONG_S])]
-                until = min(until, worker.began + min(steps) - now)
+                limit, long = worker.template.seconds, worker.template.long_s
+                step = limit if worker.hangs else HANGS * limit if worker.is_long else min(long, HANGS * limit)
+                until = min(until, worker.began + step - now)
         return max(0.0, until)
 
     def _watch_time(self) -> None:
@@ -312,11 +324,12 @@ class Manager:
                 continue
             if worker.call is None:
                 continue
-            if now - worker.began >= worker.template.seconds:
-                self._end(worker, f"it took longer than {worker.template.seconds:g} s")
+            taken, limit = now - worker.began, worker.template.seconds
+            if taken >= limit:
+                self._end(worker, f"it took longer than {limit:g} s")
                 continue
-            worker.is_long = now - worker.began >= LONG_S
-            if now - worker.began >= HANGS_S and not worker.hangs:
+            worker.is_long = worker.is_long or taken >= min(worker.template.long_s, HANGS * limit)
+            if taken >= HANGS * limit and not worker.hangs:
                 worker.hangs = True
                 os.setpriority(os.PRIO_PROCESS, worker.pid, 19)
         if now - self._swept >= _SWEEP_S:
