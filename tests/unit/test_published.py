@@ -184,10 +184,10 @@ def test_a_file_is_a_task(tmp_path: Path) -> None:
     rows = [json.dumps({"question": f"How many of {number}?", "answer": f"#### {number}"}) for number in (3, 4, 3)]
     file.write_text("\n".join(rows))
     task = sets.gsm8k(file)
-    problems = list(task.problems("test", 0))
+    problems = sorted(task.problems("test", 0), key=lambda problem: problem.answer)
     assert [problem.answer for problem in problems] == ["3", "4"]
     assert [reward(task, problems[0], text) for text in ("4 of them, no: 3", "3 of them, no: 4")] == [1.0, 0.0]
-    assert [problem.answer for problem in sets.gsm8k(file, split="train").problems("train", 0)] == ["3", "4"]
+    assert {problem.answer for problem in sets.gsm8k(file, split="train").problems("train", 0)} == {"3", "4"}
     with pytest.raises(RecipeError, match="no problems of split 'train'"):
         task.problem("train", 0, 0)
 

@@ -13,6 +13,7 @@ from reasonmill.grading.code import CodeGrader
 from reasonmill.grading.instructions import InstructionsGrader, Strictness
 from reasonmill.grading.mathematics import MathGrader
 from reasonmill.grading.verdict import Grader
+from reasonmill.jail.found import found_level
 from reasonmill.published.rows import problem_of
 from reasonmill.tasks.rows import RowsTask
 from reasonmill.tasks.splits import Split
@@ -49,17 +50,17 @@ def mmlu(file: Path | None = None, hub: HubRows | None = None, split: Split = "t
 
 def humaneval(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
     """HumanEval (Chen et al. 2021): 164 functions, judged by tests in the jail."""
-    return _task("humaneval", CodeGrader(), file, hub, split)
+    return _task("humaneval", _code(), file, hub, split)
 
 
 def mbpp(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
     """MBPP (Austin et al. 2021): 500 test problems, 257 in the sanitized version, judged by tests in the jail."""
-    return _task("mbpp", CodeGrader(), file, hub, split)
+    return _task("mbpp", _code(), file, hub, split)
 
 
 def livecodebench(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
     """LiveCodeBench (Jain et al. 2024), code generation: programs and functions, judged by hidden tests in the jail."""
-    return _task("livecodebench", CodeGrader(), file, hub, split)
+    return _task("livecodebench", _code(), file, hub, split)
 
 
 def ifeval(
@@ -71,6 +72,16 @@ def ifeval(
         by: which of the two accuracies counts; both are parts of the grades.
     """
     return _task("ifeval", InstructionsGrader(by), file, hub, split)
+
+
+def _code() -> CodeGrader:
+    """The grader of code.
+
+    Raises:
+        NoJail: this machine can't keep programs apart; better now than after hours of other stages.
+    """
+    found_level()
+    return CodeGrader()
 
 
 def _task(name: str, grader: Grader, file: Path | None, hub: HubRows | None, split: Split) -> RowsTask:
