@@ -196,7 +196,7 @@ def test_a_file_of_something_else_is_refused_by_its_lines(tmp_path: Path) -> Non
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "How many?", "answer": "#### 3"}\n{"problem": "How many?"}\n')
     with pytest.raises(RecipeError, match="1 rows are not of the set gsm8k") as refused:
-        sets.gsm8k(file)
+        sets.gsm8k(file).problem("test", 0, 0)
     assert f"{file}:2, column 'question'" in refused.value.what
     with pytest.raises(RecipeError, match="no problems of split 'test'"):
         sets.gsm8k().problem("test", 0, 0)

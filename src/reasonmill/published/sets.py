@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from reasonmill.data.files import BadRow, Row, read_rows
@@ -94,20 +95,47 @@ def _task(name: str, grader: Grader, file: Path | None, hub: HubRows | None, spl
         split: what the rows of a file are; only a training set is trained on.
 
     Raises:
-        RecipeError: both a file and a data set are given, or a row is not of the set.
+        RecipeError: both a file and a data set are given.
     """
     if file is not None and hub is not None:
         raise RecipeError(f"the problems of {name} come from a file or from the hub", fix="remove one of the two")
-    rows: dict[str, Iterator[Row | BadRow]] = {}
-    if file is not None:
-        rows = {split: read_rows(file)}
-    elif hub is not None:
-        rows = dict(read_hub(hub))
-    return RowsTask(grader, {split: _problems(name, each) for split, each in rows.items()})
+
+    def read() -> Mapping[str, list[Problem]]:
+        rows = {split: read_rows(file)} if file is not None else read_hub(hub) if hub is not None else {}
+        return {split: _problems(name, each) for split, each in rows.items()}
+
+    return RowsTask(grader, _WhenAsked(read))
+
+
+class _WhenAsked(Mapping[str, Sequence[Problem]]):
+    """Problems by split, read when the first is asked for: processes that grade need none of them."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Sequence[Problem]]]) -> None:
+        self._read = read
+
+    @cached_property
+    def _found(self) -> Mapping[str, Sequence[Problem]]:
+        return self._read()
+
+    def __getitem__(self, split: str) -> Sequence[Problem]:
+        return self._found[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __bool__(self) -> bool:
+        return True  # it is not known yet, and nobody should have to read for it
 
 
 def _problems(name: str, rows: Iterator[Row | BadRow]) -> list[Problem]:
-    """The problems of rows, each once."""
+    """The problems of rows, each once.
+
+    Raises:
+        RecipeError: a row is not of the set.
+    """
     found: dict[str, Problem] = {}
     bad: list[BadRow] = []
     for row in rows:
