@@ -57,6 +57,19 @@ def _kept(family: str, config: str) -> Any:
     return dataset_of(family, json.loads(config))
 
 
+def _kept_for(family: str, config: Mapping[str, Any]) -> Any:
+    return _kept(family, json.dumps(config, sort_keys=True))
+
+
+def prepare(family: str, config: Mapping[str, Any]) -> None:
+    """Loads what scoring needs: reasoning-gym takes two seconds to import.
+
+    Raises:
+        RecipeError: of `dataset_of`.
+    """
+    _kept_for(family, config)
+
+
 def draw_item(family: str, config: Mapping[str, Any], split: str, seed: int, index: int) -> dict[str, Any]:
     """Item `index` of a split, as JSON: its question, answer (None where there is no one right answer) and metadata.
 
@@ -66,7 +79,7 @@ def draw_item(family: str, config: Mapping[str, Any], split: str, seed: int, ind
     Raises:
         RecipeError: of `dataset_of`, or the family has no item of the split.
     """
-    dataset = _kept(family, json.dumps(config, sort_keys=True))
+    dataset = _kept_for(family, config)
 
     def draw(rng: Any) -> dict[str, Any]:
         number = rng.getrandbits(_NUMBER_BITS)
@@ -92,8 +105,7 @@ def score(family: str, config: Mapping[str, Any], item: Mapping[str, Any], answe
     It may evaluate the answer as Python: only for the jail.
     """
     entry = {"question": item["question"], "answer": item["answer"], "metadata": from_json(item["metadata"])}
-    scored = _kept(family, json.dumps(config, sort_keys=True)).score_answer(answer, entry)
-    return float(scored)
+    return float(_kept_for(family, config).score_answer(answer, entry))
 
 
 def as_json(value: Any) -> Any:

@@ -36,6 +36,13 @@ class ReasoningGym:
         self._ask = ask
         self._grader = GymGrader()
 
+    def prepare(self) -> None:
+        """Loads what grading needs, in the process that the workers are forked from."""
+        from reasonmill.gym.families import prepare
+
+        if self.files and self._family is not None:
+            prepare(self._family, self._config)
+
     def problem(self, split: str, seed: int, index: int) -> Problem:
         """Problem `index` of a split.
 
