@@ -27,6 +27,8 @@ _PID = struct.Struct(">I")
 def serve_template(channel: int, plugin: bytes, header: dict[str, Any], manager: int) -> None:
     """Makes the object, says so, and forks a worker for each connection that comes; returns when no more can come.
 
+    An object may have a method `prepare`, which loads what all workers need and takes long.
+
     Args:
         channel: file descriptor of the connection to the manager.
         plugin: the plug-in, pickled.
@@ -38,6 +40,8 @@ def serve_template(channel: int, plugin: bytes, header: dict[str, Any], manager:
     try:
         importlib.import_module(header["calls"])  # here, so that not every worker has to
         made = pickle.loads(plugin).make()
+        if hasattr(made, "prepare"):
+            made.prepare()
     except BaseException as error:  # whatever a user's code raises, SystemExit as well
         connection.sendall(frame({"unmade": str(error) or type(error).__name__}))
         return
