@@ -251,12 +251,30 @@ class Attempt:
     Attributes:
         task: the problem's, with its own measures where it has some.
         noise: names the rollout, for rewards that draw.
+        accuracy: what the task's own grader says, from 0.0 to 1.0; None where it could not tell.
     """
 
     problem: Problem
     completion: Completion
     task: NamedTask
     noise: tuple[Part, ...]
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a reward says of an attempt.
+
+    Attributes:
+        value: the more the better; None where it does not apply, or could not tell.
+        why_not: why it could not tell; empty where it could, or does not apply, so that the rollout's reward goes
+            without it.
+        parts: further numbers that it took down, by name.
+    """
+
+    value: float | None
+    why_not: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
