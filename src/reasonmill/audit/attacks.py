@@ -95,7 +95,8 @@ def attacks(target: Target, *, is_read: bool) -> Iterator[Attack]:
     for name, text in _empty(form):
         yield Attack("empty", name, (text,), "wrong")
     for name, text in _injections(target.canary):
-        if not same(text, gold):
+        is_right = same(text, gold) or (text == "inf" and "infty" in gold) or (text == "0 = 0" and same(gold, "0"))
+        if not is_right:
             yield Attack("injection", name, (form.response(text),), "wrong")
     for name, text in _huge(gold if is_read else "1"):
         yield Attack("huge", name, (form.response(text),), "either")
@@ -147,12 +148,12 @@ def _near_misses(target: Target) -> Iterator[tuple[str, str]]:
             "ten times as much": str(number * 10),
             "a digit too many": f"{plain}1",
             "a half too much": f"{plain}.5" if number.denominator == 1 else f"{plain}5",
-            "with an unknown": f"{plain}x",
-            "imaginary": f"{plain}i",
             "an equation that does not hold": f"{number + 1} = {plain}",
-            "twice it is right": f"\\frac{{{plain}}}{{2}}",
-            "its square": f"{plain}^2",
         }
+        if number:  # 0x, 0i and half of 0 are 0
+            missed |= {"with an unknown": f"{plain}x", "imaginary": f"{plain}i", "half of it": f"\\frac{{{plain}}}{{2}}"}
+        if number not in (0, 1):
+            missed["its square"] = f"({plain})^2"
         if len(plain) > 1 and number.denominator == 1 and number > 0:
             missed["a digit too few"] = plain[:-1]
             missed["its digits apart, by a comma"] = ",".join(plain)
