@@ -260,22 +260,6 @@ class Attempt:
     noise: tuple[Part, ...]
     accuracy: float | None = None
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What a reward says of an attempt.
-
-    Attributes:
-        value: the more the better; None where it does not apply, or could not tell.
-        why_not: why it could not tell; empty where it could, or does not apply, so that the rollout's reward goes
-            without it.
-        parts: further numbers that it took down, by name.
-    """
-
-    value: float | None
-    why_not: str = ""
-    parts: Mapping[str, float] = field(default_factory=dict)
-
     @property
     def step(self) -> int:
         """The stage's step that it was drawn in, the third part of what names it; 0 where nothing counts steps."""

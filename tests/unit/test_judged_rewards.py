@@ -12,12 +12,14 @@ from reasonmill.errors import RecipeError
 from reasonmill.kept_replies import BudgetSpent
 from reasonmill.plugins.catalogue import Catalogue, Use, installed
 from reasonmill.protocols import Attempt
+from reasonmill.rewards.combination import MEASURED, RewardWeights
 from reasonmill.rewards.judge import JudgeSettings
 from reasonmill.rewards.judged import JudgedReward, Pairwise, Rubric
 from reasonmill.rewards.rules.length import LengthReward
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Message, Problem
 
+FACT = installed().task("facts").problem("train", 0, 0)
 PROBLEM = Problem("own", (Message("user", "what is a mill ?"),), "")
 
 
@@ -156,6 +158,21 @@ def test_patience_and_budget_are_no_part_of_what_a_reward_is() -> None:
     assert identity() == identity(budget=7) == identity(concurrency=3)
     assert identity() != identity(model="other")
     assert identity() != identity(criteria=["b"])
+
+
+def test_a_stages_reward_is_the_sum_with_what_the_judge_says_of_a_group(tmp_path: Path) -> None:
+    def met_by_x(body: dict, number: int) -> Answer:
+        return says("MET" if "x" in section(body, "THE ANSWER TO CHECK") else "?")
+
+    with chat_server(met_by_x) as fake, Home.open(tmp_path / "home") as home:
+        rule, _ = context_rewards(home, fake, 10)
+        weights = RewardWeights({"good": 2.0, "format": 1.0}, {"good": rule, **MEASURED}, everywhere=True)
+        completions = [attempt.completion for attempt in attempts("x", "y", None)]
+        met, untold, empty = weights.grade(installed().task("facts"), FACT, completions, noise=("n",))
+    assert (met.reward, met.parts["good"]) == (3.0, 1.0)
+    assert untold.reward is None
+    assert "the judge gave no verdict" in untold.error
+    assert empty.reward == 0.0
 
 
 def long(tokens: int, accuracy: float | None) -> Attempt:

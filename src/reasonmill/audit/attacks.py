@@ -151,7 +151,11 @@ def _near_misses(target: Target) -> Iterator[tuple[str, str]]:
             "an equation that does not hold": f"{number + 1} = {plain}",
         }
         if number:  # 0x, 0i and half of 0 are 0
-            missed |= {"with an unknown": f"{plain}x", "imaginary": f"{plain}i", "half of it": f"\\frac{{{plain}}}{{2}}"}
+            missed |= {
+                "with an unknown": f"{plain}x",
+                "imaginary": f"{plain}i",
+                "half of it": f"\\frac{{{plain}}}{{2}}",
+            }
         if number not in (0, 1):
             missed["its square"] = f"({plain})^2"
         if len(plain) > 1 and number.denominator == 1 and number > 0:
