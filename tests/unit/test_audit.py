@@ -14,6 +14,7 @@ from reasonmill import cli
 from reasonmill.audit.attacks import Target, attacks, number_of, same
 from reasonmill.audit.auditing import Audit, audit
 from reasonmill.audit.forms import FORMS
+from reasonmill.audit.samples import samples
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Domain
 from reasonmill.tasks.named import NamedTask
@@ -235,6 +236,24 @@ def test_the_command_lists_findings_and_its_exit_code_tells(tmp_path: Path, caps
         cli.main(["audit", "arithmetic", "--problems", "2"])
     assert ended.value.code == 0
     assert "no findings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["math", "choice", "text"])
+def test_graders_without_problems_are_attacked_with_samples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["audit", name, "--json", "--limit", "1"])
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert report["gold_right"] == report["problems"] == len(samples(name)) > 2
+    assert "attacked with samples" in told.err
+    assert not [found for found in report["findings"] if found["fault"] == "passes and should not"]
+
+
+def test_a_task_of_a_users_own_without_problems_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["audit", "facts", "--split", "dev"])
+    assert ended.value.code == 2
+    assert "has no split 'dev'" in capsys.readouterr().err
 
 
 STAGE = """

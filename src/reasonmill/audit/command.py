@@ -14,7 +14,9 @@ from rich.progress import Progress
 from rich.text import Text
 
 from reasonmill.audit.auditing import Audit, Finding, audit
-from reasonmill.history import note_on
+from reasonmill.audit.samples import samples
+from reasonmill.errors import RecipeError
+from reasonmill.history import note_on, note_to_user
 from reasonmill.options import JsonOption, RecipeOption, SplitOption
 from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.load import load_recipe
@@ -35,7 +37,13 @@ def audit_command(
 ) -> None:
     """Attacks the grader of a task, and lists what passes and should not, and the reverse. Exit code 9 if anything."""
     named = (installed() if recipe is None else load_recipe(recipe).catalogue).task(task)
-    drawn = list(itertools.islice(named.problems(split, seed), problems))
+    try:
+        drawn = list(itertools.islice(named.problems(split, seed), problems))
+    except RecipeError:
+        drawn = samples(task)[:problems]
+        if not drawn:
+            raise
+        note_to_user(f"task {task!r} has no problems of split {split!r}: its grader is attacked with samples")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("problems", total=len(drawn))
         found = audit(named, drawn, limit_s, lambda done: progress.update(bar, completed=done))
