@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from reasonmill import grade, history, preview, upkeep
+from reasonmill.audit.command import audit_command
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
 from reasonmill.history import note_on, note_to_user, table_of
 from reasonmill.lasting_streams import lasting, open_closed_streams
@@ -31,6 +32,8 @@ from reasonmill.options import (
     RecipeArgument,
     UntilOption,
     WorkersOption,
+    RecipeOption,
+    SplitOption,
 )
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
@@ -56,9 +59,6 @@ DeviceOption = Annotated[
 ModelArgument = Annotated[
     str, typer.Argument(help="A directory, a shipped base, run/stage of the home, or the beginning of a digest.")
 ]
-RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe whose own tasks may be named, too.")
-]
 TemplateOption = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME|FILE", help="Chat template: r1-zero, or a .jinja file; the model's own."),
@@ -67,7 +67,6 @@ SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", he
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends a reply, too; repeatable.")
 ]
-SplitOption = Annotated[str, typer.Option("--split", help="train, dev or test.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -290,6 +289,7 @@ def chat(
 
 app.command()(preview.data)
 app.command()(grade.grade)
+app.command("audit")(audit_command)
 app.command()(history.status)
 app.command()(history.lineage)
 app.command()(history.adopt)

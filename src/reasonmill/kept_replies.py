@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from reasonmill.servers.replies import Said
+from reasonmill.servers.settings import ServerError
 from reasonmill.store.home import Home
 
 REPLIES_FILE = "replies.json"
@@ -24,6 +25,9 @@ class KeptReplies:
         """The replies of the stage with this key; those that are damaged are reported, and asked for again."""
         self._home = home
         self._beside = f"{key}/replies"
+
+    def __len__(self) -> int:
+        return len(self._replies)
 
     def find(self, request: str) -> Said | None:
         """The reply to a request, if there is one."""
@@ -63,6 +67,45 @@ class KeptReplies:
             elif digest is not None:
                 self._home.ledger.forget_groups(self._beside, step)
         return found
+
+
+class BudgetSpent(ServerError):
+    """A server was asked as often as it may be asked; what it said is kept."""
+
+
+class Budgeted:
+    """Kept replies of which there are not to be more than so many.
+
+    Args:
+        title: names whose budget it is, for messages.
+    """
+
+    def __init__(self, kept: KeptReplies, budget: int, title: str) -> None:
+        self._kept = kept
+        self._budget = budget
+        self._title = title
+        self._missing: set[str] = set()
+
+    def find(self, request: str) -> Said | None:
+        """The reply to a request, if there is one.
+
+        Raises:
+            BudgetSpent: there is none, and the budget does not allow to ask for it.
+        """
+        said = self._kept.find(request)
+        if said is None:
+            self._missing.add(request)
+            if len(self._kept) + len(self._missing) > self._budget:
+                raise BudgetSpent(
+                    f"{self._title} has {len(self._kept):,} replies and needs more than its budget of {self._budget:,}",
+                    fix="raise its budget and run the same command again: what was answered is not asked again",
+                )
+        return said
+
+    def keep(self, said: Mapping[str, Said]) -> None:
+        """Keeps replies; they are durable when this returns."""
+        self._kept.keep(said)
+        self._missing -= said.keys()
 
 
 def _write(said: Mapping[str, Said], target: Path) -> None:

@@ -34,6 +34,10 @@ HomeOption = Annotated[
     typer.Option("--home", parser=_directory, metavar="PATH", help="Directory that keeps all artifacts and runs."),
 ]
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a TOML file.")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe whose own tasks may be named, too.")
+]
+SplitOption = Annotated[str, typer.Option("--split", help="train, dev or test.")]
 OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Changes a setting; repeatable.")
 ]

@@ -251,12 +251,20 @@ class Attempt:
     Attributes:
         task: the problem's, with its own measures where it has some.
         noise: names the rollout, for rewards that draw.
+        accuracy: what the task's own grader says, from 0.0 to 1.0; None where it could not tell.
     """
 
     problem: Problem
     completion: Completion
     task: NamedTask
     noise: tuple[Part, ...]
+    accuracy: float | None = None
+
+    @property
+    def step(self) -> int:
+        """The stage's step that it was drawn in, the third part of what names it; 0 where nothing counts steps."""
+        step = self.noise[2] if len(self.noise) > 2 else 0
+        return step if isinstance(step, int) else 0
 
     @property
     def step(self) -> int:

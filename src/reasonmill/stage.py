@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reasonmill.curation.asked import Asked
 from reasonmill.errors import RecipeError
-from reasonmill.kept_replies import KeptReplies
+from reasonmill.kept_replies import Budgeted, KeptReplies
 from reasonmill.placement import Backend
 from reasonmill.plugins.catalogue import Catalogue, rows_of
 from reasonmill.plugins.sources import ENGINES
-from reasonmill.protocols import Progress, Scorer
+from reasonmill.protocols import Progress, Reward, Scorer
 from reasonmill.rewards.combination import NOT_RULES, RewardWeights
+from reasonmill.rewards.judged import JudgedReward
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import AT_STEP, OF_STAGE
 from reasonmill.tasks.named import NamedTask
@@ -106,6 +107,7 @@ class StageContext:
     config_digest: str = ""
     marks: Mapping[str, Any] = field(default_factory=dict)
     _unrepeatable: list[object] = field(default_factory=list, init=False, repr=False)
+    _judged: list[KeptReplies] = field(default_factory=list, init=False, repr=False)
 
     def task(self, name: str) -> NamedTask:
         """The task that the recipe calls so."""
@@ -137,8 +139,21 @@ class StageContext:
         Args:
             scorers: the reward models, by name of the reward.
         """
-        rules = {name: self.catalogue.reward(name) for name in weights if name not in NOT_RULES}
+        rules = {name: self._rule(name) for name in weights if name not in NOT_RULES}
         return RewardWeights(weights, rules, scorers)
+
+    def _rule(self, name: str) -> Reward:
+        rule = self.catalogue.reward(name)
+        if not isinstance(rule, JudgedReward):
+            return rule
+        kept = KeptReplies(self.home, f"{self.key}/rewards/{name}")
+        self._judged.append(kept)
+        return rule.asking(self.judge(rule.server, replies=Budgeted(kept, rule.budget, f"the reward {name!r}")))
+
+    def drop_judged(self) -> None:
+        """Forgets what the judges of rewards said: the stage is trained, and nobody asks them again."""
+        for kept in self._judged:
+            kept.drop()
 
     def intermediate(self, stage: str, taken: int, digest: str) -> Artifact:
         """The record of a model that the stage keeps after so many steps, and goes on."""

@@ -189,7 +189,7 @@ def test_the_coin_never_looks_at_the_problem_or_the_completion() -> None:
 
 def test_what_a_recipe_may_weigh() -> None:
     assert {"accuracy", "helpfulness", "safety"} == NOT_RULES
-    assert installed().names("rewards") == ("format", "language", "random")
+    assert installed().names("rewards") == ("format", "language", "random", "length", "pairwise", "rubric")
 
 
 def test_a_reward_is_the_weighted_sum_of_its_parts() -> None:

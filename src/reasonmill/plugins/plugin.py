@@ -25,7 +25,7 @@ from reasonmill.rewards.functions.function import (
     is_reward_function,
     no_reward_function,
 )
-from reasonmill.settings import Naming, marks
+from reasonmill.settings import Naming, decisive, marks
 
 Group = Literal["data", "tasks", "rewards", "environments", "stages", "conversations", "rewritings"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -219,7 +219,11 @@ class Plugin:
         content = {
             "code": self.code,
             "attribute": self.target.attribute,
-            "arguments": self._arguments.model_dump(mode="json", exclude={*self._files, *self.parts}),
+            "arguments": {
+                name: value
+                for name, value in decisive(self._arguments).items()
+                if name not in self._files and name not in self.parts
+            },
             "files": {name: path_digest(path) for name, path in self._files.items()},
             "declared": [path_digest(Path(path)) for path in getattr(self.made, "files", ())],
         }

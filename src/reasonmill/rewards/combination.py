@@ -201,7 +201,10 @@ class RewardWeights:
         }
         awaited = [attempt.grade() for attempt in begun if attempt.grade is not None]
         own = awaited or own_grades(task, problem, completions)
-        attempts = _attempts(task, problem, completions, noise)
+        attempts = [
+            replace(attempt, accuracy=grade.parts.get(ACCURACY))
+            for attempt, grade in zip(_attempts(task, problem, completions, noise), own, strict=True)
+        ]
         for name, rule in self._rules_of(applied).items():
             if name in begun_group:
                 said[name] = begun_group[name]()

@@ -50,6 +50,15 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """An answer to a problem, and a criterion that it should meet."""
+
+    problem: Problem
+    answer: str
+    criterion: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """Two answers to a problem, in the order in which the judge reads them."""
 
@@ -90,6 +99,14 @@ class Judge:
         for place, given in zip(said, self._verdicts("correctness", asked, on_verdict), strict=True):
             verdicts[place] = {"CORRECT": True, "INCORRECT": False}.get(given)
         return verdicts
+
+    def met(self, points: Sequence[Point]) -> list[bool | None]:
+        """Whether each answer meets its criterion; None where the judge gave no verdict. Errors as of `correct`."""
+        asked = [
+            {"question": _question(point.problem), "criterion": point.criterion, "answer": point.answer}
+            for point in points
+        ]
+        return [{"MET": True, "UNMET": False}.get(given) for given in self._verdicts("criterion", asked, None)]
 
     def preferences(
         self, comparisons: Sequence[Pair], on_verdict: Callable[[int], None] | None = None

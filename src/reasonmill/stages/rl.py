@@ -242,7 +242,9 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
             asked += missing
         return asked
 
-    return policy.train(sample, updates, fates=settings.fates, problems=problems)
+    outcome = policy.train(sample, updates, fates=settings.fates, problems=problems)
+    context.drop_judged()
+    return outcome
 
 
 def _missing(settings: Settings, groups: Sequence[Group], asked: int) -> int:

@@ -28,7 +28,6 @@ def choice(
 
 
 def text(
-    data: Splits | None = None,
     match: Match = "exact",
     similarity: float | None = None,
     answer_in: Place = "auto",

@@ -1,0 +1,1 @@
+"""Attacks on graders: what a grader lets pass and should not, and the reverse."""
