@@ -30,10 +30,10 @@ from reasonmill.options import (
     JsonOption,
     OverridesOption,
     RecipeArgument,
-    UntilOption,
-    WorkersOption,
     RecipeOption,
     SplitOption,
+    UntilOption,
+    WorkersOption,
 )
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk

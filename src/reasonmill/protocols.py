@@ -266,12 +266,6 @@ class Attempt:
         step = self.noise[2] if len(self.noise) > 2 else 0
         return step if isinstance(step, int) else 0
 
-    @property
-    def step(self) -> int:
-        """The stage's step that it was drawn in, the third part of what names it; 0 where nothing counts steps."""
-        step = self.noise[2] if len(self.noise) > 2 else 0
-        return step if isinstance(step, int) else 0
-
 
 @dataclass(frozen=True)
 class Measured:

@@ -101,7 +101,8 @@ def test_what_is_watched_moves_no_bit_and_is_restored_after_a_kill(tmp_path: Pat
         assert rows_of(home, "whole") == rows_of(home, "cut")
         for alone, watched in zip(rows_of(home, "plain"), rows_of(home, "whole"), strict=True):
             assert {name: watched[name] for name in alone} == alone
-        assert whole.metrics["kept_models"] == cut.metrics["kept_models"] == {str(n): model_at(home, "whole", n) for n in (2, 4)}
+        kept = {str(n): model_at(home, "whole", n) for n in (2, 4)}
+        assert whole.metrics["kept_models"] == cut.metrics["kept_models"] == kept
         points = [("held_out_start/accuracy" in row, "held_out/accuracy" in row) for row in rows_of(home, "whole")]
         assert points == [(True, False), (False, True), (False, False), (False, True)]
         row = rows_of(home, "whole")[1]

@@ -127,7 +127,8 @@ def test_what_is_unknown_is_refused_with_what_is_known() -> None:
     error = refused(lambda: installed().task("countdwn"))
     assert (error.what, error.fix) == ("unknown task 'countdwn'", "did you mean 'countdown'?")
     error = refused(lambda: installed().reward("xyz"))
-    assert (error.what, error.fix) == ("unknown reward 'xyz'", "use one of format, language, random, length, pairwise, rubric")
+    known = "use one of format, language, random, length, pairwise, rubric"
+    assert (error.what, error.fix) == ("unknown reward 'xyz'", known)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.errors import ReasonmillError
 from reasonmill.plugins.catalogue import Catalogue, RewardUse, TaskUse
 from reasonmill.protocols import FollowUp, Renderer
 from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights

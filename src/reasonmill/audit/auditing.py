@@ -108,7 +108,7 @@ def _others(problem: Problem, problems: Sequence[Problem]) -> list[str]:
 
 def _faults(attack: Attack, problem: Problem, rulings: Sequence[Ruling]) -> Iterator[Finding]:
     for ruling in rulings:
-        if ruling.judged not in ("right", "wrong"):
+        if ruling.judged != "right" and ruling.judged != "wrong":  # what mypy can follow
             yield _finding(ruling.judged, attack, problem, ruling.reason)
             return
     if attack.expected == "wrong" and all(ruling.judged == "right" for ruling in rulings):

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Literal, Self, cast
 
-from reasonmill.rewards.combination import ACCURACY, own_grades
+from reasonmill.rewards.grades import ACCURACY, own_grades
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Problem
 

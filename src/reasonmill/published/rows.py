@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reasonmill.data.files import BadRow
+from reasonmill.data.values import BadRow
 from reasonmill.randomness import generator
 from reasonmill.types import Message, Problem
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from reasonmill.data.files import BadRow, Row, read_rows
+from reasonmill.data.files import read_rows
 from reasonmill.data.hub import HubRows, read_hub
+from reasonmill.data.values import BadRow, Row
 from reasonmill.errors import RecipeError
 from reasonmill.grading.choice import ChoiceGrader
 from reasonmill.grading.code import CodeGrader

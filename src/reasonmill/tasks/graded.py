@@ -28,6 +28,7 @@ def choice(
 
 
 def text(
+    data: Splits | None = None,
     match: Match = "exact",
     similarity: float | None = None,
     answer_in: Place = "auto",

@@ -45,10 +45,6 @@ class Rows:
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         return (self.problem(split, seed, index) for index in range(len(self._problems(split))))
 
-    def verdict(self, problem: Problem, response: str) -> Verdict:
-        """What the grader says of a response, with its reason."""
-        return self._grader.judge(problem, response)
-
     def _order(self, split: str, seed: int, again: int) -> list[int]:
         """The places of a split's problems, in the order that they are asked in."""
         known = self._orders.get(split)
@@ -78,6 +74,10 @@ class RowsTask(Rows):
     def isolation(self) -> Isolation:
         """Where its grader has to compute."""
         return self._grader.isolation
+
+    def verdict(self, problem: Problem, response: str) -> Verdict:
+        """What the grader says of a response, with its reason."""
+        return self._grader.judge(problem, response)
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return [self.verdict(problem, completion.text).grade for completion in completions]
