@@ -107,6 +107,14 @@ def test_any_of_several_answers_is_right(tmp_path: Path) -> None:
     assert (problem.answer, problem.meta["answers"]) == ("12", ["twelve"])
     (problem,) = rows(tmp_path, {**INSPECT, "target": ["12"]}).problems()["train"]
     assert (problem.answer, "answers" in problem.meta) == ("12", False)
+    squad = {"question": "Which city?", "answers": {"text": ["Paris"], "answer_start": [3]}}
+    (problem,) = rows(tmp_path, squad, columns={"prompt": "question", "answer": "answers.text"}).problems()["train"]
+    assert (problem.answer, problem.meta["answers"]) == ("Paris", [])  # and not the names of its columns
+
+
+def test_what_is_ignored_may_come_late(tmp_path: Path) -> None:
+    written = [{"problem": str(n), "answer": "1"} for n in range(150)] + [{"problem": "x", "answer": "1", "tools": [1]}]
+    assert rows(tmp_path, *written, ignore=["tools"]).counts.splits == {"train": 151}
 
 
 def test_options_stand_in_the_prompt_and_the_answer_is_a_letter(tmp_path: Path) -> None:

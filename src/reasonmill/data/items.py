@@ -127,8 +127,9 @@ def _problem(row: Row, shape: Shape) -> Item:
         meta["choices"] = choices
         if "answer" in shape.columns:
             answers = [_letter(answer, choices, shape.columns["answer"]) for answer in answers]
-    if len(answers) > 1:
-        meta["answers"] = answers[1:]  # where graders look for more that is right
+    more = meta.get("answers", [])  # where graders look for more that is right: an object has keys there, no answers
+    if len(answers) > 1 or not isinstance(more, list):
+        meta["answers"] = answers[1:]
     make = partial(Problem, NO_TASK, messages, answers[0], meta)
     return Item(row.place, messages, _turns(messages), json.dumps(answers), make)
 
