@@ -52,7 +52,7 @@ INSPECT = {"input": "What is 7 + 5?", "choices": None, "target": "12", "id": 1, 
 # Name of the shape, a row of it, the prompt, the answer, and the columns that graders and rewards get.
 PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] = [
     ("TRL prompts", {"prompt": ASKED, "ground_truth": "12", "level": 2}, TURNS, "12", {"ground_truth", "level"}),
-    ("TRL prompts without answers", {"prompt": "What is 7 + 5?", "words": 3}, TURNS, "", {"words"}),
+    ("TRL prompts without answers", {"prompt": "What is 7 + 5?", "words": 3}, TURNS, "", {"prompt", "words"}),
     ("verl", VERL, TURNS, "12", {"data_source", "ability", "reward_model", "extra_info"}),
     ("DAPO", {**VERL, "reward_model": {"style": "rule-lighteval/MATH_v2", "ground_truth": "12"}}, TURNS, "12",
      {"data_source", "ability", "reward_model", "extra_info"}),
@@ -62,7 +62,7 @@ PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] =
      {"ground_truth", "dataset"}),
     ("NeMo Gym", NEMO, TURNS, "12", {"expected_answer"}),
     ("verifiers 1", VERIFIERS_1, (Message("system", "Calculate."), *TURNS), "12",
-     set(VERIFIERS_1) - {"prompt", "system_prompt"}),
+     set(VERIFIERS_1) - {"system_prompt"}),
     ("verifiers 0", {"question": ASKED, "answer": "12", "info": {}, "task": "sums"}, TURNS, "12",
      {"answer", "info", "task"}),
     ("inspect", INSPECT, TURNS, "12", {"choices", "target", "id", "metadata", "files"}),
