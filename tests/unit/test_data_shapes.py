@@ -69,8 +69,9 @@ PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] =
     ("GSM8K", {"question": "What is 7 + 5?", "answer": "<<7+5=12>>It is 12.\n#### 12"}, TURNS, "12", {"answer"}),
     ("MATH", {"problem": "What is 7 + 5?", "solution": "So \\boxed{1} and \\boxed{\\frac{24}{2}}.", "level": "Level 1",
               "type": "Algebra"}, TURNS, "\\frac{24}{2}", {"solution", "level", "type"}),
-    ("OpenR1", {"problem": "What is 7 + 5?", "solution": "\\boxed{13}", "answer": "12"}, TURNS, "12",
-     {"solution", "answer"}),
+    ("OpenR1", {"problem": "What is 7 + 5?", "solution": "\\boxed{13}", "answer": "12",
+                "messages": ASKED + SAID, "generations": ["12"]}, TURNS, "12",
+     {"solution", "answer", "messages", "generations"}),
     ("numbers", {"question": "What is 7 + 5?", "answer": 12}, TURNS, "12", {"answer"}),
 ]  # fmt: skip
 
@@ -124,6 +125,9 @@ def test_options_stand_in_the_prompt_and_the_answer_is_a_letter(tmp_path: Path) 
         (problem,) = rows(tmp_path, row).problems()["train"]
         assert problem.messages[0].content == "Which is largest?\n\nA. 2\nB. 9\nC. 4"
         assert (problem.answer, problem.meta["choices"]) == ("B", ["2", "9", "4"])
+    arc = {"question": "Which is largest?", "choices": {"text": ["2", "9", "4"], "label": ["1", "2", "3"]}}
+    (problem,) = rows(tmp_path, {**arc, "answerKey": "2"}).problems()["train"]
+    assert (problem.answer, problem.meta["choices"]) == ("B", ["2", "9", "4"])
     with pytest.raises(RecipeError, match="'D' is none of the options A, B, C"):
         rows(tmp_path, {**asked, "answer": "D"})
 
