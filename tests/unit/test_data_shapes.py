@@ -52,7 +52,7 @@ INSPECT = {"input": "What is 7 + 5?", "choices": None, "target": "12", "id": 1, 
 # Name of the shape, a row of it, the prompt, the answer, and the columns that graders and rewards get.
 PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] = [
     ("TRL prompts", {"prompt": ASKED, "ground_truth": "12", "level": 2}, TURNS, "12", {"ground_truth", "level"}),
-    ("TRL prompts without answers", {"prompt": "What is 7 + 5?", "words": 3}, TURNS, "", {"words"}),
+    ("TRL prompts without answers", {"prompt": "What is 7 + 5?", "words": 3}, TURNS, "", {"prompt", "words"}),
     ("verl", VERL, TURNS, "12", {"data_source", "ability", "reward_model", "extra_info"}),
     ("DAPO", {**VERL, "reward_model": {"style": "rule-lighteval/MATH_v2", "ground_truth": "12"}}, TURNS, "12",
      {"data_source", "ability", "reward_model", "extra_info"}),
@@ -62,15 +62,16 @@ PROBLEMS: list[tuple[str, dict[str, Any], tuple[Message, ...], str, set[str]]] =
      {"ground_truth", "dataset"}),
     ("NeMo Gym", NEMO, TURNS, "12", {"expected_answer"}),
     ("verifiers 1", VERIFIERS_1, (Message("system", "Calculate."), *TURNS), "12",
-     set(VERIFIERS_1) - {"prompt", "system_prompt"}),
+     set(VERIFIERS_1) - {"system_prompt"}),
     ("verifiers 0", {"question": ASKED, "answer": "12", "info": {}, "task": "sums"}, TURNS, "12",
      {"answer", "info", "task"}),
     ("inspect", INSPECT, TURNS, "12", {"choices", "target", "id", "metadata", "files"}),
     ("GSM8K", {"question": "What is 7 + 5?", "answer": "<<7+5=12>>It is 12.\n#### 12"}, TURNS, "12", {"answer"}),
     ("MATH", {"problem": "What is 7 + 5?", "solution": "So \\boxed{1} and \\boxed{\\frac{24}{2}}.", "level": "Level 1",
               "type": "Algebra"}, TURNS, "\\frac{24}{2}", {"solution", "level", "type"}),
-    ("OpenR1", {"problem": "What is 7 + 5?", "solution": "\\boxed{13}", "answer": "12"}, TURNS, "12",
-     {"solution", "answer"}),
+    ("OpenR1", {"problem": "What is 7 + 5?", "solution": "\\boxed{13}", "answer": "12",
+                "messages": ASKED + SAID, "generations": ["12"]}, TURNS, "12",
+     {"solution", "answer", "messages", "generations"}),
     ("numbers", {"question": "What is 7 + 5?", "answer": 12}, TURNS, "12", {"answer"}),
 ]  # fmt: skip
 
@@ -107,6 +108,14 @@ def test_any_of_several_answers_is_right(tmp_path: Path) -> None:
     assert (problem.answer, problem.meta["answers"]) == ("12", ["twelve"])
     (problem,) = rows(tmp_path, {**INSPECT, "target": ["12"]}).problems()["train"]
     assert (problem.answer, "answers" in problem.meta) == ("12", False)
+    squad = {"question": "Which city?", "answers": {"text": ["Paris"], "answer_start": [3]}}
+    (problem,) = rows(tmp_path, squad, columns={"prompt": "question", "answer": "answers.text"}).problems()["train"]
+    assert (problem.answer, problem.meta["answers"]) == ("Paris", [])  # and not the names of its columns
+
+
+def test_what_is_ignored_may_come_late(tmp_path: Path) -> None:
+    written = [{"problem": str(n), "answer": "1"} for n in range(150)] + [{"problem": "x", "answer": "1", "tools": [1]}]
+    assert rows(tmp_path, *written, ignore=["tools"]).counts.splits == {"train": 151}
 
 
 def test_options_stand_in_the_prompt_and_the_answer_is_a_letter(tmp_path: Path) -> None:
@@ -116,6 +125,9 @@ def test_options_stand_in_the_prompt_and_the_answer_is_a_letter(tmp_path: Path) 
         (problem,) = rows(tmp_path, row).problems()["train"]
         assert problem.messages[0].content == "Which is largest?\n\nA. 2\nB. 9\nC. 4"
         assert (problem.answer, problem.meta["choices"]) == ("B", ["2", "9", "4"])
+    arc = {"question": "Which is largest?", "choices": {"text": ["2", "9", "4"], "label": ["1", "2", "3"]}}
+    (problem,) = rows(tmp_path, {**arc, "answerKey": "2"}).problems()["train"]
+    assert (problem.answer, problem.meta["choices"]) == ("B", ["2", "9", "4"])
     with pytest.raises(RecipeError, match="'D' is none of the options A, B, C"):
         rows(tmp_path, {**asked, "answer": "D"})
 

@@ -121,14 +121,15 @@ def _problem(row: Row, shape: Shape) -> Item:
     # An empty cluster would make all such problems one.
     meta = {k: v for k, v in row.columns.items() if k not in top and not (k == "cluster" and v is None)}
     if "choices" in shape.columns and not is_empty(value_at(row.columns, shape.columns["choices"])):
-        choices = _choices(*_value(row, shape, "choices"))
+        choices, named = _choices(*_value(row, shape, "choices"))
         listed = "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False))
         messages = (*messages[:-1], Message(messages[-1].role, f"{messages[-1].content}\n\n{listed}"))
         meta["choices"] = choices
         if "answer" in shape.columns:
-            answers = [_letter(answer, choices, shape.columns["answer"]) for answer in answers]
-    if len(answers) > 1:
-        meta["answers"] = answers[1:]  # where graders look for more that is right
+            answers = [_letter(answer, choices, named, shape.columns["answer"]) for answer in answers]
+    more = meta.get("answers", [])  # where graders look for more that is right: an object has keys there, no answers
+    if len(answers) > 1 or not isinstance(more, list):
+        meta["answers"] = answers[1:]
     make = partial(Problem, NO_TASK, messages, answers[0], meta)
     return Item(row.place, messages, _turns(messages), json.dumps(answers), make)
 
@@ -145,19 +146,24 @@ def _without_response(value: Any, column: str) -> tuple[Message, ...]:
     return messages
 
 
-def _choices(value: Any, column: str) -> list[str]:
-    """The texts of options: a list of them, or an object with the lists `text` and `label`."""
+def _choices(value: Any, column: str) -> tuple[list[str], list[Any]]:
+    """The texts of options, and what the row calls them: a list of texts, or an object with the lists `text` and
+    `label`."""
     texts = value.get("text") if isinstance(value, dict) else value
     if not isinstance(texts, list) or not 1 < len(texts) <= len(_LETTERS):
         raise BadRow(f"options are a list of 2 to {len(_LETTERS)} texts", column)
     if not all(isinstance(text, str | int | float) for text in texts):
         raise BadRow("an option is no text", column)
-    return [str(text) for text in texts]
+    labels = value.get("label") if isinstance(value, dict) else None
+    return [str(text) for text in texts], labels if isinstance(labels, list) else []
 
 
-def _letter(answer: str, choices: Sequence[str], column: str) -> str:
-    """The letter of the right option, which an answer names by its letter, its text, or its number from 0 on."""
+def _letter(answer: str, choices: Sequence[str], named: Sequence[Any], column: str) -> str:
+    """The letter of the right option, which an answer names by what the row calls it, or else by its letter, its text,
+    or its number from 0 on."""
     letters = _LETTERS[: len(choices)]
+    if answer in named[: len(choices)]:
+        return letters[list(named).index(answer)]
     if answer in letters and len(answer) == 1:
         return answer
     if list(choices).count(answer) == 1:

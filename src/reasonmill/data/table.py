@@ -83,6 +83,7 @@ class Rows:
         self._columns = columns
         self._answer: AnswerForm | None = answer
         self._ignore = ignore or []
+        self._idle = set(self._ignore)  # what no row so far has
         self.bad: list[BadRow] = []
         self._sorted = self._read()
         if self.bad and (bad_rows == "refuse" or not self._sorted.items):
@@ -169,6 +170,8 @@ class Rows:
             )
         found = sort(((source.split, item) for source in sources for item in self._items(source)), self._shares)
         found.counts.bad = len(self.bad)
+        if self._idle:
+            raise RecipeError(f"ignore names {min(self._idle)!r}, and no row has it", fix="remove it")
         return found
 
     def _items(self, source: Source) -> Iterator[Item]:
@@ -176,6 +179,7 @@ class Rows:
             if isinstance(row, BadRow):
                 self.bad.append(row)
                 continue
+            self._idle = {path for path in self._idle if is_empty(value_at(row.columns, path))}
             try:
                 yield item_of(row, source.shape)
             except BadRow as bad:
@@ -204,14 +208,7 @@ class Rows:
                 shape = said_shape(self._columns, self._answer, sample, names)
         except RecipeError as error:
             raise RecipeError(error.what, fix=error.fix, where=where) from error
-        self._require_ignored(sample, where)
         return Source(shape.ignoring(self._ignore), names, itertools.chain(first, rows), split)
-
-    def _require_ignored(self, sample: Sequence[Row], where: str) -> None:
-        """Refuses to ignore what is not there."""
-        for path in self._ignore:
-            if all(is_empty(value_at(row.columns, path)) for row in sample):
-                raise RecipeError(f"ignore names {path!r}, and no row has it", where=where, fix="remove it")
 
 
 def _checked(shares: Mapping[str, float]) -> Mapping[str, float]:

@@ -253,6 +253,8 @@ def require_split(tasks: Mapping[str, int], split: str, catalogue: Catalogue) ->
             catalogue.task(name).problem(split, 0, count - 1)
         except RecipeError as error:
             raise ValueError(f"{error.what}: {error.fix}") from error
+        except LookupError as error:  # of a list in a user's task
+            raise ValueError(f"the task {name!r} has no {count} problems of split {split!r}: {error}") from error
 
 
 def _made(group: Group) -> AfterValidator:
