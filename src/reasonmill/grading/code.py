@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -226,9 +225,9 @@ class CodeGrader:
     """Runs the code of a response in the jail, against the tests of the problem.
 
     Args:
-        seconds: of a core for a test that reads and prints, or for all tests that call a function; sleeping takes twice
-            as long at most.
-        total_seconds: for all tests of a response together.
+        seconds: of a core for a test that reads and prints, or for all tests that call a function; as long and a second
+            for sleeping and waiting.
+        total_seconds: of a core for all tests of a response together.
         memory_mb: what a program may use.
         level: how it is kept apart; the best that this machine has without it.
     """
@@ -274,13 +273,14 @@ class CodeGrader:
         return Verdict.right() if found.outcome == "passed" else Verdict.wrong(found.reason)
 
     def _print(self, jails: Jails, tests: PrintedTests, source: str) -> Verdict:
-        deadline = time.monotonic() + self._total_s
+        left = self._total_s
         for number, (given, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True), 1):
             ran = programs.run(jails.program, source, given.encode(errors="surrogatepass"), self._limits)
             if ran.fault:
                 return Verdict.wrong(f"test {number}: {ran.fault}")
             if not printed_alike(ran.output.decode(errors="replace"), expected):
                 return Verdict.wrong(f"test {number}: it printed something else")
-            if time.monotonic() > deadline:
+            left -= ran.cpu_s
+            if left < 0:
                 return Verdict.wrong(f"all tests together took longer than {self._total_s:g} s")
         return Verdict.right()
