@@ -16,6 +16,7 @@ from reasonmill.jail.jail import JailFailed, Limits
 from reasonmill.jail.level import Level
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN, read_transcript
 from reasonmill.types import Problem
+from reasonmill.workers.limits import Limits as WorkerLimits
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)")
 _LANGUAGES = ("", "python", "py", "python3")
@@ -245,6 +246,10 @@ class CodeGrader:
         self._limits = Limits(seconds, memory_mb)
         self._total_s = total_seconds
         self._level = level
+        # The jail ends programs by what they compute; these bound the jail, on whatever busy machine.
+        self.limits = WorkerLimits(
+            seconds=100 + 20 * (seconds + total_seconds), memory_gb=2 + memory_mb / 1000, processes=1000
+        )
 
     def judge(self, problem: Problem, response: str) -> Verdict:
         """Right if all tests pass. Failures of the jail and of the tests themselves are "could not tell"."""
