@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reasonmill.cli import main
 from reasonmill.grading.code import (
     CodeGrader,
     FunctionTests,
@@ -308,3 +309,21 @@ def test_users_graders_run_in_the_jail(tmp_path: Path) -> None:
         catalogue.workers.close()
     assert [grade.reward for grade in grades] == [1.0, 0.0, 0.0, 0.0], grades
     assert not secret.exists()
+
+
+@jailed
+def test_the_command_grade_reads_rows_with_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"response": HUMAN_EVAL["canonical_solution"], **HUMAN_EVAL},
+        {"response": "    return x", "tests": HUMAN_EVAL},
+        {"response": SHARED, **MBPP},
+        {"response": "print(input())", "tests": {"inputs": ["1"], "outputs": ["1"]}, "id": "7"},
+        {"response": "print(input())"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["grade", "code", str(file), "--json"])
+    assert ended.value.code == 0
+    verdicts = [json.loads(line)["verdict"] for line in capsys.readouterr().out.splitlines()]
+    assert verdicts == ["right", "wrong", "right", "right", "could not tell"]
