@@ -19,6 +19,7 @@ from reasonmill.errors import RecipeError
 from reasonmill.grading.verdict import Verdict
 from reasonmill.history import note_to_user, table_of
 from reasonmill.lasting_streams import lasting
+from reasonmill.options import AcceptOption
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Message, Problem
 
@@ -26,6 +27,8 @@ from reasonmill.types import Completion, Grade, Message, Problem
 _LOOKED_THROUGH = 20_000
 _SPLITS = ("train", "dev", "test")
 _ASKED = ("problem", "prompt", "question")
+# Hidden tests, which stand in for an answer; what was asked may be a part of them.
+_TESTS = ("tests", "test", "test_list", "input_output", "inputs")
 _COLOURS = {"right": "green", "wrong": "red", "could not tell": "yellow"}
 
 
@@ -33,18 +36,19 @@ _COLOURS = {"right": "green", "wrong": "red", "could not tell": "yellow"}
 def grade(
     task: Annotated[str, typer.Argument(help="Name of a task.")],
     file: Annotated[
-        Path, typer.Argument(help="JSONL (or .gz): rows with a response, and an answer or a problem's id.")
+        Path, typer.Argument(help="JSONL (or .gz): rows with a response, and an answer, tests or a problem's id.")
     ],
     seed: Annotated[int, typer.Option("--seed", min=0, help="The seed of the problems that ids are from.")] = 0,
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="RECIPE", help="A recipe whose own tasks may be named, too.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    accept_unisolated_code: AcceptOption = False,
 ) -> None:
     """Grades responses in a file: right, wrong or could not tell, row by row, with the reason.
 
-    A row has `response`, and `answer` or the `id` of a problem; `problem` is what was asked. All else in it is what the
-    task's grader may need, such as `options` or `tests`.
+    A row has `response`, and `answer`, hidden tests or the `id` of a problem; `problem` is what was asked. All else in
+    it is what the task's grader may need, such as `options`.
     """
     from reasonmill.plugins.catalogue import installed
     from reasonmill.recipe.load import load_recipe
@@ -149,16 +153,18 @@ def _response(given: Any) -> str | None:
 
 def _problem(task: str, known: _Known, row: Mapping[str, Any]) -> Problem | str:
     """The problem that a row is about, or why there is none."""
-    if row.get("answer") is None:
+    has_tests = any(row.get(name) for name in _TESTS)
+    if row.get("answer") is None and not has_tests:
         if row.get("id") is None:
-            return "the row has neither `answer` nor `id`"
+            return "the row has no `answer`, no tests and no `id`"
         found = known[str(row["id"])]
         return found or f"no problem of this task has the id {str(row['id'])[:40]!r}"
-    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-    texts = [_text(answer) for answer in answers]
+    answer = "" if row.get("answer") is None else row["answer"]
+    texts = [_text(one) for one in (answer if isinstance(answer, list) else [answer])]
     if not texts or None in texts:
         return "the row's `answer` is neither text nor a number, nor a list of them"
-    meta = {name: value for name, value in row.items() if name not in ("answer", "response", "id", "meta", *_ASKED)}
+    left_out = {"answer", "response", "id", "meta", *(() if has_tests else _ASKED)}
+    meta = {name: value for name, value in row.items() if name not in left_out}
     meta |= row["meta"] if isinstance(row.get("meta"), dict) else {}
     if len(texts) > 1:
         meta["answers"] = texts[1:]

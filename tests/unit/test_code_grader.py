@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reasonmill.cli import main
 from reasonmill.grading.code import (
     CodeGrader,
     FunctionTests,
@@ -21,7 +23,8 @@ from reasonmill.grading.code import (
 from reasonmill.grading.verdict import Verdict
 from reasonmill.jail.found import close_jails, found_level
 from reasonmill.jail.level import levels
-from reasonmill.types import Message, Problem
+from reasonmill.plugins.catalogue import Catalogue, TaskUse
+from reasonmill.types import Completion, Message, Problem
 
 jailed = pytest.mark.skipif(not levels(), reason="this machine has no jail")
 
@@ -45,6 +48,32 @@ MBPP = {
 }
 VALUES = "{1: (2.5, 'a', None), 'b': {3}, b'c': [True, 1j, frozenset()], -1: '\\ud800'}"
 SHARED = "def shared(a, b): return tuple(set(a) & set(b))"
+
+
+# A task that does what nobody should outside of a jail.
+EVALUATING = """
+from collections.abc import Iterator, Sequence
+from reasonmill.protocols import Domain
+from reasonmill.types import Completion, Grade, Message, Problem
+
+class Evaluating:
+    domain: Domain = "reasoning"
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return Problem("mine", (Message("user", "?"),), "3")
+
+    def problems(self, split: str, seed: int) -> Iterator[Problem]:
+        return iter([self.problem(split, seed, 0)])
+
+    def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+        return [Grade(self.value(problem, completion.text)) for completion in completions]
+
+    def value(self, problem: Problem, text: str) -> float:
+        try:
+            return float(str(eval(text)) == problem.answer)
+        except OSError:
+            return 0.0
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -249,3 +278,52 @@ def test_a_jail_that_failed_starts_again(monkeypatch: pytest.MonkeyPatch) -> Non
         broken.setattr(Jail, "begin", lambda *_: (_ for _ in ()).throw(JailFailed("gone")))
         assert judged(tests, response).reason == "the jail failed: gone"
     assert judged(tests, response).outcome == "right"
+
+
+@jailed
+def test_a_recipe_names_it_and_workers_grade() -> None:
+    catalogue = Catalogue({"tasks": {"programs": TaskUse(use="code", seconds=2.0)}})
+    problem = Problem("programs", (Message("user", "?"),), "", {"test_list": ["assert f(1) == 1"]})
+    said = [Completion((1,), (0.0,), (True,), text, "stop", 0) for text in ("def f(x): return x", "def f(x): return 2")]
+    try:
+        grades = catalogue.task("programs").grade(problem, said)
+    finally:
+        catalogue.workers.close()
+    assert [grade.reward for grade in grades] == [1.0, 0.0]
+    assert grades[0].parts["isolation"] == found_level().rank
+
+
+@jailed
+def test_users_graders_run_in_the_jail(tmp_path: Path) -> None:
+    """One that evaluates what a model wrote, which tries to write beside the grader and to connect."""
+    secret = tmp_path / "secret"
+    (tmp_path / "evaluating.py").write_text(EVALUATING, encoding="utf-8")
+    table = TaskUse(use="./evaluating.py:Evaluating", isolation="jail")
+    catalogue = Catalogue({"tasks": {"mine": table}}, tmp_path)
+    problem = Problem("mine", (Message("user", "?"),), "3")
+    texts = ["1 + 2", f"open({str(secret)!r}, 'w') and 3", "__import__('socket').socket() and 3", "1 + 3"]
+    try:
+        said = [Completion((1,), (0.0,), (True,), text, "stop", 0) for text in texts]
+        grades = catalogue.task("mine").grade(problem, said)
+    finally:
+        catalogue.workers.close()
+    assert [grade.reward for grade in grades] == [1.0, 0.0, 0.0, 0.0], grades
+    assert not secret.exists()
+
+
+@jailed
+def test_the_command_grade_reads_rows_with_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"response": HUMAN_EVAL["canonical_solution"], **HUMAN_EVAL},
+        {"response": "    return x", "tests": HUMAN_EVAL},
+        {"response": SHARED, **MBPP},
+        {"response": "print(input())", "tests": {"inputs": ["1"], "outputs": ["1"]}, "id": "7"},
+        {"response": "print(input())"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["grade", "code", str(file), "--json"])
+    assert ended.value.code == 0
+    verdicts = [json.loads(line)["verdict"] for line in capsys.readouterr().out.splitlines()]
+    assert verdicts == ["right", "wrong", "right", "right", "could not tell"]

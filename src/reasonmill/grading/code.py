@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -17,6 +16,7 @@ from reasonmill.jail.jail import JailFailed, Limits
 from reasonmill.jail.level import Level
 from reasonmill.transcript import THINK_CLOSE, THINK_OPEN, read_transcript
 from reasonmill.types import Problem
+from reasonmill.workers.limits import Limits as WorkerLimits
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)")
 _LANGUAGES = ("", "python", "py", "python3")
@@ -226,9 +226,9 @@ class CodeGrader:
     """Runs the code of a response in the jail, against the tests of the problem.
 
     Args:
-        seconds: of a core for a test that reads and prints, or for all tests that call a function; sleeping takes twice
-            as long at most.
-        total_seconds: for all tests of a response together.
+        seconds: of a core for a test that reads and prints, or for all tests that call a function; as long and a second
+            for sleeping and waiting.
+        total_seconds: of a core for all tests of a response together.
         memory_mb: what a program may use.
         level: how it is kept apart; the best that this machine has without it.
     """
@@ -246,6 +246,10 @@ class CodeGrader:
         self._limits = Limits(seconds, memory_mb)
         self._total_s = total_seconds
         self._level = level
+        # The jail ends programs by what they compute; these bound the jail, on whatever busy machine.
+        self.limits = WorkerLimits(
+            seconds=100 + 20 * (seconds + total_seconds), memory_gb=2 + memory_mb / 1000, processes=1000
+        )
 
     def judge(self, problem: Problem, response: str) -> Verdict:
         """Right if all tests pass. Failures of the jail and of the tests themselves are "could not tell"."""
@@ -274,13 +278,14 @@ class CodeGrader:
         return Verdict.right() if found.outcome == "passed" else Verdict.wrong(found.reason)
 
     def _print(self, jails: Jails, tests: PrintedTests, source: str) -> Verdict:
-        deadline = time.monotonic() + self._total_s
+        left = self._total_s
         for number, (given, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True), 1):
             ran = programs.run(jails.program, source, given.encode(errors="surrogatepass"), self._limits)
             if ran.fault:
                 return Verdict.wrong(f"test {number}: {ran.fault}")
             if not printed_alike(ran.output.decode(errors="replace"), expected):
                 return Verdict.wrong(f"test {number}: it printed something else")
-            if time.monotonic() > deadline:
+            left -= ran.cpu_s
+            if left < 0:
                 return Verdict.wrong(f"all tests together took longer than {self._total_s:g} s")
         return Verdict.right()

@@ -17,13 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from reasonmill.jail.inside.zygote import READY
+from reasonmill.jail.inside.zygote import BEGUN, READY
 from reasonmill.jail.level import Level
 
 # What a program may write. More is a flood, and ends it.
 MAX_OUTPUT = 16_000_000
 # How long a jail has to start, and a killed process to be gone.
 _START_S, _GONE_S = 30.0, 10.0
+# How often it is looked at whether a job computes.
+_LOOK_S = 0.1
 _MAX_REPORT = 4096
 
 
@@ -35,13 +37,14 @@ class Limits:
     """What a job may use.
 
     Args:
-        seconds: of a core. A job that sleeps instead has twice as long and a second.
+        seconds: of a core. A job that sleeps or waits has as long for that, and a second. A job that could go on and
+            waits for a core loses nothing, so that verdicts don't depend on what else the machine does.
         memory_mb: megabytes of addresses.
     """
 
     def __init__(self, seconds: float = 6.0, memory_mb: int = 1024) -> None:
         self.seconds = seconds
-        self.wall_s = 2 * seconds + 1
+        self.idle_s = seconds + 1
         self.memory_bytes = memory_mb * 1_000_000
 
     @property
@@ -105,6 +108,7 @@ class Jail:
         self._control: socket.socket | None = None
         self._first_inside: int | None = None
         self._owner = os.getpid()
+        self._job: int | None = None
 
     def begin(self, job: Mapping[str, Any], limits: Limits, descriptors: Sequence[int]) -> None:
         """Starts a job, which finds the descriptors under the numbers from 0 on.
@@ -118,7 +122,13 @@ class Jail:
             handed = array.array("i", [text, *descriptors])
             header = json.dumps({"limits": limits.inside}).encode()
             control.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handed)])
-        except OSError as error:
+            if not _readable(control, _START_S):
+                raise TimeoutError("it does not begin")
+            said, found, _, _ = socket.recv_fds(control, _MAX_REPORT, 1)
+            if said != BEGUN:
+                raise ValueError("it ended")
+            self._job = found[0]
+        except (OSError, ValueError) as error:
             self.close()
             raise JailFailed(f"the jail takes no job: {error}") from error
         finally:
@@ -130,8 +140,23 @@ class Jail:
             raise JailFailed("the jail has no job")
         return self._control.fileno()
 
-    def ended(self) -> int:
-        """The status of the job that has ended: its exit code, or minus the signal that ended it.
+    def idle(self) -> bool:
+        """Whether no thread of the job computes, or could if there was a core for it."""
+        try:
+            with open(f"/proc/self/fdinfo/{self._job}", encoding="ascii") as lines:
+                pid = next(line.split()[1] for line in lines if line.startswith("Pid:"))
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/stat", "rb") as stat:
+                    # Behind the name, in parentheses, comes the state.
+                    if stat.read().rpartition(b")")[2].split()[0] in (b"R", b"D"):
+                        return False
+        except OSError:  # it has ended, or processes are hidden here
+            return True
+        return True
+
+    def ended(self) -> tuple[int, float]:
+        """What became of the job that has ended: its exit code, or minus the signal that ended it; and the seconds of a
+        core that it took.
 
         Raises:
             JailFailed: the jail itself is gone.
@@ -143,7 +168,14 @@ class Jail:
         if not report:
             self.close()
             raise JailFailed("the jail ended by itself")
-        return int(json.loads(report)["status"])
+        self._forget_job()
+        said = json.loads(report)
+        return int(said["status"]), float(said["cpu_s"])
+
+    def _forget_job(self) -> None:
+        if self._job is not None:
+            os.close(self._job)
+            self._job = None
 
     def kill(self) -> None:
         """Ends the job, or the whole jail where that does not help."""
@@ -159,6 +191,7 @@ class Jail:
 
     def close(self) -> None:
         """Ends the jail and all that is in it."""
+        self._forget_job()
         process, self._process = self._process, None
         if self._control is not None:
             self._control.close()
@@ -237,12 +270,14 @@ class Job:
 
     Attributes:
         status: None as long as it runs, and where it was killed.
+        cpu_s: the seconds of a core that it took, once it has ended.
     """
 
     def __init__(self, jail: Jail, captures: Sequence[Capture]) -> None:
         self.jail = jail
         self.captures = captures
         self.status: int | None = None
+        self.cpu_s = 0.0
         self.running = True
 
     @property
@@ -258,25 +293,29 @@ class Job:
             capture.close()
 
 
-def follow(jobs: Sequence[Job], seconds: float, done: Callable[[], bool]) -> bool:
+def follow(jobs: Sequence[Job], idle_s: float, done: Callable[[], bool]) -> bool:
     """Reads what jobs write until `done`, which is asked after everything that happens.
 
     Returns:
-        False where the time was over before that.
+        False where none of the jobs has computed for so long before that, all in all.
 
     Raises:
         JailFailed: a jail is gone.
     """
-    deadline = time.monotonic() + seconds
+    idle, looked = 0.0, time.monotonic()
     with selectors.DefaultSelector() as selector:
         for job in jobs:
             selector.register(job.jail, selectors.EVENT_READ, job)
             for capture in job.captures:
                 selector.register(capture.reader, selectors.EVENT_READ, capture)
         while not done():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready and time.monotonic() >= deadline:
+            if idle >= idle_s:
                 return False
+            ready = selector.select(_LOOK_S)
+            since = time.monotonic() - looked
+            if since >= _LOOK_S:
+                idle += since if all(job.jail.idle() for job in jobs if job.running) else 0.0
+                looked += since
             for key, _ in ready:
                 if isinstance(key.data, Capture):
                     if not key.data.read():
@@ -284,7 +323,7 @@ def follow(jobs: Sequence[Job], seconds: float, done: Callable[[], bool]) -> boo
                 else:
                     selector.unregister(key.fileobj)
                     key.data.running = False
-                    key.data.status = key.data.jail.ended()
+                    key.data.status, key.data.cpu_s = key.data.jail.ended()
                     # What it wrote before its end is in the pipes, and nobody else writes there.
                     for capture in key.data.captures:
                         while not capture.flooded and _readable(capture.reader, 0) and capture.read():

@@ -38,14 +38,14 @@ def jailed(level: Level, read: Iterable[Path] = ()) -> Callable[[Sequence[str]],
 
     Args:
         level: how it is kept apart.
-        read: further files and folders that it may read, such as those of a user's graders.
+        read: further files and folders that it may read, such as those of a user's graders; but no home as a whole.
 
     Raises:
         OSError: at the level of Landlock, there is no folder for temporary files, or the kernel's version can't keep
             signals within the jail.
     """
     user = nobodys_user() if os.getuid() == 0 else None
-    paths = _outermost([*readable(), *_packages(), *(str(path.resolve()) for path in read)])
+    paths = _outermost([*readable(), *_shown([*_interpreter(), *(path.resolve() for path in read)])])
 
     def around(command: Sequence[str]) -> list[str]:
         folder = "/tmp" if level.bwrap is not None else _folder(user)
@@ -83,11 +83,15 @@ def _folder(user: int | None) -> str:
     return folder
 
 
-def _packages() -> list[str]:
-    """Where the interpreter is and what it imports; never a home as a whole."""
-    home = {Path.home().resolve(), Path("/")}
+def _interpreter() -> list[Path]:
+    """Where the interpreter is and what it imports."""
     # The interpreter of a virtual environment is a link to one of the programs beside the true one.
-    places = [Path(sys.prefix), Path(sys.base_prefix) / "bin", *(Path(entry) for entry in sys.path if entry)]
+    return [Path(sys.prefix), Path(sys.base_prefix) / "bin", *(Path(entry) for entry in sys.path if entry)]
+
+
+def _shown(places: Iterable[Path]) -> list[str]:
+    """The places that there are; never a home as a whole."""
+    home = {Path.home().resolve(), Path("/")}
     return [str(place) for place in places if place.exists() and place.resolve() not in home]
 
 

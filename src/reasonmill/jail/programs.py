@@ -30,10 +30,12 @@ class Ran:
     Attributes:
         output: all that it printed, where `fault` is empty.
         fault: why its output does not count: too slow, too much, ended by an error.
+        cpu_s: the seconds of a core that it took; 0 where it was ended.
     """
 
     output: bytes
     fault: str
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ def run(jail: Jail, source: str, stdin: bytes, limits: Limits) -> Ran:
         jail.begin({"do": running.run.__name__, "source": source}, limits, [given, output.writer, errors.writer])
         output.handed_over()
         errors.handed_over()
-        in_time = follow([job], limits.wall_s, lambda: not job.running or job.flooded)
+        in_time = follow([job], limits.idle_s, lambda: not job.running or job.flooded)
         if job.flooded:
-            return Ran(b"", f"it wrote more than {MAX_OUTPUT // 1_000_000} MB")
+            return Ran(b"", f"it wrote more than {MAX_OUTPUT // 1_000_000} MB", 0.0)
         if not in_time:
-            return Ran(b"", f"it took longer than {limits.seconds:g} s")
-        return Ran(bytes(output.data), _fault(job.status, bytes(errors.data), limits))
+            return Ran(b"", f"it took longer than {limits.seconds:g} s", 0.0)
+        return Ran(bytes(output.data), _fault(job.status, bytes(errors.data), limits), job.cpu_s)
     finally:
         os.close(given)
         job.end()
@@ -100,7 +102,7 @@ def examine(
             capture.handed_over()
         for end in (programs_end, tests_end):
             end.close()
-        in_time = follow([answering, asking], limits.wall_s, lambda: not asking.running)
+        in_time = follow([answering, asking], limits.idle_s, lambda: not asking.running)
         slow = f"it took longer than {limits.seconds:g} s"
         if not in_time:
             answering.end()

@@ -69,7 +69,7 @@ class RewardUse(Use):
     """
 
     isolation: Isolation | None = Field(default=None, description="none, worker or jail; users' code: worker")
-    limits: Limits = Field(default=Limits(), description="what one response may take in a worker")
+    limits: Limits | None = Field(default=None, description="what one response may take in a worker")
 
 
 class TaskUse(RewardUse):
@@ -155,7 +155,8 @@ class Catalogue:
                 where=f"[{group}.{name}]",
             )
         isolation = told or own or ("none" if plugin.target.root[0] == PACKAGE else "worker")
-        limits = use.limits if isinstance(use, RewardUse) else Limits()
+        told_limits = use.limits if isinstance(use, RewardUse) else None
+        limits = told_limits or getattr(plugin.made, "limits", None) or Limits()
         return None if isolation == "none" else partial(self.workers.ask, plugin, isolation=isolation, limits=limits)
 
     def _in_jail(self, command: Sequence[str]) -> Sequence[str]:

@@ -15,7 +15,7 @@ def code(
     Args:
         data: rows with a problem, and its tests.
         seconds: of a core for a test that reads and prints, or for all tests that call a function.
-        total_seconds: for all tests of a response together.
+        total_seconds: of a core for all tests of a response together.
         memory_mb: what a program may use.
 
     Raises:

@@ -11,6 +11,7 @@ from reasonmill.protocols import Domain
 from reasonmill.randomness import generator
 from reasonmill.settings import Naming
 from reasonmill.types import Completion, Grade, Problem, held_out
+from reasonmill.workers.limits import Limits
 
 # For parameters of tasks: a recipe names a `[data.NAME]` table, and the task gets its problems by split.
 Splits = Annotated[Mapping[str, Sequence[Problem]], Naming("data")]
@@ -74,6 +75,12 @@ class RowsTask(Rows):
     def isolation(self) -> Isolation:
         """Where its grader has to compute."""
         return self._grader.isolation
+
+    @property
+    def limits(self) -> Limits | None:
+        """What a verdict may take in a worker, where its grader has limits of its own below that."""
+        limits: Limits | None = getattr(self._grader, "limits", None)
+        return limits
 
     def verdict(self, problem: Problem, response: str) -> Verdict:
         """What the grader says of a response, with its reason."""

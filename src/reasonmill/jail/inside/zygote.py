@@ -29,6 +29,8 @@ _WARM = (
 _JOBS: dict[str, Callable[..., None]] = {work.__name__: work for work in (program.run, program.serve, examine.examine)}
 # What is said when jobs can come.
 READY = b"ready"
+# And when one has begun, with a descriptor of its process.
+BEGUN = b"begun"
 _MAX_HEADER = 4096
 _MAX_DESCRIPTORS = 5
 
@@ -78,6 +80,7 @@ def _attend(child: int, control: socket.socket, guardian: int) -> bool:
         Whether there is somebody who may have more jobs.
     """
     alive = os.pidfd_open(child)
+    socket.send_fds(control, [BEGUN], [alive])
     waiting = select.poll()
     for source in (alive, control.fileno(), guardian):
         waiting.register(source, select.POLLIN)
