@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from reasonmill.errors import ReasonmillError
+from reasonmill.jail.found import NoJail, found_level
 from reasonmill.plugins.catalogue import Catalogue, RewardUse, TaskUse
 from reasonmill.protocols import FollowUp, Renderer
 from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights
@@ -233,6 +234,22 @@ def test_a_grader_is_never_isolated_less_than_it_asks_for(tmp_path: Path) -> Non
     assert "needs the isolation 'worker', and the recipe gives it 'none'" in error.what
     error = refused(lambda: brought(tmp_path, use="own.py:Jailed", isolation="worker").task("obeying"))
     assert "needs the isolation 'jail', and the recipe gives it 'worker'" in error.what
+
+
+def test_what_asks_for_the_jail_is_graded_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        found_level()
+    except NoJail:
+        pytest.skip("this machine has no jail")
+    secret = tmp_path / "secret"
+    secret.touch()
+    monkeypatch.setenv(MARK, str(tmp_path))
+    catalogue = brought(tmp_path / "recipe", use="own.py:Jailed", limits={"seconds": 10.0})
+    texts = [f"assert not Path({str(secret)!r}).exists()", f"assert {MARK!r} not in os.environ", "os._exit(3)", ""]
+    with catalogue.workers.limited_to(1):
+        found = graded(catalogue, texts)
+    assert [grade.reward for grade in found] == [1.0, 1.0, None, 1.0], found
+    assert found[2].error.endswith("it ended its process with exit code 3")
 
 
 def test_what_can_not_be_made_in_a_worker_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

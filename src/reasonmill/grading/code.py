@@ -244,6 +244,8 @@ class CodeGrader:
         level: Level | None = None,
     ) -> None:
         self._limits = Limits(seconds, memory_mb)
+        # With the last test, in which nothing may happen, and a jail that has to be started.
+        self.longest_s = total_seconds + 2 * seconds + 30
         self._total_s = total_seconds
         self._level = level
 

@@ -156,6 +156,8 @@ class Catalogue:
             )
         isolation = told or own or ("none" if plugin.target.root[0] == PACKAGE else "worker")
         limits = use.limits if isinstance(use, RewardUse) else Limits()
+        # What runs programs says itself how long that takes at most.
+        limits = limits.at_least(getattr(plugin.made, "longest_s", 0.0))
         return None if isolation == "none" else partial(self.workers.ask, plugin, isolation=isolation, limits=limits)
 
     def _in_jail(self, command: Sequence[str]) -> Sequence[str]:

@@ -75,6 +75,11 @@ class RowsTask(Rows):
         """Where its grader has to compute."""
         return self._grader.isolation
 
+    @property
+    def longest_s(self) -> float:
+        """How long its grader takes for a response at most, by limits of its own; 0 for one that has none."""
+        return float(getattr(self._grader, "longest_s", 0.0))
+
     def verdict(self, problem: Problem, response: str) -> Verdict:
         """What the grader says of a response, with its reason."""
         return self._grader.judge(problem, response)

@@ -112,7 +112,7 @@ class _Manager:
         if id(plugin) not in self._plugins:
             self._keys += 1
             self._plugins[id(plugin)] = self._keys, plugin
-            header = {"make": self._keys, "limits": limits.model_dump(), "size": size}
+            header = {"make": self._keys, "limits": limits.at_least(0.0).model_dump(), "size": size}
             header |= {"path": sys.path, "calls": type(call).__module__}
             self._send(frame(header, pickle.dumps(plugin)))
         key, answer = self._plugins[id(plugin)][0], _Answer(self)
@@ -147,7 +147,8 @@ class _Manager:
         if plugin is None:  # said before
             return
         del self._plugins[id(plugin)]
-        error = {"what": f"{plugin.title} can't be made in a worker: {why}", "fix": "", "where": ""}
+        error: dict[str, Any] = {"what": f"{plugin.title} can't be made in a worker: {why}", "fix": "", "where": ""}
+        error["exit_code"] = 2
         for number in [number for number, (of, _) in self._asked.items() if of == key]:
             self._asked.pop(number)[1].settle({"error": error})
 
@@ -180,7 +181,9 @@ class _Answer:
         if "failed" in self._said:
             raise Failed(self._said["failed"])
         if "error" in self._said:
-            raise ReasonmillError(**self._said["error"])
+            error = ReasonmillError(**{key: text for key, text in self._said["error"].items() if key != "exit_code"})
+            error.exit_code = self._said["error"]["exit_code"]
+            raise error
         return self._said["value"]
 
 
@@ -200,6 +203,6 @@ def _read(body: bytes) -> dict[str, Any]:
         if "value" in said or isinstance(said.get("failed"), str):
             return said
         error = said.get("error")
-        if isinstance(error, dict) and error.keys() == {"what", "fix", "where"}:
+        if isinstance(error, dict) and error.keys() == {"what", "fix", "where", "exit_code"}:
             return said
     return {"failed": "it gave an answer that can't be read"}

@@ -92,7 +92,8 @@ def _answer(made: Any, body: bytes) -> bytes:
         said = {"value": call(made)}
         return json.dumps(said).encode()
     except ReasonmillError as error:
-        said = {"error": {"what": error.what, "fix": error.fix, "where": error.where}}
+        told = {"what": error.what, "fix": error.fix, "where": error.where, "exit_code": error.exit_code}
+        said = {"error": told}
     except BaseException as error:  # SystemExit as well
         said = {"failed": raised(error)}
     finally:
