@@ -15,7 +15,7 @@ import pytest
 
 from reasonmill.errors import ReasonmillError
 from reasonmill.jail.found import NoJail, found_level
-from reasonmill.plugins.catalogue import Catalogue, RewardUse, TaskUse
+from reasonmill.plugins.catalogue import Catalogue, DataUse, RewardUse, TaskUse
 from reasonmill.protocols import FollowUp, Renderer
 from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights
 from reasonmill.rewards.grades import reasons
@@ -336,3 +336,19 @@ def test_reasons_are_counted_in_few_words() -> None:
     assert reasons([*grades, Grade(1.0)]) == {
         "it raised ValueError": 2, "a": 1, "b": 1, "c": 1, "d": 1, "other reasons": 3
     }  # fmt: skip
+
+
+def test_a_worker_does_not_read_the_rows_that_its_problems_are_from(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "1 + {n} ?", "answer": "{1 + n}"}}\n' for n in range(20)))
+    tables: dict[Any, Any] = {
+        "data": {"sums": DataUse(train="rows.jsonl")},
+        "tasks": {"told": TaskUse(use="text", data="sums", isolation="worker")},
+    }
+    catalogue = Catalogue(tables, tmp_path)
+    task = catalogue.task("told")
+    problem = task.problem("train", 0, 0)
+    rows.unlink()
+    with catalogue.workers.limited_to(1):
+        (grade,) = task.grade(problem, [completion(f"<answer>{problem.answer}</answer>")])
+    assert grade.reward == 1.0, grade

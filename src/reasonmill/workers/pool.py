@@ -37,7 +37,7 @@ _ENVIRONMENT = {
 
 
 class Named(Protocol):
-    """A plug-in. It is pickled; in a worker, its method `make` gives the object."""
+    """A plug-in. It is pickled; in a worker, its method `make_again` gives the object."""
 
     @property
     def title(self) -> str:

@@ -39,7 +39,7 @@ def serve_template(channel: int, plugin: bytes, header: dict[str, Any], manager:
     sys.path[:] = header["path"]
     try:
         importlib.import_module(header["calls"])  # here, so that not every worker has to
-        made = pickle.loads(plugin).make()
+        made = pickle.loads(plugin).make_again()
         if hasattr(made, "prepare"):
             made.prepare()
     except BaseException as error:  # whatever a user's code raises, SystemExit as well
