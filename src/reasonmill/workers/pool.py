@@ -57,7 +57,7 @@ class Workers:
     """
 
     def __init__(self, launchers: Mapping[Isolation, Launcher] = MappingProxyType({"worker": list})) -> None:
-        self.size = len(os.sched_getaffinity(0))
+        self.size = _processors()
         self._launchers = launchers
         self._managers: dict[Isolation, _Manager] = {}
 
@@ -67,6 +67,11 @@ class Workers:
         Raises:
             RecipeError: the isolation is not to be had here.
         """
+        if sys.platform != "linux":
+            raise RecipeError(
+                f"{plugin.title} is graded in workers, which need Linux",
+                fix='give it isolation = "none" in the recipe, if it can\'t hang',
+            )
         if isolation not in self._launchers:
             raise RecipeError(f"{plugin.title} needs the isolation {isolation!r}, which is not to be had here")
         if isolation not in self._managers:
@@ -76,7 +81,7 @@ class Workers:
     @contextmanager
     def limited_to(self, size: int | None) -> Iterator[None]:
         """Runs so many calls at the same time in the block, None for one on each processor; they end with it."""
-        self.size = size or len(os.sched_getaffinity(0))
+        self.size = size or _processors()
         try:
             yield
         finally:
@@ -87,6 +92,10 @@ class Workers:
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 class _Manager:
