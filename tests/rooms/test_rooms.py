@@ -81,6 +81,10 @@ NEVER_IMPORTS: dict[str, set[str]] = {
         *("torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"),
         *("reasonmill.stages", "reasonmill.mill", "reasonmill.store"),
     },
+    "workers": {
+        *("torch", "transformers", "numpy", "reasonmill.plugins", "reasonmill.tasks", "reasonmill.rewards"),
+        *("reasonmill.recipe", "reasonmill.store", "reasonmill.stages", "reasonmill.mill", "reasonmill.world"),
+    },
     "rewards": {"reasonmill.plugins", "reasonmill.stages", "reasonmill.recipe", "reasonmill.mill"},
     "store": {"torch", "transformers", "reasonmill.stages", "reasonmill.mill"},
     "algo": {"transformers", "reasonmill.tasks", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"},

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from reasonmill.errors import ReasonmillError
-from reasonmill.plugins.catalogue import Catalogue, RewardUse, TaskUse
+from reasonmill.jail.found import NoJail, found_level
+from reasonmill.plugins.catalogue import Catalogue, DataUse, RewardUse, TaskUse
 from reasonmill.protocols import FollowUp, Renderer
 from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights
 from reasonmill.rewards.grades import reasons
@@ -235,6 +236,22 @@ def test_a_grader_is_never_isolated_less_than_it_asks_for(tmp_path: Path) -> Non
     assert "needs the isolation 'jail', and the recipe gives it 'worker'" in error.what
 
 
+def test_what_asks_for_the_jail_is_graded_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        found_level()
+    except NoJail:
+        pytest.skip("this machine has no jail")
+    secret = tmp_path / "secret"
+    secret.touch()
+    monkeypatch.setenv(MARK, str(tmp_path))
+    catalogue = brought(tmp_path / "recipe", use="own.py:Jailed", limits={"seconds": 10.0})
+    texts = [f"assert not Path({str(secret)!r}).exists()", f"assert {MARK!r} not in os.environ", "os._exit(3)", ""]
+    with catalogue.workers.limited_to(1):
+        found = graded(catalogue, texts)
+    assert [grade.reward for grade in found] == [1.0, 1.0, None, 1.0], found
+    assert found[2].error.endswith("it ended its process with exit code 3")
+
+
 def test_what_can_not_be_made_in_a_worker_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     catalogue = brought(tmp_path, unmade=True)
@@ -319,3 +336,19 @@ def test_reasons_are_counted_in_few_words() -> None:
     assert reasons([*grades, Grade(1.0)]) == {
         "it raised ValueError": 2, "a": 1, "b": 1, "c": 1, "d": 1, "other reasons": 3
     }  # fmt: skip
+
+
+def test_a_worker_does_not_read_the_rows_that_its_problems_are_from(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "1 + {n} ?", "answer": "{1 + n}"}}\n' for n in range(20)))
+    tables: dict[Any, Any] = {
+        "data": {"sums": DataUse(train="rows.jsonl")},
+        "tasks": {"told": TaskUse(use="text", data="sums", isolation="worker")},
+    }
+    catalogue = Catalogue(tables, tmp_path)
+    task = catalogue.task("told")
+    problem = task.problem("train", 0, 0)
+    rows.unlink()
+    with catalogue.workers.limited_to(1):
+        (grade,) = task.grade(problem, [completion(f"<answer>{problem.answer}</answer>")])
+    assert grade.reward == 1.0, grade

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -147,7 +147,7 @@ class Plugin:
             RecipeError: it can't be made, or is something else.
         """
         with files_read() as opened:
-            made = self.make()
+            made = self._make(lambda part: _GIVEN.get(part.group, lambda made: made)(part.made))
         one, members = _KINDS[self.group]
         missing = [member for member in members if not hasattr(made, member)]
         if missing:
@@ -162,8 +162,20 @@ class Plugin:
         self._require_declared(made, opened)
         return made
 
-    def make(self) -> Any:
-        """A new object, of which nothing is checked: for a process beside that which has `made` one.
+    def make_again(self) -> Any:
+        """A new object, of which nothing is checked and whose data are read when they are looked at: for a process
+        beside that which has `made` one. Graders seldom need the rows that their problems are from.
+
+        Raises:
+            RecipeError: it can't be made.
+        """
+        return self._make(lambda part: _WhenNeeded(part) if part.group == "data" else part.made)
+
+    def _make(self, given_of: Callable[[Plugin], Any]) -> Any:
+        """A new object.
+
+        Args:
+            given_of: what the constructor gets of a plug-in that is named for a parameter.
 
         Raises:
             RecipeError: it can't be made.
@@ -172,11 +184,7 @@ class Plugin:
         if self.group == "stages":
             return made_by
         try:
-            given = {
-                key: _GIVEN.get(part.group, lambda made: made)(part.made)
-                for key, part in self.parts.items()
-                if key != "environment"
-            }
+            given = {key: given_of(part) for key, part in self.parts.items() if key != "environment"}
             if self._is_function:
                 return FunctionReward(made_by, self.name, self._settings)
             made = made_by(**{**self._keywords, **given})
@@ -267,6 +275,30 @@ class Plugin:
             needed.append((FunctionReward.__module__, Path(inspect.getfile(FunctionReward))))
         modules = {name: file, **dict(needed)}
         return code_digest(source_files(modules, roots, room_versions()))
+
+
+class _WhenNeeded(Mapping[str, Any]):
+    """The splits of data, which are read as soon as somebody looks at one of them."""
+
+    def __init__(self, data: Plugin) -> None:
+        self._data = data
+
+    @cached_property
+    def _splits(self) -> Mapping[str, Any]:
+        splits: Mapping[str, Any] = _GIVEN["data"](self._data.made)
+        return splits
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, split: str) -> Any:
+        return self._splits[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._splits)
+
+    def __len__(self) -> int:
+        return len(self._splits)
 
 
 def _restored(given: Mapping[str, Any], parts: Mapping[tuple[Group, str], Plugin]) -> Plugin:

@@ -80,7 +80,7 @@ def _told(measured: Measured) -> list[Any]:
 
 @lru_cache(maxsize=64)
 def _made(plugin: bytes) -> Any:
-    return pickle.loads(plugin).make()
+    return pickle.loads(plugin).make_again()
 
 
 class _WhenNeeded:

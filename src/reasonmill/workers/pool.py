@@ -37,7 +37,7 @@ _ENVIRONMENT = {
 
 
 class Named(Protocol):
-    """A plug-in. It is pickled; in a worker, its method `make` gives the object."""
+    """A plug-in. It is pickled; in a worker, its method `make_again` gives the object."""
 
     @property
     def title(self) -> str:
@@ -57,7 +57,7 @@ class Workers:
     """
 
     def __init__(self, launchers: Mapping[Isolation, Launcher] = MappingProxyType({"worker": list})) -> None:
-        self.size = len(os.sched_getaffinity(0))
+        self.size = _processors()
         self._launchers = launchers
         self._managers: dict[Isolation, _Manager] = {}
 
@@ -67,6 +67,11 @@ class Workers:
         Raises:
             RecipeError: the isolation is not to be had here.
         """
+        if sys.platform != "linux":
+            raise RecipeError(
+                f"{plugin.title} is graded in workers, which need Linux",
+                fix='give it isolation = "none" in the recipe, if it can\'t hang',
+            )
         if isolation not in self._launchers:
             raise RecipeError(f"{plugin.title} needs the isolation {isolation!r}, which is not to be had here")
         if isolation not in self._managers:
@@ -76,7 +81,7 @@ class Workers:
     @contextmanager
     def limited_to(self, size: int | None) -> Iterator[None]:
         """Runs so many calls at the same time in the block, None for one on each processor; they end with it."""
-        self.size = size or len(os.sched_getaffinity(0))
+        self.size = size or _processors()
         try:
             yield
         finally:
@@ -87,6 +92,10 @@ class Workers:
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 class _Manager:
@@ -147,7 +156,8 @@ class _Manager:
         if plugin is None:  # said before
             return
         del self._plugins[id(plugin)]
-        error = {"what": f"{plugin.title} can't be made in a worker: {why}", "fix": "", "where": ""}
+        error: dict[str, Any] = {"what": f"{plugin.title} can't be made in a worker: {why}", "fix": "", "where": ""}
+        error["exit_code"] = 2
         for number in [number for number, (of, _) in self._asked.items() if of == key]:
             self._asked.pop(number)[1].settle({"error": error})
 
@@ -180,7 +190,9 @@ class _Answer:
         if "failed" in self._said:
             raise Failed(self._said["failed"])
         if "error" in self._said:
-            raise ReasonmillError(**self._said["error"])
+            error = ReasonmillError(**{key: text for key, text in self._said["error"].items() if key != "exit_code"})
+            error.exit_code = self._said["error"]["exit_code"]
+            raise error
         return self._said["value"]
 
 
@@ -200,6 +212,6 @@ def _read(body: bytes) -> dict[str, Any]:
         if "value" in said or isinstance(said.get("failed"), str):
             return said
         error = said.get("error")
-        if isinstance(error, dict) and error.keys() == {"what", "fix", "where"}:
+        if isinstance(error, dict) and error.keys() == {"what", "fix", "where", "exit_code"}:
             return said
     return {"failed": "it gave an answer that can't be read"}

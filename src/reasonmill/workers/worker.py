@@ -39,7 +39,7 @@ def serve_template(channel: int, plugin: bytes, header: dict[str, Any], manager:
     sys.path[:] = header["path"]
     try:
         importlib.import_module(header["calls"])  # here, so that not every worker has to
-        made = pickle.loads(plugin).make()
+        made = pickle.loads(plugin).make_again()
         if hasattr(made, "prepare"):
             made.prepare()
     except BaseException as error:  # whatever a user's code raises, SystemExit as well
@@ -92,7 +92,8 @@ def _answer(made: Any, body: bytes) -> bytes:
         said = {"value": call(made)}
         return json.dumps(said).encode()
     except ReasonmillError as error:
-        said = {"error": {"what": error.what, "fix": error.fix, "where": error.where}}
+        told = {"what": error.what, "fix": error.fix, "where": error.where, "exit_code": error.exit_code}
+        said = {"error": told}
     except BaseException as error:  # SystemExit as well
         said = {"failed": raised(error)}
     finally:
