@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from reasonmill.errors import RecipeError
-from reasonmill.recipe.load import load_recipe
 from reasonmill.protocols import Attempt
+from reasonmill.recipe.load import load_recipe
 from reasonmill.rewards.combination import RewardWeights
 from reasonmill.rewards.functions.families import FAMILIES
 from reasonmill.tasks.named import NamedTask
