@@ -76,6 +76,7 @@ class NumbersOnly:
     """The renderer of a network without a tokenizer: it ends no text."""
 
     stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
     opening = ""
 
     def text(self, tokens: Sequence[int]) -> str:

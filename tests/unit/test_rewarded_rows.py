@@ -2,14 +2,20 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from reasonmill.errors import RecipeError
+from reasonmill.protocols import Attempt
 from reasonmill.recipe.load import load_recipe
 from reasonmill.rewards.combination import RewardWeights
+from reasonmill.rewards.functions.families import FAMILIES
+from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion
+
+PAGE = Path(__file__).parents[2] / "docs" / "reward-functions.md"
 
 FUNCTIONS = """
 import os
@@ -112,3 +118,37 @@ def test_another_function_is_another_task(recipe: Path) -> None:
     theirs = recipe.parent / "theirs.py"
     theirs.write_text(theirs.read_text().replace("else -1.0", "else 0.0"))
     assert identity() != before
+
+
+# The page
+
+
+def test_the_page_says_what_is_so(tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for name, content in re.findall(r"In `(\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    catalogue = load_recipe(str(tmp_path / "mine.toml")).catalogue
+    task = catalogue.plugin("tasks", "sums").made
+    problem = task.problem("train", 0, 0)
+    answers = (f"<answer>{problem.answer}</answer>", "<answer>0</answer>", "")
+    said = [Completion((0,), (0.0,), (True,), text, "stop", 0) for text in answers]
+    attempts = [Attempt(problem, each, NamedTask("sums", task), (0,)) for each in said]
+    correct, form = (catalogue.plugin("rewards", name).made for name in ("correct", "format-of-mine"))
+    assert [(m.value, m.parts["correct/answered"]) for m in correct.measure_group(attempts)] == [
+        (1, 1),
+        (0.1, 1),
+        (0, 0),
+    ]
+    assert [measured.value for measured in form.measure_group(attempts)] == [1.0, 1.0, 0.0]
+    assert [grade.parts["accuracy"] for grade in task.grade(problem, said)] == [1.0, 0.0, 0.0]
+
+
+def test_the_page_names_all_that_responses_are_called_and_what_is_filled_beside_them() -> None:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    told = {name: line for line in lines for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert told.keys() == {family.response for family in FAMILIES}
+    for family in FAMILIES:
+        line = told[family.response]
+        assert all(f"`{name}`" in line for name in family.fills), line
+        assert ("a group" in line) == family.batched
+        assert ("every column" in line) == family.columns

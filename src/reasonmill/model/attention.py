@@ -89,7 +89,8 @@ def _mask_has_window(module: nn.Module) -> bool:
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None:
         return bool(layer_types[module.layer_idx] == "sliding_attention")
-    return _knows_window(type(config)) and config.sliding_window is not None
+    kind: Any = type(config)
+    return _knows_window(kind) and config.sliding_window is not None
 
 
 @cache
