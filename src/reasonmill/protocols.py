@@ -251,7 +251,8 @@ class Attempt:
     Attributes:
         task: the problem's, with its own measures where it has some.
         noise: names the rollout, for rewards that draw.
-        accuracy: what the task's own grader says, from 0.0 to 1.0; None where it could not tell.
+        accuracy: what the task's own grader says, from 0.0 to 1.0. None where it could not tell, and where workers
+            measure the reward, which begin before it is known.
     """
 
     problem: Problem

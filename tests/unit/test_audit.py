@@ -15,6 +15,7 @@ from reasonmill.audit.attacks import Target, attacks, number_of, same
 from reasonmill.audit.auditing import Audit, audit
 from reasonmill.audit.forms import FORMS
 from reasonmill.audit.samples import samples
+from reasonmill.jail.found import NoJail, found_level
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Domain
 from reasonmill.tasks.named import NamedTask
@@ -177,9 +178,9 @@ def test_without_gold_answers_the_rest_is_tried() -> None:
 @pytest.mark.parametrize("name", ["arithmetic", "countdown", "facts", "small-talk", "harmful-requests"])
 def test_the_tiny_worlds_graders_have_no_findings(name: str) -> None:
     task = installed().task(name)
-    report = audit(task, [task.problem("test", 0, index) for index in range(4)], 10)
+    report = audit(task, [task.problem("test", 0, index) for index in range(2)], 10)
     assert report.findings == ()
-    assert report.num_right == 4
+    assert report.num_right == 2
 
 
 def test_no_attack_contradicts_another() -> None:
@@ -241,12 +242,26 @@ def test_the_command_lists_findings_and_its_exit_code_tells(tmp_path: Path, caps
 @pytest.mark.parametrize("name", ["math", "choice", "text"])
 def test_graders_without_problems_are_attacked_with_samples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["audit", name, "--json", "--limit", "1"])
+        cli.main(["audit", name, "--json", "--limit", "1", "--problems", "3"])
     told = capsys.readouterr()
     report = json.loads(told.out)
-    assert report["gold_right"] == report["problems"] == len(samples(name)) > 2
+    assert report["gold_right"] == report["problems"] == 3 <= len(samples(name))
     assert "attacked with samples" in told.err
     assert not [found for found in report["findings"] if found["fault"] == "passes and should not"]
+
+
+@pytest.mark.check
+def test_programs_are_attacked_in_the_jail(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        found_level()
+    except NoJail as error:
+        pytest.skip(str(error))
+    with pytest.raises(SystemExit):
+        cli.main(["audit", "code", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["gold_right"] == report["problems"] == 2
+    wrong = {"passes and should not", "fails and should not", "ran what the response said", "died"}
+    assert wrong.isdisjoint(found["fault"] for found in report["findings"])
 
 
 def test_a_task_of_a_users_own_without_problems_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

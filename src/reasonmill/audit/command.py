@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -17,12 +18,15 @@ from reasonmill.audit.auditing import Audit, Finding, audit
 from reasonmill.audit.samples import samples
 from reasonmill.errors import RecipeError
 from reasonmill.history import note_on, note_to_user
-from reasonmill.options import JsonOption, RecipeOption, SplitOption
-from reasonmill.plugins.catalogue import installed
+from reasonmill.options import AcceptOption, JsonOption, RecipeOption, SplitOption
+from reasonmill.plugins.catalogue import Catalogue, installed
 from reasonmill.recipe.load import load_recipe
+from reasonmill.tasks.named import NamedTask
 
 # The exit code where something is found: no error of the command has it.
 FOUND = 9
+# How long a verdict may take; graders that run programs say themselves how long that is at most.
+_USUAL_S = 10.0
 _SHOWN_CHARACTERS = 80
 
 
@@ -31,12 +35,15 @@ def audit_command(
     problems: Annotated[int, typer.Option("--problems", min=1, help="How many problems are attacked.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     split: SplitOption = "test",
-    limit_s: Annotated[float, typer.Option("--limit", help="Seconds that one verdict may take.")] = 10.0,
+    limit_s: Annotated[
+        float | None, typer.Option("--limit", min=0.1, help="Seconds for one verdict; 10, or what the grader allows.")
+    ] = None,
     recipe: RecipeOption = None,
     as_json: JsonOption = False,
+    accept_unisolated_code: AcceptOption = False,
 ) -> None:
     """Attacks the grader of a task, and lists what passes and should not, and the reverse. Exit code 9 if anything."""
-    named = (installed() if recipe is None else load_recipe(recipe).catalogue).task(task)
+    named = _attacked(installed() if recipe is None else load_recipe(recipe).catalogue, task)
     try:
         drawn = list(itertools.islice(named.problems(split, seed), problems))
     except RecipeError:
@@ -46,6 +53,7 @@ def audit_command(
         note_to_user(f"task {task!r} has no problems of split {split!r}: its grader is attacked with samples")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("problems", total=len(drawn))
+        limit_s = limit_s or max(_USUAL_S, getattr(named.task, "longest_s", 0.0))
         found = audit(named, drawn, limit_s, lambda done: progress.update(bar, completed=done))
     if as_json:
         print(json.dumps(_as_json(task, found), indent=2, ensure_ascii=True))
@@ -53,6 +61,14 @@ def audit_command(
         _print(task, found)
     if found.findings:
         raise typer.Exit(FOUND)
+
+
+def _attacked(catalogue: Catalogue, name: str) -> NamedTask:
+    """The task as its own code has it: an audit grades in a process apart anyway, and needs no workers beside that.
+    What belongs into the jail stays there."""
+    task, made, table = catalogue.task(name), catalogue.plugin("tasks", name).made, catalogue.tables.get("tasks", {})
+    told = getattr(table.get(name), "isolation", None) or getattr(made, "isolation", None)
+    return task if told == "jail" else replace(task, task=made)
 
 
 def _as_json(task: str, found: Audit) -> dict[str, Any]:

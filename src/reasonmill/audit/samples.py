@@ -18,4 +18,4 @@ def samples(task: str) -> list[Problem]:
 
 
 def _problem(task: str, problem: str, answer: str, **meta: Any) -> Problem:
-    return Problem(task, (Message("user", problem.strip()),), answer, meta)
+    return Problem(task, (Message("user", problem.strip()),), answer.strip(), meta)

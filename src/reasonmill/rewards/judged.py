@@ -16,6 +16,7 @@ from typing import Annotated, Self, get_args
 from pydantic import Field
 
 from reasonmill.errors import RecipeError
+from reasonmill.grading.verdict import Isolation
 from reasonmill.protocols import Attempt, Domain, Measured
 from reasonmill.rewards.judge import Judge, JudgeSettings, Pair, Point
 from reasonmill.settings import INCIDENTAL
@@ -39,6 +40,7 @@ class JudgedReward(ABC):
     """
 
     of_groups = True
+    isolation: Isolation = "none"  # the judge computes elsewhere, and what it says is kept by this process
 
     def __init__(self, server: JudgeSettings, budget: int, domains: Sequence[Domain]) -> None:
         self.server = server
