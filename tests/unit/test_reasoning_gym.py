@@ -12,6 +12,7 @@ import pytest
 
 from reasonmill.errors import RecipeError
 from reasonmill.gym.drawing import DRAWING
+from reasonmill.gym.evaluated import may_be_evaluated
 from reasonmill.gym.families import as_json, from_json
 from reasonmill.gym.grader import GymGrader
 from reasonmill.gym.task import ReasoningGym
@@ -150,6 +151,49 @@ def test_a_problem_of_something_else_can_not_be_graded() -> None:
 
     problem = Problem("reasoning-gym", (Message("user", "?"),), "18")
     assert outcome(problem, "18") == "could not tell"
+
+
+SETS_A_MARK = "__import__('os').environ.setdefault('REASONMILL_PLANTED', '1')"
+HOSTILE = [
+    SETS_A_MARK,
+    f"[{SETS_A_MARK}]",
+    f"({SETS_A_MARK})!",
+    "().__class__.__mro__",
+    "sympify('_'+'_import_'+'_')",
+    "S(x)",
+    "(S)(x)",
+    "x.subs(x, 1)",
+    "x . subs",
+    "lambda: 1",
+    "exit()",
+    "exec(chr(112))",
+]
+
+
+@pytest.mark.parametrize("answer", HOSTILE)
+def test_what_could_decide_is_not_evaluated(answer: str) -> None:
+    assert not may_be_evaluated(answer, "value = sympy.parse_expr(answer)", "x + 1")
+    # Without a parenthesis, Python calls nothing.
+    assert may_be_evaluated(answer, "value = eval(answer)", "x + 1") == (answer in ("x . subs", "lambda: 1"))
+    assert may_be_evaluated(answer, "value = ast.literal_eval(answer)", "x + 1")
+
+
+def test_answers_are_evaluated() -> None:
+    for answer in ["[[1, 0], [0, 1]]", "[('a', 1)]", "1 0\n0 1", "['x', 'y']"]:
+        assert may_be_evaluated(answer, "eval(answer)", "")
+    for answer in ["(3 + 5) * 3 / 2", "x**2/2 + C", "-sin(3*x)/3 + exp(x) + C", "2.5*x", "Si(x)"]:
+        assert may_be_evaluated(answer, "parse_expr(answer)", "Si(x) + C")
+    assert not may_be_evaluated("Si(x)", "parse_expr(answer)", "Si is x")
+
+
+@pytest.mark.usefixtures("gym")
+@pytest.mark.parametrize("family", ["string_insertion", "n_queens", "simple_integration", "countdown"])
+def test_hostile_answers_are_wrong_and_not_run(family: str) -> None:
+    problem = ReasoningGym(family).problem("train", 0, 0)
+    for answer in HOSTILE:
+        assert outcome(problem, answer) == "wrong", answer
+    assert "REASONMILL_PLANTED" not in os.environ
+    assert outcome(problem, problem.answer) == "right"
 
 
 @pytest.mark.check

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from reasonmill.errors import RecipeError, suggestion
+from reasonmill.gym.evaluated import may_be_evaluated
 from reasonmill.randomness import Part
 from reasonmill.tasks.splits import draw_from_split
 
@@ -102,10 +103,13 @@ def draw_item(family: str, config: Mapping[str, Any], split: str, seed: int, ind
 def score(family: str, config: Mapping[str, Any], item: Mapping[str, Any], answer: str) -> float:
     """What the family's scorer says of an answer: 1.0 where it is right, and less, or some error, otherwise.
 
-    It may evaluate the answer as Python: only for the jail.
+    It may evaluate the answer as Python: only for the jail, and 0.0 for what could do more there than have a value.
     """
+    dataset = _kept_for(family, config)
+    if not may_be_evaluated(answer, inspect.getsource(type(dataset)), f"{item['answer']} {item['question']}"):
+        return 0.0
     entry = {"question": item["question"], "answer": item["answer"], "metadata": from_json(item["metadata"])}
-    return float(_kept_for(family, config).score_answer(answer, entry))
+    return float(dataset.score_answer(answer, entry))
 
 
 def as_json(value: Any) -> Any:

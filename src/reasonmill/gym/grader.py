@@ -55,7 +55,7 @@ class GymGrader:
                 return score(str(family), config or {}, item, text)
             except MemoryError:
                 raise
-            except Exception:  # whatever a scorer raises at what it can't read
+            except (Exception, SystemExit):  # whatever a scorer raises at what it can't read
                 return 0.0
 
         gold = item["answer"]
