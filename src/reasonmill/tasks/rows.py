@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from reasonmill.errors import RecipeError
@@ -13,6 +15,8 @@ from reasonmill.settings import Naming
 from reasonmill.types import Completion, Grade, Problem, held_out
 from reasonmill.workers.limits import Limits
 
+# What answers are marked with: prompts that have it say themselves what is asked for.
+_MARKS = re.compile(r"\\\w+|<\w+>|```\w+")
 # For parameters of tasks: a recipe names a `[data.NAME]` table, and the task gets its problems by split.
 Splits = Annotated[Mapping[str, Sequence[Problem]], Naming("data")]
 
@@ -65,11 +69,19 @@ class Rows:
 
 
 class RowsTask(Rows):
-    """Problems from data, and a grader for them; their order is that of `Rows`."""
+    """Problems from data, and a grader for them; their order is that of `Rows`.
 
-    def __init__(self, grader: Grader, splits: Splits | None = None) -> None:
+    Args:
+        ask: whether prompts end with what the grader asks for, unless they say it themselves.
+    """
+
+    def __init__(self, grader: Grader, splits: Splits | None = None, ask: bool = False) -> None:
         super().__init__(splits)
         self._grader = grader
+        self._asks = grader.asks if ask else ""
+
+    def problem(self, split: str, seed: int, index: int) -> Problem:
+        return self._asked(super().problem(split, seed, index))
 
     @property
     def isolation(self) -> Isolation:
@@ -88,3 +100,13 @@ class RowsTask(Rows):
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return [self.verdict(problem, completion.text).grade for completion in completions]
+
+    def _asked(self, problem: Problem) -> Problem:
+        """The problem, whose last message also says what the grader asks for."""
+        marks = _MARKS.findall(self._asks)
+        said = "\n".join(message.content for message in problem.messages)
+        if not self._asks or self._asks in said or any(mark in said for mark in marks):
+            return problem
+        *before, last = problem.messages
+        asked = replace(last, content=f"{last.content}\n\n{self._asks}")
+        return replace(problem, messages=(*before, asked))
