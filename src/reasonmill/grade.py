@@ -24,8 +24,8 @@ from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Message, Problem
 
 # How many problems of a split are looked through for the id of a row.
-_LOOKED_THROUGH = 20_000
-_SPLITS = ("train", "dev", "test")
+_LOOKED_THROUGH = 10_000
+_SPLITS = ("test", "dev", "train")
 _ASKED = ("problem", "prompt", "question")
 # Hidden tests, which stand in for an answer; what was asked may be a part of them.
 _TESTS = ("tests", "test", "test_list", "input_output", "inputs")
@@ -91,23 +91,26 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 class _Known:
-    """The problems of a task by their ids, looked up as far as rows ask for them."""
+    """The problems of a task by their ids, drawn as far as rows ask for them."""
 
     def __init__(self, task: NamedTask, seed: int) -> None:
-        self._task = task
-        self._seed = seed
-        self._problems: dict[str, Problem] | None = None
+        self._drawn = itertools.chain.from_iterable(_of_split(task, split, seed) for split in _SPLITS)
+        self._problems: dict[str, Problem] = {}
 
     def __getitem__(self, identity: str) -> Problem | None:
-        if self._problems is None:
-            self._problems = {problem.id: problem for split in _SPLITS for problem in self._of_split(split)}
-        return self._problems.get(identity)
+        while identity not in self._problems:
+            problem = next(self._drawn, None)
+            if problem is None:
+                return None
+            self._problems.setdefault(problem.id, problem)
+        return self._problems[identity]
 
-    def _of_split(self, split: str) -> Iterator[Problem]:
-        try:
-            yield from itertools.islice(self._task.problems(split, self._seed), _LOOKED_THROUGH)
-        except RecipeError:
-            return  # it has no such split
+
+def _of_split(task: NamedTask, split: str, seed: int) -> Iterator[Problem]:
+    try:
+        yield from itertools.islice(task.problems(split, seed), _LOOKED_THROUGH)
+    except RecipeError:
+        return  # it has no such split
 
 
 def _verdict(task: NamedTask, known: _Known, line: str) -> Verdict:

@@ -49,6 +49,10 @@ NEVER_IMPORTS: dict[str, set[str]] = {
         *("reasonmill.stages", "reasonmill.mill"),
         "reasonmill.plugins",  # tasks are found, and find nobody
     },
+    "grading": {
+        *("torch", "transformers", "reasonmill.world", "reasonmill.stages", "reasonmill.mill", "reasonmill.store"),
+        *("reasonmill.plugins", "reasonmill.recipe"),
+    },
     "world": {"torch", "reasonmill.plugins", "reasonmill.recipe", "reasonmill.stages", "reasonmill.mill"},
     # A catalogue is asked for names by recipes and stages, and knows of neither but what they are called.
     "plugins": {
@@ -233,6 +237,7 @@ def test_the_table_speaks_of_rooms_that_exist() -> None:
         *("reasonmill.tasks.named", "reasonmill.store.home", "reasonmill.curation.selection", "reasonmill.upkeep"),
         *("reasonmill.plugins.catalogue", "reasonmill.recipe.load", "reasonmill.grading.code"),
         "reasonmill.audit.command",
+        *("reasonmill.tasks.graded", "reasonmill.grade"),
         *("reasonmill.world.countdown", "reasonmill.world.general", "reasonmill.servers.client"),
     ],
 )
@@ -265,6 +270,7 @@ def test_these_rooms_do_not_even_load_torch(module: str) -> None:
         ("world/pretrain.py", "from reasonmill.stages.sft import Settings"),
         ("tasks/named.py", "from reasonmill.world.lexicon import language_share"),
         ("tasks/named.py", "from reasonmill.plugins.catalogue import installed"),
+        ("grading/choice.py", "from reasonmill.plugins.catalogue import installed"),
         ("curation/filters.py", "from reasonmill.world.lexicon import language_share"),
         ("rewards/rules/language.py", "def f():\n    from ...world import lexicon"),
         ("stages/evaluate.py", "import reasonmill.world"),

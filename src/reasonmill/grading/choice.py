@@ -14,7 +14,8 @@ from reasonmill.types import Problem
 
 _MARKS = "()[]{}<>*_.:`\"' "
 _LETTER_FIRST = re.compile(
-    r"^[(\[*_ ]*(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]*)?[(\[*_ ]*([A-Za-z])[)\]*_ ]*(?:[.:)]|$|\s+-)",
+    r"^[(\[*_ ]*(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]*)?"
+    r"[(\[*_ ]*([A-Za-z])[)\]*_ ]*(?:[.:)]|$|\s+-)",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(r"^[(\[*_ ]*[A-Z][)\]*_ ]*(?:(?:,|;|/|&|\band\b|\bor\b|\s)+[(\[*_ ]*[A-Z][)\]*_. ]*)+$")

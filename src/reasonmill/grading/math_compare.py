@@ -1,12 +1,14 @@
-"""Whether an answer is the reference: numbers, quantities, lists, sets, tuples, matrices, equations, sets of real numbers."""
+"""Whether an answer is the reference: quantities, lists, sets, tuples, matrices, equations, sets of real numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
-from reasonmill.grading.math_reader import Node, Unreadable, multiplied, number
+from reasonmill.grading.math_node import Node, multiplied, number
 from reasonmill.grading.math_regions import is_region, is_region_or_interval, region
+from reasonmill.grading.math_tokens import Unreadable
 from reasonmill.grading.math_units import LETTERS, NO_UNIT, Unit, read_unit
 from reasonmill.grading.math_values import (
     NoValue,
@@ -75,7 +77,7 @@ class _Comparison:
             return self.same(gold_sides[-1], sides[0])
         # A chain: what is known of it must hold, and rounded sides may stand beside the exact one.
         rounded = "~" in answer.name
-        for one, two in zip(sides, sides[1:], strict=False):
+        for one, two in pairwise(sides):
             if _is_plain_number(one) and _is_plain_number(two) and not self._agree(one, two, rounded):
                 return False
         wanted = gold_sides[-1]
@@ -197,6 +199,8 @@ class _Comparison:
         if not given.dimension:
             wanted, given = _scaled(wanted, given), NO_UNIT
         if not said.dimension:
+            if said.factor != 1 and self._equal(wanted, value):
+                raise Unreadable(f"only the answer says {other!r}")
             value, said = _scaled(value, said), NO_UNIT
         if not given.dimension or not said.dimension:
             if self._equal(wanted, value):

@@ -1,104 +1,38 @@
 """Reads mathematics in plain LaTeX or ASCII into a tree, by a parser of our own: model-written text meets no eval.
 
-Reading is linear in the text's length, bounded in length and depth, and computes nothing. What is no mathematics, or more
-than this reads (integrals, sums, limits), is `Unreadable`.
+Reading is linear in the text's length, bounded in length and depth, and computes nothing. What is no mathematics, or
+more than this reads (integrals, sums, limits), is `Unreadable`.
 """
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-from reasonmill.grading.math_spelling import WORD_CLOSE, WORD_OPEN
-from reasonmill.grading.math_units import KNOWN_WORDS, PREFIXES, SHORT_WORDS
+from reasonmill.grading.math_node import Node, multiplied, negated, number
+from reasonmill.grading.math_tokens import (
+    CONSTANTS,
+    FUNCTIONS,
+    GREEK,
+    INVERSE,
+    SAME_FUNCTION,
+    Token,
+    Unreadable,
+    tokens_of,
+)
+from reasonmill.grading.math_units import PREFIXES
 
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 40
-_MAX_EXPONENT_DIGITS = 4
+# How many signs of one kind may follow each other where each nests the tree deeper.
+_MAX_CHAIN = 30
 
 
-class Unreadable(ValueError):
-    """The text is no mathematics that is understood here.
-
-    Attributes:
-        mathematical: whether it may still be mathematics.
-    """
-
-    def __init__(self, why: str, *, mathematical: bool = True) -> None:
-        super().__init__(why)
-        self.mathematical = mathematical
-
-
-class Node(NamedTuple):
-    """A part of an expression.
-
-    Kinds: number (value), symbol and constant (name), sum and product (parts), ratio, power, call (name, parts), sign (name
-    "+-" or "-+": the part that it stands before), percent, degree, unit (name), list (name: ",", "or", "and"), group
-    (name: its brackets), matrix (parts: rows, which are lists), relation (name: its signs, with a space between them),
-    regions (name: "cup", "cap", "setminus").
-    """
-
-    kind: str
-    parts: tuple[Node, ...] = ()
-    name: str = ""
-    value: Fraction = Fraction(0)
-
-
-class _Token(NamedTuple):
-    kind: str  # number, letter, command, word, sign, end
-    text: str
-    spaced: bool  # whether a space stands before it
-
-
-FUNCTIONS = {
-    *(
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "sinh",
-        "cosh",
-        "tanh",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "arccot",
-        "arcsec",
-    ),
-    *("arccsc", "ln", "log", "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "asin", "acos", "atan", "Re", "Im"),
-}
-_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
-_SAME_FUNCTION = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
-_CONSTANTS = {"pi": "pi", "infty": "infinity", "infinity": "infinity", "inf": "infinity", "oo": "infinity"}
-_GREEK = set(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell".split()
-)
 _MATRICES = {"pmatrix", "bmatrix", "matrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix"}
 _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "=<": "<=", "=>": ">="}
 _RELATION_COMMANDS = {"approx": "~", "sim": "~", "in": "in", "ne": "!=", "to": "->"}
 _REGIONS = {"cup": "cup", "cap": "cap", "setminus": "setminus"}
 _CLOSERS = {"(": ")]", "[": ")]", r"\{": r"\}", "{": "}", r"\langle": r"\rangle"}
-
-_TOKEN = re.compile(
-    r"(?P<space>\s*)(?:"
-    r"(?P<thousands>[1-9]\d{0,2}(?:,\d{3})+(?![\d,]*,\s|\d)(?:\.\d+)?)"
-    r"|(?P<european>[1-9]\d{0,2}(?:\.\d{3})+,\d+(?!\d))"
-    r"|(?P<number>\d+(?:\.\d*)?|\.\d+)"
-    r"|(?P<environment>\\(?:begin|end)\s*\{[a-zA-Z]+\*?\}(?:\{[lcr| ]*\})?)"
-    r"|(?P<command>\\(?:[A-Za-z]+|[{}\\]))"
-    rf"|(?P<word>{WORD_OPEN}[^{WORD_CLOSE}]*{WORD_CLOSE})"
-    r"|(?P<letters>[A-Za-z]+)"
-    r"|(?P<sign><=|>=|==|=<|=>|!=|[-+*/^_!%'|(){}\[\],;:&=<>]))"
-)
-_EXPONENT = re.compile(r"[eE]([-+]?\d+)(?![A-Za-z\d.])")
-_REPEATING = re.compile(r"\s*\\overline\s*(?:\{(\d+)\}|(\d))")
-_DOTS = re.compile(r"\s*(?:\.\.\.|\\ldots(?![A-Za-z]))")
-_UNION_LETTER = re.compile(r"(?<=[)\]}])\s*[Uu]\s*(?=[(\[{\\])")
-_SEPARATORS = {"and", "or"}
 
 
 def read_mathematics(text: str, *, thousands: bool = True, tight: bool = False) -> Node:
@@ -113,133 +47,27 @@ def read_mathematics(text: str, *, thousands: bool = True, tight: bool = False) 
     """
     if len(text) > MAX_CHARACTERS:
         raise Unreadable(f"longer than {MAX_CHARACTERS:,} characters")
-    reader = _Reader(_tokens(_UNION_LETTER.sub(r" \\cup ", text), thousands), tight)
+    reader = _Reader(tokens_of(text, thousands), tight)
     node = reader.listing(("",), depth=0)
     if reader.peek.kind != "end":
         reader.fail()
     return node
 
 
-def number(value: int | Fraction) -> Node:
-    """A number as a tree."""
-    return Node("number", value=Fraction(value))
-
-
-def _tokens(text: str, thousands: bool) -> list[_Token]:
-    tokens: list[_Token] = []
-    place = depth = 0
-    text = text.rstrip()
-    while place < len(text):
-        match = _TOKEN.match(text, place)
-        if match is None:
-            raise Unreadable(f"{text[place:].lstrip()[:1]!r} is no mathematics", mathematical=False)
-        kind, found, spaced = str(match.lastgroup), match[0].strip(), bool(match["space"])
-        place = match.end()
-        if kind == "thousands" and (depth or not thousands):
-            found = found.partition(",")[0]
-            kind, place = "number", match.end("space") + len(found)
-        if kind in ("thousands", "european"):
-            found = found.replace(".", "").replace(",", ".") if kind == "european" else found.replace(",", "")
-            kind = "number"
-        if kind == "number":
-            found, place = _whole_number(text, place, found)
-        elif found in ("(", "[", "{", r"\{"):
-            depth += 1
-        elif found in (")", "]", "}", r"\}"):
-            depth -= 1
-        if kind == "letters":
-            tokens += _letters(found, spaced, tokens[-1] if tokens else None)
-        elif kind == "word":
-            tokens += _word(found[1:-1].strip(), spaced)
-        elif kind == "command" and found == r"\\":
-            tokens.append(_Token("sign", found, spaced))
-        elif kind == "command" and found in (r"\{", r"\}"):
-            tokens.append(_Token("sign", found, spaced))
-        else:
-            tokens.append(_Token(kind, found, spaced))
-    return tokens
-
-
-def _whole_number(text: str, place: int, found: str) -> tuple[str, int]:
-    """The number's text as a fraction that Python reads, with its exponent and its repeating digits."""
-    if "." in found:
-        repeating = _REPEATING.match(text, place)
-        if repeating:
-            digits = repeating[1] or repeating[2]
-            after = len(found.partition(".")[2])
-            value = Fraction(found.rstrip(".")) + Fraction(int(digits), (10 ** len(digits) - 1) * 10**after)
-            return str(value), repeating.end()
-        dots = _DOTS.match(text, place)
-        cycle = re.search(r"(\d+?)\1\1+$", found.partition(".")[2])
-        if dots and cycle:
-            before = found[: len(found) - len(cycle[0])]
-            after = len(before.partition(".")[2])
-            value = Fraction(before.rstrip(".") or 0) + Fraction(int(cycle[1]), (10 ** len(cycle[1]) - 1) * 10**after)
-            return str(value), dots.end()
-    exponent = _EXPONENT.match(text, place)
-    if exponent:
-        if len(exponent[1].lstrip("+-0")) > _MAX_EXPONENT_DIGITS:
-            raise Unreadable("its exponent is too large")
-        return str(Fraction(f"{found.rstrip('.')}e{exponent[1]}")), exponent.end()
-    return found.rstrip(".") or "0", place
-
-
-def _letters(run: str, spaced: bool, before: _Token | None) -> list[_Token]:
-    """A run of letters: a function, a constant, "and", a word such as a unit, or letters that are multiplied."""
-    lower = run.lower()
-    if lower in _SEPARATORS:
-        return [_Token("separator", lower, spaced)]
-    if (run in FUNCTIONS or lower in _CONSTANTS or run in _GREEK) and (before is None or before.kind != "word"):
-        return [_Token("command", f"\\{run if run in FUNCTIONS or run in _GREEK else lower}", spaced)]
-    if before is not None and before.kind == "word" and spaced:
-        return [_Token("word", run, spaced)]
-    if len(run) == 1 or (before is not None and before.text == "_"):
-        return [_Token("letter", letter, spaced and place == 0) for place, letter in enumerate(run)]
-    if lower in KNOWN_WORDS and before is not None and before.kind != "sign" or lower in PREFIXES:
-        return [_Token("word", run, spaced)]
-    if before is not None and before.text in (")", "]", "}", "%", r"\}") and lower in KNOWN_WORDS:
-        return [_Token("word", run, spaced)]
-    for name in sorted(FUNCTIONS | {"pi"}, key=len, reverse=True):
-        if run.startswith(name) and len(run) - len(name) <= 1:
-            return [_Token("command", f"\\{name}", spaced), _Token("letter", run[-1], False)]
-    behind_number = before is not None and (before.kind in ("number", "word") or before.text in (")", "}", "%"))
-    if lower in SHORT_WORDS and spaced and behind_number:
-        return [_Token("word", run, spaced)]
-    if len(run) == 2 or _is_row_of_letters(lower):
-        return [_Token("letter", letter, spaced and place == 0) for place, letter in enumerate(run)]
-    return [_Token("word", run, spaced)]
-
-
-def _is_row_of_letters(run: str) -> bool:
-    """Whether letters are neighbours in the alphabet, as the names of unknowns are: xyz, bca."""
-    places = sorted(map(ord, run))
-    return places == list(range(places[0], places[0] + len(places)))
-
-
-def _word(words: str, spaced: bool) -> list[_Token]:
-    if words.lower() in _SEPARATORS:
-        return [_Token("separator", words.lower(), True)]
-    if words in FUNCTIONS:
-        return [_Token("command", f"\\{words}", spaced)]
-    if words in ("i", "e"):
-        return [_Token("letter", words, spaced)]
-    return [_Token("word", words, spaced)] if words else []
-
-
 class _Reader:
     """Recursive descent: list -> relation -> union of regions -> sum -> product -> power -> atom."""
 
-    def __init__(self, tokens: list[_Token], tight: bool) -> None:
-        self._tokens = [*tokens, _Token("end", "", False)]
+    def __init__(self, tokens: list[Token], tight: bool) -> None:
+        self._tokens = [*tokens, Token("end", "", False)]
         self._place = 0
         self._tight = tight
         self._bars = 0
 
     @property
-    def peek(self) -> _Token:
+    def peek(self) -> Token:
         return self._tokens[self._place]
 
-    def take(self) -> _Token:
+    def take(self) -> Token:
         token = self.peek
         self._place += token.kind != "end"
         return token
@@ -282,7 +110,9 @@ class _Reader:
 
     def regions(self, depth: int) -> Node:
         node = self.sum(depth)
+        joined = 0
         while self.peek.kind == "command" and self.peek.text[1:] in _REGIONS:
+            joined = _counted(joined)
             name = _REGIONS[self.take().text[1:]]
             node = Node("regions", (node, self.sum(depth)), name)
         return node
@@ -312,9 +142,11 @@ class _Reader:
         if self.peek.kind == "word" and self.peek.text.lower() in PREFIXES:
             prefix = self.take().text
         node = self._factor(depth)
+        divided = 0
         while True:
-            sign = self.taken("*", "/", ":")
+            sign = self.taken("*", "/") or ("" if self._bars else self.taken(":"))
             if sign:
+                divided = _counted(divided) if sign != "*" else divided
                 other = self._after_sign(depth)
                 while sign == "/" and self._tight and self._begins_factor():
                     other = multiplied(other, self._factor(depth))
@@ -383,7 +215,9 @@ class _Reader:
 
     def _factor(self, depth: int) -> Node:
         node = self._atom(depth + 1)
+        behind = 0
         while True:
+            behind = _counted(behind)
             if self.taken("^"):
                 node = self._raised(node, depth)
             elif self.taken("!"):
@@ -487,9 +321,9 @@ class _Reader:
 
     def _command(self, text: str, depth: int) -> Node:
         name = text[1:]
-        if name in _CONSTANTS:
-            return Node("constant", name=_CONSTANTS[name])
-        if name in _GREEK:
+        if name in CONSTANTS:
+            return Node("constant", name=CONSTANTS[name])
+        if name in GREEK:
             return self._symbol(text)
         if name in ("reals", "emptyset"):
             return Node("constant", name=name)
@@ -506,7 +340,7 @@ class _Reader:
         if name == "langle":
             return self._group(text, depth)
         if name in FUNCTIONS:
-            return self._call(_SAME_FUNCTION.get(name, name), depth)
+            return self._call(SAME_FUNCTION.get(name, name), depth)
         if name == "circ":
             raise Unreadable("a composition of functions")
         raise Unreadable(f"{text} is not read here")
@@ -526,7 +360,7 @@ class _Reader:
         if token.kind == "number":
             digit, rest = token.text[0], token.text[1:]
             if rest:
-                self._tokens[self._place] = _Token("number", rest, False)
+                self._tokens[self._place] = Token("number", rest, False)
             else:
                 self.take()
             if not digit.isdigit():
@@ -542,8 +376,8 @@ class _Reader:
                 base = (self._atom(depth + 1),)
             else:
                 power = self._exponent(depth + 1)
-        if power is not None and power.kind == "number" and power.value == -1 and name in _INVERSE:
-            name, power = _INVERSE[name], None
+        if power is not None and power.kind == "number" and power.value == -1 and name in INVERSE:
+            name, power = INVERSE[name], None
         if self.peek.text in ("(", "[", "{"):
             inside = self._atom(depth + 1)
         else:
@@ -562,7 +396,7 @@ class _Reader:
         rows: list[Node] = []
         cells: list[Node] = []
         while True:
-            if self.peek.text == r"\end{%s}" % name:  # noqa: UP031  # braces
+            if self.peek.text == f"\\end{{{name}}}":
                 break
             cells.append(self.sum(depth))
             if self.taken("&"):
@@ -577,18 +411,15 @@ class _Reader:
         return Node("matrix", tuple(rows))
 
 
-def negated(node: Node) -> Node:
-    """Minus an expression; of a number, the negative number."""
-    if node.kind == "number":
-        return Node("number", value=-node.value)
-    if node.kind in ("unit", "percent", "degree"):  # the sign belongs to the number
-        return node._replace(parts=(negated(node.parts[0]),))
-    return Node("product", (number(-1), node))
+def _counted(chain: int) -> int:
+    """One more of a chain that nests.
 
-
-def multiplied(left: Node, right: Node) -> Node:
-    """The product of two expressions; a product that goes on stays flat."""
-    return Node("product", (*left.parts, right) if left.kind == "product" else (left, right))
+    Raises:
+        Unreadable: the chain is too long.
+    """
+    if chain >= _MAX_CHAIN:
+        raise Unreadable(f"nested deeper than {_MAX_CHAIN}")
+    return chain + 1
 
 
 def _is_whole(node: Node) -> bool:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
-from reasonmill.grading.math_reader import Node, Unreadable
+from reasonmill.grading.math_node import Node
+from reasonmill.grading.math_tokens import Unreadable
 from reasonmill.grading.math_values import infinity_sign, real_order
 
 Real = Fraction | float  # a float is an infinity
@@ -28,7 +30,7 @@ class Region:
     def same(self, other: Region) -> bool:
         """Whether both have the same numbers: at each place where one changes, between them, and outside."""
         places = sorted({*self.places, *other.places})
-        between = [(low + high) / 2 for low, high in zip(places, places[1:], strict=False)]
+        between = [(low + high) / 2 for low, high in pairwise(places)]
         outside = [places[0] - 1, places[-1] + 1] if places else [Fraction(0)]
         return all(self.contains(number) == other.contains(number) for number in (*places, *between, *outside))
 

@@ -10,42 +10,75 @@ import re
 import unicodedata
 
 WORD_OPEN, WORD_CLOSE = "⟦", "⟧"
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi"
+    " psi omega"
+)
 # Written apart: the Greek block has two sigmas, and the second one ends words.
 _GREEK_LETTERS = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK.split(), strict=True))
 _SIGNS = {
     **{letter: f"\\{name} " for letter, name in _GREEK_LETTERS.items()},
     **{letter.upper(): f"\\{name.capitalize()} " for letter, name in _GREEK_LETTERS.items()},
-    **{"ϕ": r"\phi ", "ϑ": r"\theta ", "ϵ": r"\epsilon ", "Ω": r"\Omega ", "∆": r"\Delta "},
+    "ϕ": r"\phi ",
+    "ϑ": r"\theta ",
+    "ϵ": r"\epsilon ",
+    "Ω": r"\Omega ",
+    "∆": r"\Delta ",
     **dict.fromkeys("−–—‒‐‑﹣", "-"),
     **dict.fromkeys("×✕✖⋅·∙•∗⨯", r"\cdot "),
     **dict.fromkeys("÷∕⁄", "/"),
-    **{"√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp "},
-    **{"∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\reals "},
-    **{"≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≠": r"\ne ", "≈": r"\approx ", "≅": r"\approx ", "∼": r"\sim "},
-    **{
-        "°": r"^\circ ",
-        "º": r"^\circ ",
-        "˚": r"^\circ ",
-        "∘": r"\circ ",
-        "′": "'",
-        "’": "'",
-        "‘": "'",
-        "…": r"\ldots ",
-    },
-    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟶": r"\to ", "→": r"\to "},
-    **{"∫": r"\int ", "∑": r"\sum ", "∏": r"\prod ", "“": '"', "”": '"', "⟨": r"\langle ", "⟩": r"\rangle "},
-    **{
-        "〈": r"\langle ",
-        "〉": r"\rangle ",
-        "，": ", ",
-        "、": ", ",
-        "；": "; ",
-        "。": ".",
-        "€": "⟦euros⟧",
-        "£": "⟦pounds⟧",
-    },
-    **{"ⅈ": "i", "ⅇ": "e", "⅓": r" \frac{1}{3}"},
+    "√": r"\sqrt ",
+    "∛": r"\sqrt[3]",
+    "∜": r"\sqrt[4]",
+    "∞": r"\infty ",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∖": r"\setminus ",
+    "∅": r"\emptyset ",
+    "∈": r"\in ",
+    "ℝ": r"\reals ",
+    "≤": "<=",
+    "≥": ">=",
+    "⩽": "<=",
+    "⩾": ">=",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "≅": r"\approx ",
+    "∼": r"\sim ",
+    "°": r"^\circ ",
+    "º": r"^\circ ",
+    "˚": r"^\circ ",
+    "∘": r"\circ ",
+    "′": "'",
+    "’": "'",
+    "‘": "'",
+    "…": r"\ldots ",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "⟶": r"\to ",
+    "→": r"\to ",
+    "∫": r"\int ",
+    "∑": r"\sum ",
+    "∏": r"\prod ",
+    "“": '"',
+    "”": '"',
+    "⟨": r"\langle ",
+    "⟩": r"\rangle ",
+    "〈": r"\langle ",
+    "〉": r"\rangle ",
+    "，": ", ",
+    "、": ", ",
+    "；": "; ",
+    "。": ".",
+    "€": "⟦euros⟧",
+    "£": "⟦pounds⟧",
+    "ⅈ": "i",
+    "ⅇ": "e",
+    "⅓": r" \frac{1}{3}",
 }
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣ", "0123456789+-=()nix", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()", strict=True))
@@ -64,6 +97,7 @@ _COLOURED = re.compile(
 )
 _ROW_SKIP = re.compile(r"\\\\\s*\[[-\d.]+\s*(?:pt|em|ex|mm|cm)\]")
 _GROUPS_OF_DIGITS = re.compile(r"(-?\d{1,3}(?: \d{3})+(?:\.\d+)?)")
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
 _SIGN_WORD = re.compile(r"^(?:negative|minus)\s+(?=[\d.\\])", re.IGNORECASE)
 _SPACE_IN_NUMBER = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{,\}|\{\\,\}|\\thinspace)\s*(?=\d{3}(?!\d))")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\s*\\!|\\!\s*,|,\s*\\!\s*|\{,\})\s*(?=\d{3}(?!\d))")
@@ -78,21 +112,54 @@ _COMMANDS = {
     **dict.fromkeys(("tbinom", "dbinom"), "binom"),
     **dict.fromkeys(("leq", "leqslant", "le", "leqq"), "<="),
     **dict.fromkeys(("geq", "geqslant", "ge", "geqq"), ">="),
-    **{"lt": "<", "gt": ">", "neq": r"\ne ", "not=": r"\ne ", "times": "*", "cdot": "*", "ast": "*", "div": "/"},
-    **{"lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "vert": "|"},
-    **{"mid": "|", "lvert": "|", "rvert": "|", "varnothing": r"\emptyset ", "backslash": r"\setminus ", "colon": ":"},
-    **{"degree": r"^\circ ", "degrees": r"^\circ ", "textdegree": r"^\circ ", "dots": r"\ldots ", "cdots": r"\ldots "},
-    **{"Reals": r"\reals ", "R": r"\reals ", "land": ", ", "lor": "⟦or⟧", "cdotp": "*", "textbackslash": r"\setminus "},
-    **{"varphi": r"\phi ", "vartheta": r"\theta ", "varepsilon": r"\epsilon ", "bullet": "*", "infin": r"\infty "},
-    **{
-        "iff": "⟦iff⟧",
-        "simeq": r"\approx ",
-        "cong": r"\approx ",
-        "doteq": r"\approx ",
-        "percent": "%",
-        "bar": r"\overline",
-    },
-    **{"ln": r"\ln ", "arcsin": r"\arcsin ", "euro": "⟦euros⟧", "pounds": "⟦pounds⟧", "textpercent": "%"},
+    "lt": "<",
+    "gt": ">",
+    "neq": r"\ne ",
+    "not=": r"\ne ",
+    "times": "*",
+    "cdot": "*",
+    "ast": "*",
+    "div": "/",
+    "lbrace": r"\{",
+    "rbrace": r"\}",
+    "lbrack": "[",
+    "rbrack": "]",
+    "lparen": "(",
+    "rparen": ")",
+    "vert": "|",
+    "mid": "|",
+    "lvert": "|",
+    "rvert": "|",
+    "varnothing": r"\emptyset ",
+    "backslash": r"\setminus ",
+    "colon": ":",
+    "degree": r"^\circ ",
+    "degrees": r"^\circ ",
+    "textdegree": r"^\circ ",
+    "dots": r"\ldots ",
+    "cdots": r"\ldots ",
+    "Reals": r"\reals ",
+    "R": r"\reals ",
+    "land": ", ",
+    "lor": "⟦or⟧",
+    "cdotp": "*",
+    "textbackslash": r"\setminus ",
+    "varphi": r"\phi ",
+    "vartheta": r"\theta ",
+    "varepsilon": r"\epsilon ",
+    "bullet": "*",
+    "infin": r"\infty ",
+    "iff": "⟦iff⟧",
+    "simeq": r"\approx ",
+    "cong": r"\approx ",
+    "doteq": r"\approx ",
+    "percent": "%",
+    "bar": r"\overline",
+    "ln": r"\ln ",
+    "arcsin": r"\arcsin ",
+    "euro": "⟦euros⟧",
+    "pounds": "⟦pounds⟧",
+    "textpercent": "%",
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _BLACKBOARD = re.compile(r"\\mathbb\s*(?:\{\s*([A-Z])\s*\}|([A-Z]))|\\mathbf\{R\}")
@@ -163,7 +230,7 @@ def plain_mathematics(text: str) -> str:
         text = text.replace(r"\%", "%").replace(r"\#", "#").replace(r"\|", "|").replace(r"\_", "_")
     if text.count("$") % 2:
         text = re.sub(r"\$(?=\s*[-+]?\s*[\d.])", "⟦dollars⟧", text)
-    text = text.replace("$", " ").replace("**", "^")
+    text = _ORDINAL.sub("", text.replace("$", " ").replace("**", "^"))
     text = _SIGN_WORD.sub("-", " ".join(text.split()))
     return text.replace(" ", "") if _GROUPS_OF_DIGITS.fullmatch(text) else text
 

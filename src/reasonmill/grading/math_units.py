@@ -23,6 +23,7 @@ _KINDS = {kind for kind, _ in _UNITS.values()}
 KNOWN_WORDS = {
     spelled for name in _UNITS if len(name) > 1 for spelled in (name, f"{name}s", f"{name}es") if spelled != "mins"
 } | {"mph", "kph", "sq", "cu", "square", "cubic", "unit", "units", "degrees", "radians", "rad", "percent", "per", "rs"}
+KNOWN_WORDS |= {"kb", "mb", "gb", "tb", "kwh", "bc", "ad"}
 # Words that stand before the number.
 PREFIXES = {"dollars", "euros", "pounds", "rs", "usd"}
 # Two letters that are a word behind a number and a space: "3/4 of the cake".
@@ -78,7 +79,7 @@ def read_unit(text: str) -> Unit:
     text = " ".join(_SHORT.get(word, word) for word in text.replace(" per ", " / ").split())
     text = text.removeprefix("per ").removeprefix("/ ")
     powers: dict[str, int] = {}
-    factor, sign, pending, words = Fraction(1), 1, 1, False
+    factor, size, sign, pending, words = Fraction(1), Fraction(1), 1, 1, False
     last = ""
     for name, power, operator in _PART.findall(text):
         if operator:
@@ -90,7 +91,7 @@ def read_unit(text: str) -> Unit:
         if name in ("squared", "cubed") and last:
             exponent = 1 if name == "squared" else 2
             powers[last] = powers.get(last, 0) + exponent * sign
-            factor *= _factor_of(last_name) ** (exponent * sign)
+            factor *= size ** (exponent * sign)
             continue
         if name in _EMPTY:
             continue
@@ -100,8 +101,11 @@ def read_unit(text: str) -> Unit:
         pending = 1
         powers[kind] = powers.get(kind, 0) + exponent
         factor *= size**exponent
-        last, last_name = kind, name
-    return Unit(tuple(sorted((kind, power) for kind, power in powers.items() if power and kind)), factor, words)
+        last = kind
+    dimension = tuple(sorted((kind, power) for kind, power in powers.items() if power and kind))
+    if not dimension and any(powers):  # "hours per week": what cancels is no plain number
+        return Unit(((text, 1),), Fraction(1), True)
+    return Unit(dimension, factor, words)
 
 
 def _known(name: str) -> tuple[str, Fraction]:
@@ -109,7 +113,3 @@ def _known(name: str) -> tuple[str, Fraction]:
         if spelled in _UNITS:
             return _UNITS[spelled]
     return name.removesuffix("s") or name, Fraction(1)
-
-
-def _factor_of(name: str) -> Fraction:
-    return _known(name)[1]

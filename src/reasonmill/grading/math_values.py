@@ -1,8 +1,8 @@
 """Whether two expressions have the same value: exactly where they are rational, to many digits where they are not.
 
-Unknowns are replaced by fixed rational numbers: two expressions that agree at all of them are the same, up to a chance that
-no answer is long enough to reach. Digits grow with those that the expressions are written with, so that a long decimal
-is never taken for the irrational number that it approximates.
+Unknowns are replaced by fixed rational numbers: two expressions that agree at all of them are the same, up to a chance
+that no answer is long enough to reach. Digits grow with those that the expressions are written with, so that a long
+decimal is never taken for the irrational number that it approximates.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any
 
 from mpmath.ctx_mp import MPContext
 
-from reasonmill.grading.math_reader import Node, Unreadable
+from reasonmill.grading.math_node import Node
+from reasonmill.grading.math_tokens import Unreadable
 
 _MAX_BITS = 40_000
 _MAX_FACTORIAL = 1000
 _MAX_DIGITS = 4000
 _SPARE_DIGITS = 40
+# Digits times functions, powers and roots: some tenths of a second.
+_MAX_WORK = 20_000
 # Unknowns take these kinds of numbers: all positive twice, of both signs, and whole.
 _PLACES = ("positive", "more", "mixed")
 _WHOLE = "whole"
@@ -86,7 +89,7 @@ def substituted(node: Node, numbers: Mapping[str, Fraction]) -> Node:
     return node._replace(parts=tuple(substituted(part, numbers) for part in node.parts)) if node.parts else node
 
 
-def exact_value(node: Node, numbers: Mapping[str, Fraction] = {}) -> Fraction | None:  # noqa: B006  # only read
+def exact_value(node: Node, numbers: Mapping[str, Fraction] = {}) -> Fraction | None:  # only read
     """The value where it is rational and found by arithmetic alone; None where it takes more."""
     kind, parts = node.kind, node.parts
     if kind == "number":
@@ -247,7 +250,7 @@ def _numbers(names: list[str], place: str) -> dict[str, Fraction]:
             continue
         value = Fraction(drawn % 1_000_003 + 300_007, 499_979)
         numbers[name] = (
-            -value if place == "mixed" and drawn >> 40 & 1 or place == "mixed" and len(names) == 1 else value
+            -value if (place == "mixed" and drawn >> 40 & 1) or (place == "mixed" and len(names) == 1) else value
         )
     return numbers
 
@@ -267,7 +270,7 @@ def _same_at(left: Node, right: Node, numbers: Mapping[str, Fraction]) -> bool:
 
 def _same_to(digits: int, left: Node, right: Node, numbers: Mapping[str, Fraction]) -> bool:
     """Whether two values agree to about so many digits: relatively, or both are 0."""
-    if digits > _MAX_DIGITS:
+    if digits > _MAX_DIGITS or digits * (_roots(left) + _roots(right)) > _MAX_WORK:
         raise TooLarge("it takes too many digits")
     context = _context(digits + 20)
     one, two = _evaluate(left, numbers, context), _evaluate(right, numbers, context)
@@ -275,6 +278,11 @@ def _same_to(digits: int, left: Node, right: Node, numbers: Mapping[str, Fractio
     if not context.isfinite(scale):
         raise NoValue("it has no finite value")
     return bool(abs(one - two) <= least * scale or scale <= least)
+
+
+def _roots(node: Node) -> int:
+    """How many parts of an expression take more than arithmetic."""
+    return (node.kind in ("call", "power", "degree")) + sum(map(_roots, node.parts))
 
 
 def _context(digits: int) -> Any:
@@ -296,7 +304,8 @@ def _digits_of(node: Node) -> int:
     found = sum(map(_digits_of, node.parts))
     if node.kind == "power":
         exponent = exact_value(node.parts[1])
-        found *= 1 if exponent is None else max(1, math.ceil(min(abs(exponent), _MAX_DIGITS)))
+        if exponent is not None:
+            found *= max(1, math.ceil(min(abs(exponent), Fraction(_MAX_DIGITS))))
     return found
 
 
@@ -391,7 +400,10 @@ _FUNCTIONS: Mapping[str, str] = {
         for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "floor", "ceil")
     },
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
-    **{"abs": "fabs", "cbrt": "cbrt", "Re": "re", "Im": "im"},
+    "abs": "fabs",
+    "cbrt": "cbrt",
+    "Re": "re",
+    "Im": "im",
 }
 
 

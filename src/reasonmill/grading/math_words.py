@@ -9,13 +9,38 @@ from reasonmill.grading.math_spelling import WORD_CLOSE, WORD_OPEN
 
 _ONES = dict(
     zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-        " eighteen nineteen".split(),
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ],
         range(20),
         strict=True,
     )
 )
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+_TENS = dict(
+    zip(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], range(20, 100, 10), strict=True)
+)
+_MAX_UNIT_WORDS = 3
+# Longer answers are not read.
+_MAX_CHARACTERS = 4000
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _PARTS = {
     "half": 2,
@@ -54,13 +79,15 @@ _QUALIFIED = re.compile(
 _ONE_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 _CODE = re.compile(r"[_\"=;<>\[\]{}@#`\\^|~&]|\w\(|\)\.")
 _PREFIX = re.compile(
-    r"^\s*(?:(?:so|thus|hence|therefore|and|then|we get|we have|i get|finally)\b[,:]?\s*)*"
-    r"(?:(?:(?:the|my|our)\s+)?(?:(?:final|correct|required|desired)\s+)?(?:answer|result|value|solution|sum|total)s?"
-    r"(?:\s+of\s+\$?\\?[A-Za-z]+\$?)?\s*(?:is|are|was|equals|:|=)\s*(?:equal to\s+)?:?|it is|it's|equals|is|=|\\approx|ans(?:wer)?:)\s*(?=\S)",
+    r"^\s*(?:(?:so|thus|hence|therefore|and|then|we get|we have|i get|finally)\b[,:]?\s*)*(?:(?:(?:the|my|our)\s+)?"
+    r"(?:(?:final|correct|required|desired)\s+)?(?:answer|result|value|solution|sum|total)s?(?:\s+of\s+\$?\\?[A-Za-z]+\$?)?"
+    r"\s*(?:is|are|was|equals|:|=)\s*(?:equal to\s+)?:?|it is|it's|equals|is|=|\\approx|ans(?:wer)?:)\s*(?=\S)",
     re.IGNORECASE,
 )
+_CONNECTOR = re.compile(r"^\s*(?:so|thus|hence|therefore|then|finally)\b[,:]?\s*(?=\S)", re.IGNORECASE)
 _LABEL = re.compile(
-    rf"^\s*(?:{WORD_OPEN}[^{WORD_CLOSE}]*{WORD_CLOSE}\s*|(?!lambda|return|print|def)[A-Za-z]{{3,}}\s*)+(?:=|:)\s*(?=\S)"
+    rf"^\s*(?:(?:{WORD_OPEN}[^{WORD_CLOSE}]*{WORD_CLOSE}|\b(?!lambda|return|print|def)[A-Za-z]{{3,}}\b)\s*){{1,8}}"
+    r"(?:=|:)\s*(?=\S)"
 )
 _CHOICE = re.compile(r"^\(?\s*([A-Z])\s*\)?[.:]?$")
 _LETTER = re.compile(r"\b[A-J]\b")
@@ -70,9 +97,9 @@ _CHOSEN = re.compile(r"^(?:option|choice)?\s*\(?\s*([A-Za-z])\s*(?:\)|\.|:|$)\s*
 def without_prefix(text: str) -> str:
     """An answer without "the answer is", "Total =" and the like before it."""
     previous = None
-    while previous != text:
+    while previous != text and len(text) <= _MAX_CHARACTERS:
         previous = text
-        text = _LABEL.sub("", _PREFIX.sub("", text, count=1), count=1)
+        text = _LABEL.sub("", _PREFIX.sub("", _CONNECTOR.sub("", text, count=1), count=1), count=1)
     return text
 
 
@@ -134,6 +161,17 @@ def spelled_number(text: str) -> Fraction | None:
     return None if above is None else sign * Fraction(above, below)
 
 
+def with_digits(text: str) -> str:
+    """A spelled number in digits, with the words behind it: "three hours" is "3 hours"; nothing where there is none."""
+    words = text.replace("-", " ").split()
+    for count in range(len(words), max(0, len(words) - _MAX_UNIT_WORDS - 1), -1):
+        spelled = spelled_number(" ".join(words[:count]))
+        if spelled is not None:
+            rest = " ".join(words[count:])
+            return f"{spelled} {rest}".strip() if not qualified(rest) else ""
+    return ""
+
+
 def _whole_number(words: list[str]) -> int | None:
     if not words:
         return None
@@ -142,7 +180,7 @@ def _whole_number(words: list[str]) -> int | None:
     for word in words:
         if word in _ONES or word in _TENS:
             value = _ONES.get(word, _TENS.get(word, 0))
-            if not (last >= 100 or (20 <= last and value < 10)):
+            if not (last >= 100 or (last >= 20 and value < 10)):
                 return None
             part, last = part + value, value
         elif word in _LARGE and part:

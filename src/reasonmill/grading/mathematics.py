@@ -9,67 +9,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 from reasonmill.errors import RecipeError
 from reasonmill.grading import math_words as words
 from reasonmill.grading.math_compare import same
-from reasonmill.grading.math_reader import MAX_CHARACTERS, Node, Unreadable, number, read_mathematics
+from reasonmill.grading.math_node import Node
+from reasonmill.grading.math_reader import MAX_CHARACTERS, read_mathematics
+from reasonmill.grading.math_reference import (
+    BASED,
+    bare,
+    base_of,
+    digits_in,
+    meaning_of,
+    read_plain,
+    read_reference,
+    reference_text,
+    trimmed,
+    value_in,
+    without_box,
+)
 from reasonmill.grading.math_spelling import plain_mathematics
+from reasonmill.grading.math_tokens import Unreadable
 from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, real_order, same_value, symbols
-from reasonmill.grading.symbolic import require_math_verify, second_opinion
 from reasonmill.grading.places import ASKS, Place, check_place, find_answer
+from reasonmill.grading.symbolic import require_math_verify, second_opinion
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
 
 _SHOWN = 60
 _BEST_FIRST = ("right", "could not tell", "wrong")
-_BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-_BASED = re.compile(r"(?:0*([0-9A-Za-z]+))\s*(?:_\{?\s*⟦?(\w+)⟧?\s*\}?|⟦?\s*\(?base\s*⟧?\s*⟦?(\w+)\)?\s*⟧?)")
-_NOTHING = {
-    "no solution",
-    "no solutions",
-    "none",
-    "empty set",
-    "no real solution",
-    "no real solutions",
-    "no such number",
-}
-_EVERYTHING = {"all real numbers", "all reals", "every real number", "all real number", "real numbers"}
-_INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
-# Spaces mean nothing, unless they keep numbers apart.
-_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 _PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
-_NESTED_BOXES = 8
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """A reference, as far as it is understood.
-
-    Attributes:
-        plain: its text in one spelling.
-        node: what it reads as; None where it is words, or unreadable for the `reason`.
-        base: the base and digits of a number that names its base.
-        is_words: whether it is words, and no mathematics.
-        is_number: whether it is a rational number without a unit.
-    """
-
-    plain: str
-    node: Node | None = None
-    reason: str = ""
-    base: tuple[int, str] | None = None
-    is_words: bool = False
-    is_number: bool = False
-
-    @property
-    def value(self) -> Fraction:
-        """The number that it is."""
-        assert self.node is not None
-        return self.node.value
 
 
 class _Undecided(Exception):
@@ -141,6 +112,8 @@ class MathGrader:
             if opinion is None:
                 return Verdict.could_not_tell(str(error))
             right, reason = opinion, "by math-verify"
+        except (ArithmeticError, RecursionError, ValueError) as error:  # of sizes that no bound foresaw
+            return Verdict.could_not_tell(f"the answer can't be computed: {type(error).__name__}: {error}")
         parts = {"answered": 1.0}
         return Verdict.right(reason, parts) if right else Verdict.wrong(reason, parts)
 
@@ -156,38 +129,27 @@ def check_tolerance(tolerance: float) -> Fraction:
     return Fraction(str(tolerance))
 
 
-def reference_text(answer: str) -> str:
-    r"""The reference within what a row calls its answer: behind GSM8K's ####, or in the last \boxed{} of a solution."""
-    if "####" in answer:
-        return answer.rpartition("####")[2].strip()
-    if "\\boxed" in answer:
-        found = find_answer(answer, "boxed")
-        if found.texts:
-            return ", ".join(found.texts)
-    return answer.strip()
-
-
 def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[bool, str]:
     """Whether an answer is right, and what can be said about it.
 
     Raises:
         _Undecided: it can't be told.
     """
-    reference = _reference(gold)
+    reference = read_reference(gold)
     if _PLAIN_NUMBER.fullmatch(answer) and reference.is_number:
         right = reference.value == Fraction(answer)
         return right, "" if right else f"{answer} is not {reference.plain[:_SHOWN]}"
-    answer = _without_box(answer)
+    answer = without_box(answer)
     if not answer.strip():
         return False, "the answer is empty"
-    plain = _trimmed(plain_mathematics(answer[: 20 * MAX_CHARACTERS]))
+    plain = trimmed(plain_mathematics(answer[: 20 * MAX_CHARACTERS]))
     shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
     if not plain:
         return False, "the answer is empty"
-    if _bare(plain) == _bare(reference.plain):
+    if bare(plain) == bare(reference.plain):
         return True, ""
     plain = words.without_prefix(plain)
-    if _bare(plain) == _bare(reference.plain):
+    if bare(plain) == bare(reference.plain):
         return True, ""
     wrong = False, f"{shown} is not {words.without_marks(reference.plain)[:_SHOWN]}"
     letter = words.choice_of(reference.plain)
@@ -197,25 +159,25 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
         if words.chosen(plain) or len(words.letters_of(plain) | {letter}) > 1:
             return wrong
     if reference.base is not None:
-        return (True, "") if _digits_in(reference.base[0], plain) == reference.base[1] else wrong
+        return (True, "") if digits_in(reference.base[0], plain) == reference.base[1] else wrong
     if reference.is_words:
         return _same_words(reference.plain, plain, wrong)
     if reference.node is None:
         raise _Undecided(f"the reference can't be read: {reference.reason}")
-    based = _BASED.fullmatch(plain)
-    if based and _base_of(based):
+    based = BASED.fullmatch(plain)
+    if based and base_of(based):
         return _based_answer(reference.node, based, wrong)
     return _compare(reference.node, plain, prompt, tolerance, wrong)
 
 
 def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tuple[bool, str]) -> tuple[bool, str]:
     try:
-        node = _read(plain)
+        node = read_plain(plain)
     except Unreadable as error:
         return _in_words(gold, plain, error, tolerance, wrong)
     try:
         if same(gold, node, _equality(tolerance)):
-            if words.qualified(plain):
+            if words.qualified(plain) and re.search(r"\d", plain):
                 if words.denies(plain):
                     return False, "the answer says that it is none"
                 raise _Undecided("it says something about the number besides naming it")
@@ -231,17 +193,13 @@ def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tu
     except Unreadable as error:
         raise _Undecided(str(error)) from error
     _consider_other_readings(gold, plain, tolerance)
+    if symbols(node) and not symbols(gold) and _has_unit(node) and re.search(r"\d", plain):
+        raise _Undecided("it is not clear what is a unit in the answer, and what is unknown")
     return wrong if not _other_list(gold, plain, tolerance) else (True, "")
 
 
-def _read(plain: str) -> Node:
-    """The answer or reference as a tree, with words for sets of numbers read as these sets."""
-    bare = words.without_marks(plain).lower()
-    if bare in _NOTHING:
-        return Node("constant", name="emptyset")
-    if bare in _EVERYTHING:
-        return Node("constant", name="reals")
-    return read_mathematics(plain)
+def _has_unit(node: Node) -> bool:
+    return node.kind == "unit" or any(map(_has_unit, node.parts))
 
 
 def _other_list(gold: Node, plain: str, tolerance: Fraction) -> bool:
@@ -274,11 +232,11 @@ def _in_words(
     gold: Node, plain: str, error: Unreadable, tolerance: Fraction, wrong: tuple[bool, str]
 ) -> tuple[bool, str]:
     """An answer that reads as no mathematics: a number spelled out, a sentence, or something else."""
-    spelled = words.spelled_number(words.without_marks(plain))
-    said, unclear = ("", "") if spelled is not None else words.number_in_sentence(plain)
-    if spelled is not None or said:
+    spelled = words.with_digits(words.without_marks(plain))
+    said, unclear = (spelled, "") if spelled else words.number_in_sentence(plain)
+    if said:
         try:
-            node = number(spelled) if spelled is not None else read_mathematics(said)
+            node = read_mathematics(said)
             return (True, "") if same(gold, node, _equality(tolerance)) else wrong
         except (Unreadable, NoValue):
             raise _Undecided(f"the answer can't be read: {error}") from error
@@ -300,25 +258,20 @@ def _same_words(gold: str, plain: str, wrong: tuple[bool, str]) -> tuple[bool, s
     wanted, given = words.words_of(gold), words.words_of(plain)
     if wanted == given:
         return True, ""
-    if _meaning_of(wanted) == _meaning_of(given) != "":
+    if meaning_of(wanted) == meaning_of(given) != "":
         return True, ""
     if wanted and words.contains_words(plain, wanted) and not words.NEGATIONS.search(words.without_marks(plain)):
         raise _Undecided("the answer has the words of the reference, and others")
     return wrong
 
 
-def _meaning_of(given: tuple[str, ...]) -> str:
-    text = " ".join(given)
-    return "nothing" if text in _NOTHING else "everything" if text in _EVERYTHING else ""
-
-
 def _based_answer(gold: Node, based: re.Match[str], wrong: tuple[bool, str]) -> tuple[bool, str]:
     """An answer that names its base, where the reference names none."""
-    base, digits = _base_of(based), based[1]
+    base, digits = base_of(based), based[1]
     wanted = exact_value(gold)
     if wanted is None:
         return wrong
-    value = _value_in(base, digits)
+    value = value_in(base, digits)
     if base == 10:
         return (True, "") if value == wanted else wrong
     if str(wanted) == digits:
@@ -326,30 +279,6 @@ def _based_answer(gold: Node, based: re.Match[str], wrong: tuple[bool, str]) -> 
     if value == wanted:
         raise _Undecided("the answer names another base than the reference")
     return wrong
-
-
-@lru_cache(maxsize=4096)
-def _reference(gold: str) -> _Reference:
-    plain = _trimmed(plain_mathematics(_without_box(gold)))
-    based = _BASED.fullmatch(plain)
-    if based and _base_of(based):
-        return _Reference(plain, base=(_base_of(based), based[1].upper().lstrip("0") or "0"))
-    if words.choice_of(plain) and "⟦" in plain:
-        return _Reference(plain, is_words=True)
-    try:
-        node = _read(plain)
-        if not symbols(node):
-            same(node, node)  # it must have a value
-    except NoValue as error:
-        return _Reference(plain, reason=str(error))
-    except Unreadable as error:
-        if words.has_words_only(plain):
-            return _Reference(plain, is_words=True)
-        stripped = words.without_prefix(plain)
-        if stripped != plain:
-            return _reference(stripped)
-        return _Reference(plain, reason=str(error))
-    return _Reference(plain, node, is_number=node.kind == "number")
 
 
 def _equality(tolerance: Fraction) -> Callable[[Node, Node], bool]:
@@ -396,8 +325,8 @@ def _is_copied(gold: Node, node: Node, plain: str, prompt: str) -> bool:
     """Whether the answer repeats a calculation of the prompt that the reference is the result of."""
     if gold.kind != "number" or not _calculates(node):
         return False
-    bare = _bare(plain)
-    return len(bare) >= 3 and bare in _bare(plain_mathematics(prompt))
+    repeated = bare(plain)
+    return len(repeated) >= 3 and repeated in bare(plain_mathematics(prompt))
 
 
 def _calculates(node: Node) -> bool:
@@ -426,46 +355,3 @@ def _is_large(node: Node) -> bool:
         base, exponent = node.parts
         return _is_large(base) and _is_large(exponent)
     return node.kind == "number" and node.value >= 2
-
-
-def _base_of(based: re.Match[str]) -> int:
-    """The base that a number names; 0 if it is none, or has digits that the base has not."""
-    named = based[2] or based[3] or ""
-    base = int(named) if re.fullmatch(r"\d{1,2}", named) else _BASE_WORDS.get(named.lower(), 0)
-    return base if 2 <= base <= 36 and _value_in(base, based[1]) is not None else 0
-
-
-def _value_in(base: int, digits: str) -> int | None:
-    try:
-        return int(digits, base)
-    except ValueError:
-        return None
-
-
-def _digits_in(base: int, plain: str) -> str:
-    """The digits of an answer to a question about a base, which may leave the base out."""
-    based = _BASED.fullmatch(plain)
-    if based:
-        return (based[1].upper().lstrip("0") or "0") if _base_of(based) == base else ""
-    return plain.replace(" ", "").upper().lstrip("0") or "0"
-
-
-def _without_box(text: str) -> str:
-    for _ in range(_NESTED_BOXES):
-        match = _INNER_BOX.search(text) if "\\boxed" in text or "\\fbox" in text else None
-        if match is None:
-            break
-        text = match[1]
-    return text
-
-
-def _trimmed(plain: str) -> str:
-    """Without the punctuation and the quotes around an answer."""
-    plain = plain.strip().strip("\"'`").strip()
-    while plain and plain[-1] in ".,;:?" and not plain.endswith(".."):
-        plain = plain[:-1].rstrip()
-    return plain
-
-
-def _bare(plain: str) -> str:
-    return _SPACE.sub("", words.without_marks(plain))

@@ -1,8 +1,8 @@
-r"""Where the answer stands in a response: an answer tag, \boxed{}, a statement, the last line, the last number, a pattern.
+r"""Where the answer stands in a response: a tag, \boxed{}, a statement, the last line, the last number, a pattern.
 
-The last final answer counts. Answers that are given beside each other ("\boxed{41} or \boxed{42}") are all found, so that
-a grader sees that they differ; one that the response takes back or negates is none. Every search is linear in the
-response's length.
+The last final answer counts. Answers that are given beside each other ("\boxed{41} or \boxed{42}") are all found, so
+that a grader sees that they differ; one that the response takes back or negates is none. Every search is linear in
+the response's length.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _STATEMENT = re.compile(
 )
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b")
-_FORMULA = re.compile(r"\$[^$\n]{1,400}\$|\\\((?:(?!\\\)).){1,400}\\\)|\\\[(?:(?!\\\]).){1,400}\\\]")
+_FORMULA = re.compile(r"\$[^$\n]{1,400}(?<![= ])\$(?!\d)|\\\((?:(?!\\\)).){1,400}\\\)|\\\[(?:(?!\\\]).){1,400}\\\]")
 _CALCULATED = re.compile(r"<<[^<>\n]{0,200}>>")
 _SENTENCE_END = re.compile(r"(?<=[^\d\s.])\.(?=\s|$)|(?<=\d)\.(?=\s+[A-Z]|\s*$)|[.!?](?=\s+[A-Z])")
 _CONNECTED = re.compile(
@@ -53,14 +53,17 @@ _CONNECTED = re.compile(
     re.IGNORECASE,
 )
 _RETRACTED = re.compile(
-    r"\b(?:(?:is|was|'s|be) (?:wrong|incorrect|false|mistaken|an? (?:mistake|error)|not (?:right|correct|the (?:final |right |correct )?answer|it))"
+    r"\b(?:(?:is|was|'s|be) (?:wrong|incorrect|false|mistaken|an? (?:mistake|error)|"
+    r"not (?:right|correct|the (?:final |right |correct )?answer|it))"
     r"|(?:scratch|disregard|ignore|forget|strike) (?:that|this|it|the above|my (?:last|previous))"
     r"|(?:take|taking) (?:that|it) back|(?:isn't|wasn't) (?:right|correct|the answer|it))\b",
     re.IGNORECASE,
 )
 _LATER = re.compile(
-    r"(?:\b(?:it|that|this|answer) should (?:have been|be|read)|\bI meant|\b(?:actually|correction|no|sorry|rather)[,:]? "
-    r"(?:it is|it's|the answer is|I mean|make (?:it|that))?|####|\banswer is|\bfinal answer:)[ \t:*$]*(?P<said>[-+]?(?:\\|\$|\d|\()[^\n]{0,200})",
+    r"(?:\b(?:it|that|this|answer) should (?:have been|be|read)|\bI meant|"
+    r"\b(?:actually|correction|no|sorry|rather)[,:]? "
+    r"(?:it is|it's|the answer is|I mean|make (?:it|that))?|####|\banswer is|\bfinal answer:)"
+    r"[ \t:*$]*(?P<said>[-+]?(?:\\|\$|\d|\()[^\n]{0,200})",
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
@@ -233,7 +236,7 @@ def _boxes(said: str) -> tuple[list[_Span], bool]:
     boxes = 0
     for match in _BRACES.finditer(said):
         brace = match[0]
-        if brace[0] == "\\" and brace[-1] != "{" or brace == r"\{":
+        if (brace[0] == "\\" and brace[-1] != "{") or brace == r"\{":
             continue
         if brace != "}":
             is_box = brace != "{"

@@ -1,4 +1,4 @@
-"""math-verify as a second opinion on what our own reader can't decide: sympy computes, so that it belongs into a worker."""
+"""math-verify as a second opinion on what our own reader can't decide; sympy computes, so it belongs into a worker."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ class TextGrader:
     `problem.meta["answers"]` may list further texts that are right.
 
     Args:
-        match: "exact" leaves case, punctuation, articles and spaces out; "strict" compares every character but spaces at
-            both ends; "fuzzy" also allows slips of spelling.
+        match: "exact" leaves case, punctuation, articles and spaces out; "strict" compares every character but
+            spaces at both ends; "fuzzy" also allows slips of spelling.
         similarity: from which share of common characters on two texts are alike; for "fuzzy" only.
         answer_in: where the answer stands: auto, answer, boxed, last-line, last-number or pattern.
         pattern: a regular expression; its group is the answer.
