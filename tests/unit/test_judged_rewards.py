@@ -1,5 +1,6 @@
 """Rewards by a judge behind a server: what is asked, what it comes to, both orders, the budget, what is kept."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from chat_server import Answer, ChatServerFake, chat_server, says
 from contexts import a_context
+from reasonmill.cli import main
 from reasonmill.errors import RecipeError
 from reasonmill.kept_replies import BudgetSpent
 from reasonmill.plugins.catalogue import Catalogue, Use, installed
@@ -191,3 +193,60 @@ def test_length_counts_for_right_answers_alone() -> None:
 def test_a_length_reward_without_a_way_down_is_refused() -> None:
     with pytest.raises(RecipeError, match="no way down"):
         LengthReward(full=10, none=10)
+
+
+@pytest.mark.check
+def test_a_recipe_is_trained_by_judges_within_a_budget(
+    tmp_path: Path, without_charts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A spent budget stops the stage; with a larger one it goes on, asks nothing again, and ends as one that never was
+    stopped."""
+
+    def respond(body: dict, number: int) -> Answer:
+        return says("MET" if "CRITERION" in body["messages"][0]["content"] else "A>B")
+
+    def run(home: str, budget: int) -> int:
+        (tmp_path / "judged.toml").write_text(RECIPE.format(url=fake.url, budget=budget))
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(tmp_path / "judged.toml"), "--home", str(tmp_path / home)])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    with chat_server(respond) as fake:
+        assert run("stopped", 3) == 69
+        assert "more than its budget of 3" in capsys.readouterr().err
+        assert run("stopped", 500) == 0
+        in_two = len(fake.bodies)
+        assert run("stopped", 900) == 0  # the budget is no part of the key
+        assert len(fake.bodies) == in_two
+        assert run("whole", 500) == 0
+        assert len(fake.bodies) == 2 * in_two
+    digests = [
+        json.loads((tmp_path / home / "runs" / "judged" / "summary.json").read_text())["stages"][0]["digest"]
+        for home in ("stopped", "whole")
+    ]
+    assert digests[0] == digests[1]
+
+
+RECIPE = """
+name = "judged"
+[rewards.kind]
+use = "rubric"
+server = {{ url = "{url}", model = "judge" }}
+criteria = ["It is kind."]
+budget = {budget}
+[rewards.better]
+use = "pairwise"
+server = {{ url = "{url}", model = "judge" }}
+[[stage]]
+name = "zero"
+kind = "rl"
+from = "tiny-base"
+steps = 2
+problems_per_step = 2
+group_size = 4
+tasks = {{ facts = 0.5, arithmetic = 0.5 }}
+rewards = {{ accuracy = 1.0, kind = 0.5, better = 0.5 }}
+schedule = {{ peak = 1e-4 }}
+sampling = {{ max_tokens = 24 }}
+"""
