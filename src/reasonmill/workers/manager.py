@@ -53,7 +53,7 @@ class _Call:
     body: bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class _Template:
     """A process with the object of a plug-in.
 
@@ -82,7 +82,7 @@ class _Template:
         return min(max(LONG * self.usual_s, LONG_S[0]), LONG_S[1])
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     pid: int
     socket: socket.socket
@@ -111,6 +111,7 @@ class Manager:
         self._out = bytearray()
         self._templates: dict[int, _Template] = {}
         self._workers: dict[int, _Worker] = {}
+        self._starting: list[_Worker] = []
         self._swept = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._read_control)
@@ -227,44 +228,55 @@ class Manager:
     # Calls
 
     def _hand_out(self, template: _Template) -> None:
-        while template.waiting and template.is_made:
-            busy = [worker for worker in self._workers.values() if worker.call is not None]
-            num_long = sum(worker.is_long for worker in busy)
-            if len(busy) - num_long >= template.size or (num_long >= MOST_LONG and not template.idle):
-                return
-            worker = template.idle.pop() if template.idle else self._new_worker(template)
-            if worker is None:
-                self._lost(template)
-                return
+        while template.waiting and template.idle and self._has_room(template):
+            worker = template.idle.pop()
             worker.call = template.waiting.popleft()
             worker.began = time.monotonic()
             worker.calls += 1
             with suppress(OSError):  # it has ended: that is seen where its process is waited for
                 worker.socket.sendall(frame({}, worker.call.body))
+        # The next workers begin before there is room for them, so that nothing waits for a process to start.
+        ready = len(template.idle) + sum(worker.template is template for worker in self._starting)
+        for _ in range(min(template.size, len(template.waiting)) - ready if template.is_made else 0):
+            self._start_worker(template)
 
-    def _new_worker(self, template: _Template) -> _Worker | None:
-        """A worker; None where the template forks none."""
+    def _has_room(self, template: _Template) -> bool:
+        busy = [worker for worker in self._workers.values() if worker.call is not None]
+        num_long = sum(worker.is_long for worker in busy)
+        return len(busy) - num_long < template.size and num_long < MOST_LONG
+
+    def _start_worker(self, template: _Template) -> None:
         self._numbers += 1
         folder = self._folder / str(self._numbers)
         folder.mkdir()
         ours, theirs = socket.socketpair()
-        ours.settimeout(30)
-        try:
-            with theirs:
-                socket.send_fds(template.socket, [str(folder).encode()], [theirs.fileno()])
-            said = ours.recv(_PID.size, socket.MSG_WAITALL)
-        except OSError:
-            said = b""
-        if len(said) < _PID.size:
-            ours.close()
-            return None
-        worker = _Worker(_PID.unpack(said)[0], ours, template, folder)
-        self._workers[worker.pid] = worker
         ours.settimeout(5)  # for what it does not read
+        worker = _Worker(0, ours, template, folder, began=time.monotonic())
+        self._starting.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read_worker(worker))
-        return worker
+        with theirs, suppress(OSError):  # where the template has ended, so has the connection that it would have got
+            socket.send_fds(template.socket, [str(folder).encode()], [theirs.fileno()])
+
+    def _started(self, worker: _Worker) -> None:
+        """Reads the number of a new worker's process, with which it begins."""
+        said = b""
+        with suppress(OSError):
+            said = worker.socket.recv(_PID.size, socket.MSG_WAITALL)
+        self._starting.remove(worker)
+        if len(said) == _PID.size:
+            worker.pid = _PID.unpack(said)[0]
+            self._workers[worker.pid] = worker
+            worker.template.idle.append(worker)
+        else:
+            self._selector.unregister(worker.socket)
+            worker.socket.close()
+            self._lost(worker.template)
+        self._sweep()
 
     def _read_worker(self, worker: _Worker) -> None:
+        if worker in self._starting:
+            self._started(worker)
+            return
         if self._workers.get(worker.pid) is not worker:  # it was ended in the same turn
             return
         try:
@@ -300,6 +312,10 @@ class Manager:
             self._selector.unregister(worker.socket)
         worker.socket.close()
         del self._workers[worker.pid]
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(worker.pid, 0)
         self._sweep()
         shutil.rmtree(worker.folder, ignore_errors=True)
 
@@ -321,8 +337,7 @@ class Manager:
         for worker in list(self._workers.values()):
             if worker.closed is not None and now - worker.closed >= CLOSED_S:
                 self._end(worker, "it closed its connection")
-                continue
-            if worker.call is None:
+            if worker.closed is not None or worker.call is None:
                 continue
             taken, limit = now - worker.began, worker.template.seconds
             if taken >= limit:
@@ -372,7 +387,10 @@ class Manager:
                     self._answered(worker, body)
 
     def _sweep(self) -> None:
-        """Kills all children that are neither a template nor a worker."""
+        """Kills all children that are neither a template nor a worker; later, while workers start whose numbers are
+        not known."""
+        if self._starting:
+            return
         self._swept = time.monotonic()
         system.kill_strangers({*self._workers, *(template.pid for template in self._templates.values())})
 
