@@ -29,6 +29,8 @@ _SPLITS = ("test", "dev", "train")
 _ASKED = ("problem", "prompt", "question")
 # Hidden tests, which stand in for an answer; what was asked may be a part of them.
 _TESTS = ("tests", "test", "test_list", "input_output", "inputs")
+# What else a grader may go by in place of an answer: instructions, puzzles.
+_CHECKED = ("instruction_id_list", "numbers", "nums", "solution")
 _COLOURS = {"right": "green", "wrong": "red", "could not tell": "yellow"}
 
 
@@ -157,7 +159,7 @@ def _response(given: Any) -> str | None:
 def _problem(task: str, known: _Known, row: Mapping[str, Any]) -> Problem | str:
     """The problem that a row is about, or why there is none."""
     has_tests = any(row.get(name) for name in _TESTS)
-    if row.get("answer") is None and not has_tests:
+    if row.get("answer") is None and not has_tests and not any(row.get(name) for name in _CHECKED):
         if row.get("id") is None:
             return "the row has no `answer`, no tests and no `id`"
         found = known[str(row["id"])]

@@ -1,10 +1,12 @@
 """Instruction following: each of the checks sees what follows its instruction and what does not."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reasonmill.grade import grade
 from reasonmill.grading.instruction_checks import CHECKS, number_of_sentences
 from reasonmill.grading.instructions import InstructionsGrader, Strictness
 from reasonmill.grading.verdict import Verdict
@@ -150,6 +152,16 @@ def test_instructions_may_stand_in_the_answer() -> None:
     problem = Problem("ifeval", (Message("user", "write"),), answer)
     assert InstructionsGrader().judge(problem, "so").outcome == "right"
     assert InstructionsGrader().judge(problem, "so, so").outcome == "wrong"
+
+
+def test_rows_of_a_file_need_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"prompt": "write", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    rows = [{**asked, "response": "so"}, {**asked, "response": "so, so"}, {"prompt": "write", "response": "so"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    grade("instructions", file, as_json=True)
+    verdicts = [json.loads(line)["verdict"] for line in capsys.readouterr().out.splitlines()]
+    assert verdicts == ["right", "wrong", "could not tell"]
 
 
 @pytest.mark.parametrize(
