@@ -58,7 +58,11 @@ class _Wire:
             raise self._gone() from None
         reply = self._received()
         if reply[0] == "raised":
-            raise _exception(reply[1], str(reply[2]))
+            error = _exception(reply[1], str(reply[2]))
+            if kind != "next" and isinstance(error, StopIteration | StopAsyncIteration):
+                # It would end the loop of a test that calls the function within `map` or `zip`, and let the test pass.
+                raise RuntimeError(f"the program raised {type(error).__name__}")
+            raise error
         if reply[0] != "value":
             raise self.break_(f"the program ended itself: {reply[1:]}")
         return reply
