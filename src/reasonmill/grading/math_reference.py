@@ -31,6 +31,8 @@ _EVERYTHING = {"all real numbers", "all reals", "every real number", "all real n
 _INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
 # Spaces mean nothing, unless they keep numbers apart.
 _SPACE = re.compile(r"(?<!\d) | (?!\d)")
+# Braces around one sign that nothing follows say nothing: \pmod{4} is \pmod 4.
+_ONE_IN_BRACES = re.compile(r"(?<![\d}])\{(\w)\}(?!\w)")
 _NESTED_BOXES = 8
 
 
@@ -150,4 +152,4 @@ def trimmed(plain: str) -> str:
 
 
 def bare(plain: str) -> str:
-    return _SPACE.sub("", words.without_marks(plain))
+    return _SPACE.sub("", _ONE_IN_BRACES.sub(r"\1", words.without_marks(plain)))

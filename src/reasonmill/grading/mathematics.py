@@ -40,6 +40,7 @@ from reasonmill.types import Problem
 _SHOWN = 60
 _BEST_FIRST = ("right", "could not tell", "wrong")
 _PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
+_TIME = re.compile(r"\d{1,2}:\d\d")
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
@@ -167,7 +168,10 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     based = BASED.fullmatch(plain)
     if based and base_of(based):
         return _based_answer(reference.node, based, wrong)
-    return _compare(reference.node, plain, prompt, tolerance, wrong)
+    right, reason = _compare(reference.node, plain, prompt, tolerance, wrong)
+    if right and _TIME.fullmatch(reference.plain):
+        raise _Undecided("the reference is a time of day or a ratio, and the answer is equal only as a ratio")
+    return right, reason
 
 
 def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tuple[bool, str]) -> tuple[bool, str]:
