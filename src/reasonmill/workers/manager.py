@@ -297,7 +297,7 @@ class Manager:
         worker.call = None
         worker.template.usual_s += _NEWEST * (time.monotonic() - worker.began - worker.template.usual_s)
         worker.is_long = False
-        if worker.hangs or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= worker.template.size:
+        if worker.hangs or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= 2 * worker.template.size:
             self._end(worker, "")
         else:
             worker.template.idle.append(worker)
