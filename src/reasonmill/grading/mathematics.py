@@ -39,6 +39,8 @@ from reasonmill.types import Problem
 
 _SHOWN = 60
 _BEST_FIRST = ("right", "could not tell", "wrong")
+_COMMAND = re.compile(r"\\[A-Za-z]{2,}")
+_NUMBERS = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 _TIME = re.compile(r"\d{1,2}:\d\d")
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
@@ -90,7 +92,8 @@ class MathGrader:
         prompt = problem.messages[-1].content
         each = [self._of_all(gold, found.texts, prompt) for gold in golds]
         verdict = min(each, key=lambda verdict: _BEST_FIRST.index(verdict.outcome))
-        if verdict.outcome == "wrong" and found.prose and len(re.findall(r"\d+", found.texts[0])) > 1:
+        several = found.prose and len(re.findall(r"\d+", found.texts[0])) > 1
+        if verdict.outcome == "wrong" and several and any(_may_name(gold, found.texts[0]) for gold in golds):
             return Verdict.could_not_tell("no final answer is marked, and the last line has several numbers")
         return verdict
 
@@ -117,6 +120,11 @@ class MathGrader:
             return Verdict.could_not_tell(f"the answer can't be computed: {type(error).__name__}: {error}")
         parts = {"answered": 1.0}
         return Verdict.right(reason, parts) if right else Verdict.wrong(reason, parts)
+
+
+def _may_name(gold: str, text: str) -> bool:
+    reference = read_reference(gold)
+    return reference.node is None or _names(reference.node, text)
 
 
 def check_tolerance(tolerance: float) -> Fraction:
@@ -246,16 +254,25 @@ def _in_words(
             raise _Undecided(f"the answer can't be read: {error}") from error
     if re.fullmatch(r"[-\d.,\s]+", plain) and len(plain) > MAX_CHARACTERS:
         return False, "it is a number of other length than the reference"
-    if unclear:
-        raise _Undecided(f"the answer is a sentence, and {unclear}")
     if len(plain) > MAX_CHARACTERS:
-        raise _Undecided(f"the answer is longer than {MAX_CHARACTERS:,} characters")
-    if error.mathematical and not words.has_words_only(plain):
+        return False, f"the answer is longer than {MAX_CHARACTERS:,} characters"
+    if unclear and _names(gold, plain):
+        raise _Undecided(f"the answer is a sentence, and {unclear}")
+    # No response may escape its grade by being odd: what no mathematics could mean is wrong. Only commands of LaTeX may
+    # mean something that this reader does not know.
+    if error.mathematical and _COMMAND.search(plain):
         raise _Undecided(
             f"the answer can't be read: {error}; the extra math (pip install 'reasonmill[math]') and "
             "the setting symbolic = true read more"
         )
     return False, f"the answer is no mathematics: {error}"
+
+
+def _names(gold: Node, text: str) -> bool:
+    """Whether one of the numbers in a text is the reference, as far as that can be seen."""
+    wanted = exact_value(gold)
+    numbers = _NUMBERS.findall(text)
+    return wanted is None or any(Fraction(number.replace(",", "")) == wanted for number in numbers)
 
 
 def _same_words(gold: str, plain: str, wrong: tuple[bool, str]) -> tuple[bool, str]:
