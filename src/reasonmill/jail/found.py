@@ -24,7 +24,7 @@ _TRIAL = Limits(seconds=10, memory_mb=512)
 class NoJail(ReasonmillError):
     """Model-written code can't be kept apart here."""
 
-    exit_code = 9
+    exit_code = 10
 
 
 def holes(level: Level) -> list[str]:
