@@ -226,12 +226,12 @@ def test_the_command_lists_findings_and_its_exit_code_tells(tmp_path: Path, caps
     with pytest.raises(SystemExit) as ended:
         cli.main(["audit", "own", *lab, "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert ended.value.code == 9
+    assert ended.value.code == 11
     assert (report["task"], report["problems"], report["gold_right"]) == ("own", 2, 2)
     assert {"fault", "kind", "attack", "problem", "answer", "response", "reason"} == set(report["findings"][0])
     with pytest.raises(SystemExit) as ended:
         cli.main(["audit", "own", *lab])
-    assert ended.value.code == 9
+    assert ended.value.code == 11
     assert "passes and should not" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         cli.main(["audit", "arithmetic", "--problems", "2"])

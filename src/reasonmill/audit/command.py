@@ -24,7 +24,7 @@ from reasonmill.recipe.load import load_recipe
 from reasonmill.tasks.named import NamedTask
 
 # The exit code where something is found: no error of the command has it.
-FOUND = 9
+FOUND = 11
 # How long a verdict may take; graders that run programs say themselves how long that is at most.
 _USUAL_S = 10.0
 _SHOWN_CHARACTERS = 80
@@ -42,7 +42,7 @@ def audit_command(
     as_json: JsonOption = False,
     accept_unisolated_code: AcceptOption = False,
 ) -> None:
-    """Attacks the grader of a task, and lists what passes and should not, and the reverse. Exit code 9 if anything."""
+    """Attacks the grader of a task, and lists what passes and should not, and the reverse. Exit code 11 if anything."""
     named = _attacked(installed() if recipe is None else load_recipe(recipe).catalogue, task)
     try:
         drawn = list(itertools.islice(named.problems(split, seed), problems))
