@@ -26,7 +26,9 @@ class KeptReplies:
         self._home = home
         self._beside = f"{key}/replies"
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """How many there are. It is not the object's length: with none, the object would count as nothing at all."""
         return len(self._replies)
 
     def find(self, request: str) -> Said | None:
@@ -95,9 +97,10 @@ class Budgeted:
         said = self._kept.find(request)
         if said is None:
             self._missing.add(request)
-            if len(self._kept) + len(self._missing) > self._budget:
+            if self._kept.count + len(self._missing) > self._budget:
                 raise BudgetSpent(
-                    f"{self._title} has {len(self._kept):,} replies and needs more than its budget of {self._budget:,}",
+                    f"{self._title} has {self._kept.count:,} replies and needs more than its budget of "
+                    f"{self._budget:,}",
                     fix="raise its budget and run the same command again: what was answered is not asked again",
                 )
         return said

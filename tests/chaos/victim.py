@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.utils import logging
 
 from reasonmill import cli, rollouts
+from reasonmill.errors import RecipeError
 from reasonmill.learn import checkpoints, on_policy, scoring
 from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.state_file import STATE_FILE
@@ -45,7 +47,8 @@ def prepare() -> None:
     logging.disable_progress_bar()  # as the command line does; the bar would bring a thread
     for group in GROUPS:
         for name in installed().names(group):
-            installed().plugin(group, name).code  # noqa: B018  # its sources are parsed once, and then kept
+            with suppress(RecipeError):  # what can't be made without arguments or an extra
+                installed().plugin(group, name).code  # noqa: B018  # its sources are parsed once, and then kept
     for base in shipped_bases().values():
         load_decoder(base, device="cpu", dtype=torch.float32)
         renderer_for(base)

@@ -144,7 +144,7 @@ def test_stages_name_what_the_recipe_brings_and_what_is_offered(file: Path) -> N
     assert [node.module.MAKES for node in recipe.nodes] == ["model", "model"]
     told = recipe.resolved()["tasks"]["sums"]
     assert (told["use"], told["environment"], told["size"]) == ("./code.py:Sums", "room", 3)
-    assert (told["isolation"], told["limits"]["memory_gb"]) == (None, 2.0)
+    assert (told["isolation"], told["limits"]) == (None, None)
     assert "rewritings" not in recipe.resolved()
 
 

@@ -22,6 +22,7 @@ from reasonmill.options import AcceptOption, JsonOption, RecipeOption, SplitOpti
 from reasonmill.plugins.catalogue import Catalogue, installed
 from reasonmill.recipe.load import load_recipe
 from reasonmill.tasks.named import NamedTask
+from reasonmill.workers.limits import Limits
 
 # The exit code where something is found: no error of the command has it.
 FOUND = 11
@@ -53,7 +54,8 @@ def audit_command(
         note_to_user(f"task {task!r} has no problems of split {split!r}: its grader is attacked with samples")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("problems", total=len(drawn))
-        limit_s = limit_s or max(_USUAL_S, getattr(named.task, "longest_s", 0.0))
+        own: Limits | None = getattr(named.task, "limits", None)
+        limit_s = limit_s or (own.seconds if own is not None else _USUAL_S)
         found = audit(named, drawn, limit_s, lambda done: progress.update(bar, completed=done))
     if as_json:
         print(json.dumps(_as_json(task, found), indent=2, ensure_ascii=True))
