@@ -73,6 +73,7 @@ def test_run_directory_holds_what_the_readme_promises(finished: Path) -> None:
     assert "<svg" in (directory / "report.html").read_text()
 
 
+@pytest.mark.check
 def test_model_runs_outside_of_reasonmill(finished: Path) -> None:
     script = (
         "import sys, torch\n"

@@ -123,7 +123,9 @@ def record_of(home_path: Path, key: str) -> tuple[list[tuple[int, str | None]], 
         return home.ledger.steps(key), metrics, [step for step, _ in home.ledger.states(key)]
 
 
-@pytest.mark.parametrize("stage", [RL, DISTILL, PRETRAIN], ids=["rl", "distill", "pretrain"])
+@pytest.mark.parametrize(
+    "stage", [RL, DISTILL, pytest.param(PRETRAIN, marks=pytest.mark.check)], ids=["rl", "distill", "pretrain"]
+)
 def test_three_steps_and_then_five_are_five_at_once(run: Run, recipe: Path, tmp_path: Path, stage: str) -> None:
     recipe.write_text(f'name = "more"\n{stage}')
     at_once, _ = run("at once", MORE)
