@@ -42,6 +42,8 @@ _STATEMENT = re.compile(
     r"(?:is[*_ \t]{0,6}(?:therefore|then|thus|simply|just|given by|equal to)?[*_ \t]{0,6}:?|:|=)(?:\*\*|__)?",
     re.IGNORECASE,
 )
+# What leads from one statement to the next: "Final Answer: The final" answer is.
+_LEADING = re.compile(r"(?:(?:so|and|thus|hence|then|therefore|the|my|our|final|correct|right)\b[, ]*)+", re.IGNORECASE)
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b")
 _FORMULA = re.compile(r"\$[^$\n]{1,400}(?<![= ])\$(?!\d)|\\\((?:(?!\\\)).){1,400}\\\)|\\\[(?:(?!\\\]).){1,400}\\\]")
@@ -65,7 +67,8 @@ _TAKEN_BACK = re.compile(
 _RETRACTED = re.compile(
     r"\b(?:(?P<what>that|this|it|which|answer|result|value|above|[-+]?\d[\d.,/]*)"
     r"(?:(?:'s| is| was) (?:wrong|incorrect|false|mistaken|an? (?:mistake|error)|"
-    r"not (?:right|correct|the (?:final |right |correct )?answer|it\b))|(?: isn't| wasn't) (?:right|correct|the answer|it\b))"
+    r"not (?:right|correct|the (?:final |right |correct )?answer|it\b))"
+    r"|(?: isn't| wasn't) (?:right|correct|the answer|it\b))"
     r"|(?:scratch|disregard|ignore|forget|strike) (?:that|this|it|the above|my (?:last|previous))"
     r"|(?:take|taking) (?:that|it) back)\b",
     re.IGNORECASE,
@@ -205,7 +208,7 @@ def _statements(said: str) -> list[_Span]:
         rest = said[head.end() : min(end, head.end() + _STATED)]
         line = next((line for line in rest.splitlines() if line.strip(" \t*_:")), "")
         text = _to_sentence_end(line)
-        if text:
+        if text and not _LEADING.fullmatch(text):
             spans.append(
                 _Span(head.start(), head.end() + rest.index(line) + len(line.partition(text)[0]) + len(text), text)
             )
