@@ -81,11 +81,12 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Several numbers for one to be right: "15 or 16", "15, 16, 17".
 _OFFERED = re.compile(
     r"\d[\s,;.$)]*\b(?:or|maybe|perhaps|possibly|wait|no|but|also|rather|else)\b"
-    r"(?:[\s,;.]*\b(?:or|maybe|perhaps|possibly|wait|no|also|even|rather|else)\b)*[\s,;.$(]*-?\d"
+    r"(?:[\s,;.]*\b(?:or|maybe|perhaps|possibly|wait|no|also|even|rather|else)\b)*[\s,;.$(]*-?\d[\d.,/]*(?=\s*(?:$|[!?);]|or\b|[^\W\d]+\W*$))"
     r"|\d[\s$]*[,;][\s$]*-?\d[\d.]*[\s$]*[,;][\s$]*(?:and\s+|or\s+)?-?\d",
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"[,;/]|\bor\b|\band\b", re.IGNORECASE)
+_MAX_ITEM_WORDS = 2
 _OPENINGS = {
     "so",
     "thus",
@@ -232,6 +233,8 @@ def names_beside(text: str, wanted: str = "") -> bool:
     others = [item for item in items if words_of(item) != own and item.lower() not in _OPENINGS]
     if wanted and len(others) == len(items):
         return False
+    if not wanted and any(re.search(r"\d", item) and len(item.split()) > _MAX_ITEM_WORDS for item in items):
+        return False  # a sentence with a number in it
     return len(items) > 1 and any(
         _OTHER_ANSWER.match(item) and not item.endswith("ly") and bool(wanted or item[:2].strip("(")[:1].isalpha())
         for item in others

@@ -173,7 +173,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
     if not plain:
         return False, "the answer is empty"
-    if answer.rstrip(" .*_`$)").endswith("?") and "?" not in gold:
+    if answer.rstrip(" .*_`$)").endswith("?") and "?" not in gold and not re.search(r"[.!]\s", answer):
         return False, "the answer is a question"
     if bare(plain) == bare(reference.plain):
         return True, ""

@@ -75,7 +75,9 @@ _RETRACTED = re.compile(
 )
 _LATER = re.compile(
     r"(?:\b(?:it|that|this|answer) should (?:have been|be|read)|\bI meant"
-    r"|(?<!not )\b(?:actually|really|correction|no|nope|sorry|rather|wait|oops|in (?:fact|truth|reality))[,:.!]? "
+    r"|\b(?:(?:actually|correction|sorry|rather|oops|nope)[,:.!]? |(?:no|wait)[,:.!] "
+    r"|(?<!not )(?:really|no|wait|in (?:fact|truth|reality)),? "
+    r"(?=it|that|the answer|no\b|wait|actually|sorry|I mean|make))"
     r"(?:(?:no|wait|actually|really|sorry|I mean|make (?:it|that)|it is|it's|that is|that's|the answer is)[,:]? ){0,4}"
     r"|####|\banswer is|\bfinal answer:)"
     r"[ \t:*$]*(?P<said>[-+]?(?:\\|\$|\d|\()[^\n]{0,200})",
