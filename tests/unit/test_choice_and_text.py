@@ -62,6 +62,11 @@ def test_another_option_several_or_none_is_wrong(response: str) -> None:
     assert chosen("B", response, OPTIONS) == "wrong"
 
 
+@pytest.mark.parametrize("text", ["(" * 100_000, "A  " * 600 + "?", "the option " * 180, "(" * 1999 + "a"])
+def test_no_text_chooses_or_hangs_by_its_size(text: str) -> None:
+    assert chosen("B", f"<answer>{text}</answer>", OPTIONS) != "right"
+
+
 def test_references_name_an_option_by_letter_number_or_text() -> None:
     for reference in ("B", "(B)", "1", "London"):
         assert chosen(reference, r"\boxed{B}", OPTIONS) == "right"
@@ -95,6 +100,11 @@ def test_fuzzy_forgives_slips_of_spelling_but_neither_numbers_nor_negations() ->
     assert matched("Tchaikovsky", "<answer>Tchaikovski</answer>", TextGrader()) == "wrong"
     assert matched("in the year 1912", "<answer>in the year 1913</answer>", fuzzy) == "wrong"
     assert matched("it is allowed to go in", "<answer>it is not allowed to go in</answer>", fuzzy) == "wrong"
+
+
+def test_a_text_that_is_too_long_is_wrong_and_a_reference_that_is_too_long_could_not_be_told() -> None:
+    assert matched("USA", f"<answer>{'USA ' * 5000}</answer>", TextGrader("fuzzy")) == "wrong"
+    assert matched("USA " * 5000, "<answer>USA</answer>", TextGrader("fuzzy")) == "could not tell"
 
 
 def test_further_answers_of_a_row_are_right_as_well() -> None:

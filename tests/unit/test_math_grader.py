@@ -112,12 +112,70 @@ def test_all_references_of_published_problems(name: str) -> None:
         ("42", "right"),
         ("She has 42 eggs left after 3 days.", "could not tell"),
         ("1, 2, 3, 42", "wrong"),
+        ("I guess 41, 42 or 43.", "wrong"),
+        ("41 or 42", "wrong"),
+        ("She buys 42 apples for Tom, Evelyn and Carla.", "right"),
+        ("Tom, Evelyn and Carla have 42.", "right"),
+        ("The answer is 42 apples for Tom, Evelyn and Carla.", "right"),
+        ("It is 42. Is there anything else?", "right"),
+        ("They have 42, but 3 are red.", "could not tell"),
         ("", "wrong"),
         ("I have no idea.", "wrong"),
+        (r"\boxed{42} and \boxed{Evelyn}", "wrong"),
+        (r"\boxed{Evelyn} \boxed{42}", "wrong"),
+        ("<answer>42</answer><answer>Evelyn</answer><answer>(B)</answer>", "wrong"),
+        ("<answer><answer>42</answer>", "wrong"),
     ],
 )
 def test_the_last_final_answer_counts(response: str, outcome: str) -> None:
     assert said("42", response) == outcome
+
+
+@pytest.mark.parametrize(
+    ("behind", "outcome"),
+    [
+        *((text, "wrong") for text in (", but really it is 41.", "? No.", ". No, 41.", " no", " wrong", ". Wait, 41.")),
+        *(
+            (text, "wrong")
+            for text in (". Hmm, wait, that's 41.", ". Scratch that.", ", not really.", ". Just kidding.")
+        ),
+        *(
+            (text, "wrong")
+            for text in (" (rejected)", ". Actually, it is 41.", ". 42 is wrong.", ". The true answer is 41.")
+        ),
+        *((text, "right") for text in (". No other value works.", ". We can check: 6*7 = 42, not 41.", ", not 41.")),
+        *((text, "right") for text in (". Note that 41 would be wrong.", ". 41 is wrong.", ". Wait for it: 6*7 = 42.")),
+        *((text, "right") for text in (". Actually, this is the only one.", ". Wait, let me check: 6*7 = 42. Yes.")),
+        *(
+            (text, "right")
+            for text in (". There is no other.", ". It is not possible to have more.", ". Actually, 42 = 6*7.")
+        ),
+    ],
+)
+def test_only_what_takes_back_the_answer_itself_takes_it_back(behind: str, outcome: str) -> None:
+    assert said("42", rf"It is \boxed{{42}}{behind}") == outcome
+    assert said("42", f"<answer>42</answer>{behind}") == outcome
+
+
+@pytest.mark.parametrize("behind", [", but really it is 41.", ". No, 41.", ". Wait, 41.", ". Hmm, wait, that's 41."])
+def test_what_is_put_in_the_place_of_an_answer_is_the_answer(behind: str) -> None:
+    assert said("41", rf"\boxed{{42}}{behind}") == "right"
+
+
+def test_a_percent_is_a_hundredth_unless_somebody_speaks_of_percent() -> None:
+    assert said("42", in_box(r"42\%")) == "wrong"
+    assert said("42", in_box(r"42\%"), "How many percent is it?") == "right"
+    assert said(r"42\%", in_box("42")) == "right"
+    assert said("0.42", in_box(r"42\%")) == "right"
+
+
+def test_garbage_that_ends_with_a_digit_is_no_number() -> None:
+    assert said("0", "<answer>cpathlib\nPath\n(V/tmp/x/canary\ntRp0\n.</answer>") == "wrong"
+
+
+def test_the_problem_copied_is_wrong() -> None:
+    prompt = "Tom has 42 eggs and eats 3 of them. How many eggs had he at first?"
+    assert said("42", in_box("Tom has 42 eggs and eats 3 of them"), prompt) == "wrong"
 
 
 def test_answers_beside_each_other_are_the_list_that_the_reference_is() -> None:
@@ -188,6 +246,7 @@ def test_a_reference_that_is_not_read_is_no_fault_of_the_answer() -> None:
     assert said(r"\int f \, dx", in_box(r"\int f\,dx")) == "right"
 
 
+@pytest.mark.check
 def test_math_verify_is_asked_where_a_task_says_so() -> None:
     pytest.importorskip("math_verify")
     grader = MathGrader(symbolic=True)

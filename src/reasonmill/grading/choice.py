@@ -12,13 +12,16 @@ from reasonmill.grading.places import ASKS, Place, check_place, find_answer
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
 
+# A longer text chooses no option.
+_MAX_CHARACTERS = 2000
 _MARKS = "()[]{}<>*_.:`\"' "
 _LETTER_FIRST = re.compile(
-    r"^[(\[*_ ]*(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]*)?"
-    r"[(\[*_ ]*([A-Za-z])[)\]*_ ]*(?:[.:)]|$|\s+-)",
+    r"^[(\[*_ ]*(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[: ]*[(\[*_ ]*)?"
+    r"([A-Za-z])[)\]*_ ]*(?:[.:)]|$|\s+-)",
     re.IGNORECASE,
 )
-_SEVERAL = re.compile(r"^[(\[*_ ]*[A-Z][)\]*_ ]*(?:(?:,|;|/|&|\band\b|\bor\b|\s)+[(\[*_ ]*[A-Z][)\]*_. ]*)+$")
+# What stands between the letters of several options.
+_BETWEEN = re.compile(r"[\s,;/&()\[\]*_.]+|\b(?:and|or)\b")
 _STANDING = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
 _NEGATED = re.compile(r"\b(?:not|never|neither|nor|except|wrong|incorrect)\b|n't\b", re.IGNORECASE)
 
@@ -55,6 +58,9 @@ class ChoiceGrader:
         found = find_answer(response, self._place, self._pattern)
         if not found.texts:
             return Verdict.wrong(found.reason, {"answered": 0.0})
+        longest = max(_MAX_CHARACTERS, *map(len, options.values()), 0)
+        if any(len(text) > longest for text in found.texts):
+            return Verdict.wrong(f"an answer of more than {longest:,} characters", {"answered": 0.0})
         chosen: set[str] = set()
         for text in found.texts:
             letters = _chosen(text, options)
@@ -99,8 +105,9 @@ def _chosen(answer: str, options: Mapping[str, str]) -> set[str] | None:
     bare = plain.strip(_MARKS)
     if len(bare) == 1 and bare.isalpha():
         return {bare.upper()}
-    if _SEVERAL.match(plain):
-        return set(_STANDING.findall(plain))
+    several = [part for part in _BETWEEN.split(plain) if part]
+    if len(several) > 1 and all(re.fullmatch("[A-Z]", part) for part in several):
+        return set(several)
     if _NEGATED.search(plain):
         return set()
     texts = {letter for letter, option in options.items() if _same_text(option, answer)}

@@ -52,7 +52,8 @@ SHORT_WORDS = {
 _EMPTY = {"unit", "units", "of", "the", "total", "in", "radian", "radians", "rad", "exactly"}
 _SHORT = {"mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour", "sq": "square", "cu": "cubic"}
 _PART = re.compile(r"([^\s^*/]+)(?:\s*\^\s*\{?(-?\d)\}?)?|([/*])")
-LETTERS = {name for name in _UNITS if len(name) == 1} | {"L", "N", "J", "W"}
+# "j" is written for the imaginary unit.
+LETTERS = ({name for name in _UNITS if len(name) == 1} | {"L", "N", "J", "W"}) - {"j"}
 
 
 class Unit(NamedTuple):

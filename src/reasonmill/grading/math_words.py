@@ -68,15 +68,41 @@ _HEDGES = re.compile(
 )
 _DENIED = re.compile(
     r"^\W*(?:it |this |that |the answer )?(?:is |was )?not\b|\b(?:is|was|be)\s+(?:not|wrong|incorrect|false)\b"
-    r"|\b(?:isn't|wasn't|never)\b|\bnot\W+[\d\\]",
+    r"|\b(?:isn't|wasn't|never|rejected|discarded|extraneous|invalid)\b|\bnot\W+[\d\\]|\b(?:wrong|incorrect)\W*$",
     re.IGNORECASE,
 )
 _QUALIFIED = re.compile(
     r"\b(?:at least|at most|than|maybe|perhaps|possibly|probably|about|approximately|roughly|almost|nearly|or so|up to"
-    r"|minus|times|squared|cubed|factorial|plus)\b",
+    r"|minus|times|squared|cubed|factorial|plus|rejected|discarded|extraneous|invalid)\b",
     re.IGNORECASE,
 )
-_ONE_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
+_ONE_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# Several numbers for one to be right: "15 or 16", "15, 16, 17".
+_OFFERED = re.compile(
+    r"\d[\s,;.$)]*\b(?:or|maybe|perhaps|possibly|wait|no|but|also|rather|else)\b"
+    r"(?:[\s,;.]*\b(?:or|maybe|perhaps|possibly|wait|no|also|even|rather|else)\b)*[\s,;.$(]*-?\d[\d.,/]*(?=\s*(?:$|[!?);]|or\b|[^\W\d]+\W*$))"
+    r"|\d[\s$]*[,;][\s$]*-?\d[\d.]*[\s$]*[,;][\s$]*(?:and\s+|or\s+)?-?\d",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"[,;/]|\bor\b|\band\b", re.IGNORECASE)
+_MAX_ITEM_WORDS = 2
+_OPENINGS = {
+    "so",
+    "thus",
+    "hence",
+    "therefore",
+    "then",
+    "finally",
+    "yes",
+    "well",
+    "ok",
+    "okay",
+    "altogether",
+    "overall",
+}
+_OPENINGS |= {"total", "answer", "sum", "result", "indeed", "ans", "and", "or"}
+_OTHER_ANSWER = re.compile(r"\(?(?:[A-Z]\)|[A-Z][a-z]+\.?$|\(?[A-Z]\)?$|-?\d|\\)")
 _CODE = re.compile(r"[_\"=;<>\[\]{}@#`\\^|~&]|\w\(|\)\.")
 _PREFIX = re.compile(
     r"^\s*(?:(?:so|thus|hence|therefore|and|then|we get|we have|i get|finally)\b[,:]?\s*)*(?:(?:(?:the|my|our)\s+)?"
@@ -189,6 +215,40 @@ def _whole_number(words: list[str]) -> int | None:
         else:
             return None
     return total + part
+
+
+def offers_several(text: str) -> bool:
+    """Whether a text offers several numbers beside each other: "15 or 16", "15, 16, 17"."""
+    return bool(_OFFERED.search(_THOUSANDS.sub("", without_marks(text))))
+
+
+def names_beside(text: str, wanted: str = "") -> bool:
+    """Whether an answer stands in a list beside others of another kind: a name, the letter of an option, a number.
+
+    Args:
+        wanted: the words of the reference; for references that are numbers nothing, and numbers are not looked at.
+    """
+    items = [item.strip() for item in _JOINED.split(without_marks(text)) if item.strip()]
+    own = words_of(wanted)
+    others = [item for item in items if words_of(item) != own and item.lower() not in _OPENINGS]
+    if wanted and len(others) == len(items):
+        return False
+    if not wanted and any(re.search(r"\d", item) and len(item.split()) > _MAX_ITEM_WORDS for item in items):
+        return False  # a sentence with a number in it
+    return len(items) > 1 and any(
+        _OTHER_ANSWER.match(item) and not item.endswith("ly") and bool(wanted or item[:2].strip("(")[:1].isalpha())
+        for item in others
+    )
+
+
+def denies_choice(text: str) -> bool:
+    """Whether an answer such as "(B) is wrong" says so of the letter that it begins with."""
+    rest = _CHOSEN.sub("", without_marks(text), count=1)
+    return bool(
+        re.match(
+            r"(?:is|was) (?:not|wrong|incorrect|false)\b|(?:isn't|wasn't)\b|(?:wrong|incorrect|rejected)\W*$", rest
+        )
+    )
 
 
 def denies(text: str) -> bool:

@@ -43,6 +43,11 @@ _COMMAND = re.compile(r"\\[A-Za-z]{2,}")
 _NUMBERS = re.compile(r"\d[\d,]*(?:\.\d+)?")
 _PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 _TIME = re.compile(r"\d{1,2}:\d\d")
+_PERCENT = re.compile(r"\\?%|⟦?\s*\bper ?cent(?:age|s)?\b\s*⟧?", re.IGNORECASE)
+# What says that a number is meant to be none: "\neq 3", or struck out.
+_NOT_EQUAL = re.compile(r"^\s*\\(?:ne|not)(?![A-Za-z])|\\(?:[bx]?cancel|sout)(?![A-Za-z])")
+_COPIED = 20
+_LARGEST = 1000
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
@@ -92,7 +97,9 @@ class MathGrader:
         prompt = problem.messages[-1].content
         each = [self._of_all(gold, found.texts, prompt) for gold in golds]
         verdict = min(each, key=lambda verdict: _BEST_FIRST.index(verdict.outcome))
-        several = found.prose and len(re.findall(r"\d+", found.texts[0])) > 1
+        several = (
+            found.prose and not words.offers_several(found.texts[0]) and len(re.findall(r"\d+", found.texts[0])) > 1
+        )
         if verdict.outcome == "wrong" and several and any(_may_name(gold, found.texts[0]) for gold in golds):
             return Verdict.could_not_tell("no final answer is marked, and the last line has several numbers")
         return verdict
@@ -103,6 +110,9 @@ class MathGrader:
         each = [self._of_one(gold, text, prompt) for text in texts]
         if all(verdict.outcome == "right" for verdict in each):
             return each[0]
+        readable = read_reference(gold).is_words or all(map(_is_mathematics, texts))
+        if not readable:
+            return Verdict.wrong(f"it gives {len(texts)} final answers that differ", {"answered": 1.0})
         together = self._of_one(gold, ", ".join(texts), prompt)
         if together.outcome == "wrong":
             return Verdict.wrong(f"it gives {len(texts)} final answers that differ", {"answered": 1.0})
@@ -120,6 +130,14 @@ class MathGrader:
             return Verdict.could_not_tell(f"the answer can't be computed: {type(error).__name__}: {error}")
         parts = {"answered": 1.0}
         return Verdict.right(reason, parts) if right else Verdict.wrong(reason, parts)
+
+
+def _is_mathematics(text: str) -> bool:
+    try:
+        read_plain(words.without_prefix(trimmed(plain_mathematics(without_box(text[: 20 * MAX_CHARACTERS])))))
+    except Unreadable:
+        return False
+    return True
 
 
 def _may_name(gold: str, text: str) -> bool:
@@ -155,6 +173,8 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
     if not plain:
         return False, "the answer is empty"
+    if answer.rstrip(" .*_`$)").endswith("?") and "?" not in gold and not re.search(r"[.!]\s", answer):
+        return False, "the answer is a question"
     if bare(plain) == bare(reference.plain):
         return True, ""
     plain = words.without_prefix(plain)
@@ -164,7 +184,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     letter = words.choice_of(reference.plain)
     if letter:
         if words.chosen(plain) == letter:
-            return True, ""
+            return (False, "the answer says that it is none") if words.denies_choice(plain) else (True, "")
         if words.chosen(plain) or len(words.letters_of(plain) | {letter}) > 1:
             return wrong
     if reference.base is not None:
@@ -176,6 +196,8 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     based = BASED.fullmatch(plain)
     if based and base_of(based):
         return _based_answer(reference.node, based, wrong)
+    if _PERCENT.search(plain) and not any(map(_PERCENT.search, (reference.plain, prompt))):
+        plain = _PERCENT.sub("*(1/100)", plain)  # nobody speaks of percent, so that it must mean what it is
     right, reason = _compare(reference.node, plain, prompt, tolerance, wrong)
     if right and _TIME.fullmatch(reference.plain):
         raise _Undecided("the reference is a time of day or a ratio, and the answer is equal only as a ratio")
@@ -186,12 +208,12 @@ def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tu
     try:
         node = read_plain(plain)
     except Unreadable as error:
-        return _in_words(gold, plain, error, tolerance, wrong)
+        return _in_words(gold, plain, prompt, error, tolerance, wrong)
+    if words.denies(plain):
+        return False, "the answer says that it is none"
     try:
         if same(gold, node, _equality(tolerance)):
             if words.qualified(plain) and re.search(r"\d", plain):
-                if words.denies(plain):
-                    return False, "the answer says that it is none"
                 raise _Undecided("it says something about the number besides naming it")
             if _is_copied(gold, node, plain, prompt):
                 return False, "it is copied from the problem, and not worked out"
@@ -199,7 +221,7 @@ def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tu
     except NoValue as error:
         return False, f"the answer has no value: {error}"
     except TooLarge as error:
-        if _is_far_beyond(node) and exact_value(gold) is not None:
+        if exact_value(gold) is not None or _largest(gold) <= _LARGEST:
             return False, "it is far larger than the reference"
         raise _Undecided(f"the answer can't be computed: {error}") from error
     except Unreadable as error:
@@ -241,9 +263,13 @@ def _consider_other_readings(gold: Node, plain: str, tolerance: Fraction) -> Non
 
 
 def _in_words(
-    gold: Node, plain: str, error: Unreadable, tolerance: Fraction, wrong: tuple[bool, str]
+    gold: Node, plain: str, prompt: str, error: Unreadable, tolerance: Fraction, wrong: tuple[bool, str]
 ) -> tuple[bool, str]:
     """An answer that reads as no mathematics: a number spelled out, a sentence, or something else."""
+    if exact_value(gold) is not None and _NOT_EQUAL.search(plain):
+        return False, "the answer says what it is not"
+    if words.names_beside(plain) or (exact_value(gold) is not None and words.offers_several(plain)):
+        return False, "it gives several final answers"
     spelled = words.with_digits(words.without_marks(plain))
     said, unclear = (spelled, "") if spelled else words.number_in_sentence(plain)
     if said:
@@ -256,6 +282,8 @@ def _in_words(
         return False, "it is a number of other length than the reference"
     if len(plain) > MAX_CHARACTERS:
         return False, f"the answer is longer than {MAX_CHARACTERS:,} characters"
+    if len(plain) >= _COPIED and bare(plain) in bare(plain_mathematics(prompt)):
+        return False, "it is copied from the problem"
     if unclear and _names(gold, plain):
         raise _Undecided(f"the answer is a sentence, and {unclear}")
     # No response may escape its grade by being odd: what no mathematics could mean is wrong. Only commands of LaTeX may
@@ -281,6 +309,8 @@ def _same_words(gold: str, plain: str, wrong: tuple[bool, str]) -> tuple[bool, s
         return True, ""
     if meaning_of(wanted) == meaning_of(given) != "":
         return True, ""
+    if wanted and words.names_beside(plain, gold):
+        return False, "it gives several final answers"
     if wanted and words.contains_words(plain, wanted) and not words.NEGATIONS.search(words.without_marks(plain)):
         raise _Undecided("the answer has the words of the reference, and others")
     return wrong
@@ -362,17 +392,7 @@ def _calculates(node: Node) -> bool:
     return any(map(_calculates, node.parts))
 
 
-def _is_far_beyond(node: Node) -> bool:
-    """Whether a value that is too large to compute is certainly larger than any reference."""
-    if node.kind == "product" and len(node.parts) == 2 and node.parts[0].kind == "number":
-        node = node.parts[1]  # the negative of one
-    if node.kind == "call" and node.name == "factorial":
-        return _is_large(node.parts[0])
-    return node.kind == "power" and _is_large(node)
-
-
-def _is_large(node: Node) -> bool:
-    if node.kind == "power":
-        base, exponent = node.parts
-        return _is_large(base) and _is_large(exponent)
-    return node.kind == "number" and node.value >= 2
+def _largest(node: Node) -> Fraction:
+    """The largest number that is written in an expression."""
+    own = abs(node.value) if node.kind == "number" else Fraction(0)
+    return max(own, *map(_largest, node.parts), Fraction(0))

@@ -42,6 +42,8 @@ _STATEMENT = re.compile(
     r"(?:is[*_ \t]{0,6}(?:therefore|then|thus|simply|just|given by|equal to)?[*_ \t]{0,6}:?|:|=)(?:\*\*|__)?",
     re.IGNORECASE,
 )
+# What leads from one statement to the next: "Final Answer: The final" answer is.
+_LEADING = re.compile(r"(?:(?:so|and|thus|hence|then|therefore|the|my|our|final|correct|right)\b[, ]*)+", re.IGNORECASE)
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}\b")
 _FORMULA = re.compile(r"\$[^$\n]{1,400}(?<![= ])\$(?!\d)|\\\((?:(?!\\\)).){1,400}\\\)|\\\[(?:(?!\\\]).){1,400}\\\]")
@@ -52,17 +54,32 @@ _CONNECTED = re.compile(
     r"|then|next|step|now|simplif\w+|which|because|since|add\w*|multipl\w+|divid\w+|subtract\w*|total)\b",
     re.IGNORECASE,
 )
+# What takes back the answer that it stands right behind: "No.", "is wrong", "(rejected)".
+_TAKEN_BACK = re.compile(
+    r"[\s$.,;:!?()*\]}\"'-]*(?:(?:oh|hm+|well|but|oops|sorry|er|uh)\b[\s,.!-]*)*"
+    r"(?:(?:no|nope|nah|not|wrong|incorrect|false|rejected|extraneous|not (?:really|quite|exactly|right|correct|true)"
+    r"|(?:just )?(?:kidding|joking)|never ?mind)(?=\s*(?:[.,!?;:)]|$))"
+    r"|(?:is|was) (?:wrong|incorrect|false|mistaken|rejected|an? (?:mistake|error)"
+    r"|not (?:right|correct|the (?:final |right |correct )?answer|it\b)))",
+    re.IGNORECASE,
+)
+# What takes an answer back from further behind. What is said of another number ("17 would be wrong") takes back none.
 _RETRACTED = re.compile(
-    r"\b(?:(?:is|was|'s|be) (?:wrong|incorrect|false|mistaken|an? (?:mistake|error)|"
-    r"not (?:right|correct|the (?:final |right |correct )?answer|it))"
+    r"\b(?:(?P<what>that|this|it|which|answer|result|value|above|[-+]?\d[\d.,/]*)"
+    r"(?:(?:'s| is| was) (?:wrong|incorrect|false|mistaken|an? (?:mistake|error)|"
+    r"not (?:right|correct|the (?:final |right |correct )?answer|it\b))"
+    r"|(?: isn't| wasn't) (?:right|correct|the answer|it\b))"
     r"|(?:scratch|disregard|ignore|forget|strike) (?:that|this|it|the above|my (?:last|previous))"
-    r"|(?:take|taking) (?:that|it) back|(?:isn't|wasn't) (?:right|correct|the answer|it))\b",
+    r"|(?:take|taking) (?:that|it) back)\b",
     re.IGNORECASE,
 )
 _LATER = re.compile(
-    r"(?:\b(?:it|that|this|answer) should (?:have been|be|read)|\bI meant|"
-    r"\b(?:actually|correction|no|sorry|rather)[,:]? "
-    r"(?:it is|it's|the answer is|I mean|make (?:it|that))?|####|\banswer is|\bfinal answer:)"
+    r"(?:\b(?:it|that|this|answer) should (?:have been|be|read)|\bI meant"
+    r"|\b(?:(?:actually|correction|sorry|rather|oops|nope)[,:.!]? |(?:no|wait)[,:.!] "
+    r"|(?<!not )(?:really|no|wait|in (?:fact|truth|reality)),? "
+    r"(?=it|that|the answer|no\b|wait|actually|sorry|I mean|make))"
+    r"(?:(?:no|wait|actually|really|sorry|I mean|make (?:it|that)|it is|it's|that is|that's|the answer is)[,:]? ){0,4}"
+    r"|####|\banswer is|\bfinal answer:)"
     r"[ \t:*$]*(?P<said>[-+]?(?:\\|\$|\d|\()[^\n]{0,200})",
     re.IGNORECASE,
 )
@@ -193,7 +210,7 @@ def _statements(said: str) -> list[_Span]:
         rest = said[head.end() : min(end, head.end() + _STATED)]
         line = next((line for line in rest.splitlines() if line.strip(" \t*_:")), "")
         text = _to_sentence_end(line)
-        if text:
+        if text and not _LEADING.fullmatch(text):
             spans.append(
                 _Span(head.start(), head.end() + rest.index(line) + len(line.partition(text)[0]) + len(text), text)
             )
@@ -205,6 +222,8 @@ def _tagged(said: str) -> Found:
     opened = -1
     for match in _TAG.finditer(said):
         if match[0][1] != "/":
+            if opened >= 0:
+                return Found(reason="an <answer> stands within another")
             opened = match.end()
         elif opened >= 0:
             blocks.append(_Span(opened, match.start(), said[opened : match.start()].strip()))
@@ -219,7 +238,7 @@ def _tagged(said: str) -> Found:
         if not inside.texts:
             return inside
         texts += inside.texts
-    return Found(tuple(dict.fromkeys(texts)))
+    return _as_it_stands(texts, said[blocks[-1].stop + len("</answer>") :][:_AROUND])
 
 
 def _boxed(said: str) -> Found:
@@ -274,7 +293,14 @@ def _final(said: str, spans: Sequence[_Span]) -> Found:
     other = _ALTERNATIVE.search(behind)
     if other:
         texts.append(_to_sentence_end(other["said"]))
-    retracted = _RETRACTED.search(behind)
+    return _as_it_stands(texts, behind)
+
+
+def _as_it_stands(texts: list[str], behind: str) -> Found:
+    """Answers, unless what is said behind them takes them back or puts another in their place."""
+    retracted = _TAKEN_BACK.match(behind) is not None or any(
+        not (match["what"] or "")[-1:].isdigit() or match["what"] in texts for match in _RETRACTED.finditer(behind)
+    )
     later = list(_LATER.finditer(behind))
     if later:
         last = _to_sentence_end(later[-1]["said"])

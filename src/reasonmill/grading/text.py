@@ -66,8 +66,10 @@ class TextGrader:
         found = find_answer(response, self._place, self._pattern)
         if not found.texts:
             return Verdict.wrong(found.reason, {"answered": 0.0})
-        if max(map(len, (*found.texts, *wanted))) > _MAX_CHARACTERS:
-            return Verdict.could_not_tell(f"an answer of more than {_MAX_CHARACTERS:,} characters")
+        if max(map(len, wanted)) > _MAX_CHARACTERS:
+            return Verdict.could_not_tell(f"a reference of more than {_MAX_CHARACTERS:,} characters")
+        if max(map(len, found.texts)) > _MAX_CHARACTERS:
+            return Verdict.wrong(f"an answer of more than {_MAX_CHARACTERS:,} characters", {"answered": 1.0})
         each = [self._of_one(text, wanted) for text in found.texts]
         parts = {"answered": 1.0, "similarity": min(similarity for _, similarity in each)}
         if all(right for right, _ in each):

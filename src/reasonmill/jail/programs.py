@@ -17,6 +17,8 @@ from reasonmill.jail.jail import MAX_OUTPUT, Capture, Jail, Job, Limits, follow,
 _MAX_WORDS, _MAX_REASON = 100_000, 300
 # How long tests may take to say that the program is gone, after it was killed.
 _LAST_WORDS_S = 1.0
+# The same for a program that was ended at its time limit: its tests have to run to see that, also on a busy machine.
+_TESTS_LAST_WORDS_S = 5.0
 
 
 Outcome = Literal["passed", "failed", "broken"]
@@ -106,7 +108,7 @@ def examine(
         slow = f"it took longer than {limits.seconds:g} s"
         if not in_time:
             answering.end()
-            follow([asking], _LAST_WORDS_S, lambda: not asking.running)
+            follow([asking], _TESTS_LAST_WORDS_S, lambda: not asking.running)
         words = [json.loads(line) for line in bytes(verdict.data).splitlines()]
         if not in_time:
             # Tests that hang before they have asked anything hang by themselves.
