@@ -104,6 +104,7 @@ def test_second_run_is_all_cache_hits(finished: Path, capsys: pytest.CaptureFixt
     assert (finished / "runs" / "r1-zero-tiny" / "report.html").stat().st_mtime_ns == before
 
 
+@pytest.mark.check
 def test_killed_run_resumes_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
     home = tmp_path / "killed"
     program = "import os; os.setsid(); from reasonmill.cli import main; main()"

@@ -245,7 +245,8 @@ def test_what_asks_for_the_jail_is_graded_there(tmp_path: Path, monkeypatch: pyt
     secret.touch()
     monkeypatch.setenv(MARK, str(tmp_path))
     catalogue = brought(tmp_path / "recipe", use="own.py:Jailed", limits={"seconds": 10.0})
-    texts = [f"assert not Path({str(secret)!r}).exists()", f"assert {MARK!r} not in os.environ", "os._exit(3)", ""]
+    reads = f"try:\n    Path({str(secret)!r}).read_text()\nexcept OSError:\n    pass\nelse:\n    raise AssertionError"
+    texts = [reads, f"assert {MARK!r} not in os.environ", "os._exit(3)", ""]
     with catalogue.workers.limited_to(1):
         found = graded(catalogue, texts)
     assert [grade.reward for grade in found] == [1.0, 1.0, None, 1.0], found
