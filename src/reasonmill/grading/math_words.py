@@ -88,20 +88,9 @@ _OFFERED = re.compile(
 _JOINED = re.compile(r"[,;/]|\bor\b|\band\b", re.IGNORECASE)
 _MAX_ITEM_WORDS = 2
 _OPENINGS = {
-    "so",
-    "thus",
-    "hence",
-    "therefore",
-    "then",
-    "finally",
-    "yes",
-    "well",
-    "ok",
-    "okay",
-    "altogether",
-    "overall",
+    *("so", "thus", "hence", "therefore", "then", "finally", "yes", "well", "ok", "okay", "altogether", "overall"),
+    *("total", "answer", "sum", "result", "indeed", "ans", "and", "or"),
 }
-_OPENINGS |= {"total", "answer", "sum", "result", "indeed", "ans", "and", "or"}
 _OTHER_ANSWER = re.compile(r"\(?(?:[A-Z]\)|[A-Z][a-z]+\.?$|\(?[A-Z]\)?$|-?\d|\\)")
 _CODE = re.compile(r"[_\"=;<>\[\]{}@#`\\^|~&]|\w\(|\)\.")
 _PREFIX = re.compile(
