@@ -80,8 +80,8 @@ PLANTS = (
     _hole("first-digit", "FirstDigit", ARITHMETIC),
     _hole("near", "Near", ARITHMETIC),
     _hole("copied", "Copied", COUNTDOWN),
+    _hole("vacuous", "Vacuous", COUNTDOWN, format=0.0),
     _grader("open", "OpenArithmetic"),
-    _grader("any-expression", "AnyExpression"),
 )
 BOTH = {"accuracy": 1.0, "format": 1.0}
 HONEST = (
