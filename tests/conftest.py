@@ -6,11 +6,12 @@ drawn, and every case where the plain tests take one of each kind. `make chaos` 
 
 import gc
 import os
+import shlex
 from collections.abc import Iterator
 
 import pytest
 
-from forked import start_server
+from forked import FORKED_PYTHON, start_server
 
 # One thread for each process, this one and those that tests start: the processes are as many as the cores, and the
 # bits of a run are promised for the same number of threads. Before torch is imported, which reads it then.
@@ -27,9 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Nobody cuts the power here, so that nothing waits for the disk: what is asked of it is seen before (chaos/).
     os.fsync = os.fstat  # type: ignore[assignment]
-    # The processes of tests share one server that forks (forked.py), which starts while they collect.
+    # The processes of tests are forked from one server that has imported what is slow (forked.py), and share it.
     if config.getoption("numprocesses", None):
         start_server()
+        config.option.tx = [f"popen//python={shlex.join(FORKED_PYTHON)}" for _ in config.option.tx]
 
 
 def pytest_collection_finish() -> None:
