@@ -1,5 +1,6 @@
-"""A Python for `-c PROGRAM` that costs no imports: a child of the server of forked.py does what is asked, on the streams
-of this process, which waits for its end.
+"""A Python for `-c PROGRAM` that costs no imports: a child of the server of forked.py does what is asked.
+
+It has the streams of this process, which waits for its end.
 
     [*FORKED_PYTHON, "-c", PROGRAM]     # as a command of subprocess
 """
