@@ -102,11 +102,8 @@ class SealedRows:
 
     def copy_to(self, path: Path) -> None:
         """Writes a copy of the file as it is at this moment, while it stays open; whoever keeps it makes it durable."""
-        with self._errors(), closing(sqlite3.connect(path)) as copy:
-            # Nobody takes up half a copy: it needs no journal, and SQLite's own waits for the disk make nothing safer.
-            copy.execute("PRAGMA journal_mode = OFF")
-            copy.execute("PRAGMA synchronous = OFF")
-            self._db.backup(copy)
+        with self._errors():
+            disk.copy_database(self._db, path)
 
     def is_in_one_file(self) -> bool:
         """Moves what SQLite's log holds into the file itself; False where a reader is in the way of that."""
