@@ -7,7 +7,7 @@ HOME_DIR := mill
 
 # A process of tests for each core; each of them, and each process that they start, computes with one thread. The tests of
 # a file stay together, because they share what is dear to make; files are taken in their order, in which those that take
-# long (chaos, e2e) come before the many that don't (unit).
+# long (tests/conftest.py) come before the many that don't.
 PYTEST := $(PYTHON) -m pytest
 WORKERS := $(shell getconf _NPROCESSORS_ONLN)
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder

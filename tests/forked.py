@@ -2,7 +2,8 @@
 
 What a process of Python would do with `python -c PROGRAM ARGUMENTS` happens in the child: its exit code is the
 interpreter's, its signals and streams are its own. The server never computes: a fork copies no threads. There is one
-for all processes of a run of the tests, which it forks a server of its own for each.
+for all processes of a run of the tests, which it forks a server of its own for each. These processes of tests are its
+children, too: pytest-xdist starts them as `FORKED_PYTHON`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 ADDRESS = "REASONMILL_TESTS_FORKS"  # the variable of the environment with the address of the server
 LONGEST_ORDER = 1 << 20  # bytes
 TIMED_OUT_S = 120
+FORKED_PYTHON = [sys.executable, str(Path(__file__).with_name("forked_python.py"))]
 SLOW_TO_IMPORT = (
     "matplotlib.figure",
     "pyarrow.dataset",
@@ -112,6 +115,36 @@ class ForkServer:
         """
         if self._last is not None:
             self._last.close()
+        stdin_number = os.open(os.devnull, os.O_RDONLY)
+        stdout, stdout_number = _pipe() if reads_stdout else (None, os.open(os.devnull, os.O_WRONLY))
+        stderr, stderr_number = _pipe()
+        streams = [stdin_number, stdout_number, stderr_number]
+        pid = self._order(program, arguments, streams, ignores, longest_s)
+        for number in streams:
+            os.close(number)
+        self._last = Running(self, pid, stdout, stderr)
+        return self._last
+
+    def run(self, program: str, *arguments: object) -> Ended:
+        """Runs a program to its end."""
+        running = self.start(program, *arguments)
+        said = running.stderr.read()
+        return Ended(running.wait(), said)
+
+    def take_my_place(self, program: str) -> int:
+        """Runs a program on the streams of this process, for as long as it takes; returns its exit code."""
+        self._order(program, [], [0, 1, 2])
+        return int(self.read()["code"])
+
+    def _order(
+        self,
+        program: str,
+        arguments: Sequence[object],
+        streams: Sequence[int],
+        ignores: Sequence[int] = (),
+        longest_s: int = 0,
+    ) -> int:
+        """Lets the server fork a child; returns its pid."""
         order = {
             "program": program,
             "arguments": list(map(str, arguments)),
@@ -120,19 +153,8 @@ class ForkServer:
             "ignores": list(map(int, ignores)),
             "longest_s": longest_s,
         }
-        stdout, stdout_number = _pipe() if reads_stdout else (None, os.open(os.devnull, os.O_WRONLY))
-        stderr, stderr_number = _pipe()
-        socket.send_fds(self._socket, [json.dumps(order).encode()], [stdout_number, stderr_number])
-        os.close(stdout_number)
-        os.close(stderr_number)
-        self._last = Running(self, int(self.read()["pid"]), stdout, stderr)
-        return self._last
-
-    def run(self, program: str, *arguments: object) -> Ended:
-        """Runs a program to its end."""
-        running = self.start(program, *arguments)
-        said = running.stderr.read()
-        return Ended(running.wait(), said)
+        socket.send_fds(self._socket, [json.dumps(order).encode()], streams)
+        return int(self.read()["pid"])
 
     def read(self) -> Mapping[str, Any]:
         """What the server says next."""
@@ -188,11 +210,11 @@ def listen(address: Path, listener: socket.socket, life: socket.socket) -> dict[
 def serve(orders: socket.socket) -> dict[str, Any] | None:
     """Forks a child for each order, and says how it ended; returns the order in the child, and None at the end."""
     while True:
-        data, descriptors, _, _ = socket.recv_fds(orders, LONGEST_ORDER, 2)
+        data, descriptors, _, _ = socket.recv_fds(orders, LONGEST_ORDER, 3)
         if not data:
             return None
         pid = os.fork()
-        for number, given in zip((1, 2), descriptors, strict=True):
+        for number, given in zip((0, 1, 2), descriptors, strict=True):
             if pid == 0:
                 os.dup2(given, number)
             os.close(given)
@@ -211,21 +233,24 @@ def _say(to: socket.socket, message: dict[str, Any]) -> None:
 def prepare() -> None:
     """Imports what takes long, and nothing of reasonmill: a child has its own."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # which counts when it is imported
+    gc.disable()  # what is imported stays: to look through it for garbage takes a tenth of the time
     for name in SLOW_TO_IMPORT:
         importlib.import_module(name)
     gc.freeze()  # a collection in a child would copy every page that it looks at
+    gc.enable()
 
 
 def become(order: dict[str, Any]) -> None:
     """Does in a child what the order says; its end is that of the interpreter."""
-    signal.alarm(order["longest_s"])
+    signal.alarm(order["longest_s"])  # 0: never
     os.environ.clear()
     os.environ.update(order["environment"])
     for number in order["ignores"]:
         signal.signal(number, signal.SIG_IGN)
     sys.path[:] = order["path"]
     sys.argv[:] = ["-c", *order["arguments"]]
-    exec(compile(order["program"], "<program>", "exec"), {"__name__": "__main__"})
+    sys.modules["__main__"] = main = ModuleType("__main__")
+    exec(compile(order["program"], "<program>", "exec"), main.__dict__)
 
 
 if __name__ == "__main__":

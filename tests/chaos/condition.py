@@ -108,12 +108,18 @@ def _copy_of_ledger(home_path: Path) -> Iterator[Path]:
 
 def _rows_of(uri: str) -> Rows:
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
-        tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        rows: Rows = {}
-        for table in sorted(tables):
-            columns = [column[1] for column in database.execute(f"PRAGMA table_info({table})")]
-            kept = ", ".join(column for column in columns if column not in UNEQUAL)
-            rows[table] = sorted(database.execute(f"SELECT {kept} FROM {table}").fetchall(), key=repr)
+        kept: dict[str, list[str]] = {}
+        for table, column in database.execute(
+            "SELECT made.name, of.name FROM sqlite_master AS made, pragma_table_info(made.name) AS of "
+            "WHERE made.type = 'table' ORDER BY made.name, of.cid"
+        ):
+            kept.setdefault(table, [])
+            if column not in UNEQUAL:
+                kept[table].append(column)
+        rows: Rows = {
+            table: sorted(database.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall(), key=repr)
+            for table, columns in kept.items()
+        }
     return rows
 
 

@@ -61,15 +61,13 @@ class Stand:
         self._faults = {hit.index: hit.fault for hit in hits}
         self._count = 0
         self._is_hit = False
-        self._operations = notes / "operations"
-        self._operations.write_text("")
+        self._operations = (notes / "operations").open("wb", buffering=0)  # what is written outlives a kill
         self._rows = notes / "rows"
 
     def __call__(self, operation: Operation, perform: Callable[[], object]) -> None:
         fault = self._faults.get(self._count)
         self._count += 1
-        with self._operations.open("a") as operations:
-            operations.write(f"{operation.verb}|{operation.what}{f'|{CLOSING}' if _is_closing() else ''}\n")
+        self._operations.write(f"{operation.verb}|{operation.what}{f'|{CLOSING}' if _is_closing() else ''}\n".encode())
         self._is_hit |= fault is not None
         if fault is not None:
             self._note_rows(condition.ledger_rows(self._home))

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from forked import FORKED_PYTHON
+
 TESTS = Path(__file__).parents[1]
 TIMED_OUT_S = 300.0
 
@@ -55,13 +57,12 @@ class Nursery:
     def __init__(self) -> None:
         path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "chaos.nursery"],
+            [*FORKED_PYTHON, "-c", "from chaos.nursery import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
             text=True,
         )
-        self.pid = self._process.pid
         assert self.read() == {"ready": True}
 
     def start(self, order: Order) -> Child:
@@ -168,7 +169,3 @@ def _be_a_child(order: Order) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # the nursery's own cleanup is not the child's to do
-
-
-if __name__ == "__main__":
-    main()

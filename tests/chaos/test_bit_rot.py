@@ -64,7 +64,9 @@ def test_all_damage_is_named_and_mended(finished: Finished, tmp_path: Path, chao
     assert [failure for failure in failures if failure] == []
 
 
-@pytest.mark.parametrize("kinds", [("states",), ("groups",), ("states", "groups")])
+@pytest.mark.parametrize(
+    "kinds", [("states",), ("groups",), pytest.param(("states", "groups"), marks=pytest.mark.check)]
+)
 def test_an_interrupted_run_with_damage_ends_in_the_same_bits(
     finished: Finished, tmp_path: Path, kinds: Sequence[str]
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as drawing
 from hypothesis import strategies as st
 
 from reasonmill.errors import RecipeError
@@ -212,8 +213,7 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, st.booleans())
-def test_whatever_a_function_gives_back_is_a_number_or_a_reason(answer: Any, batched: bool) -> None:
+def require_number_or_reason(answer: Any, batched: bool) -> None:
     def reward(completions):
         return answer
 
@@ -222,6 +222,18 @@ def test_whatever_a_function_gives_back_is_a_number_or_a_reason(answer: Any, bat
 
     for found in told(reward if batched else single, row(), "a", "b"):
         assert found.value is None or (np.isfinite(found.value) and not found.why_not)
+
+
+@drawing(max_examples=20)
+@given(JSON, st.booleans())
+def test_whatever_a_function_gives_back_is_a_number_or_a_reason(answer: Any, batched: bool) -> None:
+    require_number_or_reason(answer, batched)
+
+
+@pytest.mark.check
+@given(JSON, st.booleans())
+def test_whatever_many_functions_give_back_is_a_number_or_a_reason(answer: Any, batched: bool) -> None:
+    require_number_or_reason(answer, batched)
 
 
 # In the reward of a rollout

@@ -254,13 +254,15 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 def test_a_failure_loses_no_reply_of_the_same_call(home: Home) -> None:
     """Nor those that are under way when it comes."""
-    has_failed = threading.Event()
+    is_under_way, has_failed = threading.Event(), threading.Event()
 
     def fails_at_third(body: dict[str, Any], number: int) -> Answer:
         if body["seed"] == 2 and not has_failed.is_set():
+            assert is_under_way.wait(5)
             has_failed.set()
             return Answer({"error": "once"}, 400)
         if body["seed"] > 2:
+            is_under_way.set()
             assert has_failed.wait(5)
             time.sleep(0.1)
         return says(str(body["seed"]))

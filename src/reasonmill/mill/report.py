@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from html import escape
 from itertools import groupby, islice
 from operator import itemgetter
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -51,11 +52,6 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         stage_keys: the ledger's key of each stage's steps, by the stage's name.
     """
     charts = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["charts"]
-    beside = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=beside, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(duration=format_duration, thinking_spans=thinking_spans)
     stages = []
     for stage in summary["stages"]:
         key, salt = stage_keys[stage["name"]], f"{summary['name']}/{stage['name']}"
@@ -63,10 +59,20 @@ def write_report(run_dir: Path, home: Home, summary: Mapping[str, Any], stage_ke
         drawn = [chart for described in charts if (chart := _chart(described, rows, salt)) is not None]
         examples = _early_and_late(home, key, [row["step"] for row in rows])
         stages.append({FINDINGS: [], **stage, "charts": drawn, "examples": examples})
-    page = environment.get_template("report.html.jinja").render(
+    page = _template().render(
         {**summary, "stages": stages, "overview": read_stages(summary), "results": read_results(summary)}
     )
     replace_file(run_dir / PAGE, page.encode())
+
+
+@cache  # to compile it takes longer than to fill it in
+def _template() -> Template:
+    beside = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=beside, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=format_duration, thinking_spans=thinking_spans)
+    return environment.get_template("report.html.jinja")
 
 
 def _chart(described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], salt: str) -> dict[str, Any] | None:

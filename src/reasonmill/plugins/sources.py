@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -88,8 +88,7 @@ def source_files(modules: Mapping[str, Path], roots: Mapping[str, Path], left_ou
     while waiting:
         importer = waiting.pop()
         is_package = found[importer].name == "__init__.py"
-        nodes = _imports(found[importer].read_bytes())
-        for name in _parents(importer) | set(_imported_names(nodes, importer, is_package)):
+        for name in _imported_names(found[importer].read_bytes(), importer, is_package):
             source = None if name in found or is_left_out(name, left_out) else _source(name, roots)
             if source is not None:
                 found[name] = source
@@ -105,21 +104,19 @@ def _tables(module: str, source: Path) -> Iterator[tuple[str, Path]]:
 
 
 @cache  # all stages of a recipe share most of their sources
-def _imports(source: bytes) -> tuple[ast.Import | ast.ImportFrom, ...]:
-    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
-
-
-def _imported_names(nodes: Iterable[ast.Import | ast.ImportFrom], importer: str, is_package: bool) -> Iterator[str]:
-    """All dotted names that a module's imports may load, with the packages that hold them."""
-    for node in nodes:
+def _imported_names(source: bytes, importer: str, is_package: bool) -> frozenset[str]:
+    """All dotted names that a module's imports may load, with the packages that hold them and the module itself."""
+    names = set(_parents(importer))
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
-        else:
+        elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, importer, is_package)
             targets = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for target in targets:
-            yield target
-            yield from _parents(target)
+        else:
+            continue
+        names.update(targets, *map(_parents, targets))
+    return frozenset(names)
 
 
 def _absolute(node: ast.ImportFrom, importer: str, is_package: bool) -> str:

@@ -101,9 +101,9 @@ class SealedRows:
             self._db.close()
 
     def copy_to(self, path: Path) -> None:
-        """Writes a copy of the file as it is at this moment, while it stays open."""
-        with self._errors(), closing(sqlite3.connect(path)) as copy:
-            self._db.backup(copy)
+        """Writes a copy of the file as it is at this moment, while it stays open; whoever keeps it makes it durable."""
+        with self._errors():
+            disk.copy_database(self._db, path)
 
     def is_in_one_file(self) -> bool:
         """Moves what SQLite's log holds into the file itself; False where a reader is in the way of that."""
@@ -160,11 +160,15 @@ class SealedRows:
 
     def _read_columns(self) -> dict[str, list[str]]:
         """The columns of each table but the seal, by the table's name."""
-        tables = [row[0] for row in self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {
-            table: [row[0] for row in self._rows("SELECT name FROM pragma_table_info(?)", table) if row[0] != SEAL]
-            for table in tables
-        }
+        columns: dict[str, list[str]] = {}
+        for table, column in self._rows(
+            "SELECT made.name, of.name FROM sqlite_master AS made, pragma_table_info(made.name) AS of "
+            "WHERE made.type = 'table' ORDER BY made.rowid, of.cid"
+        ):
+            columns.setdefault(table, [])
+            if column != SEAL:
+                columns[table].append(column)
+        return columns
 
     def _seal_what_is_written(self) -> None:
         """Makes this connection seal each row that it writes."""
