@@ -15,6 +15,7 @@ from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
+from reasonmill.learn.layers import LearningLayers
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
@@ -32,6 +33,7 @@ class LocalLearner(TrainedNetwork):
         temperature: that of the distribution that is scored; the sampler's, for policy gradients.
         teacher: what "kl" batches are trained towards, by the reverse KL at each of their positions; it is frozen, and
             must read the same tokens as the decoder.
+        recompute: whether a layer's activations are computed once more in the backward pass, instead of kept.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class LocalLearner(TrainedNetwork):
         companions: Path | None = None,
         temperature: float = 1.0,
         teacher: Decoder | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__(decoder.network, optimizer, companions)
         self.decoder = decoder
         self._temperature = temperature
         self._teacher = teacher
+        self._layers = LearningLayers(decoder.network, recompute=recompute)
 
     @property
     def in_fp32(self) -> bool:
@@ -65,7 +69,7 @@ class LocalLearner(TrainedNetwork):
         beat()
         refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
         moved = batch.to(self.decoder.device)
-        with deterministic(self.decoder.device):
+        with deterministic(self.decoder.device), self._layers.used():
             losses, statistics, policy_logprobs = self._token_losses(moved, loss)
             total = (losses * moved.weights).sum() / denominator
             total.backward()
@@ -87,8 +91,9 @@ class LocalLearner(TrainedNetwork):
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities [N] of the batch's targets under the current weights."""
         beat()
-        # With the kernels of the forward pass that is differentiated: before an update the two must not differ.
-        with deterministic(self.decoder.device):
+        # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
+        # that are compiled without gradients would be others.
+        with deterministic(self.decoder.device), self._layers.used():
             return self._scored(token_logprobs, batch.to(self.decoder.device)).detach()
 
     def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
@@ -112,8 +117,10 @@ class LocalLearner(TrainedNetwork):
         return *token_losses(policy_logprobs, batch, loss, entropies), policy_logprobs.detach()
 
     def _scored(self, score: Callable[..., Made], batch: Batch) -> Made:
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self._layers.compiled):
+            hidden = _hidden(self.decoder, batch)
         return score(
-            _hidden(self.decoder, batch),
+            hidden,
             self.decoder.head_weight,
             batch.targets,
             temperature=self._temperature,

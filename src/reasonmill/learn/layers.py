@@ -1,0 +1,53 @@
+"""How the layers of a network are run while it learns: compiled on CUDA, and recomputed backwards when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from reasonmill.algo.fused import strictly_compiled
+
+
+class LearningLayers:
+    """The layers of a network as its learner runs them.
+
+    On CUDA one layer is compiled and its kernels serve all layers that are alike, rows of any length included.
+
+    Attributes:
+        compiled: whether they are.
+
+    Args:
+        recompute: keep nothing of a layer but its input, and compute the rest once more in the backward pass.
+    """
+
+    def __init__(self, network: PreTrainedModel, *, recompute: bool = False) -> None:
+        layers = cast(nn.ModuleList, network.get_decoder().layers)
+        self.compiled = network.device.type == "cuda"
+        self._calls: list[tuple[Any, Callable[..., Any]]] = []
+        for layer in layers:
+            call: Callable[..., Any] = layer._call_impl
+            if self.compiled:
+                call = torch.compile(call, dynamic=True)
+            if recompute:
+                call = partial(checkpoint, call, use_reentrant=False, preserve_rng_state=False)
+            if self.compiled or recompute:
+                self._calls.append((layer, call))
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """In the block, the network runs its layers so; a sampler that shares the network does not."""
+        with strictly_compiled():
+            for layer, call in self._calls:
+                layer._compiled_call_impl = call
+            try:
+                yield
+            finally:
+                for layer, _ in self._calls:
+                    layer._compiled_call_impl = None
