@@ -165,9 +165,9 @@ def _measure(size: str, device: torch.device, peak: float, options: argparse.Nam
     rate = 6 * learner.num_parameters * positions / whole
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     order = "any order" if options.any_order else "deterministic"
+    how = f"{order}, recomputed" if options.recompute else order
     print(
-        f"{size}, {order}{', recomputed' if options.recompute else ''}: {learner.num_parameters / 1e9:.3f} billion parameters, "
-        f"{len(batches)} batches of {positions} positions\n"
+        f"{size}, {how}: {learner.num_parameters / 1e9:.3f} billion parameters, {len(batches)} batches of {positions} positions\n"
         f"  {rate / 1e12:.0f} TFLOP/s, {rate / peak:.1%} of the matrix rate; {positions / whole:,.0f} positions/s\n"
         f"  update {whole:.3f} s (gradients {gathered:.3f}, optimizer {stepping:.3f}); scoring {scoring:.3f} s\n"
         f"  first step after {first:.1f} s; peak of memory {memory:.1f} GiB",
@@ -175,7 +175,6 @@ def _measure(size: str, device: torch.device, peak: float, options: argparse.Nam
     )
     if options.profile:
         _profile(update)
-    del learner, decoder
 
 
 def _profile(work: Callable[[], object]) -> None:

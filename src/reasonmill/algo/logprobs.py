@@ -72,7 +72,7 @@ def _of_targets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalisers [N], log-probs [N] of the targets and entropies [N] from a chunk's raw logits [N, V]."""
     logits, _ = scaled(product, temperature, softcap)
-    normaliser = torch.logsumexp(logits, dim=-1)
+    normaliser = _normaliser(logits)
     logprobs = logits.gather(1, targets[:, None]).squeeze(1) - normaliser
     if not with_entropies:
         return normaliser, logprobs, torch.zeros_like(logprobs)
@@ -101,6 +101,14 @@ def _product_gradient(
         above = above + of_entropy[:, None] * (of_all + entropy[:, None])
     spread = torch.exp(of_all).mul_(-above)
     return to_product(_add_at(spread, targets, of_target), slope, temperature, dtype)
+
+
+def _normaliser(logits: Tensor) -> Tensor:
+    if logits.device.type == "cpu":
+        return torch.logsumexp(logits, dim=-1)
+    # In these words a compiler finds that one reading of the logits is enough.
+    highest = logits.amax(dim=-1, keepdim=True)
+    return (highest + (logits - highest).exp().sum(dim=-1, keepdim=True).log()).squeeze(1)
 
 
 def _add_at(values: Tensor, targets: Tensor, added: Tensor) -> Tensor:
@@ -142,7 +150,7 @@ def product_in_fp32(left: Tensor, right: Tensor) -> Tensor:
 
 
 def scaled(product: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """fp32 logits [N, V] after soft-capping and temperature, from raw ones; with a soft cap also their slope over these."""
+    """fp32 logits [N, V] after soft-capping and temperature, from raw ones; with a soft cap their slope, too."""
     if softcap is None:
         return (product if temperature == 1.0 else product / temperature), None
     bounded = torch.tanh(product / softcap)
@@ -187,7 +195,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Log-probabilities [N] of `targets`, differentiable in `hidden` and `weight`.
 
@@ -197,20 +211,37 @@ def token_logprobs(
         targets: [N] token ids.
         temperature: that of the distribution that is scored.
         softcap: bound of the logits (Gemma 2), or None.
+        places: indices of the positions that are asked for, each once; 0 is returned for the others. None: all.
     """
-    return _scored(hidden, weight, targets, temperature, softcap, False)[0]
+    return _scored(hidden, weight, targets, places, temperature, softcap, False)[0]
 
 
 def token_logprobs_and_entropies(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities as of `token_logprobs`, and the entropies [N] of the distributions, in nats; both
     differentiable."""
-    return _scored(hidden, weight, targets, temperature, softcap, True)
+    return _scored(hidden, weight, targets, places, temperature, softcap, True)
 
 
-def _scored(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _scored(
+    hidden: Tensor, weight: Tensor, targets: Tensor, places: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
-    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, *arguments)  # type: ignore[no-untyped-call]
+    if places is None:
+        return _of_all(hidden, weight, targets, *settings)
+    found = _of_all(hidden.index_select(0, places), weight, targets[places], *settings)
+    nothing = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
+    return nothing.index_copy(0, places, found[0]), nothing.index_copy(0, places, found[1])
+
+
+def _of_all(*arguments: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,15 +82,19 @@ class AdamW:
             torch._foreach_mul_([m for m in masters if _decays(m)], 1 - rate * settings.weight_decay)
         torch._foreach_addcdiv_(masters, first, denominators, -rate / correction1)
 
-    def _fused_update(self, *states: Any) -> None:
-        """The same in one pass over each tensor, which a GPU waits for its memory in."""
-        *tensors, rate = states
+    def _fused_update(
+        self, masters: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor], rate: float
+    ) -> None:
+        """The same in one pass over all tensors, whose reading and writing is what a GPU waits for."""
         settings = self._settings
-        updates = torch.tensor(float(self._num_updates), device=tensors[0][0].device)
+        updates = torch.tensor(float(self._num_updates), device=masters[0].device)
         for decays in (True, False):
-            chosen = [place for place, master in enumerate(tensors[0]) if _decays(master) == decays]
+            chosen = [place for place, master in enumerate(masters) if _decays(master) == decays]
             torch._fused_adamw_(
-                *([part[place] for place in chosen] for part in tensors),
+                [masters[place] for place in chosen],
+                [grads[place] for place in chosen],
+                [first[place] for place in chosen],
+                [second[place] for place in chosen],
                 [],
                 [updates] * len(chosen),
                 lr=rate,

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from reasonmill.algo.fused import strictly_compiled
+from reasonmill.model.attention import PackedLayout
 
 
 class LearningLayers:
@@ -28,6 +29,8 @@ class LearningLayers:
     """
 
     def __init__(self, network: PreTrainedModel, *, recompute: bool = False) -> None:
+        self._network = network
+        self._has_run = False
         layers = cast(nn.ModuleList, network.get_decoder().layers)
         self.compiled = network.device.type == "cuda"
         self._calls: list[tuple[Any, Callable[..., Any]]] = []
@@ -43,6 +46,8 @@ class LearningLayers:
     @contextmanager
     def used(self) -> Iterator[None]:
         """In the block, the network runs its layers so; a sampler that shares the network does not."""
+        if self.compiled and not self._has_run:
+            self._run_once()
         with strictly_compiled():
             for layer, call in self._calls:
                 layer._compiled_call_impl = call
@@ -51,3 +56,11 @@ class LearningLayers:
             finally:
                 for layer, _ in self._calls:
                     layer._compiled_call_impl = None
+
+    @torch.no_grad()
+    def _run_once(self) -> None:
+        """Runs a row of one token through the layers as they are, which refuse what attention can't do for them."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self._network.device)
+        layout = PackedLayout([1], self._network.device)
+        self._network.get_decoder()(input_ids=token, position_ids=token, use_cache=False, layout=layout)
+        self._has_run = True

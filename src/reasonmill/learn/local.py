@@ -68,9 +68,9 @@ class LocalLearner(TrainedNetwork):
         """
         beat()
         refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
-        moved = batch.to(self.decoder.device)
+        moved, places = batch.to(self.decoder.device), self._places(batch)
         with deterministic(self.decoder.device), self._layers.used():
-            losses, statistics, policy_logprobs = self._token_losses(moved, loss)
+            losses, statistics, policy_logprobs = self._token_losses(moved, loss, places)
             total = (losses * moved.weights).sum() / denominator
             total.backward()
         sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
@@ -89,14 +89,16 @@ class LocalLearner(TrainedNetwork):
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N] of the batch's targets under the current weights."""
+        """Log-probabilities [N] of the batch's targets under the current weights; on a GPU 0 for context."""
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
         # that are compiled without gradients would be others.
         with deterministic(self.decoder.device), self._layers.used():
-            return self._scored(token_logprobs, batch.to(self.decoder.device)).detach()
+            return self._scored(token_logprobs, batch.to(self.decoder.device), self._places(batch)).detach()
 
-    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    def _token_losses(
+        self, batch: Batch, loss: LossSettings, places: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""
         if batch.loss == "kl" and self._teacher is not None:
             with torch.no_grad():
@@ -111,12 +113,20 @@ class LocalLearner(TrainedNetwork):
             return divergence, {"loss/kl": divergence.detach()}, None
         entropies = None
         if loss.entropy_coefficient and batch.loss == "pg":
-            policy_logprobs, entropies = self._scored(token_logprobs_and_entropies, batch)
+            policy_logprobs, entropies = self._scored(token_logprobs_and_entropies, batch, places)
         else:
-            policy_logprobs = self._scored(token_logprobs, batch)
+            policy_logprobs = self._scored(token_logprobs, batch, places)
         return *token_losses(policy_logprobs, batch, loss, entropies), policy_logprobs.detach()
 
-    def _scored(self, score: Callable[..., Made], batch: Batch) -> Made:
+    def _places(self, batch: Batch) -> Tensor | None:
+        """On a GPU, where the head is most of the work for small models, the positions of a batch on the CPU that its
+        loss weighs; None for all."""
+        if self.decoder.device.type != "cuda":
+            return None
+        places = batch.weights.nonzero().squeeze(1)
+        return places.to(self.decoder.device) if 0 < len(places) < batch.num_tokens else None
+
+    def _scored(self, score: Callable[..., Made], batch: Batch, places: Tensor | None) -> Made:
         with torch.set_grad_enabled(torch.is_grad_enabled() or self._layers.compiled):
             hidden = _hidden(self.decoder, batch)
         return score(
@@ -125,6 +135,7 @@ class LocalLearner(TrainedNetwork):
             batch.targets,
             temperature=self._temperature,
             softcap=self.decoder.softcap,
+            places=places,
         )
 
     def keep_reference(self) -> None:

@@ -45,8 +45,6 @@ class AttentionRule:
     softcap: float | None
 
 
-# Layouts are Python and change with every row: where layers are compiled, attention stays outside.
-@torch.compiler.disable
 def _reasonmill_attention(
     module: nn.Module,
     query: Tensor,
@@ -60,14 +58,19 @@ def _reasonmill_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    refused = _refused_parts(module, attention_mask, sliding_window, others)
-    if refused:
-        raise UnsupportedModel(
-            f"{type(module).__name__} uses {', '.join(refused)} in its attention, which the native engine can't run",
-            fix="use another sampler backend, or another model",
-        )
+    layer = 0
+    # One compiled layer serves all of a network: what differs between them must not be looked at in it. Compiled are
+    # only layers that ran before as they are (learn/layers.py), and no layout that asks for a layer's number.
+    if not torch.compiler.is_compiling():
+        layer = cast(int, module.layer_idx)
+        refused = _refused_parts(module, attention_mask, sliding_window, others)
+        if refused:
+            raise UnsupportedModel(
+                f"{type(module).__name__} uses {', '.join(refused)} in its attention, which the native engine can't "
+                "run",
+                fix="use another sampler backend, or another model",
+            )
     rule = AttentionRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    layer = cast(int, module.layer_idx)
     return layout.attend(layer, query[0], key[0], value[0], rule)[None], None
 
 
@@ -115,18 +118,23 @@ class PackedLayout:
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
         self._lengths = lengths
-        self._device = device
+        self._device = torch.device(device)
+        self._extent = self._on_device() if self._device.type == "cuda" else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        if runs_flash(query, value, rule.softcap):
+        if self._extent is not None and runs_flash(query, value, rule.softcap):
             states = (query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1))
             return attend_flash(*states, self._extent, rule.scale, rule.window)
+        padded: Tensor = self._attend_padded(query, key, value, rule)
+        return padded
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         padding = self._padding
         out = attend_causally(padding.pad(query), padding.pad(key), padding.pad(value), rule)  # [B, H, L, E]
         return padding.unpad(out)
 
-    @cached_property
-    def _extent(self) -> Extent:
+    def _on_device(self) -> Extent:
         ends = torch.zeros(len(self._lengths) + 1, dtype=torch.int32)
         ends[1:] = torch.cumsum(torch.tensor(self._lengths), 0)
         return Extent(ends.to(self._device), max(self._lengths))
