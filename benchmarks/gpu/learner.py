@@ -1,9 +1,9 @@
 """How much of a GPU's matrix rate the learner uses, and how exact and repeatable it is there.
 
 Random weights of the shapes of Qwen2.5; nothing is fetched. The rows are ragged: prompts of 128 tokens, which are not
-trained on, and completions of 1 to 1,024. An update is the real one: forward and backward of all batches with the policy
-gradient, and the optimizer's step. Its rate is 6 * parameters * positions / seconds, over the rate of a large product of
-bf16 matrices that is measured in the same command.
+trained on, and completions of 1 to 1,024. An update is the real one: forward and backward of all batches with the
+policy gradient, and the optimizer's step. Its rate is 6 * parameters * positions / seconds, over the rate of a large
+product of bf16 matrices that is measured in the same command.
 
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b 1.5b
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b --any-order --profile
@@ -167,7 +167,8 @@ def _measure(size: str, device: torch.device, peak: float, options: argparse.Nam
     order = "any order" if options.any_order else "deterministic"
     how = f"{order}, recomputed" if options.recompute else order
     print(
-        f"{size}, {how}: {learner.num_parameters / 1e9:.3f} billion parameters, {len(batches)} batches of {positions} positions\n"
+        f"{size}, {how}: {learner.num_parameters / 1e9:.3f} billion parameters, "
+        f"{len(batches)} batches of {positions} positions\n"
         f"  {rate / 1e12:.0f} TFLOP/s, {rate / peak:.1%} of the matrix rate; {positions / whole:,.0f} positions/s\n"
         f"  update {whole:.3f} s (gradients {gathered:.3f}, optimizer {stepping:.3f}); scoring {scoring:.3f} s\n"
         f"  first step after {first:.1f} s; peak of memory {memory:.1f} GiB",
