@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from reasonmill.algo.fused import strictly_compiled
+from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import PackedLayout
 
 
@@ -26,12 +27,22 @@ class LearningLayers:
 
     Args:
         recompute: keep nothing of a layer but its input, and compute the rest once more in the backward pass.
+
+    Raises:
+        UnsupportedModel: layers must be recomputed, and the network has none that transformers knows as layers.
     """
 
     def __init__(self, network: PreTrainedModel, *, recompute: bool = False) -> None:
         self._network = network
         self._has_run = False
-        layers = cast(nn.ModuleList, network.get_decoder().layers)
+        layers = [
+            module for module in network.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        if recompute and not layers:
+            raise UnsupportedModel(
+                f"{type(network).__name__} does not say what its layers are, so that none can be recomputed",
+                fix="learn without recomputing",
+            )
         self.compiled = network.device.type == "cuda"
         self._calls: list[tuple[Any, Callable[..., Any]]] = []
         for layer in layers:
