@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config as dynamo_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils import deterministic as fill_setting
@@ -313,6 +314,68 @@ def test_gradients_on_a_gpu_are_the_same_each_time(keeps_order: bool, monkeypatc
     first, *others = [gradients(decoder, examples, sum(LONG), LossSettings()) for _ in range(5)]
     same = [all(torch.equal(*pair) for pair in zip(first, other, strict=True)) for other in others]
     assert all(same) == keeps_order
+
+
+# Flash attention; a window; a soft cap and narrow heads, which are padded.
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("architecture", ["qwen2", "mistral", "gemma2"])
+def test_a_gpu_scores_and_trains_as_a_cpu_does_in_fp32(architecture: str) -> None:
+    exact = tiny_decoder(architecture)
+    rounded = tiny_decoder(architecture, dtype=torch.bfloat16)
+    exact.network.load_state_dict(rounded.network.state_dict())
+    rounded.network.to("cuda")
+    for count in (8, 5):  # rows of other lengths go through the same compiled layers
+        examples = ragged_examples(count)
+        batch = pack(examples, WHOLE)[0]
+        trained = batch.weights > 0
+        wanted, found = (LocalLearner(d, OptimizerSettings()).logprobs(batch).cpu()[trained] for d in (exact, rounded))
+        assert float((wanted - found).abs().mean()) < 0.05
+        expected, got = (gradients(d, examples, WHOLE, LossSettings()) for d in (exact, rounded))
+        assert norm_of([a.cpu() - b for a, b in zip(got, expected, strict=True)]) < 0.1 * norm_of(expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_layer_is_compiled_for_all_of_them_and_for_rows_of_any_length() -> None:
+    config = tiny_config("qwen2", num_hidden_layers=6, hidden_size=64)
+    decoder = new_decoder(config, seed=0, device="cuda", dtype=torch.bfloat16)
+    gradients(decoder, ragged_examples(8), WHOLE, LossSettings())
+    with dynamo_config.patch(error_on_recompile=True):
+        gradients(decoder, ragged_examples(5, seed=1), WHOLE, LossSettings())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_update_of_a_gpu_is_that_of_a_cpu() -> None:
+    learners = []
+    for device in ("cpu", "cuda"):
+        decoder = tiny_decoder()
+        decoder.network.to(device)
+        learners.append(LocalLearner(decoder, OptimizerSettings(weight_decay=0.1, clip_norm=0.5)))
+    for step in range(3):
+        for learner in learners:
+            for index, parameter in enumerate(learner.decoder.network.parameters()):
+                noise = torch.Generator().manual_seed(100 * step + index)
+                parameter.grad = torch.randn(parameter.shape, generator=noise).to(parameter.device)
+        norms = [learner.optim_step(1e-2)["optim/grad_norm"] for learner in learners]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    for one, other in zip(*(learner.decoder.network.parameters() for learner in learners), strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=1e-5, atol=1e-6)
+
+
+def norm_of(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def test_recomputed_layers_give_the_same_bits() -> None:
+    kept = gradients(tiny_decoder(), ragged_examples(), WHOLE, LossSettings())
+    learner = LocalLearner(tiny_decoder(), OptimizerSettings(), recompute=True)
+    layer = learner.decoder.network.get_decoder().layers[0]
+    runs: list[int] = []
+    layer.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    for batch in pack(ragged_examples(), WHOLE):
+        learner.forward_backward(batch, LossSettings(), denominator(ragged_examples(), "sequence"))
+    assert len(runs) == 2
+    found = [parameter.grad for parameter in learner.decoder.network.parameters() if parameter.grad is not None]
+    assert all(map(torch.equal, found, kept))
 
 
 def test_what_torch_was_set_to_comes_back_after_an_error() -> None:

@@ -54,6 +54,20 @@ def test_log_probs_are_those_of_a_plain_softmax(
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6)
 
 
+def test_positions_that_are_not_asked_for_have_no_part(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, targets, above = case
+    places = torch.tensor([1, 4, 6])
+    asked = torch.zeros(POSITIONS).index_fill(0, places, 1.0)
+    found = []
+    for asked_for in (None, places):
+        states, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        values = token_logprobs(states, head, targets, places=asked_for)
+        found.append((values * asked, *torch.autograd.grad(values, (states, head), above * asked)))
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole)
+    assert values.count_nonzero() == len(places)
+
+
 def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row() -> None:
     vocabulary = logprobs._CPU_LOGITS + 1
     hidden = torch.tensor([[1.0], [-1.0]])

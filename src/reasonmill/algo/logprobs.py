@@ -8,8 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits that exist at the same time: what fits a CPU's cache, and what keeps a GPU busy (256 MiB in fp32).
-_CPU_LOGITS, _GPU_LOGITS = 1 << 20, 1 << 26
+from reasonmill.algo.fused import fused
+
+# Logits that exist at the same time: on a CPU what fits its cache, on a GPU a share of its memory, because each chunk
+# reads and writes the gradient of the whole head once.
+_CPU_LOGITS = 1 << 20
+_GPU_SHARE = 40
+# A matrix product on a GPU is cut into tiles of so many rows.
+_TILE = 128
 # Rows of a head in bf16 that a CPU, which has no product of bf16 into fp32, holds in fp32 at the same time.
 _CPU_ROWS = 4096
 
@@ -30,41 +36,103 @@ class _ChunkedLogprobs(torch.autograd.Function):
         softcap: float | None,
         with_entropies: bool,
     ) -> tuple[Tensor, Tensor]:
-        normalisers, logprobs, entropies = [], [], []
+        parts = []
         for part in chunks(hidden, weight):
-            logits, _ = scaled_logits(hidden[part], weight, temperature, softcap)
-            normaliser = torch.logsumexp(logits, dim=-1)
-            chosen = logits.gather(1, targets[part, None]).squeeze(1)
-            normalisers.append(normaliser)
-            logprobs.append(chosen - normaliser)
-            if with_entropies:
-                of_all = logits.sub_(normaliser[:, None])
-                entropies.append(-(of_all.exp() * of_all).sum(dim=-1))
-        entropy = torch.cat(entropies) if with_entropies else torch.zeros_like(logprobs[0])
-        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers), entropy)
+            product = product_in_fp32(hidden[part], weight.T)
+            parts.append(_of_targets(product, targets[part], temperature, softcap, with_entropies))
+        normalisers, logprobs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, weight, targets, normalisers, entropies)
         ctx.temperature, ctx.softcap, ctx.with_entropies = temperature, softcap, with_entropies
-        return torch.cat(logprobs), entropy
+        return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normalisers, entropy = ctx.saved_tensors
+        hidden, weight, targets, normalisers, entropies = ctx.saved_tensors
+        of_entropies = grads[1] if ctx.with_entropies else None
 
-        def of_logits(part: slice, logits: Tensor) -> Tensor:
-            # d logprob / d logit = [is target] - probability; d entropy / d logit = -probability (logprob + entropy)
-            of_target = grads[0][part, None]
-            of_all = logits - normalisers[part, None]
-            above = of_target
-            if ctx.with_entropies:
-                above = of_target + grads[1][part, None] * (of_all + entropy[part, None])
-            return torch.exp(of_all).mul_(-above).scatter_add_(1, targets[part, None], of_target)
+        def of_product(part: slice, product: Tensor) -> Tensor:
+            return _product_gradient(
+                product,
+                targets[part],
+                normalisers[part],
+                entropies[part],
+                grads[0][part],
+                None if of_entropies is None else of_entropies[part],
+                ctx.temperature,
+                ctx.softcap,
+                hidden.dtype,
+            )
 
-        return *head_gradients(hidden, weight, ctx.temperature, ctx.softcap, of_logits), None, None, None, None
+        return *head_gradients(hidden, weight, of_product), None, None, None, None
+
+
+@fused
+def _of_targets(
+    product: Tensor, targets: Tensor, temperature: float, softcap: float | None, with_entropies: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalisers [N], log-probs [N] of the targets and entropies [N] from a chunk's raw logits [N, V]."""
+    logits, _ = scaled(product, temperature, softcap)
+    normaliser = _normaliser(logits)
+    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - normaliser
+    if not with_entropies:
+        return normaliser, logprobs, torch.zeros_like(logprobs)
+    of_all = logits.sub_(normaliser[:, None])
+    return normaliser, logprobs, -(of_all.exp() * of_all).sum(dim=-1)
+
+
+@fused
+def _product_gradient(
+    product: Tensor,
+    targets: Tensor,
+    normaliser: Tensor,
+    entropy: Tensor,
+    of_target: Tensor,
+    of_entropy: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient [N, V] of a chunk's raw logits, from those [N] of its log-probs and entropies."""
+    logits, slope = scaled(product, temperature, softcap)
+    # d logprob / d logit = [is target] - probability; d entropy / d logit = -probability (logprob + entropy)
+    of_all = logits - normaliser[:, None]
+    above = of_target[:, None]
+    if of_entropy is not None:
+        above = above + of_entropy[:, None] * (of_all + entropy[:, None])
+    spread = torch.exp(of_all).mul_(-above)
+    return to_product(_add_at(spread, targets, of_target), slope, temperature, dtype)
+
+
+def _normaliser(logits: Tensor) -> Tensor:
+    if logits.device.type == "cpu":
+        return torch.logsumexp(logits, dim=-1)
+    # In these words a compiler finds that one reading of the logits is enough.
+    highest = logits.amax(dim=-1, keepdim=True)
+    return (highest + (logits - highest).exp().sum(dim=-1, keepdim=True).log()).squeeze(1)
+
+
+def _add_at(values: Tensor, targets: Tensor, added: Tensor) -> Tensor:
+    """Adds `added` [N] to the numbers at `targets` [N] of values [N, V]."""
+    if values.device.type == "cpu":
+        return values.scatter_add_(1, targets[:, None], added[:, None])
+    # A comparison is fused with what stands around it, a scatter is not.
+    columns = torch.arange(values.shape[1], device=values.device)
+    return torch.where(columns == targets[:, None], values + added[:, None], values)
 
 
 def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Runs of positions whose logits are made together; the same in forward and backward."""
-    size = max(1, (_CPU_LOGITS if hidden.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
+    size = max(1, _logits_at_once(hidden.device) // weight.shape[0])
+    if hidden.device.type == "cuda" and size > _TILE:
+        size -= size % _TILE
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+
+def _logits_at_once(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _CPU_LOGITS
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return memory // _GPU_SHARE // torch.float32.itemsize
 
 
 def product_in_fp32(left: Tensor, right: Tensor) -> Tensor:
@@ -81,42 +149,59 @@ def product_in_fp32(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([wide @ part.float() for part in right.split(_CPU_ROWS, dim=1)], dim=1)
 
 
-def scaled_logits(
-    hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None
-) -> tuple[Tensor, Tensor | float]:
-    """fp32 logits [N, V] after soft-capping and temperature, and their slope over the raw logits (softcap only)."""
-    logits = product_in_fp32(hidden, weight.T)
+def scaled(product: Tensor, temperature: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits [N, V] after soft-capping and temperature, from raw ones; with a soft cap their slope, too."""
     if softcap is None:
-        return (logits if temperature == 1.0 else logits / temperature), 1.0
-    bounded = torch.tanh(logits / softcap)
+        return (product if temperature == 1.0 else product / temperature), None
+    bounded = torch.tanh(product / softcap)
     return bounded * (softcap / temperature), (1 - bounded**2) / temperature
 
 
+def scaled_logits(
+    hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits [N, V] and their slope, as `scaled` gives them, of hidden states [N, H] under a head [V, H]."""
+    return scaled(product_in_fp32(hidden, weight.T), temperature, softcap)
+
+
+def to_product(gradient: Tensor, slope: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
+    """The gradient of raw logits, in `dtype`, from that of scaled ones."""
+    return (gradient / temperature if slope is None else gradient * slope).to(dtype)
+
+
 def head_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    temperature: float,
-    softcap: float | None,
-    of_logits: Callable[[slice, Tensor], Tensor],
+    hidden: Tensor, weight: Tensor, of_product: Callable[[slice, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `hidden`, in its type, and of `weight`, in fp32; logits are recomputed chunk by chunk.
 
     Args:
-        of_logits: the gradient of a chunk's scaled logits, from its place and these logits.
+        of_product: the gradient of a chunk's raw logits, in the type of `hidden`, from its place and these logits.
     """
     grad_hidden = torch.empty_like(hidden)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32)
     for part in chunks(hidden, weight):
-        logits, slope = scaled_logits(hidden[part], weight, temperature, softcap)
-        grad = of_logits(part, logits)
-        grad = (grad * slope if softcap else grad / temperature).to(hidden.dtype)
+        grad = of_product(part, product_in_fp32(hidden[part], weight.T))
         grad_hidden[part] = grad @ weight
-        grad_weight += product_in_fp32(grad.T, hidden[part])
+        _add_product(grad_weight, grad.T, hidden[part])
     return grad_hidden, grad_weight
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right in fp32."""
+    if left.device.type == "cuda" and left.dtype != torch.float32:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += product_in_fp32(left, right)
+
+
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Log-probabilities [N] of `targets`, differentiable in `hidden` and `weight`.
 
@@ -126,20 +211,37 @@ def token_logprobs(
         targets: [N] token ids.
         temperature: that of the distribution that is scored.
         softcap: bound of the logits (Gemma 2), or None.
+        places: indices of the positions that are asked for, each once; 0 is returned for the others. None: all.
     """
-    return _scored(hidden, weight, targets, temperature, softcap, False)[0]
+    return _scored(hidden, weight, targets, places, temperature, softcap, False)[0]
 
 
 def token_logprobs_and_entropies(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities as of `token_logprobs`, and the entropies [N] of the distributions, in nats; both
     differentiable."""
-    return _scored(hidden, weight, targets, temperature, softcap, True)
+    return _scored(hidden, weight, targets, places, temperature, softcap, True)
 
 
-def _scored(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _scored(
+    hidden: Tensor, weight: Tensor, targets: Tensor, places: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
     if hidden.shape[0] == 0:
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
-    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, *arguments)  # type: ignore[no-untyped-call]
+    if places is None:
+        return _of_all(hidden, weight, targets, *settings)
+    found = _of_all(hidden.index_select(0, places), weight, targets[places], *settings)
+    nothing = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
+    return nothing.index_copy(0, places, found[0]), nothing.index_copy(0, places, found[1])
+
+
+def _of_all(*arguments: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
     return result

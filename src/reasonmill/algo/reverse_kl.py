@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonmill.algo.logprobs import chunks, head_gradients, scaled_logits
+from reasonmill.algo.logprobs import chunks, head_gradients, scaled, scaled_logits, to_product
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ class _ChunkedReverseKL(torch.autograd.Function):
         hidden, weight, teacher_hidden, teacher_weight, divergence = ctx.saved_tensors
         scales: _Scales = ctx.scales
 
-        def of_logits(part: slice, logits: Tensor) -> Tensor:
+        def of_product(part: slice, product: Tensor) -> Tensor:
+            logits, slope = scaled(product, scales.temperature, scales.softcap)
             logprobs = torch.log_softmax(logits, dim=-1)
             gap = logprobs - _teacher_logprobs(teacher_hidden[part], teacher_weight, scales)
             # d KL / d logit = probability * (log policy - log teacher - KL)
-            gradient: Tensor = logprobs.exp() * (gap - divergence[part, None]) * grads[0][part, None]
-            return gradient
+            gradient = logprobs.exp() * (gap - divergence[part, None]) * grads[0][part, None]
+            return to_product(gradient, slope, scales.temperature, hidden.dtype)
 
-        return *head_gradients(hidden, weight, scales.temperature, scales.softcap, of_logits), None, None, None
+        return *head_gradients(hidden, weight, of_product), None, None, None
 
 
 def _teacher_logprobs(hidden: Tensor, weight: Tensor, scales: _Scales) -> Tensor:

@@ -15,6 +15,7 @@ from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
+from reasonmill.learn.layers import LearningLayers
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
@@ -32,6 +33,7 @@ class LocalLearner(TrainedNetwork):
         temperature: that of the distribution that is scored; the sampler's, for policy gradients.
         teacher: what "kl" batches are trained towards, by the reverse KL at each of their positions; it is frozen, and
             must read the same tokens as the decoder.
+        recompute: whether a layer's activations are computed once more in the backward pass, instead of kept.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class LocalLearner(TrainedNetwork):
         companions: Path | None = None,
         temperature: float = 1.0,
         teacher: Decoder | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__(decoder.network, optimizer, companions)
         self.decoder = decoder
         self._temperature = temperature
         self._teacher = teacher
+        self._layers = LearningLayers(decoder.network, recompute=recompute)
 
     @property
     def in_fp32(self) -> bool:
@@ -64,9 +68,9 @@ class LocalLearner(TrainedNetwork):
         """
         beat()
         refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
-        moved = batch.to(self.decoder.device)
-        with deterministic(self.decoder.device):
-            losses, statistics, policy_logprobs = self._token_losses(moved, loss)
+        moved, places = batch.to(self.decoder.device), self._places(batch)
+        with deterministic(self.decoder.device), self._layers.used():
+            losses, statistics, policy_logprobs = self._token_losses(moved, loss, places)
             total = (losses * moved.weights).sum() / denominator
             total.backward()
         sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
@@ -85,13 +89,16 @@ class LocalLearner(TrainedNetwork):
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N] of the batch's targets under the current weights."""
+        """Log-probabilities [N] of the batch's targets under the current weights; on a GPU 0 for context."""
         beat()
-        # With the kernels of the forward pass that is differentiated: before an update the two must not differ.
-        with deterministic(self.decoder.device):
-            return self._scored(token_logprobs, batch.to(self.decoder.device)).detach()
+        # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
+        # that are compiled without gradients would be others.
+        with deterministic(self.decoder.device), self._layers.used():
+            return self._scored(token_logprobs, batch.to(self.decoder.device), self._places(batch)).detach()
 
-    def _token_losses(self, batch: Batch, loss: LossSettings) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    def _token_losses(
+        self, batch: Batch, loss: LossSettings, places: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Loss of each position, its statistics, and the policy's log-probs if the loss was made from them."""
         if batch.loss == "kl" and self._teacher is not None:
             with torch.no_grad():
@@ -106,18 +113,29 @@ class LocalLearner(TrainedNetwork):
             return divergence, {"loss/kl": divergence.detach()}, None
         entropies = None
         if loss.entropy_coefficient and batch.loss == "pg":
-            policy_logprobs, entropies = self._scored(token_logprobs_and_entropies, batch)
+            policy_logprobs, entropies = self._scored(token_logprobs_and_entropies, batch, places)
         else:
-            policy_logprobs = self._scored(token_logprobs, batch)
+            policy_logprobs = self._scored(token_logprobs, batch, places)
         return *token_losses(policy_logprobs, batch, loss, entropies), policy_logprobs.detach()
 
-    def _scored(self, score: Callable[..., Made], batch: Batch) -> Made:
+    def _places(self, batch: Batch) -> Tensor | None:
+        """On a GPU, where the head is most of the work for small models, the positions of a batch on the CPU that its
+        loss weighs; None for all."""
+        if self.decoder.device.type != "cuda":
+            return None
+        places = batch.weights.nonzero().squeeze(1)
+        return places.to(self.decoder.device) if 0 < len(places) < batch.num_tokens else None
+
+    def _scored(self, score: Callable[..., Made], batch: Batch, places: Tensor | None) -> Made:
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self._layers.compiled):
+            hidden = _hidden(self.decoder, batch)
         return score(
-            _hidden(self.decoder, batch),
+            hidden,
             self.decoder.head_weight,
             batch.targets,
             temperature=self._temperature,
             softcap=self.decoder.softcap,
+            places=places,
         )
 
     def keep_reference(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from reasonmill.errors import UnsupportedModel
+from reasonmill.model.flash import Extent, attend_flash, runs_flash
 
 NAME = "reasonmill"
 # What some architectures pass along and our attention honours or may ignore; anything else is refused by name.
@@ -57,14 +58,19 @@ def _reasonmill_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    refused = _refused_parts(module, attention_mask, sliding_window, others)
-    if refused:
-        raise UnsupportedModel(
-            f"{type(module).__name__} uses {', '.join(refused)} in its attention, which the native engine can't run",
-            fix="use another sampler backend, or another model",
-        )
+    layer = 0
+    # One compiled layer serves all of a network: what differs between them must not be looked at in it. Compiled are
+    # only layers that ran before as they are (learn/layers.py), and no layout that asks for a layer's number.
+    if not torch.compiler.is_compiling():
+        layer = cast(int, module.layer_idx)
+        refused = _refused_parts(module, attention_mask, sliding_window, others)
+        if refused:
+            raise UnsupportedModel(
+                f"{type(module).__name__} uses {', '.join(refused)} in its attention, which the native engine can't "
+                "run",
+                fix="use another sampler backend, or another model",
+            )
     rule = AttentionRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    layer = cast(int, module.layer_idx)
     return layout.attend(layer, query[0], key[0], value[0], rule)[None], None
 
 
@@ -105,9 +111,41 @@ AttentionInterface.register(NAME, _reasonmill_attention)
 class PackedLayout:
     """Whole sequences end to end: each token sees those before it in its own sequence.
 
-    Sequences are padded on the right to the longest of the row while they attend. Causal attention never looks to
-    the right, so that the padding needs no mask.
+    On CUDA they attend as they lie, where flash attention knows how (`runs_flash`). Elsewhere they are padded on the
+    right to the longest of the row while they attend. Causal attention never looks to the right, so that the padding
+    needs no mask.
     """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
+        self._lengths = lengths
+        self._device = torch.device(device)
+        self._extent = self._on_device() if self._device.type == "cuda" else None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        if self._extent is not None and runs_flash(query, value, rule.softcap):
+            states = (query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1))
+            return attend_flash(*states, self._extent, rule.scale, rule.window)
+        padded: Tensor = self._attend_padded(query, key, value, rule)
+        return padded
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        padding = self._padding
+        out = attend_causally(padding.pad(query), padding.pad(key), padding.pad(value), rule)  # [B, H, L, E]
+        return padding.unpad(out)
+
+    def _on_device(self) -> Extent:
+        ends = torch.zeros(len(self._lengths) + 1, dtype=torch.int32)
+        ends[1:] = torch.cumsum(torch.tensor(self._lengths), 0)
+        return Extent(ends.to(self._device), max(self._lengths))
+
+    @cached_property
+    def _padding(self) -> _Padding:
+        return _Padding(self._lengths, self._device)
+
+
+class _Padding:
+    """Sequences [H, N, D] that lie end to end, padded to [B, H, L, D] and back."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
         sizes = torch.tensor(lengths)
@@ -121,20 +159,20 @@ class PackedLayout:
         self._inside = inside.flatten().to(device)
         self._kept = inside.flatten().nonzero().squeeze(1).to(device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        out = attend_causally(self._pad(query), self._pad(key), self._pad(value), rule)  # [B, H, L, E]
-        out = out.transpose(1, 2).flatten(0, 1)
-        if self._is_dense:
-            return out
-        kept: Tensor = _Unpad.apply(out, self._kept, self._row_index, self._inside)  # type: ignore[no-untyped-call]
-        return kept
-
-    def _pad(self, states: Tensor) -> Tensor:
+    def pad(self, states: Tensor) -> Tensor:
         """[H, N, D] -> [B, H, L, D]"""
         rows = states.transpose(0, 1)
         if not self._is_dense:
             rows = _Pad.apply(rows, self._row_index, self._kept)  # type: ignore[no-untyped-call]
         return rows.reshape(*self._shape, *rows.shape[1:]).transpose(1, 2)
+
+    def unpad(self, out: Tensor) -> Tensor:
+        """[B, H, L, E] -> [N, H, E]"""
+        out = out.transpose(1, 2).flatten(0, 1)
+        if self._is_dense:
+            return out
+        kept: Tensor = _Unpad.apply(out, self._kept, self._row_index, self._inside)  # type: ignore[no-untyped-call]
+        return kept
 
 
 class _Pad(torch.autograd.Function):

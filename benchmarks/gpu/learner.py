@@ -1,0 +1,258 @@
+"""How much of a GPU's matrix rate the learner uses, and how exact and repeatable it is there.
+
+Random weights of the shapes of Qwen2.5; nothing is fetched. The rows are ragged: prompts of 128 tokens, which are not
+trained on, and completions of 1 to 1,024. An update is the real one: forward and backward of all batches with the
+policy gradient, and the optimizer's step. Its rate is 6 * parameters * positions / seconds, over the rate of a large
+product of bf16 matrices that is measured in the same command.
+
+    PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b 1.5b
+    PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b --any-order --profile
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from reasonmill.algo.losses import LossSettings
+from reasonmill.algo.packing import Batch, pack
+from reasonmill.learn import local
+from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.model.attention import NAME
+from reasonmill.model.decoder import Decoder, config_from, new_decoder
+from reasonmill.randomness import generator
+from reasonmill.types import Example
+
+PROMPT, LONGEST = 128, 1024
+MATRIX, PRODUCTS = 8192, 20
+# As Qwen2.5's config files have them.
+COMMON: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    # For what is compared with fp32: heads are larger than the usual 0.02 makes them, so that predictions differ.
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "vocab_size": 20000,
+        "initializer_range": 0.05,
+    },
+}
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        print(f"card: {torch.cuda.get_device_name(device)}; torch {torch.__version__}")
+    if not options.no_checks:
+        _check(device)
+    if options.any_order:
+        local.deterministic = lambda device: nullcontext()
+    peak = _matrix_rate(device)
+    print(f"product of bf16 matrices of {MATRIX}: {peak / 1e12:.0f} TFLOP/s")
+    for size in options.size:
+        _measure(size, device, peak, options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="*", choices=["0.5b", "1.5b", "small"], default=["0.5b", "1.5b"])
+    parser.add_argument("--sequences", type=int, default=128, help="of an update")
+    parser.add_argument("--tokens", type=int, default=16384, help="positions of a batch")
+    parser.add_argument("--updates", type=int, default=3, help="that are timed, after one that is not")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--any-order", action="store_true", help="without deterministic gradients, for their cost")
+    parser.add_argument("--recompute", action="store_true", help="keep no activations of layers")
+    parser.add_argument("--profile", action="store_true", help="print the kernels that take longest")
+    parser.add_argument("--no-checks", action="store_true")
+    return parser
+
+
+def _matrix_rate(device: torch.device) -> float:
+    """Operations a second of a large product of random bf16 matrices."""
+    left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = [_seconds(device, lambda: [left @ right for _ in range(PRODUCTS)]) for _ in range(4)]
+    return 2 * MATRIX**3 * PRODUCTS / statistics.median(times[1:])
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _examples(number: int, vocabulary: int, *, longest: int = LONGEST, prompt: int = PROMPT) -> list[Example]:
+    numbers = generator("learner benchmark", number)
+    made = []
+    for index in range(number):
+        length = prompt + numbers.randrange(1, longest + 1)
+        weights = [0.0] * prompt + [1.0] * (length - prompt)
+        made.append(
+            Example(
+                tokens=[numbers.randrange(vocabulary) for _ in range(length)],
+                weights=weights,
+                loss="pg",
+                advantages=[float(1 - 2 * (index % 2))] * length,
+                sampler_logprobs=[-10.0] * length,
+            )
+        )
+    return made
+
+
+def _measure(size: str, device: torch.device, peak: float, options: argparse.Namespace) -> None:
+    config = config_from("qwen2", {**COMMON, **SIZES[size]})
+    batches = pack(_examples(options.sequences, config.vocab_size), options.tokens)
+    positions = sum(batch.num_tokens for batch in batches)
+    trained = float(sum(batch.weights.sum() for batch in batches))
+    with device:  # drawn there, which takes a moment; `new_decoder` draws the same weights everywhere
+        decoder = Decoder(AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=torch.bfloat16))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    keywords = {"recompute": True} if options.recompute else {}
+    learner = LocalLearner(decoder, OptimizerSettings(), **keywords)
+
+    def gradients() -> None:
+        for batch in batches:
+            learner.forward_backward(batch, LossSettings(), trained)
+
+    def update() -> None:
+        gradients()
+        learner.optim_step(1e-6)
+
+    def scores() -> None:
+        for batch in batches:
+            learner.logprobs(batch)
+
+    learner.forward_backward(batches[0], LossSettings(), trained)
+    learner.optim_step(1e-6)
+    _wait(device)
+    first = time.perf_counter() - began
+    update()
+    whole = statistics.median(_seconds(device, update) for _ in range(options.updates))
+    scoring = [_seconds(device, scores) for _ in range(2)][-1]
+    gathered = _seconds(device, gradients)
+    stepping = _seconds(device, lambda: learner.optim_step(1e-6))
+    rate = 6 * learner.num_parameters * positions / whole
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    order = "any order" if options.any_order else "deterministic"
+    how = f"{order}, recomputed" if options.recompute else order
+    print(
+        f"{size}, {how}: {learner.num_parameters / 1e9:.3f} billion parameters, "
+        f"{len(batches)} batches of {positions} positions\n"
+        f"  {rate / 1e12:.0f} TFLOP/s, {rate / peak:.1%} of the matrix rate; {positions / whole:,.0f} positions/s\n"
+        f"  update {whole:.3f} s (gradients {gathered:.3f}, optimizer {stepping:.3f}); scoring {scoring:.3f} s\n"
+        f"  first step after {first:.1f} s; peak of memory {memory:.1f} GiB",
+        flush=True,
+    )
+    if options.profile:
+        _profile(update)
+
+
+def _profile(work: Callable[[], object]) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        work()
+        torch.cuda.synchronize()
+    kernels = [event for event in seen.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels.sort(key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in kernels)
+    print(f"  kernels: {total / 1e3:.1f} ms in all")
+    for event in kernels[:24]:
+        share = event.self_device_time_total / total
+        print(f"    {event.self_device_time_total / 1e3:8.2f} ms {share:6.1%} {event.count:6} x {event.key[:100]}")
+
+
+def _check(device: torch.device) -> None:
+    """Log-probs and gradients in bf16 against fp32, beside those of transformers; and the same bits twice."""
+    config = config_from("qwen2", {**COMMON, **SIZES["small"]})
+    examples = _examples(64, config.vocab_size, longest=512)
+    exact = new_decoder(config, seed=0, device="cpu", dtype=torch.bfloat16)  # weights that bf16 holds exactly
+    rounded = new_decoder(config, seed=0, device=str(device), dtype=torch.bfloat16)
+    exact = Decoder(exact.network.float().to(device))
+    plain = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.bfloat16)
+    plain.load_state_dict(rounded.network.state_dict())
+    plain = plain.to(device).eval()
+    batches = pack(examples, 8192)
+    wanted, exact_gradients = _scored(exact, batches)
+    found, own_gradients = _scored(rounded, batches)
+    again, gradients_again = _scored(rounded, batches)
+    other_batches = pack(examples, 3000)
+    cut, cut_gradients = _scored(rounded, other_batches)
+    theirs = torch.cat([_plain_logprobs(plain, batch) for batch in batches])
+    trained = torch.cat([batch.weights for batch in batches]) > 0
+    print(f"log-probs of {int(trained.sum())} tokens against fp32: mean and largest difference")
+    for name, values in (("reasonmill", found), ("transformers, one sequence at a time", theirs)):
+        gap = (values - wanted).abs()[trained]
+        print(f"  {name}: {gap.mean():.5f}, {gap.max():.4f}")
+    gap = (found - cut).abs()[trained]  # the same order: packing sorts by length
+    print(f"  reasonmill in smaller batches, against itself: {gap.mean():.5f}, {gap.max():.4f}")
+    for name, gradients in (("one size of batches", own_gradients), ("smaller batches", cut_gradients)):
+        print(f"gradients, {name}, relative error against fp32: {_distance(gradients, exact_gradients):.4f}")
+    same = torch.equal(found, again) and all(map(torch.equal, own_gradients, gradients_again))
+    digest = hashlib.blake2b(digest_size=8)
+    for values in (found, *own_gradients):
+        digest.update(values.numpy().tobytes())
+    print(f"the same bits twice: {same}; another process must print {digest.hexdigest()}, too", flush=True)
+
+
+def _scored(decoder: Decoder, batches: Sequence[Batch]) -> tuple[Tensor, list[Tensor]]:
+    """Log-probs of all positions and the gradients of one update, on the CPU."""
+    learner = LocalLearner(decoder, OptimizerSettings())
+    logprobs = torch.cat([learner.logprobs(batch).cpu() for batch in batches])
+    trained = sum(float(batch.weights.sum()) for batch in batches)
+    for batch in batches:
+        learner.forward_backward(batch, LossSettings(algorithm="reinforce"), trained)
+    gradients = [parameter.grad.float().cpu() for parameter in decoder.network.parameters()]
+    for parameter in decoder.network.parameters():
+        parameter.grad = None
+    return logprobs, gradients
+
+
+@torch.no_grad()
+def _plain_logprobs(network: Any, batch: Batch) -> Tensor:
+    rows = []
+    for inputs, targets in zip(batch.inputs.split(batch.lengths), batch.targets.split(batch.lengths), strict=True):
+        logits = network(inputs[None].to(network.device)).logits[0].float()
+        rows.append(torch.log_softmax(logits, -1).gather(1, targets[:, None].to(network.device))[:, 0].cpu())
+    return torch.cat(rows)
+
+
+def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    squares = sum(float((mine - theirs).double().square().sum()) for mine, theirs in zip(found, wanted, strict=True))
+    return float((squares / sum(float(theirs.double().square().sum()) for theirs in wanted)) ** 0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
