@@ -178,6 +178,26 @@ def test_so_does_what_takes_a_processor_or_breaks_its_connection(own: Catalogue,
     require_reasons(own, tmp_path, MORE)
 
 
+# It says who it is and computes for ever; and the states of all who do.
+BEGINS = "Path({folder!r}, f'{{os.getpid()}}.pid').touch()\nwhile True: pass"
+STATES = """
+for path in Path({folder!r}).glob('*.pid'):
+    state = Path('/proc', path.stem, 'stat').read_text().rpartition(')')[2].split()[0]
+    Path({folder!r}, f'{{path.stem}} {{state}}').touch()
+"""
+
+
+def test_what_hangs_is_stopped_while_others_wait_and_all_of_it_hangs_at_the_same_time(tmp_path: Path) -> None:
+    catalogue = brought(tmp_path, limits={"seconds": 5.0})
+    hanging, looks = BEGINS.format(folder=str(tmp_path)), STATES.format(folder=str(tmp_path))
+    # None has taken too long when the last but one is graded; the last one waits for a worker meanwhile.
+    with catalogue.workers.limited_to(1):
+        grades = graded(catalogue, [*[hanging] * 6, looks, ""])
+    assert [grade.reward for grade in grades] == [*[None] * 6, 1.0, 1.0]
+    assert all("it took longer than 5 s" in grade.error for grade in grades[:6])
+    assert sorted(path.name.split()[1] for path in tmp_path.glob("* *")) == ["T"] * 6
+
+
 KILLED = """
 import sys
 from pathlib import Path
