@@ -265,7 +265,23 @@ def test_what_asks_for_the_jail_is_graded_there(tmp_path: Path, monkeypatch: pyt
     secret.touch()
     monkeypatch.setenv(MARK, str(tmp_path))
     catalogue = brought(tmp_path / "recipe", use="own.py:Jailed", limits={"seconds": 10.0})
-    reads = f"try:\n    Path({str(secret)!r}).read_text()\nexcept OSError:\n    pass\nelse:\n    raise AssertionError"
+    write(tmp_path / "recipe", helper="HELPED = 1\n")
+    own = tmp_path / "recipe" / "own.py"
+    jailed = f"class Jailed(Obeying):\n    files = ({str(tmp_path / 'declared')!r},)"
+    own.write_text("from .helper import HELPED\n" + own.read_text().replace("class Jailed(Obeying):", jailed))
+    (tmp_path / "declared").write_text("1")
+    beside = tmp_path / "recipe" / "answers.jsonl"
+    beside.touch()
+    # Neither what lies elsewhere nor what lies beside the recipe; but what the grader declares.
+    reads = f"""for secret in ({str(secret)!r}, {str(beside)!r}):
+    try:
+        Path(secret).read_text()
+    except OSError:
+        pass
+    else:
+        raise AssertionError(secret)
+assert Path({str(tmp_path / "declared")!r}).read_text() == "1"
+"""
     texts = [reads, f"assert {MARK!r} not in os.environ", "os._exit(3)", ""]
     with catalogue.workers.limited_to(1):
         found = graded(catalogue, texts)
