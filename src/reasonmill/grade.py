@@ -20,8 +20,10 @@ from reasonmill.grading.verdict import Verdict
 from reasonmill.history import note_to_user, table_of
 from reasonmill.lasting_streams import lasting
 from reasonmill.options import AcceptOption
+from reasonmill.rewards.grades import verdict_of
 from reasonmill.tasks.named import NamedTask
-from reasonmill.types import Completion, Grade, Message, Problem
+from reasonmill.types import Message, Problem
+from reasonmill.workers.answers import Failed
 
 # How many problems of a split are looked through for the id of a row.
 _LOOKED_THROUGH = 10_000
@@ -55,19 +57,22 @@ def grade(
     from reasonmill.plugins.catalogue import installed
     from reasonmill.recipe.load import load_recipe
 
-    named = (installed() if recipe is None else load_recipe(recipe).catalogue).task(task)
+    catalogue = installed() if recipe is None else load_recipe(recipe).catalogue
+    named = catalogue.task(task)
     counts: Counter[str] = Counter()
     table = table_of(f"{task}, {file}", "row", "verdict", "reason", "parts")
     known = _Known(named, seed)
-    for number, line in enumerate(_lines(file), start=1):
-        verdict = _verdict(named, known, line)
-        counts[verdict.outcome] += 1
-        if as_json:
-            shown = {"row": number, "verdict": verdict.outcome, "reason": verdict.reason, "parts": dict(verdict.parts)}
-            print(json.dumps(shown, ensure_ascii=False), flush=True)
-        else:
-            parts = " ".join(f"{name} {value:g}" for name, value in verdict.parts.items())
-            table.add_row(str(number), Text(verdict.outcome, _COLOURS[verdict.outcome]), Text(verdict.reason), parts)
+    with catalogue.workers.limited_to(1):
+        for number, line in enumerate(_lines(file), start=1):
+            verdict = _verdict(named, known, line)
+            outcome, reason = verdict.outcome, verdict.reason
+            counts[outcome] += 1
+            if as_json:
+                shown = {"row": number, "verdict": outcome, "reason": reason, "parts": dict(verdict.parts)}
+                print(json.dumps(shown, ensure_ascii=False), flush=True)
+            else:
+                parts = " ".join(f"{name} {value:g}" for name, value in verdict.parts.items())
+                table.add_row(str(number), Text(outcome, _COLOURS[outcome]), Text(reason), parts)
     if not as_json:
         Console().print(table)
         note_to_user(", ".join(f"{counts[outcome]} {outcome}" for outcome in _COLOURS))
@@ -130,23 +135,11 @@ def _verdict(task: NamedTask, known: _Known, line: str) -> Verdict:
     if isinstance(problem, str):
         return Verdict.could_not_tell(problem)
     try:
-        return _of_task(task, problem, response)
+        return verdict_of(task.task, problem, response)
+    except Failed as failed:
+        return Verdict.could_not_tell(str(failed))
     except Exception as error:  # whatever a user's grader raises
         return Verdict.could_not_tell(f"the grader failed: {type(error).__name__}: {error}")
-
-
-def _of_task(task: NamedTask, problem: Problem, response: str) -> Verdict:
-    """The verdict of a task's grader; of a task that only gives grades, what its grade says."""
-    judge = getattr(task.task, "verdict", None)
-    if judge is not None:
-        verdict: Verdict = judge(problem, response)
-        return verdict
-    grade: Grade = task.grade(problem, [Completion((), None, (), response, "stop", 0)])[0]
-    if grade.reward is None:
-        return Verdict.could_not_tell(grade.error)
-    accuracy = grade.parts.get("accuracy", grade.reward)
-    parts = {name: value for name, value in grade.parts.items() if name != "accuracy"}
-    return Verdict.right(parts=parts) if accuracy == 1.0 else Verdict.wrong(f"its accuracy is {accuracy:g}", parts)
 
 
 def _response(given: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,42 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captur
         main(["grade", "math", str(tmp_path / "none.jsonl")])
     assert ended.value.code == 2
     assert "none.jsonl" in capsys.readouterr().err
+
+
+HANGS = """
+import os, time
+from reasonmill.types import Grade, Message, Problem
+
+class Hangs:
+    domain = "reasoning"
+
+    def problem(self, split, seed, index):
+        return Problem("hangs", (Message("user", "?"),), "1")
+
+    def problems(self, split, seed):
+        return iter((self.problem(split, seed, 0),))
+
+    def grade(self, problem, completions):
+        text = completions[0].text
+        if text == "hang":
+            time.sleep(1000)
+        if text == "exit":
+            os._exit(3)
+        right = float(text == problem.answer)
+        return [Grade(right, {"accuracy": right, "other_process": float(os.getpid() != %d)})]
+"""
+
+
+def test_graders_are_isolated_and_limited_as_in_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS % os.getpid())
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\n[tasks.mine]\nuse = "./hangs.py:Hangs"\nlimits = { seconds = 0.5 }\n'
+        '[[stage]]\nname = "before"\nkind = "evaluate"\nfrom = "tiny-base"\ntasks = { mine = 1 }\n'
+    )
+    rows = [{"answer": "7", "response": response} for response in ("7", "hang", "exit", "8")]
+    file = written(tmp_path / "rows.jsonl", [*rows])
+    found = graded("mine", file, capsys, "--recipe", str(tmp_path / "own.toml"))
+    assert [row["verdict"] for row in found] == ["right", "could not tell", "could not tell", "wrong"]
+    assert "took longer than 0.5 s" in str(found[1]["reason"])
+    assert "exit code 3" in str(found[2]["reason"])
+    assert found[0]["parts"] == {"other_process": 1.0}

@@ -226,6 +226,20 @@ def test_a_model_is_trained_with_the_template_of_the_recipe(cache: Path, tmp_pat
     assert {file.name: file.read_bytes() for file in snapshot.iterdir()} == before
 
 
+def test_the_path_of_a_model_is_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    shutil.copytree(shipped_bases()["tiny-base"], there / "my-model")
+    here.mkdir()
+    of_hub = f'hub = "owner/policy"\nrevision = "{COMMIT}"\nparameters = 1e6\n'
+    (there / "own.toml").write_text(TRAINED.format(commit=COMMIT).replace(of_hub, 'path = "./my-model"\n'))
+    monkeypatch.chdir(here)
+    assert load_recipe(str(there / "own.toml")).models["policy"].directory == there / "my-model"
+    shutil.move(there / "my-model", here / "my-model")
+    with pytest.raises(RecipeError) as caught:
+        plan(load_recipe(str(there / "own.toml")), None, None)
+    assert f"looked for at {there / 'my-model'}, beside the recipe, and not at {here / 'my-model'}" in caught.value.fix
+
+
 def test_a_template_is_content_and_one_that_nobody_knows_is_refused(hub_recipe: Path) -> None:
     templated = load_recipe(str(hub_recipe), ["models.policy.template=r1-zero"]).models["policy"]
     assert templated.digest != MODEL.digest

@@ -178,6 +178,29 @@ def test_so_does_what_takes_a_processor_or_breaks_its_connection(own: Catalogue,
     require_reasons(own, tmp_path, MORE)
 
 
+# It says who it is and computes for ever; and the states of all who do.
+BEGINS = "Path({folder!r}, f'{{os.getpid()}}.pid').touch()\nwhile True: pass"
+STATES = """
+for path in Path({folder!r}).glob('*.pid'):
+    state = Path('/proc', path.stem, 'stat').read_text().rpartition(')')[2].split()[0]
+    Path({folder!r}, f'{{path.stem}} {{state}}').touch()
+"""
+
+
+@pytest.mark.check
+def test_what_hangs_is_stopped_while_others_wait_and_all_of_it_hangs_at_the_same_time(tmp_path: Path) -> None:
+    catalogue = brought(tmp_path, limits={"seconds": 3.0})
+    hanging, looks = BEGINS.format(folder=str(tmp_path)), STATES.format(folder=str(tmp_path))
+    # None has taken too long when the last but one is graded; the last one waits for a worker meanwhile.
+    with catalogue.workers.limited_to(1):
+        grades = graded(catalogue, [*[hanging] * 6, looks, ""])
+    assert [grade.reward for grade in grades] == [*[None] * 6, 1.0, 1.0]
+    assert all("it took longer than 3 s" in grade.error for grade in grades[:6])
+    states = [path.name.split()[1] for path in tmp_path.glob("* *")]
+    assert len(states) == 6
+    assert states.count("T") >= 5  # the last one may just be about to be stopped
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -245,7 +268,23 @@ def test_what_asks_for_the_jail_is_graded_there(tmp_path: Path, monkeypatch: pyt
     secret.touch()
     monkeypatch.setenv(MARK, str(tmp_path))
     catalogue = brought(tmp_path / "recipe", use="own.py:Jailed", limits={"seconds": 10.0})
-    reads = f"try:\n    Path({str(secret)!r}).read_text()\nexcept OSError:\n    pass\nelse:\n    raise AssertionError"
+    write(tmp_path / "recipe", helper="HELPED = 1\n")
+    own = tmp_path / "recipe" / "own.py"
+    jailed = f"class Jailed(Obeying):\n    files = ({str(tmp_path / 'declared')!r},)"
+    own.write_text("from .helper import HELPED\n" + own.read_text().replace("class Jailed(Obeying):", jailed))
+    (tmp_path / "declared").write_text("1")
+    beside = tmp_path / "recipe" / "answers.jsonl"
+    beside.touch()
+    # Neither what lies elsewhere nor what lies beside the recipe; but what the grader declares.
+    reads = f"""for secret in ({str(secret)!r}, {str(beside)!r}):
+    try:
+        Path(secret).read_text()
+    except OSError:
+        pass
+    else:
+        raise AssertionError(secret)
+assert Path({str(tmp_path / "declared")!r}).read_text() == "1"
+"""
     texts = [reads, f"assert {MARK!r} not in os.environ", "os._exit(3)", ""]
     with catalogue.workers.limited_to(1):
         found = graded(catalogue, texts)

@@ -34,6 +34,7 @@ _SPACE = re.compile(r"(?<!\d) | (?!\d)")
 # Braces around one sign that nothing follows say nothing: \pmod{4} is \pmod 4.
 _ONE_IN_BRACES = re.compile(r"(?<![\d}])\{(\w)\}(?!\w)")
 _NESTED_BOXES = 8
+_ORDINAL = re.compile(r"(\d)(?:\^\{?)?\s*⟦?(?:st|nd|rd|th)⟧?\}?$")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def reference_text(answer: str) -> str:
 
 @lru_cache(maxsize=4096)
 def read_reference(gold: str) -> Reference:
-    plain = trimmed(plain_mathematics(without_box(gold)))
+    plain = without_ordinal(trimmed(plain_mathematics(without_box(gold))))
     based = BASED.fullmatch(plain)
     if based and base_of(based):
         return Reference(plain, base=(base_of(based), based[1].upper().lstrip("0") or "0"))
@@ -93,7 +94,9 @@ def read_reference(gold: str) -> Reference:
         stripped = words.without_prefix(plain)
         if stripped != plain:
             return read_reference(stripped)
-        return Reference(plain, reason=str(error))
+        # Words around one number: "5 apples". The letter of an option is no such word.
+        said = "" if words.option_of(plain)[0] else words.number_in_sentence(plain)[0]
+        return read_reference(said) if said else Reference(plain, reason=str(error))
     return Reference(plain, node, is_number=node.kind == "number")
 
 
@@ -149,6 +152,11 @@ def trimmed(plain: str) -> str:
     while plain and plain[-1] in ".,;:?" and not plain.endswith(".."):
         plain = plain[:-1].rstrip()
     return plain
+
+
+def without_ordinal(plain: str) -> str:
+    """The number that an ordinal counts to: 7 for 7th."""
+    return _ORDINAL.sub(r"\1", plain)
 
 
 def bare(plain: str) -> str:

@@ -76,6 +76,20 @@ _QUALIFIED = re.compile(
     r"|minus|times|squared|cubed|factorial|plus|rejected|discarded|extraneous|invalid)\b",
     re.IGNORECASE,
 )
+# What leaves open whether the answer is meant: a number is to be named, and not to be tried.
+_DOUBTED = re.compile(
+    r"\b(?:maybe|perhaps|possibly|probably|presumably|might be|could be|may be|not sure|unsure|i guess)\b"
+    r"|\bor\s+(?:none|nothing|something|anything|neither|not)\b|\b(?:none|nothing|neither)\s+or\b",
+    re.IGNORECASE,
+)
+# Two numbers with a space or a word of no meaning between them: "12 dragons 13", "12 13"; but "12 of 13", "1 1/2".
+_SIDE_BY_SIDE = re.compile(
+    r"(?<![\w./])-?\d[\d.]*\s+(?:(?!(?:of|in|per|at|by|to|from|for|over|out|times|plus|minus|is|are|x|mod|hundred|thousand"
+    r"|million|billion|trillion|and|with|on|after|before)\b)[A-Za-z]+\s+)?-?(?!\d{3}\b)\d[\d.]*(?![\d/,]*[/\w])\W*$",
+    re.IGNORECASE,
+)
+# A unit behind a comma, where the next member of a list is due.
+_UNIT_AS_MEMBER = re.compile(rf"\d\s*,\s*{WORD_OPEN}\s*[^{WORD_CLOSE}\d]+{WORD_CLOSE}\W*$")
 _ONE_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Several numbers for one to be right: "15 or 16", "15, 16, 17".
@@ -105,6 +119,7 @@ _LABEL = re.compile(
     r"(?:=|:)\s*(?=\S)"
 )
 _CHOICE = re.compile(r"^\(?\s*([A-Z])\s*\)?[.:]?$")
+_OPTION = re.compile(rf"{WORD_OPEN}\s*\(([A-J])\)\s*{WORD_CLOSE}[\s~:.]*([^\s~:.].*)")
 _LETTER = re.compile(r"\b[A-J]\b")
 _CHOSEN = re.compile(r"^(?:option|choice)?\s*\(?\s*([A-Za-z])\s*(?:\)|\.|:|$)\s*", re.IGNORECASE)
 
@@ -147,6 +162,12 @@ def choice_of(gold: str) -> str:
     """The letter of a reference such as "\\text{(C)}"; nothing for other references."""
     match = _CHOICE.fullmatch(without_marks(gold))
     return match[1] if match else ""
+
+
+def option_of(gold: str) -> tuple[str, str]:
+    """The letter and the text of a reference such as "\\textbf{(D)} 5"; nothing for other references."""
+    match = _OPTION.fullmatch(gold)
+    return (match[1], match[2]) if match else ("", "")
 
 
 def letters_of(answer: str) -> set[str]:
@@ -208,7 +229,18 @@ def _whole_number(words: list[str]) -> int | None:
 
 def offers_several(text: str) -> bool:
     """Whether a text offers several numbers beside each other: "15 or 16", "15, 16, 17"."""
-    return bool(_OFFERED.search(_THOUSANDS.sub("", without_marks(text))))
+    bare = _THOUSANDS.sub("", without_marks(text))
+    return bool(_OFFERED.search(bare) or _SIDE_BY_SIDE.search(bare))
+
+
+def doubts(text: str) -> bool:
+    """Whether an answer leaves open whether it is meant: "maybe 16", "16 or none"."""
+    return bool(_DOUBTED.search(without_marks(text)))
+
+
+def ends_in_a_unit(text: str) -> bool:
+    """Whether the last member of a list is a unit: "3,5,cm"."""
+    return bool(_UNIT_AS_MEMBER.search(text))
 
 
 def names_beside(text: str, wanted: str = "") -> bool:

@@ -28,6 +28,7 @@ from reasonmill.grading.math_reference import (
     trimmed,
     value_in,
     without_box,
+    without_ordinal,
 )
 from reasonmill.grading.math_spelling import plain_mathematics
 from reasonmill.grading.math_tokens import Unreadable
@@ -169,7 +170,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     answer = without_box(answer)
     if not answer.strip():
         return False, "the answer is empty"
-    plain = trimmed(plain_mathematics(answer[: 20 * MAX_CHARACTERS]))
+    plain = without_ordinal(trimmed(plain_mathematics(answer[: 20 * MAX_CHARACTERS])))
     shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
     if not plain:
         return False, "the answer is empty"
@@ -181,6 +182,13 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     if bare(plain) == bare(reference.plain):
         return True, ""
     wrong = False, f"{shown} is not {words.without_marks(reference.plain)[:_SHOWN]}"
+    if words.doubts(plain) and not words.doubts(reference.plain):
+        return False, "it leaves open whether this is the answer"
+    option, text = words.option_of(reference.plain)
+    if option:
+        if words.chosen(plain) == option and words.letters_of(plain) == {option}:
+            return (False, "the answer says that it is none") if words.denies_choice(plain) else (True, "")
+        return _decide(text, answer, prompt, tolerance)
     letter = words.choice_of(reference.plain)
     if letter:
         if words.chosen(plain) == letter:
@@ -193,6 +201,8 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
         return _same_words(reference.plain, plain, wrong)
     if reference.node is None:
         raise _Undecided(f"the reference can't be read: {reference.reason}")
+    if words.ends_in_a_unit(plain) and not reference.is_number and not words.ends_in_a_unit(reference.plain):
+        return False, "it has a unit where a number is due"
     based = BASED.fullmatch(plain)
     if based and base_of(based):
         return _based_answer(reference.node, based, wrong)

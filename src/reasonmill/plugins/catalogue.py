@@ -160,13 +160,14 @@ class Catalogue:
         return None if isolation == "none" else partial(self.workers.ask, plugin, isolation=isolation, limits=limits)
 
     def _in_jail(self, command: Sequence[str]) -> Sequence[str]:
-        """The command that runs a manager of workers in the jail, where the code of users' plug-ins can be read.
+        """The command that runs a manager of workers in the jail. Of the recipe's folder only what graders declare is
+        there to be read, so that no program finds the answers that lie beside it.
 
         Raises:
             NoJail: this machine has none.
         """
-        roots = {plugin.target.root for plugin in self._plugins.values()}
-        return jailed(found_level(), [folder for name, folder in roots if name != PACKAGE])(command)
+        graders = (plugin for (group, _), plugin in self._plugins.items() if group in ("tasks", "rewards"))
+        return jailed(found_level(), set[Path]().union(*(plugin.readable for plugin in graders)))(command)
 
     def _pickled_task(self, name: str) -> bytes:
         if name not in self._pickled:

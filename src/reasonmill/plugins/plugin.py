@@ -75,17 +75,29 @@ class Plugin:
         What grades needs no environment, and no problems but the one that it is asked about: the data of a task stay
         behind where it can be made without any.
         """
-        spared = {
-            key
-            for key, (group, _) in self.named.items()
-            if group == "data" and not self.arguments.model_fields[key].is_required()
-        }
+        spared = self._spared
         given = {each.name: getattr(self, each.name) for each in fields(self)} | {
             "given": {key: value for key, value in self.given.items() if key not in spared},
             "environment": None,
         }
-        kept = {self.named[key]: part for key, part in self.parts.items() if key not in {*spared, "environment"}}
+        kept = {self.named[key]: part for key, part in self.parts.items() if key not in spared}
         return _restored, ({key: value for key, value in given.items() if key not in ("importer", "find")}, kept)
+
+    @property
+    def _spared(self) -> set[str]:
+        """The keys that name what it can grade without."""
+        data = {key for key, (group, _) in self.named.items() if group == "data"}
+        return {"environment"} | {key for key in data if not self.arguments.model_fields[key].is_required()}
+
+    @property
+    def readable(self) -> set[Path]:
+        """The files and folders that it needs where it grades: its sources beside the recipe, what it declares that it
+        reads, and what the plug-ins need that belong to it."""
+        root, place = self.target.root
+        name, file = self.target.source
+        found = set(source_files({name: file}, {root: place}, ()).values()) if root != PACKAGE else set()
+        found.update(self._files.values(), map(Path, getattr(self.made, "files", ())))
+        return found.union(*(part.readable for key, part in self.parts.items() if key not in self._spared))
 
     @property
     def title(self) -> str:

@@ -158,9 +158,16 @@ class _FilesFinder:
     ) -> importlib.machinery.ModuleSpec | None:
         if not fullname.startswith(_PREFIX) or path is None:
             return None
-        finders = (importlib.machinery.FileFinder(folder, (_SourceLoader, [".py"])) for folder in path)
-        found = (finder.find_spec(fullname) for finder in finders)
-        return next((spec for spec in found if spec is not None and spec.loader is not None), None)
+        # Without a list of what else is in the folder, which the jail does not give.
+        name = fullname.rpartition(".")[2]
+        for folder in map(Path, path):
+            for file, inside in ((folder / name / "__init__.py", [str(folder / name)]), (folder / f"{name}.py", None)):
+                if file.is_file():
+                    loader = _SourceLoader(fullname, str(file))
+                    return importlib.util.spec_from_file_location(
+                        fullname, file, loader=loader, submodule_search_locations=inside
+                    )
+        return None
 
 
 sys.meta_path.insert(0, _FilesFinder)  # before the one that would find them, too, and take cached bytecode

@@ -28,7 +28,7 @@ class RecipeModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str | None = Field(default=None, description="a directory or a shipped base, as `from` names one")
+    path: str | None = Field(default=None, description="a directory, relative to the recipe's file, or a shipped base")
     hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of the repository")
     revision: str | None = Field(default=None, description="the commit, 40 hexadecimal digits")
     template: str | None = Field(
@@ -49,6 +49,8 @@ class RecipeModel(BaseModel):
     kv_heads: int | None = Field(default=None, ge=1)
     head_dim: int | None = Field(default=None, ge=1)
 
+    # The recipe's folder.
+    _folder: Path | None = PrivateAttr(default=None)
     # The text of a template that is a file, as it was when the recipe was read.
     _own_template: str | None = PrivateAttr(default=None)
 
@@ -83,6 +85,8 @@ class RecipeModel(BaseModel):
 
     def model_post_init(self, context: Any) -> None:
         """Reads the template's file; that it is there was checked before."""
+        if self.path is not None:
+            self._folder = (context or {}).get("folder")
         if self.template is not None and self.template not in CHAT_TEMPLATES:
             self._own_template = read_template(self.template, (context or {}).get("folder", Path()))
 
@@ -120,7 +124,7 @@ class RecipeModel(BaseModel):
         if self.hub is None:
             from reasonmill.recipe.reference import model_directory
 
-            return model_directory(str(self.path))
+            return model_directory(str(self.path), self._folder)
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 

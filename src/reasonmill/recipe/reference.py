@@ -99,8 +99,11 @@ def shipped_bases() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(bases.glob("*/config.json"))}
 
 
-def model_directory(text: str) -> Path:
-    """The directory of a shipped base, or the directory that `text` is a path of (relative to the working directory).
+def model_directory(text: str, folder: Path | None = None) -> Path:
+    """The directory of a shipped base, or the directory that `text` is a path of.
+
+    Args:
+        folder: what paths are relative to: the folder of the recipe that names it; None is the working directory.
 
     Raises:
         RecipeError: there is no such model, or the directory holds none that can be used.
@@ -108,9 +111,15 @@ def model_directory(text: str) -> Path:
     bases = shipped_bases()
     if text in bases:
         return bases[text]
-    path = Path(text).expanduser()
+    path = (folder or Path()) / Path(text).expanduser()
     if not path.is_dir():
-        raise RecipeError(f"missing model: {text!r} is neither a shipped base nor a directory", fix=_fix(text, bases))
+        at, here = path.resolve(), Path(text).expanduser().resolve()
+        looked = f"it is looked for at {at}, beside the recipe" if folder else ""
+        looked += f", and not at {here}, below the working directory" if folder and here != at else ""
+        raise RecipeError(
+            f"missing model: {text!r} is neither a shipped base nor a directory",
+            fix="; ".join(part for part in (looked, _fix(text, bases)) if part),
+        )
     try:
         refuse_directory(path)
     except UnsupportedModel as error:

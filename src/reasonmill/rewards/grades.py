@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from reasonmill.errors import ReasonmillError
+from reasonmill.grading.verdict import Verdict
 from reasonmill.protocols import Task
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Problem
@@ -37,6 +38,20 @@ def own_grades(task: Task | NamedTask, problem: Problem, completions: Sequence[C
         if len(completions) == 1:
             return [could_not_tell(problem, raised(error))]
     return [grade for completion in completions for grade in own_grades(task, problem, [completion])]
+
+
+def verdict_of(task: Task, problem: Problem, response: str) -> Verdict:
+    """The verdict of a task's grader; of a task that only gives grades, what its grade says."""
+    judge = getattr(task, "verdict", None)
+    if judge is not None:
+        verdict: Verdict = judge(problem, response)
+        return verdict
+    (grade,) = task.grade(problem, [Completion((), None, (), response, "stop", 0)])
+    if grade.reward is None:
+        return Verdict.could_not_tell(grade.error)
+    accuracy = grade.parts.get(ACCURACY, grade.reward)
+    parts = {name: value for name, value in grade.parts.items() if name != ACCURACY}
+    return Verdict.right(parts=parts) if accuracy == 1.0 else Verdict.wrong(f"its accuracy is {accuracy:g}", parts)
 
 
 def could_not_tell(problem: Problem, reason: str) -> Grade:

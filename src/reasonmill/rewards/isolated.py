@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from reasonmill.grading.verdict import Verdict
 from reasonmill.protocols import Attempt, Domain, FunctionOfRows, Measured, Reward, Task
 from reasonmill.randomness import Part
-from reasonmill.rewards.grades import could_not_tell, own_grades
+from reasonmill.rewards.grades import could_not_tell, own_grades, verdict_of
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Grade, Problem
 from reasonmill.workers.answers import Answer, Call, Failed
@@ -30,6 +31,22 @@ class GradeCall:
     def __call__(self, task: Task) -> list[Any]:
         (grade,) = own_grades(task, self.problem, [self.completion])
         return [grade.reward, dict(grade.parts), grade.error]
+
+
+@dataclass(frozen=True)
+class VerdictCall:
+    """Asks a task for its verdict on a response."""
+
+    problem: Problem
+    response: str
+
+    @property
+    def seed(self) -> str:
+        return f"{self.problem.id} {self.response}"
+
+    def __call__(self, task: Task) -> list[Any]:
+        verdict = verdict_of(task, self.problem, self.response)
+        return [verdict.outcome, verdict.reason, dict(verdict.parts)]
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,14 @@ class IsolatedTask:
 
     def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
         return [grade() for grade in [self.begin_grade(problem, completion) for completion in completions]]
+
+    def verdict(self, problem: Problem, response: str) -> Verdict:
+        """What the task's grader says of a response, with its reason.
+
+        Raises:
+            Failed: it hung, ended its process or raised an error.
+        """
+        return Verdict(*self._ask(VerdictCall(problem, response)).value())
 
     def begin_grade(self, problem: Problem, completion: Completion) -> Callable[[], Grade]:
         """Begins to grade; the function waits for the grade."""

@@ -9,6 +9,7 @@ process which trains was killed, it kills all of them and ends.
 
 from __future__ import annotations
 
+import itertools
 import os
 import selectors
 import shutil
@@ -17,84 +18,27 @@ import socket
 import struct
 import tempfile
 import time
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reasonmill.workers import system
+from reasonmill.workers.state import (
+    Call,
+    Template,
+    Worker,
+)
 from reasonmill.workers.wire import Frames, frame
 
-# A call that takes so many times as long as is usual no longer counts as one of those that run at the same time: calls
-# that hang wait beside each other, and do not hold up the others. Seconds are the least and the most of that.
-LONG = 10
-LONG_S = (0.02, 1.0)
-# A call that has taken this share of its time has to let all others go first; its worker is not used again.
-HANGS = 0.5
-# How much a call counts for what is usual.
-_NEWEST = 0.05
 # A worker whose connection is closed is killed after so many seconds, unless its process has ended by itself.
 CLOSED_S = 1.0
 # How many calls may take long.
-MOST_LONG = 128
+MOST_LONG = 512
 # A worker is replaced after so many calls, with whatever it has gathered.
 CALLS_OF_A_WORKER = 2000
-# What a worker may answer to a call, in bytes.
-ANSWER_LIMIT = 16 << 20
 # How often orphans are looked for while nothing ends, in seconds.
 _SWEEP_S = 2.0
 _PID = struct.Struct(">I")
-
-
-@dataclass
-class _Call:
-    number: int
-    body: bytes
-
-
-@dataclass(eq=False)
-class _Template:
-    """A process with the object of a plug-in.
-
-    Attributes:
-        size: how many calls may run at the same time, those that take long left out.
-        seconds: the limit of a call.
-        usual_s: what a call takes, on average of the latest.
-        unmade: why there is no object.
-    """
-
-    key: int
-    pid: int
-    socket: socket.socket
-    size: int
-    seconds: float
-    usual_s: float = 0.02
-    is_made: bool = False
-    has_spoken: bool = False
-    unmade: str = ""
-    waiting: deque[_Call] = field(default_factory=deque)
-    idle: list[_Worker] = field(default_factory=list)
-
-    @property
-    def long_s(self) -> float:
-        """After how many seconds a call takes long."""
-        return min(max(LONG * self.usual_s, LONG_S[0]), LONG_S[1])
-
-
-@dataclass(eq=False)
-class _Worker:
-    pid: int
-    socket: socket.socket
-    template: _Template
-    folder: Path
-    call: _Call | None = None
-    began: float = 0.0
-    is_long: bool = False
-    hangs: bool = False
-    closed: float | None = None
-    calls: int = 0
-    frames: Frames = field(default_factory=lambda: Frames(ANSWER_LIMIT))
 
 
 class Manager:
@@ -109,10 +53,19 @@ class Manager:
         self._control = control
         self._frames = Frames()
         self._out = bytearray()
-        self._templates: dict[int, _Template] = {}
-        self._workers: dict[int, _Worker] = {}
-        self._starting: list[_Worker] = []
+        self._templates: dict[int, Template] = {}
+        self._workers: dict[int, Worker] = {}
+        self._starting: list[Worker] = []
         self._swept = time.monotonic()
+        # Workers with a call: those that don't take long, and those that do.
+        self._short: set[Worker] = set()
+        self._long: set[Worker] = set()
+        # What was killed, until it has ended, by its number; and the folders of what has.
+        self._dying: dict[int, Worker] = {}
+        self._left: list[Path] = []
+        # When something is to be seen to, at the latest.
+        self._due = 0.0
+        self._is_awaited = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._read_control)
         # A child that ends wakes the loop up.
@@ -137,13 +90,15 @@ class Manager:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _turn(self) -> None:
-        for key, events in self._selector.select(self._until_next_deadline()):
+        for key, events in self._selector.select(max(0.0, self._due - time.monotonic())):
             if events & selectors.EVENT_READ:
                 key.data()
         self._reap()
         self._watch_time()
         for template in self._templates.values():
             self._hand_out(template)
+        self._make_way()
+        self._clear()
         self._write_control()
 
     # The connection
@@ -159,8 +114,12 @@ class Manager:
         for header, body in self._frames.of(data):
             if "make" in header:
                 self._make(header, body)
+            elif "awaited" in header:
+                self._spare()
+                self._is_awaited = True
             else:
-                self._templates[header["of"]].waiting.append(_Call(header["ask"], body))
+                self._is_awaited = False
+                self._templates[header["of"]].waiting.append(Call(header["ask"], body))
 
     def _write_control(self) -> None:
         with suppress(BlockingIOError, ConnectionError):
@@ -181,7 +140,7 @@ class Manager:
         if pid == 0:
             self._become_template(theirs, plugin, header)
         theirs.close()
-        template = _Template(header["make"], pid, ours, header["size"], header["limits"]["seconds"])
+        template = Template(header["make"], pid, ours, header["size"], header["limits"]["seconds"])
         ours.setblocking(False)
         self._templates[template.key] = template
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read_template(template))
@@ -205,7 +164,7 @@ class Manager:
         finally:
             os._exit(1)
 
-    def _read_template(self, template: _Template) -> None:
+    def _read_template(self, template: Template) -> None:
         """What a template says first, and once: that the object is made, or why it is not."""
         said = b""
         with suppress(OSError):
@@ -219,7 +178,7 @@ class Manager:
         template.socket.setblocking(True)
         template.has_spoken = True
 
-    def _lost(self, template: _Template) -> None:
+    def _lost(self, template: Template) -> None:
         """Nothing that a template is asked will have an answer."""
         template.is_made = False
         template.waiting.clear()
@@ -227,37 +186,36 @@ class Manager:
 
     # Calls
 
-    def _hand_out(self, template: _Template) -> None:
+    def _hand_out(self, template: Template) -> None:
         while template.waiting and template.idle and self._has_room(template):
             worker = template.idle.pop()
-            worker.call = template.waiting.popleft()
-            worker.began = time.monotonic()
-            worker.calls += 1
+            call = template.waiting.popleft()
+            worker.begin(call)
+            self._short.add(worker)
+            self._due = min(self._due, worker.looked_at)
             with suppress(OSError):  # it has ended: that is seen where its process is waited for
-                worker.socket.sendall(frame({}, worker.call.body))
+                worker.socket.sendall(frame({}, call.body))
         # The next workers begin before there is room for them, so that nothing waits for a process to start.
         ready = len(template.idle) + sum(worker.template is template for worker in self._starting)
         for _ in range(min(template.size, len(template.waiting)) - ready if template.is_made else 0):
             self._start_worker(template)
 
-    def _has_room(self, template: _Template) -> bool:
-        busy = [worker for worker in self._workers.values() if worker.call is not None]
-        num_long = sum(worker.is_long for worker in busy)
-        return len(busy) - num_long < template.size and num_long < MOST_LONG
+    def _has_room(self, template: Template) -> bool:
+        return len(self._short) < template.size and len(self._long) < MOST_LONG
 
-    def _start_worker(self, template: _Template) -> None:
+    def _start_worker(self, template: Template) -> None:
         self._numbers += 1
         folder = self._folder / str(self._numbers)
         folder.mkdir()
         ours, theirs = socket.socketpair()
         ours.settimeout(5)  # for what it does not read
-        worker = _Worker(0, ours, template, folder, began=time.monotonic())
+        worker = Worker(0, ours, template, folder, began=time.monotonic())
         self._starting.append(worker)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._read_worker(worker))
         with theirs, suppress(OSError):  # where the template has ended, so has the connection that it would have got
             socket.send_fds(template.socket, [str(folder).encode()], [theirs.fileno()])
 
-    def _started(self, worker: _Worker) -> None:
+    def _started(self, worker: Worker) -> None:
         """Reads the number of a new worker's process, with which it begins."""
         said = b""
         with suppress(OSError):
@@ -271,9 +229,8 @@ class Manager:
             self._selector.unregister(worker.socket)
             worker.socket.close()
             self._lost(worker.template)
-        self._sweep()
 
-    def _read_worker(self, worker: _Worker) -> None:
+    def _read_worker(self, worker: Worker) -> None:
         if worker in self._starting:
             self._started(worker)
             return
@@ -283,6 +240,7 @@ class Manager:
             data = worker.socket.recv(1 << 20)
             if not data:  # most likely its process has ended, and how will be known in a moment
                 worker.closed = time.monotonic()
+                self._due = min(self._due, worker.closed + CLOSED_S)
                 self._selector.unregister(worker.socket)
                 return
             for _, body in worker.frames.of(data):
@@ -290,19 +248,20 @@ class Manager:
         except (OSError, ValueError, RecursionError) as error:
             self._end(worker, f"it broke its connection: {error}")
 
-    def _answered(self, worker: _Worker, body: bytes) -> None:
+    def _answered(self, worker: Worker, body: bytes) -> None:
         if worker.call is None:
             raise ValueError("an answer to no call")
         self._say({"answer": worker.call.number}, body)
         worker.call = None
-        worker.template.usual_s += _NEWEST * (time.monotonic() - worker.began - worker.template.usual_s)
-        worker.is_long = False
-        if worker.hangs or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= 2 * worker.template.size:
+        worker.template.took.append(worker.age_s())
+        self._short.discard(worker)
+        self._long.discard(worker)
+        if worker.is_long or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= 2 * worker.template.size:
             self._end(worker, "")
         else:
             worker.template.idle.append(worker)
 
-    def _end(self, worker: _Worker, reason: str) -> None:
+    def _end(self, worker: Worker, reason: str) -> None:
         """Kills a worker, with all that it started; what it was asked has no answer, for this reason."""
         if worker.call is not None:
             self._say({"failed": worker.call.number, "why": reason})
@@ -312,43 +271,57 @@ class Manager:
             self._selector.unregister(worker.socket)
         worker.socket.close()
         del self._workers[worker.pid]
-        with suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(worker.pid, 0)
-        self._sweep()
-        shutil.rmtree(worker.folder, ignore_errors=True)
+        self._short.discard(worker)
+        self._long.discard(worker)
+        self._dying[worker.pid] = worker
+        # Where others compute it may take its time to end, and nothing waits for that.
+        worker.send(signal.SIGKILL)
 
     # Time and death
 
-    def _until_next_deadline(self) -> float:
-        now, until = time.monotonic(), _SWEEP_S
-        for worker in self._workers.values():
-            if worker.closed is not None:
-                until = min(until, worker.closed + CLOSED_S - now)
-            elif worker.call is not None:
-                limit, long = worker.template.seconds, worker.template.long_s
-                step = limit if worker.hangs else HANGS * limit if worker.is_long else min(long, HANGS * limit)
-                until = min(until, worker.began + step - now)
-        return max(0.0, until)
-
     def _watch_time(self) -> None:
         now = time.monotonic()
+        if now < self._due:
+            return
+        if any(now >= worker.ends for worker in self._long):
+            self._spare()
         for worker in list(self._workers.values()):
             if worker.closed is not None and now - worker.closed >= CLOSED_S:
                 self._end(worker, "it closed its connection")
-            if worker.closed is not None or worker.call is None:
+            if worker.closed is not None or worker.call is None or worker.stopped is not None:
                 continue
-            taken, limit = now - worker.began, worker.template.seconds
-            if taken >= limit:
-                self._end(worker, f"it took longer than {limit:g} s")
-                continue
-            worker.is_long = worker.is_long or taken >= min(worker.template.long_s, HANGS * limit)
-            if taken >= HANGS * limit and not worker.hangs:
-                worker.hangs = True
-                os.setpriority(os.PRIO_PROCESS, worker.pid, 19)
+            if now >= worker.ends and not worker.has_answered():
+                self._end(worker, f"it took longer than {worker.template.seconds:g} s")
+            elif now >= worker.looked_at:
+                worker.look()
+                if worker.is_long:
+                    self._short.discard(worker)
+                    self._long.add(worker)
         if now - self._swept >= _SWEEP_S:
             self._sweep()
+        closed = (worker.closed + CLOSED_S for worker in self._workers.values() if worker.closed is not None)
+        running = (worker for worker in (*self._short, *self._long) if worker.stopped is None)
+        busy = (min(worker.ends, worker.looked_at) for worker in running)
+        self._due = min(itertools.chain((self._swept + _SWEEP_S,), closed, busy))
+
+    def _make_way(self) -> None:
+        """Stops what takes long and computes while calls wait for a worker; then lets it go on. What sleeps is in
+        nobody's way."""
+        is_crowded = len(self._long) < MOST_LONG and any(template.waiting for template in self._templates.values())
+        for worker in self._long:
+            if is_crowded and worker.stopped is None and worker.computes:
+                worker.stop()
+            elif not is_crowded and worker.stopped is not None:
+                worker.go_on()
+                self._due = 0.0
+
+    def _spare(self) -> None:
+        """Gives back to calls that take long the time that they waited for a core while the process that asks did
+        something else. Once that has nothing to do but wait for them, time is time: it waits for no longer than the
+        limit."""
+        if not self._is_awaited:
+            for worker in self._long:
+                worker.spare()
 
     def _reap(self) -> None:
         """Takes notice of the children that have ended."""
@@ -363,6 +336,9 @@ class Manager:
                     self._worker_ended(worker, ended)
                     continue
                 os.waitpid(ended.si_pid, 0)
+                killed = self._dying.pop(ended.si_pid, None)
+                if killed is not None:
+                    self._left.append(killed.folder)
                 for template in self._templates.values():
                     if template.pid == ended.si_pid:
                         template.pid = 0
@@ -370,7 +346,7 @@ class Manager:
                             self._read_template(template)
                         self._lost(template)
 
-    def _worker_ended(self, worker: _Worker, ended: os.waitid_result) -> None:
+    def _worker_ended(self, worker: Worker, ended: os.waitid_result) -> None:
         self._read_last_words(worker)
         if worker.pid in self._workers:
             if ended.si_code == os.CLD_EXITED:
@@ -378,7 +354,7 @@ class Manager:
             else:
                 self._end(worker, f"its process was ended by {signal.Signals(ended.si_status).name}")
 
-    def _read_last_words(self, worker: _Worker) -> None:
+    def _read_last_words(self, worker: Worker) -> None:
         """An answer that it gave before it ended counts."""
         worker.socket.setblocking(False)
         with suppress(OSError, ValueError, RecursionError):
@@ -386,13 +362,23 @@ class Manager:
                 for _, body in worker.frames.of(data):
                     self._answered(worker, body)
 
-    def _sweep(self) -> None:
+    def _clear(self) -> None:
+        """Removes what ended workers left, once nothing runs that they started."""
+        if self._left and self._sweep():
+            while self._left:
+                shutil.rmtree(self._left.pop(), ignore_errors=True)
+
+    def _sweep(self) -> bool:
         """Kills all children that are neither a template nor a worker; later, while workers start whose numbers are
-        not known."""
+        not known. Whether there was none."""
         if self._starting:
-            return
+            return False
         self._swept = time.monotonic()
-        system.kill_strangers({*self._workers, *(template.pid for template in self._templates.values())})
+        templates = (template.pid for template in self._templates.values())
+        strangers = system.strangers({*self._workers, *self._dying, *templates})
+        for stranger in strangers:
+            os.kill(stranger, signal.SIGKILL)
+        return not strangers
 
     def _say(self, header: dict[str, Any], body: bytes = b"") -> None:
         self._out += frame(header, body)

@@ -116,6 +116,7 @@ class _Manager:
         self._asked: dict[int, tuple[int, _Answer]] = {}
         self._keys = 0
         self._calls = 0
+        self._is_awaited = False
 
     def ask(self, plugin: Named, call: Call, limits: Limits, size: int) -> Answer:
         if id(plugin) not in self._plugins:
@@ -128,10 +129,14 @@ class _Manager:
         self._calls += 1
         self._asked[self._calls] = key, answer
         self._send(frame({"ask": self._calls, "of": key}, pickle.dumps(call)))
+        self._is_awaited = False
         return answer
 
     def read(self) -> None:
-        """Waits for news of the manager."""
+        """Waits for news of the manager, and lets it know that nothing is done until they come."""
+        if not self._is_awaited:
+            self._send(frame({"awaited": True}))
+            self._is_awaited = True
         try:
             data = self._connection.recv(1 << 20)
         except ConnectionError:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 # Of linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
@@ -37,21 +38,58 @@ def children() -> list[int]:
     """The processes whose parent this one is, dead ones that nobody waited for among them."""
     own, found = os.getpid(), []
     for number in filter(str.isdecimal, os.listdir("/proc")):
-        # A process may end meanwhile. Behind the name, in parentheses, come its state and its parent.
-        with suppress(OSError), open(f"/proc/{number}/stat", "rb") as stat:
-            if int(stat.read().rpartition(b")")[2].split()[1]) == own:
+        with suppress(OSError):  # a process may end meanwhile
+            if int(_state_and_parent(number)[1]) == own:
                 found.append(int(number))
     return found
+
+
+def computes(process: int) -> bool:
+    """Whether a thread of a process computes, or could if there was a core for it; no where the kernel does not count
+    how long."""
+    threads = f"/proc/{process}/task"
+    with suppress(OSError):
+        states = (_state_and_parent(f"{process}/task/{thread}")[0] for thread in os.listdir(threads))
+        return os.path.exists(f"/proc/{process}/schedstat") and b"R" in states
+    return False
+
+
+def _state_and_parent(process: str) -> list[bytes]:
+    with open(f"/proc/{process}/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()[:2]  # behind the name, which is in parentheses
+
+
+class Spent(NamedTuple):
+    """Seconds that the first thread of a process has computed, and has waited for a core since it could have."""
+
+    computed_s: float
+    waited_s: float
+
+
+NOTHING = Spent(0.0, 0.0)
+
+
+def spent_by(process: int) -> Spent:
+    """What a process has used; nothing where it has ended."""
+    with suppress(OSError), open(f"/proc/{process}/schedstat", "rb") as counted:
+        computed, waited, _ = counted.read().split()
+        return Spent(int(computed) / 1e9, int(waited) / 1e9)
+    return NOTHING
+
+
+def strangers(known: Collection[int]) -> list[int]:
+    """All children but the known ones."""
+    return [child for child in children() if child not in known]
 
 
 def kill_strangers(known: Collection[int]) -> None:
     """Kills all children but the known ones, and theirs, who become children of this process. Returns when they are
     gone."""
-    while strangers := [child for child in children() if child not in known]:
-        for child in strangers:
+    while found := strangers(known):
+        for child in found:
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        for child in strangers:
+        for child in found:
             with suppress(ChildProcessError):
                 os.waitpid(child, 0)
 

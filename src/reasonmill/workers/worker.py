@@ -71,6 +71,7 @@ def _serve(connection: socket.socket, made: Any, folder: str, limits: dict[str, 
     while os.getppid() != manager:  # the process between is about to end
         os.sched_yield()
     system.die_with(manager)
+    os.setpgid(0, 0)  # what it starts has its priority
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     system.restrain(int(limits["memory_gb"] * (1 << 30)), int(limits["processes"]))
     connection.sendall(_PID.pack(own))
