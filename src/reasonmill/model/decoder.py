@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -80,6 +80,14 @@ class Decoder:
         )
         states: Tensor = output.last_hidden_state
         return states[0]
+
+    @torch.no_grad()
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes new weights by name; those that are the network's own tensors already need no copy."""
+        own = dict(self.network.named_parameters())
+        for name, weight in weights:
+            if weight.data_ptr() != own[name].data_ptr():
+                own[name].copy_(weight)
 
 
 def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Decoder:

@@ -1,0 +1,125 @@
+"""One step of the running rows: the network, the draw, and the CUDA graphs that run both without the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reasonmill.algo.logprobs import product_in_fp32
+from reasonmill.model.attention import AttentionRule
+from reasonmill.model.decoder import Decoder
+from reasonmill.sample.cuda.attention import attend_new
+from reasonmill.sample.cuda.draw import Draw
+from reasonmill.sample.cuda.memory import Memory
+from reasonmill.sample.cuda.rows import IDLE, Rows
+
+# How many experts a token goes to is looked at by the host, which a graph can't do.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+Logits = Callable[[int], Tensor]
+"""Reads the new token of each of the first n rows; fp32 logits [n, V] of the next, before any soft cap."""
+
+
+class NewTokenLayout:
+    """One new token of each of the first n rows, after what their sequences have in memory."""
+
+    def __init__(self, memory: Memory, rows: Rows) -> None:
+        self._memory = memory
+        self._rows = rows
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        query, key, value = (_rows_first(states) for states in (query, key, value))
+        return attend_new(query, key, value, self._memory.keys[layer], self._memory.values[layer], self._rows, rule)
+
+
+def _rows_first(states: Tensor) -> Tensor:
+    """[H, N, D] -> [N, H, D], the numbers of a head side by side."""
+    return (states if states.stride(2) == 1 else states.contiguous()).transpose(0, 1)
+
+
+def by_modules(decoder: Decoder, memory: Memory, rows: Rows) -> Logits:
+    """The step of any network: transformers' own modules, with our attention."""
+
+    def logits(count: int) -> Tensor:
+        layout = NewTokenLayout(memory, rows)
+        hidden = decoder.hidden(rows.token[:count], rows.position[:count], layout)
+        return product_in_fp32(hidden, decoder.head_weight.T)
+
+    return logits
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """Which filters any of the rows has."""
+
+    top_k: bool
+    top_p: bool
+
+
+class Steps:
+    """Runs steps for up to `num_rows` rows, a multiple of a bucket at a time.
+
+    Each bucket has a graph for each kind of draw. They are captured when a kind is first asked for, all of them.
+    """
+
+    def __init__(self, decoder: Decoder, logits: Logits, draw: Draw, rows: Rows, memory: Memory) -> None:
+        self._logits, self._draw, self._rows, self._memory = logits, draw, rows, memory
+        self._buckets = _buckets(rows.running.shape[0])
+        self._captures = rows.running.device.type == "cuda" and not any(
+            getattr(decoder.config, name, None) for name in _EXPERTS
+        )
+        self._graphs: dict[tuple[Filtered, int], torch.cuda.CUDAGraph] = {}
+        self._decoder = decoder
+        self._captured = self._places()
+
+    def bucket(self, count: int) -> int:
+        """How many rows are computed where the first `count` are in use."""
+        return next(bucket for bucket in self._buckets if bucket >= count)
+
+    def run(self, count: int, filtered: Filtered, times: int) -> None:
+        """Draws up to `times` tokens for each of the first `count` rows, without waiting for the device."""
+        bucket = self.bucket(count)
+        if not self._captures:
+            for _ in range(times):
+                self._step(bucket, filtered)
+            return
+        if (filtered, bucket) not in self._graphs:
+            self._capture(filtered)
+        for _ in range(times):
+            self._graphs[filtered, bucket].replay()
+
+    def check(self) -> None:
+        """Forgets the graphs if weights lie elsewhere than when they were captured: they would read the old ones."""
+        if self._captured != (places := self._places()):
+            self._graphs.clear()
+            self._captured = places
+
+    def _places(self) -> list[int]:
+        return [parameter.data_ptr() for parameter in self._decoder.network.parameters()]
+
+    def _step(self, bucket: int, filtered: Filtered) -> None:
+        logits = self._logits(bucket)
+        self._draw(logits, self._rows, self._memory, top_k=filtered.top_k, top_p=filtered.top_p)
+
+    def _capture(self, filtered: Filtered) -> None:
+        running = self._rows.running.clone()
+        self._rows.running.fill_(IDLE)  # what is tried out must move nobody on
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        for bucket in reversed(self._buckets):
+            with torch.cuda.stream(stream):
+                self._step(bucket, filtered)  # compiles kernels and makes workspaces, which a capture may not
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                self._step(bucket, filtered)
+            self._graphs[filtered, bucket] = graph
+        torch.cuda.current_stream().wait_stream(stream)
+        self._rows.running.copy_(running)
+
+
+def _buckets(num_rows: int) -> list[int]:
+    """Fine enough that few rows are computed in vain, and few enough that their graphs are captured in a second."""
+    return [bucket for bucket in (1, 4, 16, 32, *range(64, num_rows, 64)) if bucket < num_rows] + [num_rows]
