@@ -21,6 +21,7 @@ from transformers import (
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME, Layout
 from reasonmill.model.directory import CONFIG, content, listed, refuse_directory, refuse_foreign_code
+from reasonmill.model.joined import join_projections
 
 # Layer kinds whose state is a key and a value for each token; others (state space, linear attention) are refused.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -104,6 +105,8 @@ def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype, trust_remo
     network = loaded.network.to(device)
     loaded.refuse_incomplete()
     refuse_not_finite(network, model_dir)
+    if network.device.type == "cuda":
+        join_projections(network)
     return Decoder(network)
 
 

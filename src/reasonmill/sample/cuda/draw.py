@@ -1,13 +1,17 @@
 """One token for each running row, drawn by inversion in Triton; what follows from it for the row is done on the way.
 
 The logits of a row are cut into chunks. First the sums of exponentials of all chunks are taken; then the row's uniform
-number, the same that `sample.drawing.uniform` gives, finds its chunk and in it its token. Where rows filter by top-k
-or top-p, the border of what stays is searched for in between: in each pass its interval gets 16 times smaller.
+number, the same that `sample.drawing.uniform` gives, finds its chunk and in it its token.
+
+Where rows filter by top-k or top-p, the border of what stays is searched for in between, without sorting the
+vocabulary: two passes over it make the interval that the border lies in 256 times smaller, and only what lies in there
+is sorted. Tokens as likely as the last one that stays, stay with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -18,9 +22,10 @@ from reasonmill.sample.cuda.memory import Memory
 from reasonmill.sample.cuda.rows import Rows
 
 _CHUNK = 2048
-_SEARCH_CHUNK = 1024
-# After four passes the border is known to 1/65,536 of the span of a row's logits.
-_PASSES = 4
+_SEARCH_CHUNK, _SEARCH_TILE = 4096, 128
+_PASSES = 2
+# So many tokens of a row are sorted. Where more of them lie that close together, all of those stay.
+_SORTED = 2048
 # SplitMix64 as in sample.drawing.
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX1 = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -64,8 +69,9 @@ def _chunk_sums(
 
 @triton.jit
 def _begin_search(
-    running, border, above, masses, tops, lows, sums, chunks, CHUNKS_TILE: tl.constexpr, KEEPS_BORDER: tl.constexpr
-):
+    running, border, above, mass_above, masses, top_of, close, tops, lows, sums, chunks,
+    CHUNKS_TILE: tl.constexpr, KEEPS_BORDER: tl.constexpr,
+):  # fmt: skip
     """Between the lowest logit that stays and the largest one; the mass that stays, in units of the likeliest's."""
     row = tl.program_id(0)
     if tl.load(running + row) != 1:
@@ -75,8 +81,11 @@ def _begin_search(
     chunk_tops = tl.load(tops + at, mask=i < chunks, other=float("-inf"))
     chunk_sums = tl.load(sums + at, mask=i < chunks, other=0.0)
     top = tl.max(chunk_tops, 0)
+    tl.store(top_of + row, top)
     tl.store(above + row, top)
+    tl.store(mass_above + row, 0.0)
     tl.store(masses + row, tl.sum(chunk_sums * tl.exp(chunk_tops - top), 0))
+    tl.store(close + row, 0)
     if not KEEPS_BORDER:
         tl.store(border + row, tl.min(tl.load(lows + at, mask=i < chunks, other=float("inf")), 0))
 
@@ -103,8 +112,8 @@ def _thresholds(border, above, row):
 
 @triton.jit
 def _masses_above(
-    logits, temperature, running, top_k, top_p, border, above, tops, partial, top_chunks,
-    V: tl.constexpr, CHUNK: tl.constexpr, TOPS_TILE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
+    logits, temperature, running, top_k, top_p, border, above, top_of, partial,
+    V: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
 ):  # fmt: skip
     """For each chunk and threshold: how many tokens lie on or above it, or their mass."""
     chunk = tl.program_id(0)
@@ -112,37 +121,99 @@ def _masses_above(
     if not _wants(running, top_k, top_p, row, V, BY_COUNT):
         return
     thresholds, _low, _high = _thresholds(border, above, row)
-    columns = chunk * CHUNK + tl.arange(0, CHUNK)
-    x = _scaled(logits, temperature, row, columns, V, SOFTCAP)
+    top = tl.load(top_of + row)
+    masses = tl.zeros([16, TILE], tl.float32)
+    for offset in tl.range(0, CHUNK, TILE):
+        columns = chunk * CHUNK + offset + tl.arange(0, TILE)
+        x = _scaled(logits, temperature, row, columns, V, SOFTCAP)
+        if BY_COUNT:
+            weight = tl.where(columns < V, 1.0, 0.0)
+        else:
+            weight = tl.exp(x - top)
+        masses += tl.where(x[None, :] >= thresholds[:, None], weight[None, :], 0.0)
+    tl.store(partial + (row * tl.num_programs(0) + chunk) * 16 + tl.arange(0, 16), tl.sum(masses, 1))
+
+
+@triton.jit
+def _needed(top_k, top_p, masses, row, BY_COUNT: tl.constexpr):
+    """How many tokens, or how much mass, must stay."""
     if BY_COUNT:
-        weight = tl.where(columns < V, 1.0, 0.0)
+        needed = tl.load(top_k + row).to(tl.float32)
     else:
-        i = tl.arange(0, TOPS_TILE)
-        top = tl.max(tl.load(tops + row * top_chunks + i, mask=i < top_chunks, other=float("-inf")), 0)
-        weight = tl.exp(x - top)
-    masses = tl.sum(tl.where(x[:, None] >= thresholds[None, :], weight[:, None], 0.0), 0)
-    tl.store(partial + (row * tl.num_programs(0) + chunk) * 16 + tl.arange(0, 16), masses)
+        needed = tl.load(top_p + row) * tl.load(masses + row)
+    return needed
 
 
 @triton.jit
 def _narrow(
-    running, top_k, top_p, border, above, masses, partial, chunks,
+    running, top_k, top_p, border, above, mass_above, masses, partial, chunks,
     V: tl.constexpr, CHUNKS_TILE: tl.constexpr, BY_COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Takes the part of the interval that the border lies in: above its lower end enough stays, above its upper not."""
+    """Takes the part of the interval that the border lies in: on its lower end and above enough stays, on its upper
+    end and above not."""
     row = tl.program_id(0)
     if not _wants(running, top_k, top_p, row, V, BY_COUNT):
         return
     i = tl.arange(0, CHUNKS_TILE)
     at = partial + (row * chunks + i[:, None]) * 16 + tl.arange(0, 16)[None, :]
     stays = tl.sum(tl.load(at, mask=i[:, None] < chunks, other=0.0), 0)
-    if BY_COUNT:
-        needed = tl.load(top_k + row).to(tl.float32)
-    else:
-        needed = tl.load(top_p + row) * tl.load(masses + row)
+    enough = stays >= _needed(top_k, top_p, masses, row, BY_COUNT)
     thresholds, low, high = _thresholds(border, above, row)
-    tl.store(border + row, tl.max(tl.where(stays >= needed, thresholds, low), 0))
-    tl.store(above + row, tl.min(tl.where(stays >= needed, high, thresholds), 0))
+    tl.store(border + row, tl.max(tl.where(enough, thresholds, low), 0))
+    tl.store(above + row, tl.min(tl.where(enough, high, thresholds), 0))
+    tl.store(mass_above + row, tl.max(tl.where(enough, tl.load(mass_above + row), stays), 0))
+
+
+@triton.jit
+def _gather_close(
+    logits, temperature, running, top_k, top_p, border, above, close, keys,
+    V: tl.constexpr, CHUNK: tl.constexpr, SORTED: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
+):  # fmt: skip
+    """The tokens in the interval as integers in the order of their logits; in which order they come does not matter."""
+    chunk = tl.program_id(0)
+    row = tl.program_id(1)
+    if not _wants(running, top_k, top_p, row, V, BY_COUNT):
+        return
+    columns = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = _scaled(logits, temperature, row, columns, V, SOFTCAP)
+    is_close = (x >= tl.load(border + row)) & (x < tl.load(above + row)) & (columns < V)
+    count = tl.sum(is_close.to(tl.int32), 0)
+    if count > 0:
+        place = tl.atomic_add(close + row, count) + tl.cumsum(is_close.to(tl.int32), 0) - 1
+        tl.store(keys + row * SORTED + place, _ordered(x), mask=is_close & (place < SORTED))
+
+
+@triton.jit
+def _ordered(x):
+    """Integers in the order of fp32 numbers; its own inverse, on their bits."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _take_border(
+    running, top_k, top_p, border, mass_above, masses, top_of, close, keys,
+    V: tl.constexpr, SORTED: tl.constexpr, BY_COUNT: tl.constexpr,
+):  # fmt: skip
+    """Takes the first token from above with which enough stays."""
+    row = tl.program_id(0)
+    if not _wants(running, top_k, top_p, row, V, BY_COUNT):
+        return
+    count = tl.load(close + row)
+    if (count == 0) | (count > SORTED):
+        return
+    i = tl.arange(0, SORTED)
+    ordered = tl.sort(tl.load(keys + row * SORTED + i, mask=i < count, other=-0x80000000), descending=True)
+    bits = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+    x = bits.to(tl.float32, bitcast=True)
+    if BY_COUNT:
+        weight = tl.where(i < count, 1.0, 0.0)
+    else:
+        weight = tl.where(i < count, tl.exp(x - tl.load(top_of + row)), 0.0)
+    stays = tl.load(mass_above + row) + tl.cumsum(weight, 0)
+    enough = (stays >= _needed(top_k, top_p, masses, row, BY_COUNT)) & (i < count)
+    # Added up in another order, all of them may fall short by rounding: then all stay.
+    tl.store(border + row, tl.max(tl.where(enough, x, tl.load(border + row)), 0))
 
 
 @triton.jit
@@ -225,8 +296,10 @@ class Draw:
             return torch.zeros(shape, dtype=torch.float32, device=device)
 
         self._tops, self._lows, self._sums = (reals(num_rows, self._chunks) for _ in range(3))
-        self._border, self._above, self._masses = (reals(num_rows) for _ in range(3))
+        self._border, self._above, self._mass_above, self._masses, self._top = (reals(num_rows) for _ in range(5))
         self._partial = reals(num_rows, self._search_chunks, 16)
+        self._close = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self._keys = torch.zeros((num_rows, _SORTED), dtype=torch.int32, device=device)
         padding = triton.next_power_of_2(max(1, len(stop_tokens))) - len(stop_tokens)
         self._stop_tokens = torch.tensor([*stop_tokens, *[-1] * padding], dtype=torch.int64, device=device)
 
@@ -261,20 +334,28 @@ class Draw:
     def _search(self, logits: Tensor, rows: Rows, *, by_count: bool, keeps_border: bool) -> None:
         """Finds the lowest logit that stays, of as many tokens as top-k says or as much mass as top-p does."""
         count = logits.shape[0]
-        tops_tile = triton.next_power_of_2(self._chunks)
+        wanted = (rows.running, rows.top_k, rows.top_p, self._border)
+        scaled = (logits, rows.temperature, *wanted, self._above)
+        kind: dict[str, Any] = {"V": self._vocabulary, "BY_COUNT": by_count}
         _begin_search[(count,)](
-            rows.running, self._border, self._above, self._masses, self._tops, self._lows, self._sums, self._chunks,
-            CHUNKS_TILE=tops_tile, KEEPS_BORDER=keeps_border,
+            rows.running, self._border, self._above, self._mass_above, self._masses, self._top, self._close,
+            self._tops, self._lows, self._sums, self._chunks,
+            CHUNKS_TILE=triton.next_power_of_2(self._chunks), KEEPS_BORDER=keeps_border,
         )  # fmt: skip
         for _ in range(_PASSES):
             _masses_above[(self._search_chunks, count)](
-                logits, rows.temperature, rows.running, rows.top_k, rows.top_p, self._border, self._above, self._tops,
-                self._partial, self._chunks,
-                V=self._vocabulary, CHUNK=_SEARCH_CHUNK, TOPS_TILE=tops_tile, SOFTCAP=self._softcap, BY_COUNT=by_count,
-                num_warps=8,
+                *scaled, self._top, self._partial,
+                **kind, CHUNK=_SEARCH_CHUNK, TILE=_SEARCH_TILE, SOFTCAP=self._softcap, num_warps=1,
             )  # fmt: skip
             _narrow[(count,)](
-                rows.running, rows.top_k, rows.top_p, self._border, self._above, self._masses, self._partial,
-                self._search_chunks,
-                V=self._vocabulary, CHUNKS_TILE=triton.next_power_of_2(self._search_chunks), BY_COUNT=by_count,
+                *wanted, self._above, self._mass_above, self._masses, self._partial, self._search_chunks,
+                **kind, CHUNKS_TILE=triton.next_power_of_2(self._search_chunks),
             )  # fmt: skip
+        _gather_close[(self._chunks, count)](
+            *scaled, self._close, self._keys,
+            **kind, CHUNK=_CHUNK, SORTED=_SORTED, SOFTCAP=self._softcap,
+        )  # fmt: skip
+        _take_border[(count,)](
+            *wanted, self._mass_above, self._masses, self._top, self._close, self._keys,
+            **kind, SORTED=_SORTED, num_warps=8,
+        )  # fmt: skip

@@ -16,7 +16,6 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import Renderer
 from reasonmill.sample.cuda.draw import Draw
-from reasonmill.sample.cuda.forward import forward_of
 from reasonmill.sample.cuda.memory import Memory, PromptLayout
 from reasonmill.sample.cuda.rows import NOT_FINITE, RUNNING, Rows
 from reasonmill.sample.cuda.runs import most_tokens
@@ -173,7 +172,7 @@ class CudaEngine:
         rows = Rows(self._num_slots, device)
         vocabulary = decoder.head_weight.shape[0]
         draw = Draw(self._num_slots, vocabulary, sorted(self._renderer.stop_tokens), decoder.softcap, device)
-        steps = Steps(decoder, forward_of(decoder, memory, rows), draw, rows, memory)
+        steps = Steps(decoder, draw, rows, memory)
         return _Parts(memory, rows, Table(self._num_slots, memory.runs), steps)
 
     def _drop_cancelled(self, parts: _Parts) -> None:

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from reasonmill.algo.logprobs import product_in_fp32
-from reasonmill.model.attention import AttentionRule
 from reasonmill.model.decoder import Decoder
-from reasonmill.sample.cuda.attention import attend_new
 from reasonmill.sample.cuda.draw import Draw
+from reasonmill.sample.cuda.forward import logits_of
 from reasonmill.sample.cuda.memory import Memory
 from reasonmill.sample.cuda.rows import IDLE, Rows
 
 # How many experts a token goes to is looked at by the host, which a graph can't do.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-
-Logits = Callable[[int], Tensor]
-"""Reads the new token of each of the first n rows; fp32 logits [n, V] of the next, before any soft cap."""
-
-
-class NewTokenLayout:
-    """One new token of each of the first n rows, after what their sequences have in memory."""
-
-    def __init__(self, memory: Memory, rows: Rows) -> None:
-        self._memory = memory
-        self._rows = rows
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        query, key, value = (_rows_first(states) for states in (query, key, value))
-        return attend_new(query, key, value, self._memory.keys[layer], self._memory.values[layer], self._rows, rule)
-
-
-def _rows_first(states: Tensor) -> Tensor:
-    """[H, N, D] -> [N, H, D], the numbers of a head side by side."""
-    return (states if states.stride(2) == 1 else states.contiguous()).transpose(0, 1)
-
-
-def by_modules(decoder: Decoder, memory: Memory, rows: Rows) -> Logits:
-    """The step of any network: transformers' own modules, with our attention."""
-
-    def logits(count: int) -> Tensor:
-        layout = NewTokenLayout(memory, rows)
-        hidden = decoder.hidden(rows.token[:count], rows.position[:count], layout)
-        return product_in_fp32(hidden, decoder.head_weight.T)
-
-    return logits
-
 
 @dataclass(frozen=True)
 class Filtered:
@@ -65,14 +29,14 @@ class Steps:
     Each bucket has a graph for each kind of draw. They are captured when a kind is first asked for, all of them.
     """
 
-    def __init__(self, decoder: Decoder, logits: Logits, draw: Draw, rows: Rows, memory: Memory) -> None:
-        self._logits, self._draw, self._rows, self._memory = logits, draw, rows, memory
+    def __init__(self, decoder: Decoder, draw: Draw, rows: Rows, memory: Memory) -> None:
+        self._decoder, self._draw, self._rows, self._memory = decoder, draw, rows, memory
+        self._logits = logits_of(decoder, memory, rows)
         self._buckets = _buckets(rows.running.shape[0])
         self._captures = rows.running.device.type == "cuda" and not any(
             getattr(decoder.config, name, None) for name in _EXPERTS
         )
         self._graphs: dict[tuple[Filtered, int], torch.cuda.CUDAGraph] = {}
-        self._decoder = decoder
         self._captured = self._places()
 
     def bucket(self, count: int) -> int:
@@ -92,9 +56,10 @@ class Steps:
             self._graphs[filtered, bucket].replay()
 
     def check(self) -> None:
-        """Forgets the graphs if weights lie elsewhere than when they were captured: they would read the old ones."""
+        """Begins anew if weights lie elsewhere than when graphs were captured: those would read the old ones."""
         if self._captured != (places := self._places()):
             self._graphs.clear()
+            self._logits = logits_of(self._decoder, self._memory, self._rows)
             self._captured = places
 
     def _places(self) -> list[int]:
