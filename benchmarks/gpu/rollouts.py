@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from reasonmill.model.decoder import Decoder, config_from, new_decoder
+from reasonmill.model.attention import NAME
+from reasonmill.model.decoder import Decoder, config_from
 from reasonmill.model.joined import join_projections
 from reasonmill.randomness import generator, key
 from reasonmill.sample.cuda.engine import CudaEngine
@@ -83,9 +84,12 @@ class Words:
 def decoder_of(size: str, architecture: str = "qwen2", *, dtype: torch.dtype = torch.bfloat16) -> Decoder:
     settings = {**COMMON, **SIZES[size], **ARCHITECTURES[architecture]}
     settings["head_dim"] = settings["hidden_size"] // settings["num_attention_heads"]
-    decoder = new_decoder(config_from(architecture, settings), seed=0, device="cuda", dtype=dtype)
-    join_projections(decoder.network)
-    return decoder
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        config = config_from(architecture, settings)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
+    join_projections(network)
+    return Decoder(network)
 
 
 def requests_of(load: str, *, stop: tuple[str, ...] = (), top_p: float = 1.0) -> list[Request]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import pytest
+import torch
 
 from reasonmill.protocols import Engine
 from reasonmill.randomness import generator, key
@@ -18,6 +19,17 @@ SLOTS = 4
 
 def native() -> Engine:
     return NativeEngine(tiny_decoder(), NumberRenderer(), num_slots=SLOTS)
+
+
+def cuda() -> Engine:
+    """One token a step, as the others draw."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    from reasonmill.sample.cuda.engine import CudaEngine
+
+    decoder = tiny_decoder()
+    decoder.network.to("cuda")
+    return CudaEngine(decoder, NumberRenderer(), num_slots=SLOTS, stride=1)
 
 
 def scripted() -> Engine:
@@ -40,8 +52,9 @@ class Case:
         return completion
 
 
-@pytest.fixture(params=[native, scripted])
+@pytest.fixture(params=[native, cuda, scripted])
 def case(request: pytest.FixtureRequest) -> Case:
+    request.param()  # is skipped where it can't be made
     return Case(request.param)
 
 

@@ -4,8 +4,8 @@ The logits of a row are cut into chunks. First the sums of exponentials of all c
 number, the same that `sample.drawing.uniform` gives, finds its chunk and in it its token.
 
 Where rows filter by top-k or top-p, the border of what stays is searched for in between, without sorting the
-vocabulary: two passes over it make the interval that the border lies in 256 times smaller, and only what lies in there
-is sorted. Tokens as likely as the last one that stays, stay with it.
+vocabulary: two passes over it make the interval that the border lies in 256 times smaller, and what lies in there is
+looked at alone. Tokens as likely as the last one that stays, stay with it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from reasonmill.sample.cuda.rows import Rows
 _CHUNK = 2048
 _SEARCH_CHUNK, _SEARCH_TILE = 4096, 128
 _PASSES = 2
-# So many tokens of a row are sorted. Where more of them lie that close together, all of those stay.
-_SORTED = 2048
+# So many tokens of a row are looked at one by one. Where more lie that close to the border, all of those stay.
+_CLOSE = 2048
+_MASS_UNITS = tl.constexpr(float(1 << 40))
 # SplitMix64 as in sample.drawing.
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX1 = tl.constexpr(0xBF58476D1CE4E5B9)
@@ -167,7 +168,7 @@ def _narrow(
 @triton.jit
 def _gather_close(
     logits, temperature, running, top_k, top_p, border, above, close, keys,
-    V: tl.constexpr, CHUNK: tl.constexpr, SORTED: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
+    V: tl.constexpr, CHUNK: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
 ):  # fmt: skip
     """The tokens in the interval as integers in the order of their logits; in which order they come does not matter."""
     chunk = tl.program_id(0)
@@ -180,7 +181,7 @@ def _gather_close(
     count = tl.sum(is_close.to(tl.int32), 0)
     if count > 0:
         place = tl.atomic_add(close + row, count) + tl.cumsum(is_close.to(tl.int32), 0) - 1
-        tl.store(keys + row * SORTED + place, _ordered(x), mask=is_close & (place < SORTED))
+        tl.store(keys + row * CLOSE + place, _ordered(x), mask=is_close & (place < CLOSE))
 
 
 @triton.jit
@@ -192,28 +193,36 @@ def _ordered(x):
 
 @triton.jit
 def _take_border(
-    running, top_k, top_p, border, mass_above, masses, top_of, close, keys,
-    V: tl.constexpr, SORTED: tl.constexpr, BY_COUNT: tl.constexpr,
+    running, top_k, top_p, border, above, mass_above, masses, top_of, close, keys,
+    V: tl.constexpr, CLOSE: tl.constexpr, BY_COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Takes the first token from above with which enough stays."""
+    """Takes the highest logit on and above which enough stays."""
     row = tl.program_id(0)
     if not _wants(running, top_k, top_p, row, V, BY_COUNT):
         return
     count = tl.load(close + row)
-    if (count == 0) | (count > SORTED):
+    if (count == 0) | (count > CLOSE):
         return
-    i = tl.arange(0, SORTED)
-    ordered = tl.sort(tl.load(keys + row * SORTED + i, mask=i < count, other=-0x80000000), descending=True)
-    bits = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
-    x = bits.to(tl.float32, bitcast=True)
+    i = tl.arange(0, CLOSE)
+    ordered = tl.load(keys + row * CLOSE + i, mask=i < count, other=0)
+    missing = _needed(top_k, top_p, masses, row, BY_COUNT) - tl.load(mass_above + row)
+    # Masses as integers, whose sum does not depend on the order in which the tokens came.
     if BY_COUNT:
-        weight = tl.where(i < count, 1.0, 0.0)
+        weight = tl.where(i < count, 1, 0).to(tl.int64)
+        target = missing.to(tl.int64)
     else:
-        weight = tl.where(i < count, tl.exp(x - tl.load(top_of + row)), 0.0)
-    stays = tl.load(mass_above + row) + tl.cumsum(weight, 0)
-    enough = (stays >= _needed(top_k, top_p, masses, row, BY_COUNT)) & (i < count)
-    # Added up in another order, all of them may fall short by rounding: then all stay.
-    tl.store(border + row, tl.max(tl.where(enough, x, tl.load(border + row)), 0))
+        x = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
+        weight = tl.where(i < count, tl.exp(x - tl.load(top_of + row)) * _MASS_UNITS, 0.0).to(tl.int64)
+        target = (missing * _MASS_UNITS).to(tl.int64)
+    low = _ordered(tl.load(border + row)).to(tl.int64)
+    high = _ordered(tl.load(above + row)).to(tl.int64)
+    for _ in tl.range(0, 32):
+        middle = low + (high - low) // 2
+        is_enough = tl.sum(tl.where(ordered >= middle, weight, 0), 0) >= target
+        low = tl.where(is_enough, middle, low)
+        high = tl.where(is_enough, high, middle)
+    found = low.to(tl.int32)
+    tl.store(border + row, tl.where(found < 0, found ^ 0x7FFFFFFF, found).to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -299,7 +308,7 @@ class Draw:
         self._border, self._above, self._mass_above, self._masses, self._top = (reals(num_rows) for _ in range(5))
         self._partial = reals(num_rows, self._search_chunks, 16)
         self._close = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self._keys = torch.zeros((num_rows, _SORTED), dtype=torch.int32, device=device)
+        self._keys = torch.zeros((num_rows, _CLOSE), dtype=torch.int32, device=device)
         padding = triton.next_power_of_2(max(1, len(stop_tokens))) - len(stop_tokens)
         self._stop_tokens = torch.tensor([*stop_tokens, *[-1] * padding], dtype=torch.int64, device=device)
 
@@ -353,9 +362,9 @@ class Draw:
             )  # fmt: skip
         _gather_close[(self._chunks, count)](
             *scaled, self._close, self._keys,
-            **kind, CHUNK=_CHUNK, SORTED=_SORTED, SOFTCAP=self._softcap,
+            **kind, CHUNK=_CHUNK, CLOSE=_CLOSE, SOFTCAP=self._softcap,
         )  # fmt: skip
         _take_border[(count,)](
-            *wanted, self._mass_above, self._masses, self._top, self._close, self._keys,
-            **kind, SORTED=_SORTED, num_warps=8,
+            *wanted, self._above, self._mass_above, self._masses, self._top, self._close, self._keys,
+            **kind, CLOSE=_CLOSE, num_warps=8,
         )  # fmt: skip
