@@ -1,8 +1,8 @@
 """Tokens a second of rollouts on one GPU, and how far their log-probs are from fp32.
 
 Random weights of the shapes of Qwen2.5, or of another architecture with its sizes, through the sampler that `rl` uses.
-Nothing is fetched. Two loads, each in groups of 8 behind prompts of 128 tokens: `fixed`, 512 requests of 512 tokens, and
-`ragged`, 1,024 requests of 1 to 1,024 tokens, each as likely as any other.
+Nothing is fetched. Two loads, each in groups of 8 behind prompts of 128 tokens: `fixed`, 512 requests of 512 tokens,
+and `ragged`, 1,024 requests of 1 to 1,024 tokens, each as likely as any other.
 
     PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --load fixed ragged
     PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --architecture gemma2 --load fixed
@@ -63,7 +63,7 @@ class Words:
     stop_tokens = frozenset({151643, 151645})
     stop_strings = ()
     opening = ""
-    _words = [chr(97 + n // 26) + chr(97 + n % 26) for n in range(676)]
+    _words = tuple(chr(97 + n // 26) + chr(97 + n % 26) for n in range(676))
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
@@ -99,9 +99,7 @@ def requests_of(load: str, *, stop: tuple[str, ...] = (), top_p: float = 1.0) ->
     return [
         Request(
             prompts[index // GROUP],
-            SamplingParams(
-                max_tokens=512 if load == "fixed" else numbers.randint(1, 1024), stop=stop, top_p=top_p
-            ),
+            SamplingParams(max_tokens=512 if load == "fixed" else numbers.randint(1, 1024), stop=stop, top_p=top_p),
             key("rollouts", load, index),
         )
         for index in range(count)

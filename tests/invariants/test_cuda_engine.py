@@ -93,5 +93,5 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     decoder = on_card()
     with torch.no_grad():
         decoder.head_weight[5] = torch.inf
-    with pytest.raises(UnsupportedModel, match="not finite for 36 of 36|not finite for 9 of 9"):
+    with pytest.raises(UnsupportedModel, match="not finite for 9 of 9"):
         completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), requests())

@@ -127,10 +127,7 @@ def _masses_above(
     for offset in tl.range(0, CHUNK, TILE):
         columns = chunk * CHUNK + offset + tl.arange(0, TILE)
         x = _scaled(logits, temperature, row, columns, V, SOFTCAP)
-        if BY_COUNT:
-            weight = tl.where(columns < V, 1.0, 0.0)
-        else:
-            weight = tl.exp(x - top)
+        weight = tl.where(columns < V, 1.0, 0.0) if BY_COUNT else tl.exp(x - top)
         masses += tl.where(x[None, :] >= thresholds[:, None], weight[None, :], 0.0)
     tl.store(partial + (row * tl.num_programs(0) + chunk) * 16 + tl.arange(0, 16), tl.sum(masses, 1))
 
@@ -138,11 +135,7 @@ def _masses_above(
 @triton.jit
 def _needed(top_k, top_p, masses, row, BY_COUNT: tl.constexpr):
     """How many tokens, or how much mass, must stay."""
-    if BY_COUNT:
-        needed = tl.load(top_k + row).to(tl.float32)
-    else:
-        needed = tl.load(top_p + row) * tl.load(masses + row)
-    return needed
+    return tl.load(top_k + row).to(tl.float32) if BY_COUNT else tl.load(top_p + row) * tl.load(masses + row)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""How new tokens are read: by transformers' own modules, or by layers of few kernels where we know what they compute."""
+"""How new tokens are read: by transformers' own modules, or by few kernels where we know what those compute."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class _Layer:
         self._norms = module.input_layernorm, module.post_attention_layernorm
 
     def __call__(self, states: Tensor, change: Tensor | None, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
-        """Adds to the states [N, H] what the layer before has left to add, and what attention adds; returns the rest."""
+        """Adds to the states [N, H] what the layer before left to add, and what attention adds; returns the rest."""
         first, second = self._norms
         normed = add_and_norm(states, change, first.weight, first.variance_epsilon)
         qkv = normed @ self._qkv if self._bias is None else torch.addmm(self._bias, normed, self._qkv)

@@ -44,8 +44,10 @@ class Rows:
         for one in new:
             params, length = one.request.params, one.prompt.length
             integers.append(
-                (RUNNING, length, one.prompt.tokens[-1], length, one.prompt.start, one.start, one.request.noise_key)
-                + (length + params.max_tokens, params.top_k)
+                (
+                    *(RUNNING, length, one.prompt.tokens[-1], length, one.prompt.start, one.start),
+                    *(one.request.noise_key, length + params.max_tokens, params.top_k),
+                )
             )
             reals.append((params.temperature, params.top_p))
         index = sent([one.row for one in new], self.integers.device)

@@ -15,6 +15,7 @@ from reasonmill.sample.cuda.rows import IDLE, Rows
 # How many experts a token goes to is looked at by the host, which a graph can't do.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
+
 @dataclass(frozen=True)
 class Filtered:
     """Which filters any of the rows has."""
