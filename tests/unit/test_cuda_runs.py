@@ -19,7 +19,8 @@ def test_runs_never_overlap_and_all_comes_back() -> None:
         if start is None:
             refused += 1
             continue
-        assert 0 <= start and start + length <= 1000
+        assert start >= 0
+        assert start + length <= 1000
         assert all(start + length <= other or other + size <= start for other, size in taken)
         taken.append((start, length))
     assert refused
