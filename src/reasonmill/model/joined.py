@@ -45,7 +45,7 @@ def joint_projections(layer: Any) -> tuple[list[nn.Linear], list[nn.Linear]]:
     return [attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]
 
 
-def _join(parts: Sequence[nn.Parameter]) -> None:
+def _join(parts: Sequence[Tensor]) -> None:
     whole = torch.cat([part.data for part in parts])
     for part, data in zip(parts, whole.split([part.shape[0] for part in parts]), strict=True):
         part.data = data

@@ -170,18 +170,18 @@ def attend_new(
     tile = triton.next_power_of_2(max(16, dim))
     narrow = tile <= 64
     num_keys = 32 if narrow or query.element_size() > 2 or tile > 128 else 64
-    norm = rotation is not None and rotation.query_norm is not None
     unused = rows.reals
+    norms = (rotation.query_norm, rotation.key_norm) if rotation and rotation.query_norm is not None else None
     _kernel[(count * kv_heads,)](
         query, key, value, keys, values, out,
         rows.running, rows.position, rows.prompt_length, rows.prompt_start, rows.start,
         rotation.cosines if rotation else unused, rotation.sines if rotation else unused,
-        rotation.query_norm if norm else unused, rotation.key_norm if norm else unused,
+        *(norms or (unused, unused)),
         rule.scale * _LOG2_E.value, rotation.epsilon if rotation else 0.0, rule.window or 0, keys.shape[1],
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         KV_HEADS=kv_heads, GROUP=group, D=dim, E=wide,
         GROUP_TILE=triton.next_power_of_2(max(16, group)), D_TILE=tile, E_TILE=triton.next_power_of_2(max(16, wide)),
         KEYS=num_keys, WINDOW=rule.window is not None, SOFTCAP=rule.softcap or 0.0, ROTATE=rotation is not None,
-        NORM=norm, STAGES=3 if query.element_size() == 2 else 2, num_warps=1 if narrow else 2 if tile <= 128 else 4,
+        NORM=norms is not None, STAGES=3 if query.element_size() == 2 else 2, num_warps=1 if narrow else 2 if tile <= 128 else 4,
     )  # fmt: skip
     return out

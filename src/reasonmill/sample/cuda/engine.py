@@ -62,8 +62,8 @@ class CudaEngine:
     of a request that runs.
 
     Memory is sized once, for the first request, by the whole card, the slots and the model's context. The same requests
-    in the same order have the same completions on cards of the same kind. Beside others, products of other shapes round
-    otherwise, so that in bf16 a completion may take another course.
+    in the same order have the same completions, on cards of the same kind. Beside others, products of other shapes
+    round otherwise and a completion may take another course: so it is not `repeatable`, as a resumed run would need it.
 
     Args:
         num_slots: sequences that run at the same time, where memory allows.
@@ -71,7 +71,7 @@ class CudaEngine:
         stride: tokens of each request that a step draws.
     """
 
-    repeatable = True
+    repeatable = False
 
     def __init__(
         self,

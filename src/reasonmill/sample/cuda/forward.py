@@ -113,4 +113,5 @@ class _Layer:
         query, key, value = heads.split([heads.shape[1] - 2 * self._kv_heads, self._kv_heads, self._kv_heads], dim=1)
         mixed = attend_new(query, key, value, keys, values, rows, self._rule, self._rotation)
         normed = add_and_norm(states, self._out(mixed.flatten(1)), second.weight, second.variance_epsilon)
-        return self._down(gated(normed @ self._gate_up))
+        rest: Tensor = self._down(gated(normed @ self._gate_up))
+        return rest
