@@ -182,6 +182,7 @@ def attend_new(
         KV_HEADS=kv_heads, GROUP=group, D=dim, E=wide,
         GROUP_TILE=triton.next_power_of_2(max(16, group)), D_TILE=tile, E_TILE=triton.next_power_of_2(max(16, wide)),
         KEYS=num_keys, WINDOW=rule.window is not None, SOFTCAP=rule.softcap or 0.0, ROTATE=rotation is not None,
-        NORM=norms is not None, STAGES=3 if query.element_size() == 2 else 2, num_warps=1 if narrow else 2 if tile <= 128 else 4,
+        NORM=norms is not None, STAGES=3 if query.element_size() == 2 else 2,
+        num_warps=1 if narrow else 2 if tile <= 128 else 4,
     )  # fmt: skip
     return out
