@@ -46,6 +46,7 @@ class Case:
 
     make: Callable[[], Engine]
     repeatable: bool = True
+    tolerance: float = 1e-5
 
     def alone(self, request: Request) -> Completion:
         """The completion of a request that an engine has for itself."""
@@ -56,7 +57,8 @@ class Case:
 @pytest.fixture(params=[native, cuda, scripted])
 def case(request: pytest.FixtureRequest) -> Case:
     request.param()  # is skipped where it can't be made
-    return Case(request.param, repeatable=request.param is not cuda)
+    # On CUDA, products of other shapes are added up in another order.
+    return Case(request.param, repeatable=False, tolerance=1e-4) if request.param is cuda else Case(request.param)
 
 
 def requests(count: int = 20, *, longest: int = 30) -> list[Request]:
@@ -87,9 +89,9 @@ def drained(engine: Engine, tickets: Sequence[int]) -> dict[int, Completion]:
     return finished
 
 
-def assert_same(got: Completion, wanted: Completion) -> None:
+def assert_same(got: Completion, wanted: Completion, tolerance: float) -> None:
     assert (got.tokens, got.text, got.finish) == (wanted.tokens, wanted.text, wanted.finish)
-    assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
+    assert got.logprobs == pytest.approx(wanted.logprobs, abs=tolerance)
 
 
 def test_requests_beside_others_are_completed_as_alone(case: Case) -> None:
@@ -98,7 +100,7 @@ def test_requests_beside_others_are_completed_as_alone(case: Case) -> None:
     assert len(set(tickets)) == len(tickets)
     finished = drained(engine, tickets)
     for ticket, request in zip(tickets, asked, strict=True):
-        assert_same(finished[ticket], case.alone(request))
+        assert_same(finished[ticket], case.alone(request), case.tolerance)
 
 
 def test_requests_that_come_while_others_run_are_completed_as_alone(case: Case) -> None:
@@ -114,7 +116,7 @@ def test_requests_that_come_while_others_run_are_completed_as_alone(case: Case) 
     assert finished.keys() == submitted.keys()
     assert len(finished) == len(asked)
     for ticket, request in submitted.items():
-        assert_same(finished[ticket], case.alone(request))
+        assert_same(finished[ticket], case.alone(request), case.tolerance)
 
 
 def test_what_is_drawn_is_seen_token_by_token(case: Case) -> None:
@@ -162,7 +164,7 @@ def test_nothing_more_is_heard_of_a_request_that_is_cancelled(case: Case) -> Non
     assert len(cancelled) > 5
     assert finished.keys() == set(tickets) - cancelled
     for ticket in finished:
-        assert_same(finished[ticket], case.alone(asked[tickets.index(ticket)]))
+        assert_same(finished[ticket], case.alone(asked[tickets.index(ticket)]), case.tolerance)
 
 
 def test_a_completion_that_nobody_asked_for_can_be_cancelled(case: Case) -> None:

@@ -4,7 +4,7 @@ The logits of a row are cut into chunks. First the sums of exponentials of all c
 number, the same that `sample.drawing.uniform` gives, finds its chunk and in it its token.
 
 Where rows filter by top-k or top-p, the border of what stays is searched for in between, without sorting the
-vocabulary: two passes over it make the interval that the border lies in 256 times smaller, and what lies in there is
+vocabulary: three passes over it make the interval that the border lies in 512 times smaller, and what lies in there is
 looked at alone. Tokens as likely as the last one that stays, stay with it.
 """
 
@@ -23,7 +23,7 @@ from reasonmill.sample.cuda.rows import Rows
 
 _CHUNK = 2048
 _SEARCH_CHUNK, _SEARCH_TILE = 4096, 128
-_PASSES = 2
+_PASSES, _THRESHOLDS = 3, tl.constexpr(8)
 # So many tokens of a row are looked at one by one. Where more lie that close to the border, all of those stay.
 _CLOSE = 2048
 _MASS_UNITS = tl.constexpr(float(1 << 40))
@@ -41,7 +41,7 @@ def _scaled(logits, temperature, row, columns, V: tl.constexpr, SOFTCAP: tl.cons
         x = SOFTCAP * (1.0 - 2.0 / (tl.exp(x * (2.0 / SOFTCAP)) + 1.0))
         x = tl.where(columns < V, x, float("-inf"))
     heat = tl.load(temperature + row)
-    return x / tl.where(heat > 0, heat, 1.0)  # a greedy row has the log-probs of temperature 1
+    return x * (1.0 / tl.where(heat > 0, heat, 1.0))  # a greedy row has the log-probs of temperature 1
 
 
 @triton.jit
@@ -104,11 +104,11 @@ def _wants(running, top_k, top_p, row, V: tl.constexpr, BY_COUNT: tl.constexpr):
 
 @triton.jit
 def _thresholds(border, above, row):
-    """16 of them, evenly spread over the interval that the border lies in; the last one is its upper end."""
-    t = tl.arange(0, 16)
+    """Evenly spread over the interval that the border lies in; the last one is its upper end."""
+    t = tl.arange(0, _THRESHOLDS)
     low = tl.load(border + row)
     high = tl.load(above + row)
-    return tl.where(t == 15, high, low + (high - low) * ((t + 1) / 16.0)), low, high
+    return tl.where(t == _THRESHOLDS - 1, high, low + (high - low) * ((t + 1) / _THRESHOLDS)), low, high
 
 
 @triton.jit
@@ -123,13 +123,14 @@ def _masses_above(
         return
     thresholds, _low, _high = _thresholds(border, above, row)
     top = tl.load(top_of + row)
-    masses = tl.zeros([16, TILE], tl.float32)
+    masses = tl.zeros([_THRESHOLDS, TILE], tl.float32)
     for offset in tl.range(0, CHUNK, TILE):
         columns = chunk * CHUNK + offset + tl.arange(0, TILE)
         x = _scaled(logits, temperature, row, columns, V, SOFTCAP)
         weight = tl.where(columns < V, 1.0, 0.0) if BY_COUNT else tl.exp(x - top)
         masses += tl.where(x[None, :] >= thresholds[:, None], weight[None, :], 0.0)
-    tl.store(partial + (row * tl.num_programs(0) + chunk) * 16 + tl.arange(0, 16), tl.sum(masses, 1))
+    at = partial + (row * tl.num_programs(0) + chunk) * _THRESHOLDS + tl.arange(0, _THRESHOLDS)
+    tl.store(at, tl.sum(masses, 1))
 
 
 @triton.jit
@@ -149,7 +150,7 @@ def _narrow(
     if not _wants(running, top_k, top_p, row, V, BY_COUNT):
         return
     i = tl.arange(0, CHUNKS_TILE)
-    at = partial + (row * chunks + i[:, None]) * 16 + tl.arange(0, 16)[None, :]
+    at = partial + (row * chunks + i[:, None]) * _THRESHOLDS + tl.arange(0, _THRESHOLDS)[None, :]
     stays = tl.sum(tl.load(at, mask=i[:, None] < chunks, other=0.0), 0)
     enough = stays >= _needed(top_k, top_p, masses, row, BY_COUNT)
     thresholds, low, high = _thresholds(border, above, row)
@@ -171,10 +172,8 @@ def _gather_close(
     columns = chunk * CHUNK + tl.arange(0, CHUNK)
     x = _scaled(logits, temperature, row, columns, V, SOFTCAP)
     is_close = (x >= tl.load(border + row)) & (x < tl.load(above + row)) & (columns < V)
-    count = tl.sum(is_close.to(tl.int32), 0)
-    if count > 0:
-        place = tl.atomic_add(close + row, count) + tl.cumsum(is_close.to(tl.int32), 0) - 1
-        tl.store(keys + row * CLOSE + place, _ordered(x), mask=is_close & (place < CLOSE))
+    place = tl.atomic_add(close + row + tl.zeros([CHUNK], tl.int32), 1, mask=is_close)
+    tl.store(keys + row * CLOSE + place, _ordered(x), mask=is_close & (place < CLOSE))
 
 
 @triton.jit
@@ -299,7 +298,7 @@ class Draw:
 
         self._tops, self._lows, self._sums = (reals(num_rows, self._chunks) for _ in range(3))
         self._border, self._above, self._mass_above, self._masses, self._top = (reals(num_rows) for _ in range(5))
-        self._partial = reals(num_rows, self._search_chunks, 16)
+        self._partial = reals(num_rows, self._search_chunks, _THRESHOLDS.value)
         self._close = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._keys = torch.zeros((num_rows, _CLOSE), dtype=torch.int32, device=device)
         padding = triton.next_power_of_2(max(1, len(stop_tokens))) - len(stop_tokens)
