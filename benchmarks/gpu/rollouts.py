@@ -53,7 +53,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "mistral": {"sliding_window": 256},
     "gemma2": {"query_pre_attn_scalar": 64, "sliding_window": 256},
-    "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 256},
+    "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 256, "rope_parameters": None},
 }
 
 
