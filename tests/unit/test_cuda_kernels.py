@@ -6,11 +6,17 @@ from torch import Tensor
 
 import on_triton  # before triton
 from reasonmill.model.attention import AttentionRule
+from reasonmill.model.joined import join_projections
 from reasonmill.sample.cuda.attention import Rotation, attend_new
 from reasonmill.sample.cuda.draw import Draw
+from reasonmill.sample.cuda.engine import CudaEngine
 from reasonmill.sample.cuda.layers import add_and_norm, gated
 from reasonmill.sample.cuda.rows import IDLE, NOT_FINITE, RUNNING, Rows
 from reasonmill.sample.drawing import Filters, draw, uniform
+from reasonmill.sample.engine import NativeEngine
+from reasonmill.sample.sampler import EngineSampler
+from reasonmill.types import Request, SamplingParams
+from tiny_models import NumberRenderer, tiny_decoder
 
 # In the interpreter they take half a minute.
 pytestmark = pytest.mark.check
@@ -177,3 +183,17 @@ def test_a_row_is_over_with_a_stop_token_or_at_its_limit_and_says_what_is_not_fi
             draws = Draw(8, 61, stop_tokens, None, DEVICE)
             draws(logits.to(DEVICE), rows, Drawn(40), top_k=False, top_p=filters)  # type: ignore[arg-type]
             assert rows.running.tolist()[:7] == [*wanted, NOT_FINITE, NOT_FINITE, NOT_FINITE]
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_an_engine_of_them_gives_the_native_engines_completions(is_joined: bool) -> None:
+    decoder = tiny_decoder("qwen3")
+    decoder.network.to(DEVICE)
+    asked = [Request((5, 9, 4) * (place // 2 + 1), SamplingParams(max_tokens=3 + place), place) for place in range(4)]
+    wanted = dict(EngineSampler(NativeEngine(decoder, NumberRenderer(), num_slots=3)).generate(asked))
+    if is_joined:
+        join_projections(decoder.network)
+    got = dict(EngineSampler(CudaEngine(decoder, NumberRenderer(), num_slots=3, stride=2)).generate(asked))
+    for place, one in got.items():
+        assert (one.tokens, one.finish) == (wanted[place].tokens, wanted[place].finish)
+        assert one.logprobs == pytest.approx(wanted[place].logprobs, abs=1e-4)
