@@ -67,9 +67,11 @@ class Renderer(Protocol):
 
 
 class Engine(Protocol):
-    """Runs many requests at the same time, one token of each in a step. Its memory is kept from one to the next.
+    """Runs many requests at the same time, one token or a few of each in a step. Its memory is kept from one to the
+    next.
 
-    A completion depends on its request and the weights alone, wherever and beside whatever it runs.
+    A completion depends on its request and the weights alone, wherever and beside whatever it runs; on CUDA up to
+    rounding, which other shapes of a batch change.
     """
 
     @property
@@ -88,7 +90,8 @@ class Engine(Protocol):
         """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
 
     def step(self) -> None:
-        """Starts requests that wait, or draws the next token of all that run."""
+        """Starts requests that wait, or draws the next tokens of all that run. What is finished may be known a step
+        later."""
 
     def finished(self) -> list[tuple[int, Completion]]:
         """Tickets and completions that were finished since last asked."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import pytest
+import torch
 
 from reasonmill.protocols import Engine
 from reasonmill.randomness import generator, key
@@ -20,6 +21,17 @@ def native() -> Engine:
     return NativeEngine(tiny_decoder(), NumberRenderer(), num_slots=SLOTS)
 
 
+def cuda() -> Engine:
+    """One token a step, as the others draw."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    from reasonmill.sample.cuda.engine import CudaEngine
+
+    decoder = tiny_decoder()
+    decoder.network.to("cuda")
+    return CudaEngine(decoder, NumberRenderer(), num_slots=SLOTS, stride=1)
+
+
 def scripted() -> Engine:
     def script(request: Request, version: int) -> Sequence[int]:
         numbers = generator(request.noise_key, *request.prompt_tokens)
@@ -33,6 +45,8 @@ class Case:
     """Makes engines that draw the same."""
 
     make: Callable[[], Engine]
+    repeatable: bool = True
+    tolerance: float = 1e-5
 
     def alone(self, request: Request) -> Completion:
         """The completion of a request that an engine has for itself."""
@@ -40,9 +54,11 @@ class Case:
         return completion
 
 
-@pytest.fixture(params=[native, scripted])
+@pytest.fixture(params=[native, cuda, scripted])
 def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+    request.param()  # is skipped where it can't be made
+    # On CUDA, products of other shapes are added up in another order.
+    return Case(request.param, repeatable=False, tolerance=1e-4) if request.param is cuda else Case(request.param)
 
 
 def requests(count: int = 20, *, longest: int = 30) -> list[Request]:
@@ -73,9 +89,9 @@ def drained(engine: Engine, tickets: Sequence[int]) -> dict[int, Completion]:
     return finished
 
 
-def assert_same(got: Completion, wanted: Completion) -> None:
+def assert_same(got: Completion, wanted: Completion, tolerance: float) -> None:
     assert (got.tokens, got.text, got.finish) == (wanted.tokens, wanted.text, wanted.finish)
-    assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
+    assert got.logprobs == pytest.approx(wanted.logprobs, abs=tolerance)
 
 
 def test_requests_beside_others_are_completed_as_alone(case: Case) -> None:
@@ -84,7 +100,7 @@ def test_requests_beside_others_are_completed_as_alone(case: Case) -> None:
     assert len(set(tickets)) == len(tickets)
     finished = drained(engine, tickets)
     for ticket, request in zip(tickets, asked, strict=True):
-        assert_same(finished[ticket], case.alone(request))
+        assert_same(finished[ticket], case.alone(request), case.tolerance)
 
 
 def test_requests_that_come_while_others_run_are_completed_as_alone(case: Case) -> None:
@@ -100,7 +116,7 @@ def test_requests_that_come_while_others_run_are_completed_as_alone(case: Case) 
     assert finished.keys() == submitted.keys()
     assert len(finished) == len(asked)
     for ticket, request in submitted.items():
-        assert_same(finished[ticket], case.alone(request))
+        assert_same(finished[ticket], case.alone(request), case.tolerance)
 
 
 def test_what_is_drawn_is_seen_token_by_token(case: Case) -> None:
@@ -148,7 +164,7 @@ def test_nothing_more_is_heard_of_a_request_that_is_cancelled(case: Case) -> Non
     assert len(cancelled) > 5
     assert finished.keys() == set(tickets) - cancelled
     for ticket in finished:
-        assert_same(finished[ticket], case.alone(asked[tickets.index(ticket)]))
+        assert_same(finished[ticket], case.alone(asked[tickets.index(ticket)]), case.tolerance)
 
 
 def test_a_completion_that_nobody_asked_for_can_be_cancelled(case: Case) -> None:
@@ -186,4 +202,4 @@ def test_completions_carry_the_version_that_they_started_with(case: Case) -> Non
 
 
 def test_an_engine_says_whether_it_is_repeatable(case: Case) -> None:
-    assert case.make().repeatable
+    assert case.make().repeatable == case.repeatable

@@ -18,7 +18,7 @@ from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, S
 from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Judge, JudgeSettings
 from reasonmill.rewards.model import ModelScorer
-from reasonmill.sample.engine import NativeEngine
+from reasonmill.sample.engines import engine_of
 from reasonmill.sample.http import ConversationRenderer, HttpSampler
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.servers.client import Replies
@@ -71,7 +71,7 @@ class NativeBackend:
             decoder, renderer = model.decoder, self.renderer(model.companions)
         else:
             raise UnsupportedModel(f"nothing can be sampled from a {type(model).__name__} without a tokenizer")
-        return EngineSampler(NativeEngine(decoder, renderer, num_slots=slots))
+        return EngineSampler(engine_of(decoder, renderer, num_slots=slots))
 
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         if isinstance(model, TeacherSettings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,6 +21,7 @@ from transformers import (
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME, Layout
 from reasonmill.model.directory import CONFIG, content, listed, refuse_directory, refuse_foreign_code
+from reasonmill.model.joined import join_projections
 
 # Layer kinds whose state is a key and a value for each token; others (state space, linear attention) are refused.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -81,6 +82,14 @@ class Decoder:
         states: Tensor = output.last_hidden_state
         return states[0]
 
+    @torch.no_grad()
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes new weights by name; those that are the network's own tensors already need no copy."""
+        own = dict(self.network.named_parameters())
+        for name, weight in weights:
+            if weight.data_ptr() != own[name].data_ptr():
+                own[name].copy_(weight)
+
 
 def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Decoder:
     """Loads a Hugging Face model directory.
@@ -96,6 +105,8 @@ def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype, trust_remo
     network = loaded.network.to(device)
     loaded.refuse_incomplete()
     refuse_not_finite(network, model_dir)
+    if network.device.type == "cuda":
+        join_projections(network)
     return Decoder(network)
 
 

@@ -35,7 +35,7 @@ def room_versions() -> Mapping[str, int]:
 # What a stage's context makes for it, and where that is implemented. No stage imports it; each says in `NEEDS` what it
 # takes.
 ENGINES: Mapping[str, tuple[str, ...]] = {
-    "sampler": ("sample/engine.py", "sample/sampler.py", "sample/http.py"),
+    "sampler": ("sample/engines.py", "sample/sampler.py", "sample/http.py"),
     "learner": ("learn/local.py",),
     "reward-learner": ("learn/scalar.py",),
     "scorer": ("rewards/model.py",),

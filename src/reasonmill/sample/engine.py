@@ -12,17 +12,16 @@ from torch import Tensor
 from reasonmill.activity import beat
 from reasonmill.algo.logprobs import scaled_logits
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.decoder import Decoder, is_finite, refuse_beyond
+from reasonmill.model.decoder import Decoder, is_finite
 from reasonmill.protocols import Renderer
 from reasonmill.sample.cache import DecodeLayout, PrefillLayout
 from reasonmill.sample.drawing import Filters, draw, uniform
+from reasonmill.sample.requests import completion, longest, not_finite, reach, refuse, says, stop_strings
 from reasonmill.sample.slots import Running, Slots
 from reasonmill.types import Completion, Finish, Request
 
 # A slot holds a multiple of so many tokens, so that a somewhat longer request needs no new memory.
 _LENGTH_UNIT = 128
-# How many more tokens are looked at for a stop string than it has bytes: what is cut in front may read differently.
-_MARGIN = 8
 
 
 class NativeEngine:
@@ -56,13 +55,9 @@ class NativeEngine:
     def in_fp32(self) -> bool:
         return self._decoder.in_fp32
 
-    @torch.no_grad()
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
-        own = dict(self._decoder.network.named_parameters())
-        for name, weight in weights:
-            if weight.data_ptr() != own[name].data_ptr():
-                own[name].copy_(weight)
+        self._decoder.take(weights)
         self.version = version
 
     def submit(self, request: Request) -> int:
@@ -72,20 +67,7 @@ class NativeEngine:
             UnsupportedModel: it does not fit into the model's context, has a token without a row, or is over before it
                 begins.
         """
-        refuse_beyond(self._decoder.network, request.prompt_tokens)
-        if (last := request.prompt_tokens[-1]) in self._renderer.stop_tokens:
-            raise UnsupportedModel(
-                f"a prompt ends in token {last}, which ends a text: what follows would be of no conversation",
-                fix="correct the model's chat template, or keep its tokenizer from adding its end token to prompts",
-                where=self._decoder.network.name_or_path,
-            )
-        limit = self._decoder.context
-        if limit is not None and _longest(request) > limit:
-            raise UnsupportedModel(
-                f"a prompt of {len(request.prompt_tokens)} and a completion of {request.params.max_tokens} tokens "
-                f"do not fit into the model's {limit} positions",
-                fix="lower max_tokens, or shorten the prompts",
-            )
+        refuse(request, self._decoder, self._renderer)
         ticket = next(self._tickets)
         self._waiting[ticket] = request
         return ticket
@@ -132,11 +114,11 @@ class NativeEngine:
         """Whether a slot is free for the request that waits longest, which may take new memory."""
         if not self._waiting:
             return False
-        if _longest(next(iter(self._waiting.values()))) <= self._slots.cache.length:
+        if longest(next(iter(self._waiting.values()))) <= self._slots.cache.length:
             return self._slots.free > 0
         if self._slots.running:
             return False
-        needed = max(map(_longest, self._waiting.values()))
+        needed = max(map(longest, self._waiting.values()))
         rounded = -(-needed // _LENGTH_UNIT) * _LENGTH_UNIT
         self._slots = Slots(0, 0, self._decoder.device)  # lets go of the old memory first
         self._slots = Slots(self._num_slots, min(rounded, self._decoder.context or rounded), self._decoder.device)
@@ -150,7 +132,7 @@ class NativeEngine:
         budget = self._prefill_tokens
         while self._waiting and len(new) < slots.free:
             ticket, request = next(iter(self._waiting.items()))
-            if _longest(request) > slots.cache.length:
+            if longest(request) > slots.cache.length:
                 break
             if request.prompt_tokens not in prompts:
                 if prompts and len(request.prompt_tokens) > budget:
@@ -204,15 +186,8 @@ class NativeEngine:
 
     def _not_finite(self, logits: Tensor, drawing: Sequence[Running]) -> UnsupportedModel:
         broken = [running for running, row in zip(drawing, logits, strict=True) if not is_finite(row)]
-        running = broken[0]
-        prompt = running.request.prompt_tokens
-        return UnsupportedModel(
-            f"the model's logits are not finite for {len(broken)} of {len(drawing)} requests, the first of them ticket "
-            f"{running.ticket} at token {running.generated} of its completion, behind a prompt of {len(prompt)} tokens",
-            fix="the weights are too large for their precision or were spoilt in training: go back to a model from "
-            'before, lower schedule.peak, or use precision = "fp32"',
-            where=f"{self._decoder.network.name_or_path}, weights of step {self.version}",
-        )
+        first, counts = broken[0], (len(broken), len(drawing))
+        return not_finite(first.request, first.ticket, first.generated, counts, self._decoder, self.version)
 
     def _collect_finished(self) -> None:
         """Takes finished requests out of their slots."""
@@ -227,38 +202,15 @@ class NativeEngine:
         slots.drop(gone)
 
     def _finish(self, slot: int, running: Running, stopped: bool) -> Finish | None:
-        params = running.request.params
         if stopped:
             return "stop"
-        if stops := self._stops(running):
-            # Of a text that has just come to its end, the last tokens: each of them has a byte at least.
-            reach = max(len(stop.encode()) for stop in stops) + _MARGIN
-            last = slice(max(0, running.generated - reach), running.generated)
-            text = self._renderer.text(self._slots.rows.tokens[slot, last].tolist())
-            if any(stop in text[len(self._renderer.opening) :] for stop in stops):
+        if stops := stop_strings(running.request, self._renderer):
+            last = slice(max(0, running.generated - reach(stops)), running.generated)
+            if says(self._slots.rows.tokens[slot, last].tolist(), stops, self._renderer):
                 return "stop"
-        return "length" if running.generated >= params.max_tokens else None
-
-    def _stops(self, running: Running) -> tuple[str, ...]:
-        """The texts that end the request's completion: its own, and the model's."""
-        return (*running.request.params.stop, *self._renderer.stop_strings)
+        return "length" if running.generated >= running.request.params.max_tokens else None
 
     def _completion(self, slot: int, running: Running, finish: Finish) -> Completion:
         tokens = self._slots.rows.tokens[slot, : running.generated].tolist()
-        text = self._renderer.text(tokens)
-        # A stop string ends the text, though the tokens that spell it were drawn and stay.
-        said = len(self._renderer.opening)
-        ends = [place for stop in self._stops(running) if (place := text.find(stop, said)) >= 0]
-        return Completion(
-            tokens=tuple(tokens),
-            logprobs=tuple(self._slots.rows.logprobs[slot, : running.generated].tolist()),
-            sampled=(True,) * len(tokens),
-            text=text[: min(ends)] if ends else text,
-            finish=finish,
-            policy_version=running.version,
-        )
-
-
-def _longest(request: Request) -> int:
-    """Tokens that the request's sequence may come to."""
-    return len(request.prompt_tokens) + request.params.max_tokens
+        logprobs = self._slots.rows.logprobs[slot, : running.generated].tolist()
+        return completion(running.request, self._renderer, tokens, logprobs, finish, running.version)

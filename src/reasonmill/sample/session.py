@@ -8,7 +8,7 @@ from pathlib import Path
 from reasonmill.model.decoder import load_decoder, working_dtype
 from reasonmill.randomness import key
 from reasonmill.render import renderer_for
-from reasonmill.sample.engine import NativeEngine
+from reasonmill.sample.engines import engine_of
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Message, Request, SamplingParams
 
@@ -23,7 +23,7 @@ class ChatSession:
     def __init__(self, model_dir: Path, device: str, *, seed: int = 0) -> None:
         self._decoder = load_decoder(model_dir, device=device, dtype=working_dtype("auto", device))
         self._renderer = renderer_for(model_dir)
-        self._sampler = EngineSampler(NativeEngine(self._decoder, self._renderer, num_slots=1))
+        self._sampler = EngineSampler(engine_of(self._decoder, self._renderer, num_slots=1))
         self._seed = seed
 
     def reply(self, messages: Sequence[Message]) -> Iterator[str]:

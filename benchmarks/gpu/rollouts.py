@@ -1,0 +1,196 @@
+"""Tokens a second of rollouts on one GPU, and how far their log-probs are from fp32.
+
+Random weights of the shapes of Qwen2.5, or of another architecture with its sizes, through the sampler that `rl` uses.
+Nothing is fetched. Two loads, each in groups of 8 behind prompts of 128 tokens: `fixed`, 512 requests of 512 tokens,
+and `ragged`, 1,024 requests of 1 to 1,024 tokens, each as likely as any other.
+
+    PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --load fixed ragged
+    PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --architecture gemma2 --load fixed
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from reasonmill.model.attention import NAME
+from reasonmill.model.decoder import Decoder, config_from
+from reasonmill.model.joined import join_projections
+from reasonmill.randomness import generator, key
+from reasonmill.sample.cuda.engine import CudaEngine
+from reasonmill.sample.sampler import EngineSampler
+from reasonmill.types import Completion, Message, Request, SamplingParams
+
+GROUP, PROMPT = 8, 128
+# As Qwen2.5's config files have them.
+SIZES: dict[str, dict[str, Any]] = {
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+}
+COMMON: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "pad_token_id": None,
+}
+# What others need beside these sizes.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 256},
+    "gemma2": {"query_pre_attn_scalar": 64, "sliding_window": 256},
+    "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 256, "rope_parameters": None},
+}
+
+
+class Words:
+    """A renderer whose text is a word of two letters a token, for the price of a dictionary's look-up."""
+
+    stop_tokens = frozenset({151643, 151645})
+    stop_strings = ()
+    opening = ""
+    _words = tuple(chr(97 + n // 26) + chr(97 + n % 26) for n in range(676))
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return " ".join([self._words[token % 676] for token in tokens])
+
+    def response(self, text: str) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def num_tokens(self, text: str) -> int:
+        return len(text.split())
+
+
+def decoder_of(size: str, architecture: str = "qwen2", *, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+    settings = {**COMMON, **SIZES[size], **ARCHITECTURES[architecture]}
+    settings["head_dim"] = settings["hidden_size"] // settings["num_attention_heads"]
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        config = config_from(architecture, settings)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
+    join_projections(network)
+    return Decoder(network)
+
+
+def requests_of(load: str, *, stop: tuple[str, ...] = (), top_p: float = 1.0) -> list[Request]:
+    numbers = generator("rollouts", load)
+    count = 512 if load == "fixed" else 1024
+    prompts = [tuple(numbers.randrange(150000) for _ in range(PROMPT)) for _ in range(count // GROUP)]
+    return [
+        Request(
+            prompts[index // GROUP],
+            SamplingParams(max_tokens=512 if load == "fixed" else numbers.randint(1, 1024), stop=stop, top_p=top_p),
+            key("rollouts", load, index),
+        )
+        for index in range(count)
+    ]
+
+
+def run(engine: CudaEngine, requests: Sequence[Request]) -> tuple[list[Completion], float]:
+    """Completions in the requests' order, and seconds."""
+    began = time.perf_counter()
+    done = dict(EngineSampler(engine).generate(requests))
+    return [done[index] for index in range(len(requests))], time.perf_counter() - began
+
+
+def rate(engine: CudaEngine, requests: Sequence[Request], times: int = 3) -> dict[str, Any]:
+    """Tokens a second: the first call with all that is made and captured in it, then warm ones."""
+    _, first_s = run(engine, requests)
+    rates = []
+    for _ in range(times):
+        completions, seconds = run(engine, requests)
+        rates.append(sum(len(one.tokens) for one in completions) / seconds)
+    return {
+        "tokens_per_s": [round(one) for one in rates],
+        "first_call_s": round(first_s, 2),
+        "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "memory_tokens": engine.memory_tokens,
+    }
+
+
+@torch.inference_mode()
+def scored(network: Any, request: Request, completion: Completion) -> Tensor:
+    """Log-probs of a completion's tokens by a plain forward pass of transformers."""
+    row = torch.tensor([request.prompt_tokens + completion.tokens], device="cuda")
+    first = len(request.prompt_tokens) - 1
+    logits = network(row, use_cache=False).logits[0, first:-1].float()
+    return torch.log_softmax(logits, -1).gather(1, row[0, first + 1 :, None]).squeeze(1).double().cpu()
+
+
+def errors(decoder: Decoder, requests: Sequence[Request], completions: Sequence[Completion]) -> dict[str, float]:
+    """Mean and largest distance from fp32, of the sampler's log-probs and of transformers' in bf16."""
+    sums = {"sampler": [0.0, 0.0], "transformers": [0.0, 0.0]}
+    tokens = 0
+    networks = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        config = copy.deepcopy(decoder.config)
+        with torch.device("cuda"):
+            network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+        network.load_state_dict(decoder.network.state_dict())
+        networks[dtype] = network.eval()
+    for request, completion in zip(requests, completions, strict=True):
+        exact = scored(networks[torch.float32], request, completion)
+        others = {
+            "sampler": torch.tensor(completion.logprobs, dtype=torch.float64),
+            "transformers": scored(networks[torch.bfloat16], request, completion),
+        }
+        tokens += len(completion.tokens)
+        for name, logprobs in others.items():
+            distance = (logprobs - exact).abs()
+            sums[name][0] += float(distance.sum())
+            sums[name][1] = max(sums[name][1], float(distance.max()))
+    return {
+        "tokens": tokens,
+        **{f"{name}_mean": one[0] / tokens for name, one in sums.items()},
+        **{f"{name}_max": one[1] for name, one in sums.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="0.5b")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen2")
+    parser.add_argument("--load", choices=("fixed", "ragged"), nargs="+", default=["fixed", "ragged"])
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--stop", action="append", default=[], help="a stop string")
+    parser.add_argument("--check", type=int, default=0, metavar="N", help="log-probs of N completions against fp32")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    decoder = decoder_of(args.size, args.architecture)
+    loaded_s = time.perf_counter() - began
+    for load in args.load:
+        requests = requests_of(load, stop=tuple(args.stop), top_p=args.top_p)
+        engine = CudaEngine(decoder, Words(), num_slots=len(requests))
+        result = {"size": args.size, "architecture": args.architecture, "load": load, "weights_s": round(loaded_s, 1)}
+        result |= rate(engine, requests)
+        once, _ = run(engine, requests)
+        again, _ = run(engine, requests)
+        result["same_again"] = [one.tokens for one in once] == [one.tokens for one in again]
+        if args.check:
+            result["logprobs"] = errors(decoder, requests[: args.check], once[: args.check])
+        print(json.dumps(result), flush=True)
+        del engine
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Keys, values, drawn tokens and log-probs of sequences: runs of one long memory, sized once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reasonmill.errors import UnsupportedModel
+from reasonmill.model.attention import AttentionRule, PackedLayout
+from reasonmill.model.decoder import Decoder
+from reasonmill.sample.cuda.rows import sent
+from reasonmill.sample.cuda.runs import UNIT, Runs
+
+# Of the card's memory; the rest is for weights, their optimizer and what a learner needs for its gradients.
+_SHARE = 0.4
+# What Triton's interpreter gets, which runs the kernels on a CPU to test them.
+_INTERPRETED = 1 << 26
+
+
+class _Shapes:
+    """A layout that computes nothing and notes what keys and values each layer has."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        self.of[layer] = key, value
+        return query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
+
+
+class Memory:
+    """Keys [K, tokens, D] and values [K, tokens, E] of every layer, and what was drawn: tokens and log-probs [tokens].
+
+    Nothing of it is ever cleared: attention loads no key or value that is not the sequence's.
+
+    Args:
+        most_tokens: more than so many can't be used.
+
+    Raises:
+        UnsupportedModel: the share of the device's memory that is for it is not free.
+    """
+
+    def __init__(self, decoder: Decoder, most_tokens: int | None) -> None:
+        shapes, device = _Shapes(), decoder.device
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        decoder.hidden(zero, zero, shapes)
+        self.bytes_per_token = 8 + sum(
+            part.shape[0] * part.shape[2] * part.element_size() for pair in shapes.of.values() for part in pair
+        )
+        tokens = _affordable_bytes(device, most_tokens, self.bytes_per_token) // self.bytes_per_token
+        size = min(tokens, most_tokens or tokens) // UNIT * UNIT
+        self.runs = Runs(size)
+        self.keys = {layer: key.new_empty((key.shape[0], size, key.shape[2])) for layer, (key, _) in shapes.of.items()}
+        self.values = {layer: v.new_empty((v.shape[0], size, v.shape[2])) for layer, (_, v) in shapes.of.items()}
+        self.tokens = torch.zeros(size, dtype=torch.int32, device=device)
+        self.logprobs = torch.zeros(size, dtype=torch.float32, device=device)
+
+    def drawn(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probs that lie in ranges (start, end); waits until the device has copied them."""
+        starts = sent([start for start, _ in ranges], self.tokens.device)
+        lengths = [end - start for start, end in ranges]
+        places = starts[:, None] + torch.arange(max(lengths), device=starts.device)
+        places = places.clamp_(max=self.runs.size - 1)
+        tokens, logprobs = self.tokens[places].tolist(), self.logprobs[places].tolist()
+        return [
+            (of_tokens[:length], of_logprobs[:length])
+            for of_tokens, of_logprobs, length in zip(tokens, logprobs, lengths, strict=True)
+        ]
+
+
+def _affordable_bytes(device: torch.device, most_tokens: int | None, bytes_per_token: int) -> int:
+    """A share of the whole card, and not of what happens to be free: how many sequences run at a time moves bits."""
+    if device.type != "cuda":
+        return _INTERPRETED
+    free, whole = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    wanted = int(whole * _SHARE)
+    if most_tokens is not None:
+        wanted = min(wanted, most_tokens * bytes_per_token)
+    if wanted > free:
+        raise UnsupportedModel(
+            f"sequences need {wanted >> 20:,} MiB of the card's memory for their keys and values, and "
+            f"{free >> 20:,} MiB are free",
+            fix="end other programs on the card, take a smaller model, or lower slots",
+        )
+    return wanted
+
+
+class PromptLayout:
+    """Prompts end to end. Each attends once, and its keys and values go to its run of the memory."""
+
+    def __init__(self, lengths: Sequence[int], starts: Sequence[int], memory: Memory) -> None:
+        device = memory.tokens.device
+        self._packed = PackedLayout(lengths, device)
+        places = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        self._places = torch.cat(places).to(device)
+        self._memory = memory
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        self._memory.keys[layer].index_copy_(1, self._places, key)
+        self._memory.values[layer].index_copy_(1, self._places, value)
+        return self._packed.attend(layer, query, key, value, rule)

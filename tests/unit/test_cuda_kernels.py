@@ -1,0 +1,199 @@
+"""The engine's kernels against plain references; on a CPU Triton's interpreter runs them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import on_triton  # before triton
+from reasonmill.model.attention import AttentionRule
+from reasonmill.model.joined import join_projections
+from reasonmill.sample.cuda.attention import Rotation, attend_new
+from reasonmill.sample.cuda.draw import Draw
+from reasonmill.sample.cuda.engine import CudaEngine
+from reasonmill.sample.cuda.layers import add_and_norm, gated
+from reasonmill.sample.cuda.rows import IDLE, NOT_FINITE, RUNNING, Rows
+from reasonmill.sample.drawing import Filters, draw, uniform
+from reasonmill.sample.engine import NativeEngine
+from reasonmill.sample.sampler import EngineSampler
+from reasonmill.types import Request, SamplingParams
+from tiny_models import NumberRenderer, tiny_decoder
+
+# In the interpreter they take half a minute.
+pytestmark = pytest.mark.check
+DEVICE = torch.device(on_triton.DEVICE)
+
+
+def generated(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rows_at(prompts: list[int], owns: list[int]) -> Rows:
+    """Rows behind prompts that all begin at token 0, with `owns` tokens of their own; the third does not run."""
+    rows = Rows(len(prompts), DEVICE)
+    rows.running.fill_(RUNNING)
+    rows.running[2] = IDLE
+    rows.prompt_length.copy_(torch.tensor(prompts))
+    rows.position.copy_(torch.tensor(prompts) + torch.tensor(owns))
+    rows.start.copy_(torch.arange(len(prompts)) * 80 + 90)
+    return rows
+
+
+def attended(query: Tensor, keys: Tensor, values: Tensor, rule: AttentionRule) -> Tensor:
+    """One query [H, D] to keys [K, L, D] and values [K, L, E], the last of which are its own, in fp64."""
+    repeats = query.shape[0] // keys.shape[0]
+    keys, values = keys.double().repeat_interleave(repeats, 0), values.double().repeat_interleave(repeats, 0)
+    scores = torch.einsum("hd,hld->hl", query.double(), keys) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if rule.window is not None:
+        scores[:, : -rule.window] = -torch.inf
+    return torch.einsum("hl,hle->he", scores.softmax(-1), values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [
+        ((4, 2, 16, 16), AttentionRule(0.25, None, None)),
+        ((3, 3, 12, 8), AttentionRule(0.3, None, None)),
+        ((2, 1, 16, 16), AttentionRule(0.9, 37, 4.0)),
+    ],
+)
+def test_a_new_token_attends_to_its_sequence_and_to_nothing_else(
+    shape: tuple[int, int, int, int], rule: AttentionRule
+) -> None:
+    heads, kv_heads, dim, wide = shape
+    prompts, owns = [0, 33, 5, 70, 4], [0, 1, 9, 40, 0]
+    rows, random = rows_at(prompts, owns), generated(1)
+    keys, values = torch.full((kv_heads, 600, dim), torch.nan), torch.full((kv_heads, 600, wide), torch.nan)
+    for start, length in [(0, max(prompts)), *zip(rows.start.tolist(), owns, strict=True)]:
+        keys[:, start : start + length] = torch.randn((kv_heads, length, dim), generator=random)
+        values[:, start : start + length] = torch.randn((kv_heads, length, wide), generator=random)
+    query, key = torch.randn((5, heads, dim), generator=random), torch.randn((5, kv_heads, dim), generator=random)
+    value = torch.randn((5, kv_heads, wide), generator=random)
+    moved = [tensor.to(DEVICE) for tensor in (query, key, value, keys, values)]
+    out = attend_new(*moved, rows, rule).cpu()
+    for row, (prompt, own) in enumerate(zip(prompts, owns, strict=True)):
+        if row == 2:
+            assert not out[row].any()
+            continue
+        start = int(rows.start[row])
+        seen = [torch.cat([m[:, :prompt], m[:, start : start + own]], 1) for m in (keys, values)]
+        wanted = attended(
+            query[row], torch.cat([seen[0], key[row, :, None]], 1), torch.cat([seen[1], value[row, :, None]], 1), rule
+        )
+        torch.testing.assert_close(out[row].double(), wanted, rtol=0, atol=1e-5)
+        assert torch.equal(moved[3][:, start + own].cpu(), key[row])
+        assert torch.equal(moved[4][:, start + own].cpu(), value[row])
+
+
+def test_queries_and_keys_are_normed_and_turned_on_the_way() -> None:
+    random, rows = generated(2), rows_at([0, 0, 0], [0, 1, 0])
+    query, key, value = (torch.randn((3, heads, 16), generator=random) for heads in (4, 2, 2))
+    weights = torch.rand((2, 16), generator=random) + 0.5
+    angles = torch.rand((9, 8), generator=random)
+    keys = torch.randn((2, 400, 16), generator=random)
+    rotation = Rotation(angles.cos().to(DEVICE), angles.sin().to(DEVICE), *weights.to(DEVICE), 1e-6)
+
+    def turned(states: Tensor, weight: Tensor, at: int) -> Tensor:
+        normed = torch.nn.functional.rms_norm(states, (16,), weight, 1e-6)
+        first, second = normed[..., :8], normed[..., 8:]
+        cosine, sine = angles[at].cos(), angles[at].sin()
+        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+    memory = keys.clone().to(DEVICE), keys.clone().to(DEVICE)
+    rule = AttentionRule(0.25, None, None)
+    out = attend_new(query.to(DEVICE), key.to(DEVICE), value.to(DEVICE), *memory, rows, rule, rotation).cpu()
+    own = turned(key[1], weights[1], 1)
+    seen = keys[:, 170:171]
+    wanted = attended(
+        turned(query[1], weights[0], 1),
+        torch.cat([seen, own[:, None]], 1),
+        torch.cat([seen, value[1, :, None]], 1),
+        rule,
+    )
+    torch.testing.assert_close(out[1].double(), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(memory[0][:, 171].cpu(), own)
+
+
+def test_norm_with_what_a_layer_adds_and_gated_states() -> None:
+    random = generated(3)
+    states, change, weight, both = (
+        torch.randn(shape, generator=random) for shape in ((3, 20), (3, 20), (20,), (3, 14))
+    )
+    kept = states.to(DEVICE, copy=True)
+    normed = add_and_norm(kept, change.to(DEVICE), weight.to(DEVICE), 1e-5).cpu()
+    torch.testing.assert_close(kept.cpu(), states + change)
+    torch.testing.assert_close(normed, torch.nn.functional.rms_norm(states + change, (20,), weight, 1e-5))
+    torch.testing.assert_close(add_and_norm(kept, None, weight.to(DEVICE), 1e-5).cpu(), normed)
+    torch.testing.assert_close(gated(both.to(DEVICE)).cpu(), torch.nn.functional.silu(both[:, :7]) * both[:, 7:])
+
+
+class Drawn:
+    """A memory of drawn tokens alone."""
+
+    def __init__(self, size: int) -> None:
+        self.tokens = torch.zeros(size, dtype=torch.int32, device=DEVICE)
+        self.logprobs = torch.zeros(size, dtype=torch.float32, device=DEVICE)
+
+
+def drawing_rows(count: int) -> Rows:
+    """Rows of all temperatures, about to draw token number 2 at position 9; the third does not run."""
+    rows = rows_at([7] * count, [2] * count)
+    rows.start.copy_(torch.arange(count) * 4)
+    rows.limit.fill_(100)
+    rows.noise_key.copy_(torch.randint(-(1 << 62), 1 << 62, (count,), generator=generated(4)))
+    rows.temperature.copy_(torch.tensor([0.0, 1.0, 0.6, 1.3]).repeat(count // 4))
+    return rows
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(False, False), (True, False), (False, True), (True, True)])
+def test_tokens_and_log_probs_are_those_of_the_plain_draw(top_k: bool, top_p: bool) -> None:
+    rows = drawing_rows(8)
+    if top_k:
+        rows.top_k.copy_(torch.tensor([0, 1, 3, 20, 59, 60, 70, 5]))
+    if top_p:
+        rows.top_p.copy_(torch.tensor([0.9, 0.5, 1.0, 0.95, 1e-6, 1.0, 0.3, 0.99]))
+    logits = torch.randn((8, 61), generator=generated(5)).to(DEVICE) * 3
+    filters = Filters(rows.temperature, rows.top_k, rows.top_p, top_k or top_p)
+    tokens, logprobs = draw(20 * torch.tanh(logits / 20), filters, uniform(rows.noise_key, rows.position + 1))
+    memory = Drawn(40)
+    Draw(8, 61, [], 20.0, DEVICE)(logits, rows, memory, top_k=top_k, top_p=top_p)  # type: ignore[arg-type]
+    for row in range(8):
+        if row == 2:
+            assert (rows.position[row], memory.tokens[4 * row + 2]) == (9, 0)
+            continue
+        assert memory.tokens[4 * row + 2] == tokens[row]
+        assert float(memory.logprobs[4 * row + 2]) == pytest.approx(float(logprobs[row]), abs=1e-5)
+        assert (rows.token[row], rows.position[row], rows.running[row]) == (tokens[row], 10, RUNNING)
+
+
+def test_a_row_is_over_with_a_stop_token_or_at_its_limit_and_says_what_is_not_finite() -> None:
+    logits = torch.full((8, 61), -50.0)
+    logits[:, 7] = 50.0
+    logits[4, 3], logits[5, 60], logits[6, 0] = torch.nan, -torch.inf, torch.inf
+    for stop_tokens, limits, wanted in [
+        ([7, 9, 11], 100, [IDLE, IDLE, IDLE, IDLE]),
+        ([9], 100, [RUNNING, RUNNING, IDLE, RUNNING]),
+        ([9], 10, [IDLE, IDLE, IDLE, IDLE]),
+    ]:
+        for filters in (False, True):
+            rows = drawing_rows(8)
+            rows.limit.fill_(limits)
+            rows.top_p.fill_(0.5 if filters else 1.0)
+            draws = Draw(8, 61, stop_tokens, None, DEVICE)
+            draws(logits.to(DEVICE), rows, Drawn(40), top_k=False, top_p=filters)  # type: ignore[arg-type]
+            assert rows.running.tolist()[:7] == [*wanted, NOT_FINITE, NOT_FINITE, NOT_FINITE]
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_an_engine_of_them_gives_the_native_engines_completions(is_joined: bool) -> None:
+    decoder = tiny_decoder("qwen3")
+    decoder.network.to(DEVICE)
+    asked = [Request((5, 9, 4) * (place // 2 + 1), SamplingParams(max_tokens=3 + place), place) for place in range(4)]
+    wanted = dict(EngineSampler(NativeEngine(decoder, NumberRenderer(), num_slots=3)).generate(asked))
+    if is_joined:
+        join_projections(decoder.network)
+    got = dict(EngineSampler(CudaEngine(decoder, NumberRenderer(), num_slots=3, stride=2)).generate(asked))
+    for place, one in got.items():
+        assert (one.tokens, one.finish) == (wanted[place].tokens, wanted[place].finish)
+        assert one.logprobs == pytest.approx(wanted[place].logprobs, abs=1e-4)

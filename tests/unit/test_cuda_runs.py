@@ -1,0 +1,84 @@
+"""Runs of the CUDA engine's memory, and which request lies where: the host's side, which needs no GPU."""
+
+from reasonmill.randomness import generator
+from reasonmill.sample.cuda.runs import UNIT, Runs, run_length
+from reasonmill.sample.cuda.table import Running, Table
+from reasonmill.types import Request, SamplingParams
+
+
+def test_runs_never_overlap_and_all_comes_back() -> None:
+    numbers, runs = generator("runs"), Runs(1000)
+    taken: list[tuple[int, int]] = []
+    refused = 0
+    for _ in range(2000):
+        if taken and numbers.random() < 0.5:
+            runs.give(*taken.pop(numbers.randrange(len(taken))))
+            continue
+        length = numbers.randint(1, 200)
+        start = runs.take(length)
+        if start is None:
+            refused += 1
+            continue
+        assert start >= 0
+        assert start + length <= 1000
+        assert all(start + length <= other or other + size <= start for other, size in taken)
+        taken.append((start, length))
+    assert refused
+    for run in taken:
+        runs.give(*run)
+    assert runs.take(1000) == 0
+    assert runs.take(1) is None
+
+
+def test_runs_begin_at_odd_multiples_and_hold_what_they_are_for() -> None:
+    assert run_length(0) == 0
+    for tokens in range(1, 300):
+        assert tokens <= run_length(tokens) < tokens + 2 * UNIT
+        assert run_length(tokens) // UNIT % 2 == 1
+
+
+def a_request(prompt: int, most: int = 10) -> Request:
+    return Request((prompt,) * 40, SamplingParams(max_tokens=most), 0)
+
+
+def placed(table: Table, ticket: int, prompt: int, version: int = 0) -> Running:
+    running = table.place(ticket, a_request(prompt), version)
+    assert running is not None
+    return running
+
+
+def test_requests_share_a_prompt_that_the_same_weights_read_and_free_it_with_the_last_of_them() -> None:
+    runs = Runs(10_000)
+    table = Table(4, runs)
+    first, second, other, later = (placed(table, n, *where) for n, where in enumerate([(5,), (5,), (6,), (5, 1)]))
+    assert first.prompt is second.prompt
+    assert len({first.prompt.start, other.prompt.start, later.prompt.start}) == 3
+    assert len({one.start for one in (first, second, other, later)}) == 4
+    assert table.place(9, a_request(5), 0) is None  # no row is free
+    for one in (first, other, later):
+        table.release(one)
+    assert placed(table, 9, 5).prompt is second.prompt
+    for one in list(table.running()):
+        table.release(one)
+    assert runs.take(10_000) == 0
+
+
+def test_what_finds_no_memory_takes_none() -> None:
+    runs = Runs(run_length(10) + run_length(39) - 1)
+    table = Table(4, runs)
+    assert table.place(0, a_request(5), 0) is None
+    assert table.num_free == 4
+    assert runs.take(runs.size) == 0
+
+
+def test_gaps_are_closed_by_the_last_rows() -> None:
+    table = Table(6, Runs(10_000))
+    every = [placed(table, ticket, ticket) for ticket in range(6)]
+    for row in (0, 2, 4):
+        table.release(every[row])
+    sources, targets = table.close_gaps()
+    assert sorted(targets) == [0, 2][: len(targets)]
+    assert {one.ticket: one.row for one in table.running()} == {
+        1: 1, **{every[source].ticket: target for source, target in zip(sources, targets, strict=True)},
+    }  # fmt: skip
+    assert table.end == 3
