@@ -57,6 +57,9 @@ class LearningLayers:
     @contextmanager
     def used(self) -> Iterator[None]:
         """In the block, the network runs its layers so; a sampler that shares the network does not."""
+        if not self._calls:
+            yield
+            return
         if self.compiled and not self._has_run:
             self._run_once()
         with strictly_compiled():
