@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -41,10 +40,8 @@ from reasonmill.templates import CHAT_TEMPLATES, Prompting, read_template
 from reasonmill.types import Message, SamplingParams
 
 if TYPE_CHECKING:
-    from reasonmill.mill.estimate import Cost, Device
     from reasonmill.placement import Placement
     from reasonmill.plugins.catalogue import Catalogue
-    from reasonmill.recipe.graph import Recipe
 
 app = typer.Typer(
     help="Turns a base language model into a reasoning model.",
@@ -113,7 +110,9 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
-        _show_plan(loaded, home, until, device)
+        from reasonmill.planning.command import show_what_would_run
+
+        show_what_would_run(loaded, home, until)
         return
 
     from reasonmill.backends.native import NativeBackend
@@ -152,6 +151,41 @@ def run(
         for finding in stage["findings"]:
             note_on(console, f"warning: {stage['name']}: {finding}", style="yellow")
     note_on(console, f"run: {result.directory}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    home: HomeOption = DEFAULT_HOME,
+    overrides: OverridesOption = None,
+    until: UntilOption = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price", metavar="PER_HOUR", min=0, help="What an hour of one device costs.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    accept_unisolated_code: AcceptOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Says what each stage will take: time, memory, disk and money, from a measurement of seconds on this machine."""
+    from reasonmill.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    loaded.up_to(until)  # a mistake here is reported before a home is made
+
+    from reasonmill.backends.native import NativeBackend
+    from reasonmill.planning.command import plan_recipe
+
+    with loaded.catalogue.workers.limited_to(workers):
+        plan_recipe(
+            loaded,
+            home,
+            until,
+            NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code),
+            price_per_hour=loaded.price_per_hour if price_per_hour is None else price_per_hour,
+            as_json=as_json,
+            note=note_to_user,
+        )
 
 
 @app.command("eval")
@@ -332,89 +366,6 @@ def _placement(choice: str) -> Placement:
     if choice == "cuda" and not available:
         raise RecipeError("there is no CUDA device here", where="--device cuda", fix="use --device cpu or auto")
     return Placement("cuda" if available and choice != "cpu" else "cpu")
-
-
-def _show_plan(recipe: Recipe, home: Path, until: str | None, device: str) -> None:
-    """What a run would do, and what it would take; nothing is written, and a home that does not exist is not made.
-
-    With `--device cuda` where there is no GPU, the estimates are for one.
-    """
-    from reasonmill.mill.display import output_console
-    from reasonmill.mill.estimate import estimate, total
-    from reasonmill.mill.planning import plan
-    from reasonmill.mill.workload import AT_MOST, LIKELY
-    from reasonmill.store.home import Home, is_new
-
-    # A home that is not there yet has nothing, and a run would make it.
-    with nullcontext() if is_new(home) else Home.open(home, write=False) as opened:
-        planned = plan(recipe, opened, until)
-    assumed = _assumed_device(device)
-    likely, most = (estimate(recipe.up_to(until), planned, assumed, guess) for guess in (LIKELY, AT_MOST))
-    columns = ("stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory")
-    table = table_of(f"{recipe.name}, seed {recipe.seed}", *columns)
-    for stage in planned:
-        state: str = stage.status
-        if stage.waits_for:
-            state += f" until {', '.join(stage.waits_for)} exists"
-        elif stage.resumes_at is not None:
-            state += f", resumes at step {stage.resumes_at}"
-        cells = _estimate_cells(likely[stage.name], most[stage.name]) if stage.name in likely else ("", "", "")
-        table.add_row(stage.name, stage.kind, state, *cells)
-    whole = total(likely)
-    table.add_row("total", "", "", *_estimate_cells(whole, total(most)))
-    listed = {f"not known of {name}": shown.unknown for name, shown in likely.items()}
-    listed["not in the total"] = whole.unknown
-    absent = [model.hub for model in recipe.models.values() if model.hub and not model.directory.is_dir()]
-    listed["still to be downloaded"] = tuple(absent)
-    console = output_console()
-    console.print(table)
-    for note in (
-        *(stage.note for stage in planned if stage.note),
-        f"estimates for {assumed.name} with {_gigabytes(assumed.memory_bytes)} of memory",
-        "the rates and the lengths of responses are assumptions: expect factors of 2 or 3",
-        *(f"{what}: {', '.join(names)}" for what, names in listed.items() if names),
-    ):
-        note_on(console, note)
-    large = [name for name, shown in likely.items() if (shown.memory_bytes or 0) > assumed.memory_bytes]
-    if large:
-        note_on(console, f"does not fit into the memory: {', '.join(large)}", style="yellow")
-
-
-def _assumed_device(choice: str) -> Device:
-    """The device class that estimates are made for."""
-    import torch
-
-    from reasonmill.mill.estimate import cpu, gpu
-
-    if torch.cuda.is_available() and choice != "cpu":
-        return gpu(torch.cuda.get_device_properties(0).total_memory)
-    return gpu() if choice == "cuda" else cpu(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def _estimate_cells(likely: Cost, most: Cost) -> tuple[str, ...]:
-    """Tokens, time and memory of a row; a question mark for what is not known."""
-    pairs = ((_count, likely.tokens, most.tokens), (_duration, likely.seconds, most.seconds))
-    ranges = ("?" if low is None or high is None else f"{shown(low)} ({shown(high)})" for shown, low, high in pairs)
-    return (*ranges, "?" if likely.memory_bytes is None else _gigabytes(likely.memory_bytes))
-
-
-def _count(number: float) -> str:
-    """1234567 as "1.2M"."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.2g}{unit}" if number < 10 * size else f"{number / size:.0f}{unit}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB"
 
 
 def _print_verdict(console: Console, gate: str, verdict: Mapping[str, Any]) -> None:

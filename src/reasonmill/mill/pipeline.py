@@ -22,12 +22,14 @@ from reasonmill.mill.inputs import KeyedStage, keyed, make_ready
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.more_steps import shorter_stage
+from reasonmill.mill.planning import plan_key
 from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
 from reasonmill.model.saving import refuse_unsound
+from reasonmill.peak_memory import begin_peak, peak_bytes
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
@@ -39,6 +41,7 @@ from reasonmill.stage import Outcome, StageContext
 from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED, MODELS, OF_STAGE, OtherContent, StageRecord
+from reasonmill.store.plans import finish_plan
 from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
 from reasonmill.types import Artifact, content_digest
 
@@ -179,6 +182,8 @@ class _Run:
         node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
             self._make_ready(stage.keyed)  # in no phase: a download may take long
+            begin_peak(self._device)
+            begun = len(self._home.ledger.steps(stage.log_key))
             if not stage.is_finished:
                 self._begin_on_this_machine(stage.keyed)
             started = time.monotonic()
@@ -209,6 +214,7 @@ class _Run:
             if not stage.is_finished:
                 metrics = outcome.metrics if context.is_repeatable else {**outcome.metrics, REPEATABLE: False}
                 self._commit(stage.keyed, outcome, metrics, started)
+                self._compare_with_plan(stage.keyed.node, begun)
 
     def publish(self) -> RunResult:
         """Makes the run's directory show the stages that are finished; what is up to date is left alone."""
@@ -370,6 +376,21 @@ class _Run:
         self._look_at_states(stage.node, key)
         self._noted.add((stage.name, digest))
         self._results.append(StageResult(**vars(record), cached=False))
+
+    def _compare_with_plan(self, node: Node, begun: int) -> None:
+        """Notes what the stage that was finished last took, if a plan said what it would take.
+
+        Args:
+            begun: how many of its steps were committed when it began.
+        """
+        finish_plan(
+            self._home.path,
+            plan_key(self._recipe, node),
+            machine_class(self._device),
+            begun,
+            seconds=self._results[-1].seconds,
+            memory_bytes=peak_bytes(self._device),
+        )
 
     def _expected_writes(self, stage: _Stage) -> Writes:
         sizes, settings = self._sizes[stage.name], stage.keyed.node.settings

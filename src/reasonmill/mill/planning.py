@@ -1,13 +1,14 @@
-"""What a run would do with each stage of a recipe, as `--dry-run` shows it."""
+"""What a run would do with each stage of a recipe, as `--dry-run` and `plan` show it."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from reasonmill.mill.inputs import keyed
 from reasonmill.mill.more_steps import shorter_stage
-from reasonmill.recipe.graph import Recipe
+from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.settings import decisive
 from reasonmill.store.home import Home
-from reasonmill.types import Artifact
+from reasonmill.types import Artifact, content_digest
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class PlannedStage:
     resumes_at: int | None = None
     artifact: Artifact | None = None
     note: str = ""
+
+
+def plan_key(recipe: Recipe, node: Node) -> str:
+    """Identifies a stage among the plans of a home, before its inputs are there."""
+    return content_digest([recipe.name, recipe.seed, node.settings.name, decisive(node.settings)])
 
 
 def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedStage]:

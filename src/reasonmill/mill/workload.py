@@ -1,14 +1,15 @@
 """How many tokens the stages of a recipe work through.
 
 The settings bound the length of a response, but how long responses will be is not known: so everything is counted under
-a guess. What is likely is meant to be right within a factor of two or three.
+a guess. Without a measurement, what is likely is meant to be right within a factor of two or three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import comb
+from math import ceil, comb
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from reasonmill.data.items import NO_TASK
@@ -41,11 +42,13 @@ class Guess:
         response_share: the mean length of a response as a share of its limit.
         kept_share: the share of samples that curation keeps: those that are right, well-formed and readable.
         refilled_share: the share of the problems that a step may draw in the place of flat groups that it does draw.
+        prompt_tokens: the mean length of a prompt.
     """
 
     response_share: float
     kept_share: float
     refilled_share: float
+    prompt_tokens: float = PROMPT_TOKENS
 
     def response(self, max_tokens: int) -> float:
         """Tokens of a response."""
@@ -53,7 +56,7 @@ class Guess:
 
     def text(self, max_tokens: int) -> float:
         """Tokens of a prompt and its response."""
-        return PROMPT_TOKENS + self.response(max_tokens)
+        return self.prompt_tokens + self.response(max_tokens)
 
 
 # Responses had 0.1 of their limit at r1-zero-tiny's beginning and 0.4 at its end; R1-Zero's 0.4 at its end (14k of
@@ -78,34 +81,42 @@ class Workload:
 
     Attributes:
         sampled: tokens that the model draws, one after the other in each sequence.
+        prompts: tokens of prompts, each of which is read once before it is continued.
         trained: tokens of forward and backward passes.
         scored: tokens of forward passes alone, by the key of the settings that names the model which reads them.
         rescored: tokens of forward passes of the trained model that fall away where it and its sampler are in fp32.
         served: tokens that a server reads and writes, a teacher's or a judge's.
+        responses: sequences that are sampled.
+        calls: how many times a sampler is asked; each time it ends all sequences before it is asked again.
+        updates: steps of the optimizer.
+        text: tokens of a text that is trained on, on average.
         sequences: how many sequences are sampled together, at most.
         longest: tokens of the longest sequence.
-        mean_context: tokens behind which one is sampled, on average.
         row: positions of one forward pass of training; 0 if nothing is trained.
         copies: models beside the one that is worked on, by the key that names each; "from" is a frozen copy of it.
         makes: the data that the stage makes; None for models, verdicts and what is not known.
     """
 
     sampled: float = 0.0
+    prompts: float = 0.0
     trained: float = 0.0
     scored: Mapping[str, float] = field(default_factory=dict)
     rescored: float = 0.0
     served: float = 0.0
+    responses: float = 0.0
+    calls: int = 0
+    updates: int = 0
+    text: float = 0.0
     sequences: int = 0
     longest: int = 0
-    mean_context: float = 0.0
     row: int = 0
     copies: tuple[str, ...] = ()
     makes: Data | None = None
 
     @property
     def tokens(self) -> float:
-        """All tokens that are sampled, trained on or scored, here or by a server."""
-        return sum(self.scored.values(), self.sampled + self.trained + self.served)
+        """All tokens that are sampled, read, trained on or scored, here or by a server."""
+        return sum(self.scored.values(), self.sampled + self.prompts + self.trained + self.served)
 
 
 @dataclass(frozen=True)
@@ -126,12 +137,18 @@ class Upstream:
         return [self.data[f"data[{place}]"] for place in range(length)]
 
 
-def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact], guess: Guess) -> dict[str, Workload | None]:
+def workloads(
+    nodes: Sequence[Node],
+    artifacts: Mapping[str, Artifact],
+    guess: Guess,
+    own: Mapping[str, Guess] = MappingProxyType({}),
+) -> dict[str, Workload | None]:
     """What each stage does, by its name; None where that is not known.
 
     Args:
         nodes: the stages of a recipe.
         artifacts: what finished stages made, by their names.
+        own: what takes the place of the guess where a stage's responses were measured, by its name.
     """
     made: dict[str, Data] = {}
     found: dict[str, Workload | None] = {}
@@ -139,7 +156,7 @@ def workloads(nodes: Sequence[Node], artifacts: Mapping[str, Artifact], guess: G
         name = node.settings.name
         read = {key: source.stage for key, source in node.sources.items() if isinstance(source, StageSource)}
         data = {key: made[earlier] for key, earlier in read.items() if earlier in made}
-        upstream = Upstream(guess, data | _of_tables(node), _general_share(node))
+        upstream = Upstream(own.get(name, guess), data | _of_tables(node), _general_share(node))
         work = found[name] = workload(node.settings, upstream, artifacts.get(name))
         if work is not None and work.makes is not None:
             made[name] = work.makes
@@ -209,13 +226,19 @@ def _estimator(settings: StageSettings) -> Callable[[Any, Upstream], Workload] |
 
 def _pretrain(settings: pretrain.Settings, upstream: Upstream) -> Workload:
     trained = settings.steps * settings.documents_per_step * DOCUMENT_TOKENS
-    return Workload(trained=trained, row=settings.tokens_per_batch)
+    return Workload(trained=trained, updates=settings.steps, text=DOCUMENT_TOKENS, row=settings.tokens_per_batch)
 
 
 def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
     data = upstream.of_list(len(settings.data))
     trained = sum(read.texts * min(read.tokens_each, settings.max_tokens) for read in data) * settings.epochs
-    return Workload(trained=trained, row=max(settings.tokens_per_batch, settings.max_tokens))
+    texts = sum(read.texts for read in data)
+    return Workload(
+        trained=trained,
+        updates=settings.epochs * ceil(texts / settings.conversations_per_step),
+        text=trained / settings.epochs / max(texts, 1),
+        row=max(settings.tokens_per_batch, settings.max_tokens),
+    )
 
 
 def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
@@ -226,12 +249,13 @@ def _rl(settings: rl.Settings, upstream: Upstream) -> Workload:
     work = _on_policy(settings, upstream.guess, readers)
     more = upstream.guess.refilled_share * (settings.most_problems / settings.problems_per_step - 1)
     refilled = settings.steps * settings.problems_per_step * settings.group_size * more
-    work = replace(work, sampled=work.sampled + refilled * upstream.guess.response(settings.sampling.max_tokens))
+    sampled = work.sampled + refilled * upstream.guess.response(settings.sampling.max_tokens)
+    work = replace(work, sampled=sampled, responses=work.responses + refilled)
     if settings.old_policy == "sampler":
         return work
     if settings.old_policy == "auto" and settings.loss.correction is None:
         return replace(work, rescored=work.trained)
-    return replace(work, scored={**work.scored, "from": work.scored["from"] + work.trained})
+    return replace(work, scored={**work.scored, "from": work.scored.get("from", 0.0) + work.trained})
 
 
 def _distill(settings: distill.Settings, upstream: Upstream) -> Workload:
@@ -246,28 +270,39 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
     """
     together = min(settings.sampling.slots, settings.problems_per_step * settings.group_size)
     problems, max_tokens = settings.steps * settings.problems_per_step, settings.sampling.max_tokens
-    sampling = _sampling(problems, settings.group_size, max_tokens, together, guess)
+    sampling = replace(
+        _sampling(problems, settings.group_size, max_tokens, together, guess),
+        calls=settings.steps,
+        updates=settings.steps * settings.updates_per_step,
+        text=guess.text(max_tokens),
+    )
     texts = problems * settings.group_size * guess.text(max_tokens)
     scored = {**sampling.scored}
     for key, share in readers.items():
         scored[key] = scored.get(key, 0.0) + texts * share
     sampled = sampling.sampled
     if settings.curve is not None:
-        sampled += settings.curve.num_points(settings.steps) * settings.curve.answers * guess.response(max_tokens)
+        asked = settings.curve.num_points(settings.steps) * settings.curve.answers
+        sampled += asked * guess.response(max_tokens)
+        sampling = replace(sampling, responses=sampling.responses + asked)
     row = max(settings.tokens_per_batch, sampling.longest)
     return replace(sampling, sampled=sampled, trained=texts, scored=scored, row=row, copies=tuple(readers))
 
 
 def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:
     together = min(settings.sampling.slots, settings.problems_per_commit * settings.samples)
-    sampled = _samples(settings, together, upstream.guess)
+    calls = ceil(sum(settings.tasks.values()) / settings.problems_per_commit)
+    sampled = replace(_samples(settings, together, upstream.guess), calls=calls)
     if settings.teacher is None or sampled.makes is None:
         return sampled
     return Workload(served=sampled.makes.texts * sampled.makes.tokens_each, makes=sampled.makes)
 
 
 def _evaluate(settings: evaluate.Settings, upstream: Upstream) -> Workload:
-    return _samples(settings, SLOTS, upstream.guess)
+    from reasonmill.stages.evaluate import CHUNK  # which loads nothing that its settings did not
+
+    calls = sum(ceil(count / CHUNK) for count in settings.tasks.values())
+    return replace(_samples(settings, min(SLOTS, CHUNK * settings.samples), upstream.guess), calls=calls)
 
 
 def _samples(settings: collect.Settings | evaluate.Settings, together: int, guess: Guess) -> Workload:
@@ -281,11 +316,11 @@ def _sampling(problems: int, samples: int, max_tokens: int, together: int, guess
     """Samples of problems, each of which is read once; `together` of them at most at the same time."""
     return Workload(
         sampled=problems * samples * guess.response(max_tokens),
-        scored={"from": problems * PROMPT_TOKENS},
+        prompts=problems * guess.prompt_tokens,
+        responses=problems * samples,
+        calls=1,
         sequences=min(together, problems * samples),
-        longest=PROMPT_TOKENS + max_tokens,
-        # A sequence is on average half as long as it will be.
-        mean_context=guess.response_share * (PROMPT_TOKENS + max_tokens) / 2,
+        longest=ceil(guess.prompt_tokens) + max_tokens,
     )
 
 
@@ -319,9 +354,13 @@ def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Worklo
         if settings.judge is not None:  # each pair in both orders, which are as many as its responses
             judged = 2 * data.tokens_each + upstream.guess.response(settings.judge.max_tokens)
             served += problems * each * judged
+    read = upstream.of_list(len(settings.data))
+    texts = sum(data.texts for data in read)
     return Workload(
         served=served,
         trained=tokens * (1 - settings.held_out) * settings.epochs,
+        updates=settings.epochs * ceil(texts * (1 - settings.held_out) / settings.examples_per_step),
+        text=sum(data.texts * min(data.tokens_each, settings.max_tokens) for data in read) / max(texts, 1),
         scored={"from": tokens * settings.held_out},
         row=settings.tokens_per_batch,
     )

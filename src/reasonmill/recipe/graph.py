@@ -50,7 +50,8 @@ class Recipe:
 
     `result` is the stage whose model the run hands over; None for the last one that makes a model. `models` are those
     of the hub that stages may refer to, by name. `watchdog` is no part of any stage's key, and neither is
-    `trust_remote_code`: without it, a model that needs code of its own is refused.
+    `trust_remote_code`: without it, a model that needs code of its own is refused. `price_per_hour`, of one device, is for
+    plans alone.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Recipe:
     models: Mapping[str, RecipeModel] = field(default_factory=dict)
     watchdog: Deadlines = field(default_factory=Deadlines)
     trust_remote_code: bool = False
+    price_per_hour: float | None = None
 
     def up_to(self, stage: str | None) -> tuple[Node, ...]:
         """The nodes up to and including a stage; all of them for None.

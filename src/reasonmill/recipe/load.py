@@ -24,7 +24,7 @@ from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
 from reasonmill.recipe.reference import Source, StageSource, find_source, references
 from reasonmill.rewards.combination import NOT_RULES
-from reasonmill.settings import Naming, marks
+from reasonmill.settings import Naming, Real, marks
 from reasonmill.stage import ArtifactKind, StageSettings
 from reasonmill.types import held_out
 
@@ -45,6 +45,7 @@ class _File(BaseModel):
     seed: int = Field(default=0, ge=0)
     result: str | None = Field(default=None, description="the stage whose model is the run's; the last one's if unset")
     trust_remote_code: bool = Field(default=False, description="whether code that comes with models may run")
+    price_per_hour: Real | None = Field(default=None, ge=0, description="what an hour of one device costs")
     cycle: Cycle | None = None
     models: dict[str, RecipeModel] = Field(default={}, description="models of the recipe, by name")
     watchdog: Deadlines = Field(default=Deadlines(), description="deadlines of the phases of all stages")
@@ -223,6 +224,7 @@ class _Check:
             head.models,
             head.watchdog,
             head.trust_remote_code,
+            head.price_per_hour,
         )
 
     def _add(self, what: str, path: KeyPath, fix: str = "") -> None:

@@ -22,6 +22,7 @@ from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, LEDGER_FILES, LedgerKeeper, is_home, open_for_reading
 from reasonmill.store.looking import exists, is_directory, is_file
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
+from reasonmill.store.plans import PLANS
 from reasonmill.store.views import RUNS, forget_lost_views, in_the_way
 
 OBJECTS = "objects"
@@ -31,7 +32,7 @@ _PID = "pid"  # what the lock's file says first
 # What the system says where it can't lock a directory: network file systems lock only what can be written.
 _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOTSUP})
 # The names of all that a home has, and of what is on its way to one of them.
-HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK}
+HOME_ENTRIES = LEDGER_FILES | {*_DIRECTORIES, _LOCK, PLANS}
 
 
 class Home(AbstractContextManager["Home"]):
@@ -87,6 +88,11 @@ class Home(AbstractContextManager["Home"]):
         except BaseException:
             lock.close()
             raise
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it is open for writing."""
+        return self._keeper is not None
 
     @waits_for_room
     def back_up_ledger(self) -> None:

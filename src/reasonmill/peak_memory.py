@@ -1,0 +1,66 @@
+"""The most memory that was in use on a device, and how much there is. Of a CPU, that is the process's resident memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+_FORGET_PEAK = "5"  # what proc(5) says to write
+
+
+def begin_peak(device: str) -> None:
+    """Makes `peak_bytes` speak of what is in use from now on, where the system lets it."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        _CLEAR.write_text(_FORGET_PEAK)
+    except OSError:
+        return
+
+
+def peak_bytes(device: str) -> int | None:
+    """The most bytes in use since `begin_peak`; None where the system does not say."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return _resident("VmHWM")
+
+
+def used_bytes(device: str) -> int | None:
+    """Bytes in use now; None where the system does not say."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.memory_allocated()
+    return _resident("VmRSS")
+
+
+def memory_of(device: str) -> tuple[int, int]:
+    """(bytes that nobody uses, all bytes) of the device."""
+    if device == "cuda":
+        import torch
+
+        free, whole = torch.cuda.mem_get_info()
+        return free, whole
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _read(_MEMINFO, "MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), whole
+
+
+def _resident(what: str) -> int | None:
+    return _read(_STATUS, what)
+
+
+def _read(file: Path, what: str) -> int | None:
+    """A line of one of the kernel's tables, which are in KiB; None where there is none."""
+    try:
+        found = re.search(rf"^{what}:\s+(\d+) kB$", file.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,210 @@
+"""Which measurements the stages of a recipe need, on which models, and which of them a home has already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from reasonmill.content import path_digest
+from reasonmill.mill.artifacts import made_digest
+from reasonmill.mill.inputs import model_path
+from reasonmill.mill.machine import machine_class
+from reasonmill.mill.model_size import ModelSize
+from reasonmill.mill.workload import Workload
+from reasonmill.placement import SLOTS, Backend
+from reasonmill.planning.memory import GRADIENT_BYTES
+from reasonmill.planning.probes import (
+    Learned,
+    LearnerPasses,
+    Passes,
+    RewardPasses,
+    Sampled,
+    measure_learning,
+    measure_sampling,
+)
+from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.recipe.reference import DirectorySource, ModelSource, StageSource
+from reasonmill.rollouts import TaskMix
+from reasonmill.store.home import Home
+from reasonmill.types import Artifact, Problem, content_digest
+
+_ON_POLICY = ("rl", "distill")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a measurement is made on: its directory, and what identifies its content."""
+
+    path: Path
+    digest: str
+
+
+@dataclass
+class Measurements:
+    """Makes measurements, and keeps them.
+
+    Attributes:
+        kept: by what was measured, as JSON: those of the home at first.
+        made: how many were made just now.
+    """
+
+    recipe: Recipe
+    backend: Backend
+    home: Home | None
+    artifacts: Mapping[str, Artifact]
+    kept: dict[str, Any]
+    note: Callable[[str], None]
+    made: int = 0
+    _nodes: dict[str, Node] = field(init=False)
+    _open: ExitStack = field(default_factory=ExitStack, init=False)
+
+    def __post_init__(self) -> None:
+        self._nodes = {node.settings.name: node for node in self.recipe.nodes}
+
+    def close(self) -> None:
+        """Removes the directories of models that are prompted otherwise than by their own files."""
+        self._open.close()
+
+    def model(self, node: Node, key: str = "from") -> Model | None:
+        """What stands for the model that a stage reads: that model, or the one that it will be made from.
+
+        None where the recipe makes it from nothing, or it is on no disk here.
+        """
+        source = node.sources.get(key)
+        if isinstance(source, DirectorySource):
+            return Model(source.path, path_digest(source.path))
+        if isinstance(source, ModelSource):
+            if not (source.model.directory / "config.json").is_file():
+                return None
+            if not source.model.prompting.content:
+                return Model(source.model.directory, source.model.digest)
+            prompted = Path(self._open.enter_context(TemporaryDirectory())) / "model"
+            source.model.link_as_prompted(prompted)
+            return Model(prompted, source.model.digest)
+        if not isinstance(source, StageSource):
+            return None
+        made = self.artifacts.get(source.stage)
+        if made is not None and self.home is not None:
+            digest = made_digest(made, source.step)
+            return Model(model_path(self.home, digest, self.recipe), digest)
+        earlier = self._nodes[source.stage]
+        return self.model(earlier, "candidate" if earlier.settings.kind == "gate" else "from")
+
+    def sampling(self, node: Node) -> Sampled | None:
+        """How fast the stage's sampler is, and how long its responses are; None where there is no model yet."""
+        settings: Any = node.settings
+        model = self.model(node)
+        if model is None:
+            return None
+        slots = getattr(settings.sampling, "slots", SLOTS)
+        shape = [model.digest, settings.sampling.model_dump(), slots, _samples(settings), _asked(settings)]
+        return self._kept(Sampled, node, "sampling", shape, lambda: self._sample(node, model, slots))
+
+    def learning(self, node: Node, work: Workload, size: ModelSize | None) -> Learned | None:
+        """How fast the stage's learner is on texts as long as the stage's; None where there is no model yet."""
+        settings: Any = node.settings
+        texts = _text_tokens(work)
+        if settings.kind == "pretrain":
+            model, digest = None, content_digest([settings.model_type, settings.model])
+        else:
+            model = self.model(node)
+            if model is None:
+                return None
+            digest = model.digest
+        precision = getattr(settings, "precision", "auto")
+        shape = [digest, precision, work.row, texts, settings.kind == "reward-model"]
+        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work.row, texts, size))
+
+    def _kept(
+        self, kind: type[Any], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Any]
+    ) -> Any:
+        """What the home has of a measurement, or a new one."""
+        key = content_digest([what, machine_class(self.backend.placement.device), node.kind.code, list(shape)])
+        if key not in self.kept:
+            self.note(f"{node.settings.name}  measures {what}")
+            self.kept[key] = asdict(measure())
+            self.made += 1
+        return kind(**self.kept[key])
+
+    def _sample(self, node: Node, model: Model, slots: int) -> Sampled:
+        settings: Any = node.settings
+        began = time.monotonic()
+        renderer = self.backend.renderer(model.path)
+        # A learner's sampler shares its weights, so that it is as fast as one of its own.
+        sampler = self.backend.sampler(model.path, slots=slots, precision=getattr(settings, "precision", "auto"))
+        loading = time.monotonic() - began
+        tasks = {name: self.recipe.catalogue.task(name) for name in settings.tasks}
+        samples = _samples(settings)
+        found = measure_sampling(
+            sampler,
+            renderer,
+            tasks,
+            self._problems(settings, ceil(slots / samples)),
+            samples=samples,
+            params=settings.sampling.params(),
+        )
+        return Sampled(**{**asdict(found), "load_s": loading})
+
+    def _problems(self, settings: Any, at_most: int) -> list[Problem]:
+        """Problems of one call of the stage, no more than run at the same time."""
+        tasks = {name: self.recipe.catalogue.task(name) for name in settings.tasks}
+        if settings.kind in _ON_POLICY:
+            mix = TaskMix(tasks, settings.tasks)
+            count = min(at_most, settings.problems_per_step)
+            return [mix.problem("train", self.recipe.seed, index) for index in range(count)]
+        whole = sum(settings.tasks.values())
+        share = min(1.0, at_most / whole)
+        return [
+            tasks[name].problem(settings.split, self.recipe.seed, index)
+            for name, count in settings.tasks.items()
+            for index in range(ceil(count * share))
+        ][:at_most]
+
+    def _learn(self, node: Node, model: Model | None, row: int, text: int, size: ModelSize | None) -> Learned:
+        settings: Any = node.settings
+        began = time.monotonic()
+        passes: Passes
+        if model is None:
+            config = {**settings.model, "vocab_size": settings.tokenizer.vocab_size}
+            made = self.backend.new_learner(
+                settings.model_type, config, settings.optimizer, seed=0, precision=settings.precision
+            )
+            passes = LearnerPasses(made, text)
+        elif settings.kind == "reward-model":
+            judged = self.backend.reward_learner(
+                model.path, settings.optimizer, view="answer", precision=settings.precision
+            )
+            passes = RewardPasses(judged, text)
+        else:
+            learner = self.backend.learner(model.path, settings.optimizer, precision=settings.precision)
+            passes = LearnerPasses(learner, text)
+        loading = time.monotonic() - began
+        found = measure_learning(
+            passes,
+            row=row,
+            gradient_bytes=(size.parameters if size else 0.0) * GRADIENT_BYTES,
+            device=self.backend.placement.device,
+        )
+        return Learned(**{**asdict(found), "load_s": loading})
+
+
+def _samples(settings: Any) -> int:
+    samples: int = settings.group_size if settings.kind in _ON_POLICY else settings.samples
+    return samples
+
+
+def _asked(settings: Any) -> list[Any]:
+    return [list(settings.tasks.items()), getattr(settings, "problems_per_step", None)]
+
+
+def _text_tokens(work: Workload) -> int:
+    """Tokens of one text that is trained on, rounded so that nearly equal shapes share a measurement."""
+    exact = max(2.0, work.text)
+    unit = 2 ** max(0, int(exact).bit_length() - 3)
+    return max(2, round(exact / unit) * unit)

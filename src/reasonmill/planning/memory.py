@@ -1,0 +1,109 @@
+"""Peak memory of a stage, from numbers: what each parameter, each token of a row and each token of a sequence takes.
+
+An engine or a learner that needs other amounts says so by other numbers; the sums stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["process", "weights", "frozen copies", "optimizer", "gradients", "keys and values", "activations"]
+# Of each parameter in fp32: its gradient, AdamW's two moments, and the optimizer step's denominator.
+GRADIENT_BYTES, MOMENT_BYTES, DENOMINATOR_BYTES, MASTER_BYTES = 4.0, 8.0, 4.0, 4.0
+# Bytes of activations for each token, layer and unit of width in 16 bits, attention scores aside (arXiv 2205.05198,
+# equation 2 without its last term); nothing is recomputed but the logits.
+ACTIVATION_BYTES = 34
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a stage's memory is made of; None where a number is not known.
+
+    Attributes:
+        parameters: of the model that is worked on.
+        weight_bytes: of one weight in use, and of one cached number.
+        copied: parameters of the models that are held beside it.
+        is_trained: whether there are an optimizer and gradients.
+        sequences, longest: sequences that are sampled together, and tokens of the longest.
+        cached_bytes: keys and values of one token, in all layers.
+        row: tokens of one forward pass of training.
+        activation_bytes: what the backward pass needs of one token of a row.
+        process: bytes that are in use before a model is loaded.
+        keeps_cache: whether the memory of keys and values stays while the learner learns.
+    """
+
+    parameters: float
+    weight_bytes: int
+    copied: float = 0.0
+    is_trained: bool = False
+    sequences: int = 0
+    longest: int = 0
+    cached_bytes: float | None = 0.0
+    row: int = 0
+    activation_bytes: float | None = 0.0
+    process: float = 0.0
+    keeps_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The fullest moment of a stage: bytes by what they are for, and what is missing from them."""
+
+    parts: Mapping[Part, float]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def peak(numbers: Numbers) -> Peak:
+    """The fullest of three moments: while it samples, in a forward and backward pass, and in the optimizer's step."""
+    held: dict[Part, float] = {
+        "process": numbers.process,
+        "weights": numbers.parameters * numbers.weight_bytes,
+        "frozen copies": numbers.copied * numbers.weight_bytes,
+    }
+    cache = numbers.sequences * numbers.longest * (numbers.cached_bytes or 0.0)
+    unknown = ["the cache of keys and values"] if numbers.sequences and numbers.cached_bytes is None else []
+    moments: list[dict[Part, float]] = [{**held, "keys and values": cache}]
+    if numbers.is_trained:
+        master = MASTER_BYTES if numbers.weight_bytes < MASTER_BYTES else 0.0
+        held["optimizer"] = numbers.parameters * (MOMENT_BYTES + master)
+        moments[0] |= {"optimizer": held["optimizer"]}
+        held["gradients"] = numbers.parameters * GRADIENT_BYTES
+        held["keys and values"] = cache if numbers.keeps_cache else 0.0
+        unknown += ["activations"] if numbers.activation_bytes is None else []
+        moments.append({**held, "activations": numbers.row * (numbers.activation_bytes or 0.0)})
+        stepping = held["optimizer"] + numbers.parameters * DENOMINATOR_BYTES
+        moments.append({**held, "optimizer": stepping})
+    fullest = max(moments, key=lambda moment: sum(moment.values()))
+    return Peak({part: size for part, size in fullest.items() if size}, tuple(unknown))
+
+
+def activation_bytes(layers: int | None, hidden_size: int | None, weight_bytes: int) -> float | None:
+    """Bytes of activations of one token of a row, where none were measured; None where the sizes are not known."""
+    if layers is None or hidden_size is None:
+        return None
+    return ACTIVATION_BYTES * layers * hidden_size * weight_bytes / 2
+
+
+def what_lowers(found: Peak, numbers: Numbers, stage: str, available: float) -> str:
+    """What to change where a stage does not fit: the setting of what takes most of the memory that can be spared."""
+    over = found.total - available
+    movable = {part: size for part, size in found.parts.items() if part != "process"}
+    largest = max(movable, key=lambda part: movable[part])
+    if largest == "keys and values":
+        fitting = int(numbers.sequences * (1 - over / movable[largest]))
+        if fitting >= 1:
+            return f"lower {stage}.sampling.slots to {fitting}, or {stage}.sampling.max_tokens"
+        return f"lower {stage}.sampling.max_tokens, or take a smaller model"
+    if largest == "activations":
+        fitting = int(numbers.row * (1 - over / movable[largest]))
+        if fitting >= 1:
+            return f"lower {stage}.tokens_per_batch to {fitting}, and with it the longest sequence"
+    if numbers.weight_bytes > 2 and found.total - movable.get("weights", 0.0) / 2 <= available:
+        return f'set {stage}.precision = "bf16"'
+    return "take a smaller model, or a machine with more memory"

@@ -1,0 +1,270 @@
+"""Measurements of a few seconds: the real sampler and the real learner, at the shapes of a stage.
+
+Each begins small and grows to the stage's own shape, as far as its time allows. How long responses are is measured along
+the way where enough of them end by themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from scipy.optimize import nnls
+
+from reasonmill.algo.losses import LossSettings
+from reasonmill.algo.packing import Batch, TextRow, pack, pack_texts
+from reasonmill.peak_memory import begin_peak, peak_bytes, used_bytes
+from reasonmill.protocols import Learner, Renderer, RewardLearner, Sampler
+from reasonmill.rewards.combination import ACCURACY_ALONE
+from reasonmill.rollouts import collect
+from reasonmill.tasks.named import NamedTask
+from reasonmill.types import Example, Problem, SamplingParams
+
+# What a measurement of one shape may take, in seconds, as far as it can be told beforehand.
+BUDGET_S = 2.5
+_MORE_SEQUENCES, _LONGER, _WIDER = 8, 4, 4
+# How many times as long the next shape is taken to last, before two of them were measured.
+_FIRST_GROWTH = 3.0
+_SHORT = 8  # tokens of the first responses
+_NARROW = 512  # tokens of the first row
+# Of responses that were cut off before the stage's own limit, so many may be for their mean to say something.
+_CUT_OFF = 0.05
+# Token ids that every vocabulary has.
+_IDS = 32
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How fast a sampler is, in seconds: for each token of a prompt, each step of all its sequences, each token.
+
+    Attributes:
+        response, longest: tokens of the mean and of the longest response; None where too many were cut off.
+        prompt: tokens of the mean prompt.
+        load_s: what it took to make the sampler.
+    """
+
+    prompt_s: float
+    step_s: float
+    token_s: float
+    prompt: float
+    response: float | None
+    longest: float | None
+    load_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How fast a learner is, in seconds: for each token that is trained on or scored, and each step of its optimizer.
+
+    Attributes:
+        activation_bytes: of each token of a row; None where the system does not say.
+        load_s: what it took to make the learner.
+    """
+
+    trained_s: float
+    scored_s: float
+    step_s: float
+    activation_bytes: float | None
+    load_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of a sampler: its seconds, and what they were for."""
+
+    seconds: float
+    prompts: int
+    steps: int
+    tokens: int
+
+
+def measure_sampling(
+    sampler: Sampler,
+    renderer: Renderer,
+    tasks: Mapping[str, NamedTask],
+    problems: Sequence[Problem],
+    *,
+    samples: int,
+    params: SamplingParams,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> Sampled:
+    """Asks the sampler as a stage does, and grades what comes back.
+
+    Args:
+        problems: those of one call of the stage, or as many of them as run at the same time.
+        samples: attempts at each.
+    """
+    runs: list[_Run] = []
+    lengths: list[int] = []
+
+    def ask(sequences: int, limit: int) -> float:
+        nonlocal lengths
+        each = min(sequences, samples)
+        began = clock()
+        groups = collect(
+            sampler,
+            renderer,
+            tasks,
+            problems[: max(1, sequences // samples)],
+            rewards=ACCURACY_ALONE,
+            num_samples=each,
+            params=replace(params, max_tokens=limit),
+            noise=("plan", sequences, limit),
+        )
+        seconds = clock() - began
+        lengths = [len(rollout.completion.tokens) for group in groups for rollout in group.rollouts]
+        prompts = sum(len(group.rollouts[0].prompt_tokens) for group in groups)
+        runs.append(_Run(seconds, prompts, max(lengths), sum(lengths)))
+        return seconds
+
+    together, limit = len(problems) * samples, min(_SHORT, params.max_tokens)
+    ask(1, limit)
+    runs.clear()  # the first call makes what later ones reuse
+    sequences, seconds, growth = 1, ask(1, limit), _FIRST_GROWTH
+    while sequences < together and seconds * growth < budget_s:
+        sequences, before = min(together, sequences * _MORE_SEQUENCES), seconds
+        seconds = ask(sequences, limit)
+        growth = seconds / before
+    growth = _FIRST_GROWTH
+    while limit < params.max_tokens and seconds * growth < 2 * budget_s:
+        limit, before = min(params.max_tokens, limit * _LONGER), seconds
+        seconds = ask(sequences, limit)
+        growth = seconds / before
+    cut_off = sum(length >= limit for length in lengths) / len(lengths)
+    is_known = limit == params.max_tokens or cut_off <= _CUT_OFF
+    prompt_s, step_s, token_s = _fit([(run.prompts, run.steps, run.tokens) for run in runs], [r.seconds for r in runs])
+    asked = {problem.messages for problem in problems}
+    return Sampled(
+        prompt_s,
+        step_s,
+        token_s,
+        prompt=sum(len(renderer.render(messages)) for messages in asked) / len(asked),
+        response=sum(lengths) / len(lengths) if is_known else None,
+        longest=float(max(lengths)) if is_known else None,
+    )
+
+
+class Passes(Protocol):
+    """What a measurement of a learner does: passes over rows of so many tokens, and steps of the optimizer."""
+
+    def train(self, tokens: int) -> int:
+        """A forward and a backward pass of about so many tokens; returns how many they were."""
+
+    def score(self, tokens: int) -> int:
+        """A forward pass alone."""
+
+    def step(self) -> None:
+        """A step of the optimizer on what was gathered, which moves no weight."""
+
+
+@dataclass(frozen=True)
+class LearnerPasses:
+    """Passes of a learner over texts of one length."""
+
+    learner: Learner
+    text: int
+
+    def train(self, tokens: int) -> int:
+        batch = self._batch(tokens)
+        self.learner.forward_backward(batch, LossSettings(), float(batch.num_tokens))
+        return batch.num_tokens
+
+    def score(self, tokens: int) -> int:
+        batch = self._batch(tokens)
+        self.learner.logprobs(batch)
+        return batch.num_tokens
+
+    def step(self) -> None:
+        self.learner.optim_step(0.0)
+
+    def _batch(self, tokens: int) -> Batch:
+        made = []
+        for length in _lengths(self.text, tokens):
+            weights = np.ones(length, np.float32)
+            weights[0] = 0.0
+            made.append(Example(np.arange(length) % _IDS, weights, "ce"))
+        (batch,) = pack(made, max(tokens, self.text))
+        return batch
+
+
+@dataclass(frozen=True)
+class RewardPasses:
+    """Passes of a reward model's learner over texts of one length."""
+
+    learner: RewardLearner
+    text: int
+
+    def train(self, tokens: int) -> int:
+        row = self._row(tokens)
+        self.learner.forward_backward(row, lambda rewards: rewards, float(len(row.lengths)))
+        return sum(row.lengths)
+
+    def score(self, tokens: int) -> int:
+        row = self._row(tokens)
+        self.learner.rewards(row)
+        return sum(row.lengths)
+
+    def step(self) -> None:
+        self.learner.optim_step(0.0)
+
+    def _row(self, tokens: int) -> TextRow:
+        texts = [[[place % _IDS for place in range(length)]] for length in _lengths(self.text, tokens)]
+        (row,) = pack_texts(texts, max(tokens, self.text))
+        return row
+
+
+def measure_learning(
+    passes: Passes,
+    *,
+    row: int,
+    gradient_bytes: float,
+    device: str,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> Learned:
+    """Learns from rows as a stage does, with weights that stay as they are.
+
+    Args:
+        row: tokens of one forward pass of the stage.
+        gradient_bytes: those of all gradients, which the first pass makes.
+    """
+
+    def timed(do: Callable[[int], int], tokens: int) -> tuple[float, int]:
+        began = clock()
+        done = do(tokens)
+        return clock() - began, done
+
+    size = min(_NARROW, row)
+    passes.train(size)  # the first one makes what later ones reuse
+    passes.step()
+    while True:
+        begin_peak(device)
+        before = used_bytes(device)
+        seconds, tokens = timed(passes.train, size)
+        peak = peak_bytes(device)
+        if size == row or seconds * _WIDER > budget_s:
+            break
+        passes.step()
+        size = min(row, size * _WIDER)
+    scoring, scored = timed(passes.score, size)
+    began = clock()
+    passes.step()
+    stepping = clock() - began
+    activations = None if before is None or peak is None else max(0.0, peak - before - gradient_bytes) / tokens
+    return Learned(seconds / tokens, scoring / scored, stepping, activations)
+
+
+def _lengths(text: int, tokens: int) -> list[int]:
+    """Lengths of texts that make about so many tokens together."""
+    return [min(text, tokens)] * max(1, tokens // max(text, 2))
+
+
+def _fit(work: Sequence[tuple[int, int, int]], seconds: Sequence[float]) -> tuple[float, ...]:
+    """What each unit of work takes, none less than nothing: the least squares of relative differences."""
+    weights = 1 / np.maximum(np.asarray(seconds), 1e-9)
+    found, _ = nnls(np.asarray(work, dtype=float) * weights[:, None], np.ones(len(seconds)))
+    return tuple(float(value) for value in found)
