@@ -45,16 +45,14 @@ def plan_recipe(
     """
     nodes = recipe.up_to(until)
     device, devices = backend.placement.device, backend.placement.count
-    process = (used_bytes(device) or 0) if device == "cpu" else 0
     with _home_to_plan_in(home, note) as opened:
         planned = what_would_run(recipe, opened, until)
         kept = read_plans(opened.path) if opened else KeptPlans()
         artifacts = {stage.name: stage.artifact for stage in planned if stage.artifact is not None}
-        measurements = Measurements(recipe, backend, opened, artifacts, dict(kept.measured), note)
+        process = used_bytes("cpu") or 0
+        measurements = Measurements(recipe, backend, opened, artifacts, dict(kept.measured), note, process)
         try:
-            found = forecast(
-                nodes, planned, measurements, Machine.here(device, devices, float(process), price_per_hour)
-            )
+            found = forecast(nodes, planned, measurements, Machine.here(device, devices, price_per_hour))
         finally:
             measurements.close()
         if opened is not None and opened.is_writable:

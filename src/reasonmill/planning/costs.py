@@ -114,12 +114,14 @@ def numbers_of(
     policy: ModelSize,
     sizes: Mapping[str, ModelSize | None],
     weight_bytes: int,
+    sampled: Sampled | None,
     learned: Learned | None,
     process: float,
 ) -> Numbers:
     """What the stage's memory is made of.
 
     Args:
+        sampled: has what a sampler used, if that was measured.
         learned: has the activations, if they were measured; else they are computed from the sizes.
         process: bytes that are in use before a model is loaded.
     """
@@ -134,6 +136,7 @@ def numbers_of(
         sequences=work.sequences,
         longest=work.longest,
         cached_bytes=None if cached is None else float(cached * weight_bytes),
+        sampling_bytes=0.0 if sampled is None else (sampled.memory_bytes or 0.0) / (sampled.reached[0] * sampled.reached[1]),
         row=work.row,
         activation_bytes=measured
         if measured is not None

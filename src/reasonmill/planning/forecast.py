@@ -15,7 +15,7 @@ from reasonmill.peak_memory import memory_of
 from reasonmill.planning.costs import Cost, missing, numbers_of, priced, seconds_of
 from reasonmill.planning.lengths import Lengths, expected_length, guess_of, taught_steps
 from reasonmill.planning.measuring import Measurements
-from reasonmill.planning.memory import Peak, peak, what_lowers
+from reasonmill.planning.memory import Numbers, Peak, peak, what_lowers
 from reasonmill.planning.probes import Learned, Sampled
 from reasonmill.recipe.graph import Node
 from reasonmill.store.plans import Plan
@@ -27,7 +27,6 @@ class Machine:
 
     Attributes:
         free_bytes, memory_bytes: of the device's memory, nobody's and all.
-        process_bytes: those that this process has in use before it loads a model; 0 on an accelerator.
         price_per_hour: of a device; None where nobody said.
     """
 
@@ -35,14 +34,13 @@ class Machine:
     devices: int
     free_bytes: float
     memory_bytes: float
-    process_bytes: float
     price_per_hour: float | None = None
 
     @classmethod
-    def here(cls, device: str, devices: int, process_bytes: float, price_per_hour: float | None) -> Machine:
+    def here(cls, device: str, devices: int, price_per_hour: float | None) -> Machine:
         """This one."""
         free, whole = memory_of(device)
-        return cls(device, devices, free, whole, process_bytes, price_per_hour)
+        return cls(device, devices, free, whole, price_per_hour)
 
 
 @dataclass(frozen=True)
@@ -157,15 +155,19 @@ class _Forecaster:
     def _peak(self, node: Node, work: Workload, learned: Learned | None) -> Peak:
         policy = self._policy(node)
         assert policy is not None  # asked before
-        name, process = node.settings.name, self._machine.process_bytes
-        return peak(numbers_of(work, policy, self._sizes[name], self._weight_bytes(node), learned, process))
+        return peak(self._numbers(node, work, policy, learned))
+
+    def _numbers(self, node: Node, work: Workload, policy: ModelSize, learned: Learned | None) -> Numbers:
+        name = node.settings.name
+        process = self._measurements.process_bytes if self._machine.device == "cpu" else 0
+        sampled = self._sampled.get(name)
+        return numbers_of(work, policy, self._sizes[name], self._weight_bytes(node), sampled, learned, process)
 
     def _fix(self, node: Node, work: Workload, found: Peak | None, learned: Learned | None) -> str:
         policy = self._policy(node)
         if found is None or policy is None or found.total <= self._machine.memory_bytes:
             return ""
-        sizes, process = self._sizes[node.settings.name], self._machine.process_bytes
-        numbers = numbers_of(work, policy, sizes, self._weight_bytes(node), learned, process)
+        numbers = self._numbers(node, work, policy, learned)
         return what_lowers(found, numbers, node.settings.name, self._machine.memory_bytes)
 
     def _policy(self, node: Node) -> ModelSize | None:

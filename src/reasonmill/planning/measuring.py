@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from reasonmill.mill.inputs import model_path
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import Workload
+from reasonmill.peak_memory import used_bytes
 from reasonmill.placement import SLOTS, Backend
 from reasonmill.planning.memory import GRADIENT_BYTES
 from reasonmill.planning.probes import (
@@ -52,6 +54,7 @@ class Measurements:
     Attributes:
         kept: by what was measured, as JSON: those of the home at first.
         made: how many were made just now.
+        process_bytes: what this process, or one that made a measurement, has in use without a model.
     """
 
     recipe: Recipe
@@ -60,6 +63,7 @@ class Measurements:
     artifacts: Mapping[str, Artifact]
     kept: dict[str, Any]
     note: Callable[[str], None]
+    process_bytes: int
     made: int = 0
     _nodes: dict[str, Node] = field(init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
@@ -128,9 +132,12 @@ class Measurements:
         key = content_digest([what, machine_class(self.backend.placement.device), node.kind.code, list(shape)])
         if key not in self.kept:
             self.note(f"{node.settings.name}  measures {what}")
-            self.kept[key] = asdict(measure())
+            measured = asdict(measure())
+            gc.collect()  # the model: what is in use now stays so for later stages of a run, too
+            self.kept[key] = {"measured": measured, "process": used_bytes("cpu")}
             self.made += 1
-        return kind(**self.kept[key])
+        self.process_bytes = max(self.process_bytes, self.kept[key]["process"] or 0)
+        return kind(**self.kept[key]["measured"])
 
     def _sample(self, node: Node, model: Model, slots: int) -> Sampled:
         settings: Any = node.settings
@@ -148,6 +155,7 @@ class Measurements:
             self._problems(settings, ceil(slots / samples)),
             samples=samples,
             params=settings.sampling.params(),
+            device=self.backend.placement.device,
         )
         return Sampled(**{**asdict(found), "load_s": loading})
 

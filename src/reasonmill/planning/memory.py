@@ -28,6 +28,7 @@ class Numbers:
         is_trained: whether there are an optimizer and gradients.
         sequences, longest: sequences that are sampled together, and tokens of the longest.
         cached_bytes: keys and values of one token, in all layers.
+        sampling_bytes: what each token of a sequence takes while sequences are sampled, if more than its keys and values.
         row: tokens of one forward pass of training.
         activation_bytes: what the backward pass needs of one token of a row.
         process: bytes that are in use before a model is loaded.
@@ -41,6 +42,7 @@ class Numbers:
     sequences: int = 0
     longest: int = 0
     cached_bytes: float | None = 0.0
+    sampling_bytes: float = 0.0
     row: int = 0
     activation_bytes: float | None = 0.0
     process: float = 0.0
@@ -68,7 +70,8 @@ def peak(numbers: Numbers) -> Peak:
     }
     cache = numbers.sequences * numbers.longest * (numbers.cached_bytes or 0.0)
     unknown = ["the cache of keys and values"] if numbers.sequences and numbers.cached_bytes is None else []
-    moments: list[dict[Part, float]] = [{**held, "keys and values": cache}]
+    sampling = max(cache, numbers.sequences * numbers.longest * numbers.sampling_bytes)
+    moments: list[dict[Part, float]] = [{**held, "keys and values": sampling}]
     if numbers.is_trained:
         master = MASTER_BYTES if numbers.weight_bytes < MASTER_BYTES else 0.0
         held["optimizer"] = numbers.parameters * (MOMENT_BYTES + master)

@@ -43,6 +43,8 @@ class Sampled:
     Attributes:
         response, longest: tokens of the mean and of the longest response; None where too many were cut off.
         prompt: tokens of the mean prompt.
+        memory_bytes: what it had in use beyond the model, at the most; None where the system does not say.
+        reached: the sequences and the tokens of each that this was with.
         load_s: what it took to make the sampler.
     """
 
@@ -52,6 +54,8 @@ class Sampled:
     prompt: float
     response: float | None
     longest: float | None
+    memory_bytes: float | None
+    reached: tuple[int, int]
     load_s: float = 0.0
 
 
@@ -89,6 +93,7 @@ def measure_sampling(
     *,
     samples: int,
     params: SamplingParams,
+    device: str,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sampled:
@@ -121,6 +126,8 @@ def measure_sampling(
         runs.append(_Run(seconds, prompts, max(lengths), sum(lengths)))
         return seconds
 
+    begin_peak(device)
+    before_bytes = used_bytes(device)
     together, limit = len(problems) * samples, min(_SHORT, params.max_tokens)
     ask(1, limit)
     runs.clear()  # the first call makes what later ones reuse
@@ -134,17 +141,21 @@ def measure_sampling(
         limit, before = min(params.max_tokens, limit * _LONGER), seconds
         seconds = ask(sequences, limit)
         growth = seconds / before
+    peak = peak_bytes(device)
     cut_off = sum(length >= limit for length in lengths) / len(lengths)
     is_known = limit == params.max_tokens or cut_off <= _CUT_OFF
     prompt_s, step_s, token_s = _fit([(run.prompts, run.steps, run.tokens) for run in runs], [r.seconds for r in runs])
     asked = {problem.messages for problem in problems}
+    prompt = sum(len(renderer.render(messages)) for messages in asked) / len(asked)
     return Sampled(
         prompt_s,
         step_s,
         token_s,
-        prompt=sum(len(renderer.render(messages)) for messages in asked) / len(asked),
+        prompt=prompt,
         response=sum(lengths) / len(lengths) if is_known else None,
         longest=float(max(lengths)) if is_known else None,
+        memory_bytes=None if before_bytes is None or peak is None else float(max(0, peak - before_bytes)),
+        reached=(sequences, round(prompt) + limit),
     )
 
 
