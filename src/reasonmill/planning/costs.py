@@ -136,7 +136,9 @@ def numbers_of(
         sequences=work.sequences,
         longest=work.longest,
         cached_bytes=None if cached is None else float(cached * weight_bytes),
-        sampling_bytes=0.0 if sampled is None else (sampled.memory_bytes or 0.0) / (sampled.reached[0] * sampled.reached[1]),
+        sampling_bytes=0.0
+        if sampled is None
+        else (sampled.memory_bytes or 0.0) / (sampled.reached[0] * sampled.reached[1]),
         row=work.row,
         activation_bytes=measured
         if measured is not None

@@ -92,4 +92,3 @@ def _past(settings: Any, ledger: Ledger, run: str) -> float | None:
 def _is_of(record: StageRecord, settings: Any) -> bool:
     """Whether a stage had the same settings."""
     return record.artifact.config_digest == content_digest(decisive(settings))
-

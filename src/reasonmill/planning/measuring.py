@@ -125,9 +125,7 @@ class Measurements:
         shape = [digest, precision, work.row, texts, settings.kind == "reward-model"]
         return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work.row, texts, size))
 
-    def _kept(
-        self, kind: type[Any], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Any]
-    ) -> Any:
+    def _kept(self, kind: type[Any], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Any]) -> Any:
         """What the home has of a measurement, or a new one."""
         key = content_digest([what, machine_class(self.backend.placement.device), node.kind.code, list(shape)])
         if key not in self.kept:

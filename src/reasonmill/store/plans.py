@@ -85,9 +85,7 @@ def has_plans(home: Path) -> bool:
     return is_file(home / PLANS)
 
 
-def finish_plan(
-    home: Path, key: str, machine: str, begun: int, *, seconds: float, memory_bytes: int | None
-) -> None:
+def finish_plan(home: Path, key: str, machine: str, begun: int, *, seconds: float, memory_bytes: int | None) -> None:
     """Notes what a stage took, if it was planned, for this machine and from where it began."""
     if not has_plans(home):
         return
