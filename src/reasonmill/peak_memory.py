@@ -1,4 +1,4 @@
-"""The most memory that was in use on a device, and how much there is. Of a CPU, that is the process's resident memory."""
+"""The most memory that was in use on a device, and how much there is. On a CPU, it is that which the process has."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Literal
 from reasonmill.doctor.facts import Facts
 
 Verdict = Literal["good", "works with less", "missing"]
-# What the quickstart takes: a run of r1-zero-tiny had 1.2 GB of memory in use, and its home 60 MB; the store keeps 200 MB.
+# What the quickstart takes: a run of r1-zero-tiny had 1.3 GB of memory in use and a home of 60 MB; 200 MB stay free.
 QUICKSTART_MEMORY, QUICKSTART_DISK = 2.0e9, 0.5e9
 # Where a model of 1.5B is trained in full, its state alone takes so much.
 _AMPLE_DISK = 100e9
@@ -66,7 +66,7 @@ def _software(facts: Facts) -> Iterator[Finding]:
 def _devices(facts: Facts) -> Iterator[Finding]:
     if not facts.gpus:
         if facts.has_driver:
-            fix = "install the torch whose CUDA the driver has, as PyTorch's install page says: this one can't use the GPU"
+            fix = "install the torch that PyTorch's install page names for the driver: this one can't use the GPU"
             yield Finding("GPU", "a driver, and none that torch can use", "works with less", fix)
         else:
             fix = "none is needed for tiny models; real ones take days without"
@@ -100,7 +100,7 @@ def _host(facts: Facts) -> Iterator[Finding]:
             "cores", told, "works with less", f"set OMP_NUM_THREADS={facts.cores}: more threads wait for each other"
         )
     elif facts.load > facts.cores:
-        fix = "end what else computes, or set OMP_NUM_THREADS=1: threads that wait for busy cores cost more than they give"
+        fix = "end what else computes, or set OMP_NUM_THREADS=1: threads that wait for busy cores cost time"
         yield Finding("cores", told, "works with less", fix)
     elif facts.cores < 2:
         yield Finding("cores", told, "works with less", "two are advised: the quickstart takes twice as long")

@@ -136,9 +136,7 @@ def numbers_of(
         sequences=work.sequences,
         longest=work.longest,
         cached_bytes=None if cached is None else float(cached * weight_bytes),
-        sampling_bytes=0.0
-        if sampled is None
-        else (sampled.memory_bytes or 0.0) / (sampled.reached[0] * sampled.reached[1]),
+        sampling_bytes=(sampled.slot_bytes or 0.0) if sampled else 0.0,
         row=work.row,
         activation_bytes=measured
         if measured is not None

@@ -13,8 +13,8 @@ from reasonmill.settings import decisive
 from reasonmill.store.ledger import Ledger, StageRecord
 from reasonmill.types import content_digest
 
-# A policy's responses grow by this share of their limit in a step of RL, up to that share: r1-zero-tiny's went from 0.1 to
-# 0.4 in 24 steps, and R1-Zero's ended at 0.4 (14k of 32k).
+# A policy's responses grow by this share of their limit in a step of RL, up to that share: r1-zero-tiny's went from 0.1
+# to 0.4 in 24 steps, and R1-Zero's ended at 0.4 (14k of 32k).
 GROWTH, GROWN = 0.0125, 0.4
 _ON_POLICY = ("rl", "distill")
 
@@ -85,7 +85,7 @@ def _past(settings: Any, ledger: Ledger, run: str) -> float | None:
             if lengths:
                 return float(sum(lengths) / len(lengths))
         elif _is_of(record, settings):
-            return record.tokens / (sum(settings.tasks.values()) * settings.samples)
+            return float(record.tokens / (sum(settings.tasks.values()) * settings.samples))
     return None
 
 

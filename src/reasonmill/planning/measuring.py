@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from reasonmill.content import path_digest
 from reasonmill.mill.artifacts import made_digest
@@ -36,6 +36,8 @@ from reasonmill.rollouts import TaskMix
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Problem, content_digest
 
+Found = TypeVar("Found", Sampled, Learned)
+
 _ON_POLICY = ("rl", "distill")
 
 
@@ -53,7 +55,6 @@ class Measurements:
 
     Attributes:
         kept: by what was measured, as JSON: those of the home at first.
-        made: how many were made just now.
         process_bytes: what this process, or one that made a measurement, has in use without a model.
     """
 
@@ -64,7 +65,6 @@ class Measurements:
     kept: dict[str, Any]
     note: Callable[[str], None]
     process_bytes: int
-    made: int = 0
     _nodes: dict[str, Node] = field(init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
@@ -125,7 +125,9 @@ class Measurements:
         shape = [digest, precision, work.row, texts, settings.kind == "reward-model"]
         return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work.row, texts, size))
 
-    def _kept(self, kind: type[Any], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Any]) -> Any:
+    def _kept(
+        self, kind: type[Found], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Found]
+    ) -> Found:
         """What the home has of a measurement, or a new one."""
         key = content_digest([what, machine_class(self.backend.placement.device), node.kind.code, list(shape)])
         if key not in self.kept:
@@ -133,7 +135,6 @@ class Measurements:
             measured = asdict(measure())
             gc.collect()  # the model: what is in use now stays so for later stages of a run, too
             self.kept[key] = {"measured": measured, "process": used_bytes("cpu")}
-            self.made += 1
         self.process_bytes = max(self.process_bytes, self.kept[key]["process"] or 0)
         return kind(**self.kept[key]["measured"])
 
@@ -201,8 +202,7 @@ class Measurements:
 
 
 def _samples(settings: Any) -> int:
-    samples: int = settings.group_size if settings.kind in _ON_POLICY else settings.samples
-    return samples
+    return int(settings.group_size if settings.kind in _ON_POLICY else settings.samples)
 
 
 def _asked(settings: Any) -> list[Any]:

@@ -28,7 +28,8 @@ class Numbers:
         is_trained: whether there are an optimizer and gradients.
         sequences, longest: sequences that are sampled together, and tokens of the longest.
         cached_bytes: keys and values of one token, in all layers.
-        sampling_bytes: what each token of a sequence takes while sequences are sampled, if more than its keys and values.
+        sampling_bytes: what each token of a sequence takes while it is sampled, where that is more than its keys and
+            values.
         row: tokens of one forward pass of training.
         activation_bytes: what the backward pass needs of one token of a row.
         process: bytes that are in use before a model is loaded.

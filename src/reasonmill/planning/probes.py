@@ -1,7 +1,7 @@
 """Measurements of a few seconds: the real sampler and the real learner, at the shapes of a stage.
 
-Each begins small and grows to the stage's own shape, as far as its time allows. How long responses are is measured along
-the way where enough of them end by themselves.
+Each begins small and grows to the stage's own shape, as far as its time allows. How long responses are is measured
+along the way where enough of them end by themselves.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class Sampled:
     Attributes:
         response, longest: tokens of the mean and of the longest response; None where too many were cut off.
         prompt: tokens of the mean prompt.
-        memory_bytes: what it had in use beyond the model, at the most; None where the system does not say.
-        reached: the sequences and the tokens of each that this was with.
+        slot_bytes: of each token of a sequence, what was in use beyond the model; None where the system does not say.
         load_s: what it took to make the sampler.
     """
 
@@ -54,8 +53,7 @@ class Sampled:
     prompt: float
     response: float | None
     longest: float | None
-    memory_bytes: float | None
-    reached: tuple[int, int]
+    slot_bytes: float | None
     load_s: float = 0.0
 
 
@@ -146,6 +144,7 @@ def measure_sampling(
     is_known = limit == params.max_tokens or cut_off <= _CUT_OFF
     prompt_s, step_s, token_s = _fit([(run.prompts, run.steps, run.tokens) for run in runs], [r.seconds for r in runs])
     asked = {problem.messages for problem in problems}
+    used = None if before_bytes is None or peak is None else max(0, peak - before_bytes)
     prompt = sum(len(renderer.render(messages)) for messages in asked) / len(asked)
     return Sampled(
         prompt_s,
@@ -154,8 +153,7 @@ def measure_sampling(
         prompt=prompt,
         response=sum(lengths) / len(lengths) if is_known else None,
         longest=float(max(lengths)) if is_known else None,
-        memory_bytes=None if before_bytes is None or peak is None else float(max(0, peak - before_bytes)),
-        reached=(sequences, round(prompt) + limit),
+        slot_bytes=None if used is None else used / (sequences * (prompt + limit)),
     )
 
 

@@ -223,8 +223,7 @@ class _Check:
             head.result,
             head.models,
             head.watchdog,
-            head.trust_remote_code,
-            head.price_per_hour,
+            *(head.trust_remote_code, head.price_per_hour),
         )
 
     def _add(self, what: str, path: KeyPath, fix: str = "") -> None:

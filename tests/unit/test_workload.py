@@ -1,4 +1,4 @@
-"""Estimates: sizes of models, tokens of stages, time and memory, by hand-computed numbers."""
+"""Sizes of models and tokens of stages, by hand-computed numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from reasonmill.mill.estimate import Cost, Device, cpu, estimate, gpu, total
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
-from reasonmill.mill.planning import PlannedStage, plan
 from reasonmill.mill.workload import (
     AT_MOST,
     LIKELY,
@@ -23,7 +21,7 @@ from reasonmill.mill.workload import (
     workloads,
 )
 from reasonmill.plugins.catalogue import installed
-from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.recipe.graph import Node
 from reasonmill.recipe.load import load_recipe
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import ModelSource, StageSource
@@ -35,7 +33,6 @@ SCHEDULE = {"peak": 1e-4}
 BILLION = RecipeModel(
     hub="nobody/nothing", revision="0" * 40, parameters=1e9, layers=10, hidden_size=100, kv_heads=2, head_dim=25
 )
-PLAIN = Device("plain", memory_bytes=1e12, sampling_flops=1e9, training_flops=1e9, weight_bytes=2)
 
 
 def node(kind: str, sources: dict[str, Any] | None = None, **settings: Any) -> Node:
@@ -67,10 +64,6 @@ def made_by(settings: StageSettings, guess: Guess, *read: Data) -> Data:
     made = work_of(settings, guess, *read).makes
     assert made is not None
     return made
-
-
-def fresh(*nodes: Node) -> list[PlannedStage]:
-    return plan(Recipe("test", 0, nodes, installed()), None, None)
 
 
 # Sizes
@@ -114,10 +107,11 @@ def test_rl_samples_trains_and_scores(guess: Guess, response: int) -> None:
     text = 20 + response
     work = work_of(rl().settings, guess)
     assert (work.sampled, work.trained) == (24 * response, 24 * text)
-    assert (work.scored, work.copies) == ({"from": 120}, ())
+    assert (work.prompts, work.scored, work.copies) == (120, {}, ())
     assert (work.sequences, work.longest, work.row) == (8, 120, 4096)
+    assert (work.responses, work.calls, work.updates, work.text) == (24, 2, 2, text)
     with_reference = work_of(rl(loss={"kl_coefficient": 0.1}).settings, guess)
-    assert with_reference.scored == {"from": 120 + 24 * text}
+    assert with_reference.scored == {"from": 24 * text}
     assert with_reference.copies == ("from",)
 
 
@@ -125,7 +119,7 @@ def test_rl_samples_trains_and_scores(guess: Guess, response: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "in_fp32", "in_bf16"),
     [
-        # of all texts before the first update, beside the prompts that are read once; fp32 does without it
+        # of all texts before the first update; fp32 does without it
         ({}, 0, 1),
         ({"old_policy": "sampler"}, 0, 0),
         ({"old_policy": "learner"}, 1, 1),
@@ -136,15 +130,8 @@ def test_scoring_before_the_first_update_is_a_forward_pass(
     changes: dict[str, Any], in_fp32: int, in_bf16: int, guess: Guess, text: int
 ) -> None:
     work = work_of(rl(**changes).settings, guess)
-    assert work.scored == {"from": 120 + in_fp32 * 24 * text}
+    assert work.scored.get("from", 0) == in_fp32 * 24 * text
     assert work.rescored == (in_bf16 - in_fp32) * 24 * text
-    (half,), (full,) = (
-        estimate((made,), fresh(made), PLAIN, guess).values()
-        for made in (rl(**changes), rl(precision="fp32", **changes))
-    )
-    assert half.tokens is not None
-    assert full.tokens is not None
-    assert half.tokens - full.tokens == work.rescored
 
 
 def test_a_refill_samples_more() -> None:
@@ -221,7 +208,7 @@ def test_reward_models_train_on_pairs_or_on_responses() -> None:
     assert work_of(single.settings, AT_MOST, samples).trained == pytest.approx(0.8 * 40 * 120)
 
 
-def test_a_judge_reads_each_pair_twice_and_the_time_that_takes_is_not_known() -> None:
+def test_a_judge_reads_each_pair_twice() -> None:
     rollouts = collected(tasks={"facts": 10})
     asked = node(
         "reward-model",
@@ -235,14 +222,9 @@ def test_a_judge_reads_each_pair_twice_and_the_time_that_takes_is_not_known() ->
     work = work_of(asked.settings, AT_MOST, made_by(rollouts.settings, AT_MOST))
     # 60 pairs in two orders: two texts of 120 tokens and 40 of the judge's own.
     assert work.served == pytest.approx(120 * (240 + 40))
-    nodes = (rollouts, asked)
-    found = estimate(nodes, fresh(*nodes), PLAIN, LIKELY)["reward-model"]
-    assert (found.seconds, found.unknown) == (None, ("how fast the server is",))
-    assert found.memory_bytes is not None
-    assert found.memory_bytes > 1e9  # it is trained here
 
 
-def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
+def test_what_a_server_does_is_no_work_of_this_machine() -> None:
     asked = node(
         "collect",
         teacher={"url": "http://127.0.0.1:1/v1", "model": "teacher"},
@@ -250,94 +232,38 @@ def test_what_a_server_does_takes_tokens_and_no_time_of_this_machine() -> None:
         samples=4,
         sampling={"max_tokens": 100},
     )
-    nodes = (replace(asked, sources={}),)
     for guess, text in ((LIKELY, 45), (AT_MOST, 120)):
-        (found,) = estimate(nodes, fresh(*nodes), PLAIN, guess).values()
-        assert found == Cost(40 * text, None, 0.0, ("how fast the server is",))
+        work = work_of(asked.settings, guess)
+        assert (work.served, work.tokens) == (40 * text, 40 * text)
 
 
-# Time and memory
-
-
-def test_two_cpu_cores_are_as_fast_as_they_were_measured_to_be() -> None:
-    tiny = RecipeModel(hub="nobody/tiny", revision="0" * 40, parameters=1.05e6)
-    nodes = (replace(rl(), sources={"from": ModelSource("tiny", tiny)}),)
-    (found,) = estimate(nodes, fresh(*nodes), cpu(1e9), LIKELY).values()
-    assert found.seconds is not None
-    # 9,000 sampled and 14,000 trained tokens a second; reading takes a third of training.
-    assert found.seconds == pytest.approx(600 / 9000 + (1080 + 120 / 3) / 14_000)
-
-
-def test_sampling_on_a_gpu_waits_for_memory() -> None:
-    nodes = (collected(tasks={"arithmetic": 1000}, samples=1, sampling={"max_tokens": 1000, "slots": 100}),)
-    device = gpu()
-    (found,) = estimate(nodes, fresh(*nodes), device, AT_MOST).values()
-    # 50 of 100 slots run; a step reads 2 GB of weights, and of each sequence 1,000 values of 2 bytes for 510 tokens.
-    step_s = (2e9 + 50 * 510 * 2000) / (0.2 * 3.35e12)
-    prompts_s = 20_000 * 2e9 / (0.3 * 989e12)
-    assert found.seconds is not None
-    # The launches of ten layers take 10 ms, and more than that.
-    assert step_s < 0.01
-    assert found.seconds == pytest.approx(1e6 * 0.01 / 50 + prompts_s)
-    patient = Device("", 1e12, device.sampling_flops, device.training_flops, 2, bandwidth=device.bandwidth)
-    (found,) = estimate(nodes, fresh(*nodes), patient, AT_MOST).values()
-    assert found.seconds is not None
-    assert found.seconds == pytest.approx(1e6 * step_s / 50 + prompts_s)
-
-
-def test_memory_is_counted() -> None:
-    nodes = (rl(loss={"kl_coefficient": 0.1}, tokens_per_batch=10_000),)
-    (bf16,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    # Weights, reference: 2 bytes each; gradients 4, master weights 4, moments 8; denominators 4 in the optimizer step,
-    # which is more than 8 slots x 120 tokens x 1,000 values x 2 and than 10,000 x 10 x 100 x 34 of activations.
-    assert bf16.memory_bytes == pytest.approx(24e9)
-    nodes = (rl(precision="fp32", tokens_per_batch=100_000),)
-    (fp32,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    assert fp32.memory_bytes == pytest.approx(16e9 + 100_000 * 10 * 100 * 68)
-    nodes = (collected(),)
-    (sampled,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    assert sampled.memory_bytes == pytest.approx(2e9 + 40 * 120 * 1000 * 2)
-
-
-def test_what_is_not_known_is_said() -> None:
-    bare = RecipeModel(hub="nobody/bare", revision="0" * 40, parameters=1e9)
-    nodes = (replace(rl(), sources={"from": ModelSource("bare", bare)}),)
-    (found,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    assert found.unknown == ("the cache of keys and values", "activations")
-    given: dict[str, Any] = {"from": "billion", "data": ["strange"], "schedule": SCHEDULE}
-    tuned = node("sft", {"data[0]": StageSource("strange")}, **given)
-    (found,) = estimate((tuned,), fresh(tuned), PLAIN, LIKELY).values()
-    assert found == Cost(unknown=("how much data it reads",))
-    assert total({"sft": found}).unknown == ("sft",)
-
-
-def test_only_what_is_left_of_a_run_is_counted() -> None:
-    nodes = (rl(steps=8),)
-    (whole,) = estimate(nodes, fresh(*nodes), PLAIN, LIKELY).values()
-    (left,) = estimate(nodes, [PlannedStage("rl", "rl", "key", "to run", resumes_at=6)], PLAIN, LIKELY).values()
-    assert whole.seconds is not None
-    assert left.seconds is not None
-    assert left.seconds == pytest.approx(whole.seconds / 4)
-    assert estimate(nodes, [PlannedStage("rl", "rl", "key", "cached")], PLAIN, LIKELY) == {}
-
-
-def test_the_total_adds_what_runs_one_after_the_other() -> None:
-    found = total(
-        {
-            "one": Cost(1, 10, 5e9),
-            "two": Cost(3, 30, 3e9),
-            "three": Cost(1, unknown=("the size of the model",)),
-        }
+def test_a_stage_of_which_more_is_known_is_counted_by_that_and_so_is_what_reads_it() -> None:
+    tuned = node(
+        "sft",
+        {"data[0]": StageSource("collect")},
+        data=["collect"],
+        epochs=1,
+        schedule=SCHEDULE,
+        **{"from": "billion"},
     )
-    assert found == Cost(4, 40, 5e9, ("three",))
+    known = Guess(response_share=0.5, kept_share=1.0, refilled_share=1.0, prompt_tokens=7)
+    found = workloads((collected(), tuned), {}, LIKELY, {"collect": known})
+    made, read = found["collect"], found["sft"]
+    assert made is not None
+    assert read is not None
+    assert (made.prompts, made.sampled, made.longest) == (10 * 7, 40 * 50, 107)
+    assert (read.trained, read.text, read.updates) == (40 * 57, 57, 1)
+
+
+def test_an_evaluation_asks_its_tasks_one_after_the_other() -> None:
+    asked = node("evaluate", tasks={"arithmetic": 300, "countdown-3": 10}, samples=1, **{"from": "billion"})
+    work = work_of(asked.settings, AT_MOST)
+    # In parts of 256 problems: two of the first task, and one of the other.
+    assert (work.calls, work.sequences, work.responses) == (3, 256, 310)
 
 
 def test_a_model_directory_whose_config_says_nothing_has_no_size(recipe_file: Path) -> None:
-    recipe = load_recipe(str(recipe_file))
-    assert sizes_by_stage(recipe.nodes)["first"]["from"] is None
-    assert {e.unknown for e in estimate(recipe.nodes, plan(recipe, None, None), PLAIN, LIKELY).values()} == {
-        ("how much data it reads",)
-    }
+    assert sizes_by_stage(load_recipe(str(recipe_file)).nodes)["first"]["from"] is None
 
 
 def test_a_users_own_kind_of_stage_has_no_workload_whatever_its_name_and_its_tasks(tmp_path: Path) -> None:
