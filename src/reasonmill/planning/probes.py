@@ -119,7 +119,7 @@ def measure_sampling(
             noise=("plan", sequences, limit),
         )
         seconds = clock() - began
-        lengths = [len(rollout.completion.tokens) for group in groups for rollout in group.rollouts]
+        lengths = [rollout.completion.num_sampled for group in groups for rollout in group.rollouts]
         prompts = sum(len(group.rollouts[0].prompt_tokens) for group in groups)
         runs.append(_Run(seconds, prompts, max(lengths), sum(lengths)))
         return seconds
