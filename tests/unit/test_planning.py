@@ -74,7 +74,8 @@ def test_what_is_not_known_of_the_memory_is_said() -> None:
         # 800 of 1,000 bytes of keys and values are too many by 400 where 600 are free: half of the slots are left.
         (Numbers(50, 4, sequences=8, longest=10, cached_bytes=10), 600, "s.sampling.slots to 4"),
         (Numbers(50, 4, sequences=8, longest=1000, cached_bytes=10), 300, "lower s.sampling.max_tokens"),
-        (Numbers(1, 4, is_trained=True, row=100, activation_bytes=10), 516, "s.tokens_per_batch to 50"),
+        (Numbers(1, 4, is_trained=True, row=200, activation_bytes=10), 1016, "s.tokens_per_batch to 100"),
+        (Numbers(1, 4, is_trained=True, row=100, activation_bytes=10), 516, "take a smaller model"),
         (Numbers(100, 4, row=1), 300, 's.precision = "bf16"'),
         (Numbers(100, 2, row=1), 100, "take a smaller model"),
     ],
@@ -82,7 +83,12 @@ def test_what_is_not_known_of_the_memory_is_said() -> None:
 def test_what_does_not_fit_is_told_what_lowers_it(numbers: Numbers, available: float, fix: str) -> None:
     found = peak(numbers)
     assert found.total > available
-    assert fix in what_lowers(found, numbers, "s", available)
+    assert fix in what_lowers(found, numbers, "s", available, has_slots=True)
+
+
+def test_a_stage_without_slots_is_not_told_to_lower_them() -> None:
+    numbers = Numbers(50, 4, sequences=8, longest=10, cached_bytes=10)
+    assert "slots" not in what_lowers(peak(numbers), numbers, "s", 600, has_slots=False)
 
 
 # Seconds, money
@@ -273,7 +279,9 @@ class FakePasses:
         self.clock.now += 3.0
 
 
-@pytest.mark.parametrize(("budget_s", "rows"), [(1e6, [512, 512, 2048, 4096]), (5000, [512, 512, 2048]), (9, [512, 512])])
+@pytest.mark.parametrize(
+    ("budget_s", "rows"), [(1e6, [512, 512, 2048, 4096]), (5000, [512, 512, 2048]), (9, [512, 512])]
+)
 def test_learning_is_measured_up_to_the_stages_own_row(budget_s: float, rows: list[int]) -> None:
     clock = Clock()
     passes = FakePasses(clock)

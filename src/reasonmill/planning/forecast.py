@@ -168,7 +168,8 @@ class _Forecaster:
         if found is None or policy is None or found.total <= self._machine.memory_bytes:
             return ""
         numbers = self._numbers(node, work, policy, learned)
-        return what_lowers(found, numbers, node.settings.name, self._machine.memory_bytes)
+        has_slots = hasattr(getattr(node.settings, "sampling", None), "slots")
+        return what_lowers(found, numbers, node.settings.name, self._machine.memory_bytes, has_slots=has_slots)
 
     def _policy(self, node: Node) -> ModelSize | None:
         sizes = self._sizes[node.settings.name]

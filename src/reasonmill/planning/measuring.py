@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from math import ceil
+from functools import cache
+from math import ceil, log2
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -129,7 +130,7 @@ class Measurements:
         self, kind: type[Found], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Found]
     ) -> Found:
         """What the home has of a measurement, or a new one."""
-        key = content_digest([what, machine_class(self.backend.placement.device), node.kind.code, list(shape)])
+        key = content_digest([what, machine_class(self.backend.placement.device), _code(), list(shape)])
         if key not in self.kept:
             self.note(f"{node.settings.name}  measures {what}")
             measured = asdict(measure())
@@ -210,7 +211,14 @@ def _asked(settings: Any) -> list[Any]:
 
 
 def _text_tokens(work: Workload) -> int:
-    """Tokens of one text that is trained on, rounded so that nearly equal shapes share a measurement."""
-    exact = max(2.0, work.text)
-    unit = 2 ** max(0, int(exact).bit_length() - 3)
-    return max(2, round(exact / unit) * unit)
+    """Tokens of one text that is trained on, as a power of two, so that nearly equal shapes share a measurement."""
+    return int(2 ** round(log2(max(2.0, work.text))))
+
+
+@cache
+def _code() -> str:
+    """Identifies the package's code: what was measured of other code says nothing."""
+    package = Path(__file__).parents[1]
+    return content_digest(
+        [[str(file.relative_to(package)), path_digest(file)] for file in sorted(package.rglob("*.py"))]
+    )

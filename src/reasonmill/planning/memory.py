@@ -15,6 +15,8 @@ GRADIENT_BYTES, MOMENT_BYTES, DENOMINATOR_BYTES, MASTER_BYTES = 4.0, 8.0, 4.0, 4
 # Bytes of activations for each token, layer and unit of width in 16 bits, attention scores aside (arXiv 2205.05198,
 # equation 2 without its last term); nothing is recomputed but the logits.
 ACTIVATION_BYTES = 34
+# The least that settings allow for the tokens of a row.
+_SHORTEST_ROW = 64
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,24 @@ def activation_bytes(layers: int | None, hidden_size: int | None, weight_bytes: 
     return ACTIVATION_BYTES * layers * hidden_size * weight_bytes / 2
 
 
-def what_lowers(found: Peak, numbers: Numbers, stage: str, available: float) -> str:
-    """What to change where a stage does not fit: the setting of what takes most of the memory that can be spared."""
+def what_lowers(found: Peak, numbers: Numbers, stage: str, available: float, *, has_slots: bool) -> str:
+    """What to change where a stage does not fit: the setting of what takes most of the memory that can be spared.
+
+    Args:
+        has_slots: whether the stage's settings say how many sequences are sampled together.
+    """
     over = found.total - available
     movable = {part: size for part, size in found.parts.items() if part != "process"}
     largest = max(movable, key=lambda part: movable[part])
     if largest == "keys and values":
         fitting = int(numbers.sequences * (1 - over / movable[largest]))
-        if fitting >= 1:
+        if fitting >= 1 and has_slots:
             return f"lower {stage}.sampling.slots to {fitting}, or {stage}.sampling.max_tokens"
         return f"lower {stage}.sampling.max_tokens, or take a smaller model"
     if largest == "activations":
         fitting = int(numbers.row * (1 - over / movable[largest]))
-        if fitting >= 1:
-            return f"lower {stage}.tokens_per_batch to {fitting}, and with it the longest sequence"
+        if fitting >= _SHORTEST_ROW:
+            return f"lower {stage}.tokens_per_batch to {fitting}; a longer sequence takes a row of its own all the same"
     if numbers.weight_bytes > 2 and found.total - movable.get("weights", 0.0) / 2 <= available:
         return f'set {stage}.precision = "bf16"'
     return "take a smaller model, or a machine with more memory"

@@ -24,7 +24,7 @@ from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Example, Problem, SamplingParams
 
 # What a measurement of one shape may take, in seconds, as far as it can be told beforehand.
-BUDGET_S = 2.5
+BUDGET_S = 1.5
 _MORE_SEQUENCES, _LONGER, _WIDER = 8, 4, 4
 # How many times as long the next shape is taken to last, before two of them were measured.
 _FIRST_GROWTH = 3.0

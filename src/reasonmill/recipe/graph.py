@@ -50,8 +50,8 @@ class Recipe:
 
     `result` is the stage whose model the run hands over; None for the last one that makes a model. `models` are those
     of the hub that stages may refer to, by name. `watchdog` is no part of any stage's key, and neither is
-    `trust_remote_code`: without it, a model that needs code of its own is refused. `price_per_hour`, of a device, is for
-    plans alone.
+    `trust_remote_code`: without it, a model that needs code of its own is refused. `price_per_hour` of a device is only
+    for plans.
     """
 
     name: str
