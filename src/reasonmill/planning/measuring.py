@@ -20,7 +20,7 @@ from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import Workload
 from reasonmill.peak_memory import used_bytes
-from reasonmill.placement import SLOTS, Backend
+from reasonmill.placement import SLOTS, Backend, Precision
 from reasonmill.planning.memory import GRADIENT_BYTES
 from reasonmill.planning.probes import (
     Learned,
@@ -32,7 +32,7 @@ from reasonmill.planning.probes import (
     measure_sampling,
 )
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.reference import DirectorySource, ModelSource, StageSource
+from reasonmill.recipe.reference import DirectorySource, ModelSource, Source, StageSource
 from reasonmill.rollouts import TaskMix
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Problem, content_digest
@@ -67,6 +67,7 @@ class Measurements:
     note: Callable[[str], None]
     process_bytes: int
     _nodes: dict[str, Node] = field(init=False)
+    _models: dict[Source, Model | None] = field(default_factory=dict, init=False)  # whose digests take long to make
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +83,11 @@ class Measurements:
         None where the recipe makes it from nothing, or it is on no disk here.
         """
         source = node.sources.get(key)
+        if source is not None and source not in self._models:
+            self._models[source] = self._found(source)
+        return self._models[source] if source is not None else None
+
+    def _found(self, source: Source) -> Model | None:
         if isinstance(source, DirectorySource):
             return Model(source.path, path_digest(source.path))
         if isinstance(source, ModelSource):
@@ -108,7 +114,9 @@ class Measurements:
         if model is None:
             return None
         slots = getattr(settings.sampling, "slots", SLOTS)
-        shape = [model.digest, settings.sampling.model_dump(), slots, _samples(settings), _asked(settings)]
+        tasks = {key: plugin.identity for key, plugin in node.plugins.items() if plugin.group == "tasks"}
+        shape = [model.digest, _precision(settings), settings.sampling.model_dump(), slots, _samples(settings)]
+        shape += [tasks, _asked(settings)]
         return self._kept(Sampled, node, "sampling", shape, lambda: self._sample(node, model, slots))
 
     def learning(self, node: Node, work: Workload, size: ModelSize | None) -> Learned | None:
@@ -122,8 +130,7 @@ class Measurements:
             if model is None:
                 return None
             digest = model.digest
-        precision = getattr(settings, "precision", "auto")
-        shape = [digest, precision, work.row, texts, settings.kind == "reward-model"]
+        shape = [digest, _precision(settings), work.row, texts, settings.kind == "reward-model"]
         return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work.row, texts, size))
 
     def _kept(
@@ -144,7 +151,7 @@ class Measurements:
         began = time.monotonic()
         renderer = self.backend.renderer(model.path)
         # A learner's sampler shares its weights, so that it is as fast as one of its own.
-        sampler = self.backend.sampler(model.path, slots=slots, precision=getattr(settings, "precision", "auto"))
+        sampler = self.backend.sampler(model.path, slots=slots, precision=_precision(settings))
         loading = time.monotonic() - began
         tasks = {name: self.recipe.catalogue.task(name) for name in settings.tasks}
         samples = _samples(settings)
@@ -200,6 +207,12 @@ class Measurements:
             device=self.backend.placement.device,
         )
         return Learned(**{**asdict(found), "load_s": loading})
+
+
+def _precision(settings: Any) -> Precision:
+    """That of stages which say nothing of it is the device's."""
+    precision: Precision = getattr(settings, "precision", "auto")
+    return precision
 
 
 def _samples(settings: Any) -> int:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 
 from reasonmill.algo.losses import LossSettings
@@ -22,6 +24,8 @@ from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Example, Problem, SamplingParams
+
+Made = TypeVar("Made")
 
 # What a measurement of one shape may take, in seconds, as far as it can be told beforehand.
 BUDGET_S = 1.5
@@ -242,10 +246,12 @@ def measure_learning(
         gradient_bytes: those of all gradients, which the first pass makes.
     """
 
-    def timed(do: Callable[[int], int], tokens: int) -> tuple[float, int]:
+    def timed(do: Callable[[], Made]) -> tuple[float, Made]:
         began = clock()
-        done = do(tokens)
-        return clock() - began, done
+        made = do()
+        if device == "cuda":  # which is asked, and answers later
+            torch.cuda.synchronize()
+        return clock() - began, made
 
     size = min(_NARROW, row)
     passes.train(size)  # the first one makes what later ones reuse
@@ -253,16 +259,14 @@ def measure_learning(
     while True:
         begin_peak(device)
         before = used_bytes(device)
-        seconds, tokens = timed(passes.train, size)
+        seconds, tokens = timed(partial(passes.train, size))
         peak = peak_bytes(device)
         if size == row or seconds * _WIDER > budget_s:
             break
         passes.step()
         size = min(row, size * _WIDER)
-    scoring, scored = timed(passes.score, size)
-    began = clock()
-    passes.step()
-    stepping = clock() - began
+    scoring, scored = timed(partial(passes.score, size))
+    stepping, _ = timed(passes.step)
     activations = None if before is None or peak is None else max(0.0, peak - before - gradient_bytes) / tokens
     return Learned(seconds / tokens, scoring / scored, stepping, activations)
 
