@@ -131,9 +131,12 @@ def _notes(recipe: Recipe, stages: Mapping[str, PlannedStage], found: Forecast) 
         sources.setdefault(lengths.source, []).append(f"{name} {lengths.mean:.0f}")
     for source, listed in sources.items():
         yield f"tokens of a response, from {source}: {', '.join(listed)}"
+    unknown: dict[str, list[str]] = {}
     for name, cost in found.likely.items():
-        if cost.unknown:
-            yield f"not known of {name}: {', '.join(cost.unknown)}"
+        for what in cost.unknown:
+            unknown.setdefault(what, []).append(name)
+    for what, named in unknown.items():
+        yield f"not known: {what} ({', '.join(named)})"
     outside = [name for name, cost in found.likely.items() if cost.seconds is None]
     if outside:
         yield f"not in the total: {', '.join(outside)}"

@@ -29,7 +29,7 @@ Made = TypeVar("Made")
 
 # What a measurement of one shape may take, in seconds, as far as it can be told beforehand.
 BUDGET_S = 1.5
-_MORE_SEQUENCES, _LONGER, _WIDER = 8, 4, 4
+_MORE_SEQUENCES, _LONGER, _WIDER = 8, 8, 8
 # How many times as long the next shape is taken to last, before two of them were measured.
 _FIRST_GROWTH = 3.0
 _SHORT = 8  # tokens of the first responses
