@@ -128,11 +128,11 @@ def measure_sampling(
         runs.append(_Run(seconds, prompts, max(lengths), sum(lengths)))
         return seconds
 
-    begin_peak(device)
-    before_bytes = used_bytes(device)
     together, limit = len(problems) * samples, min(_SHORT, params.max_tokens)
     ask(1, limit)
     runs.clear()  # the first call makes what later ones reuse
+    begin_peak(device)
+    before_bytes = used_bytes(device)
     sequences, seconds, growth = 1, ask(1, limit), _FIRST_GROWTH
     while sequences < together and seconds * growth < budget_s:
         sequences, before = min(together, sequences * _MORE_SEQUENCES), seconds
