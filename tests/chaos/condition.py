@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chaos.scenario import LOG, MODEL, MODELS, RUN, SUMMARY, Mark, carry_out, content_digest, mark_of
+from chaos.scenario import LOG, MODEL, MODELS, PLANNED, RUN, SUMMARY, Mark, carry_out, content_digest, mark_of
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import damaged_files
 from reasonmill.store.home import OBJECTS
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, Seal, encode_seal, ledger_damage
 from reasonmill.store.objects import QUARANTINE, TMP
+from reasonmill.store.plans import PLANS, KeptPlans, read_plans
 from reasonmill.store.verification import verify_home
 from reasonmill.store.views import RUNS
 
@@ -36,6 +37,7 @@ class Contents(NamedTuple):
         row_damage: what a look at the rows of the ledger finds.
         objects, backups: the files of each that are not what its manifest says.
         views: what is below runs/ for somebody to look at; what is half made has a name that begins with a dot.
+        plans: what is kept of plans; None where the file is missing.
         quarantine: digests of all files in it.
         marks: the damage that was done.
     """
@@ -48,6 +50,7 @@ class Contents(NamedTuple):
     objects: dict[str, list[str]]
     backups: dict[str, list[str]]
     views: dict[str, bytes | None]
+    plans: KeptPlans | None
     quarantine: set[str]
     marks: list[Mark]
 
@@ -66,6 +69,7 @@ def contents(home_path: Path, parts: range) -> Contents:
         objects_of(home_path / OBJECTS),
         objects_of(home_path / BACKUPS),
         views_of(home_path / RUNS),
+        read_plans(home_path) if (home_path / PLANS).exists() else None,
         {content_digest(path.read_bytes()) for path in quarantined},
         [mark for part in parts for mark in marks_in(_bytes(mark_of(home_path, part)))],
     )
@@ -161,6 +165,8 @@ def wrong(found: Contents) -> Iterator[str]:
         is_doubtful = what.endswith("newer than the backup of the ledger") and LEDGER in damaged
         if not is_doubtful and not any(_covers(file, name) for name in damaged):
             yield f"nobody damaged {file}, and an incident says that it {what}"
+    if found.plans not in (None, PLANNED):
+        yield "what is kept of plans is torn"
     yield from _lost(found)
     yield from _wrong_views(found, damaged)
 
@@ -265,6 +271,8 @@ def unfinished(found: Contents, expected: Contents, home_path: Path, known_objec
         yield f"objects {sorted(missing)} are missing, and the run did not make {sorted(foreign)}"
     if found.views != expected.views:
         yield f"the views are {found.views} and not {expected.views}"
+    if found.plans != expected.plans:
+        yield f"the plans are {found.plans} and not {expected.plans}"
     leftovers = [path.name for path in (home_path / TMP).iterdir()]
     leftovers += [path.name for path in (home_path / RUNS / RUN).iterdir() if path.name.startswith(".")]
     if leftovers:

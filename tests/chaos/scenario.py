@@ -27,6 +27,7 @@ from reasonmill.store.incidents import Incident
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
 from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.plans import KeptPlans, Plan, write_plans
 from reasonmill.store.steps import (
     committed_groups,
     drop_state,
@@ -48,6 +49,7 @@ SHORTER, LONGER = "first", "longer"
 FORGOTTEN = "longer"
 STOPPED = 2  # steps of the last stage
 VERDICTS = "key-first/verdicts"
+PLANNED = KeptPlans((Plan("key-second", "a machine", begun=0, seconds=1.0, memory_bytes=None),))
 STATE_EVERY = 2  # so that a step's groups are replayed, too
 KEPT_STATES = 1
 BASE = Artifact(hashlib.blake2b(b"base", digest_size=32).hexdigest(), "base", "import", (), "", {})
@@ -101,9 +103,11 @@ def is_leftover(name: str) -> bool:
 
 
 def begin(home_path: Path) -> None:
-    """One stage. Most operations come first here, and each is met by every fault: what is small is soon done again."""
+    """One stage, and a plan of the next. Most operations come first here, and each is met by every fault: what is small
+    is soon done again."""
     with Home.open(home_path) as home:
         _run(home, stages=1)
+        write_plans(home_path, PLANNED)
 
 
 def go_on(home_path: Path) -> None:

@@ -48,7 +48,7 @@ def told(command: str) -> int:
 def test_the_page_has_these_files_and_commands() -> None:
     assert list(FILES) == ["make_rows.py", "brief.py", "mine.toml"]
     assert [command.split()[0] for command in COMMANDS] == [
-        *("data", "problems", "audit", "grade", "run", "run", "eval", "chat"),
+        *("data", "problems", "audit", "grade", "plan", "run", "eval", "chat"),
     ]
 
 
