@@ -34,6 +34,7 @@ from reasonmill.store.commit import damaged_files
 from reasonmill.store.home import OBJECTS
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL
 from reasonmill.store.objects import QUARANTINE
+from reasonmill.store.plans import PLANS, KeptPlans, read_plans
 from reasonmill.store.views import RUNS
 
 NEVER = 1 << 60
@@ -101,9 +102,16 @@ class Judge:
                 for name, data in places.get(RUNS, {}).items()
                 if not name.startswith(".") and "/." not in name
             },
+            self._plans(tree.get(f"{scenario.PLACE}/{PLANS}")),
             {scenario.content_digest(data) for data in quarantined},
             [mark for name, data in tree.items() if "/" not in name for mark in condition.marks_in(data)],
         )
+
+    def _plans(self, plans: bytes | None) -> KeptPlans | None:
+        if plans is None:
+            return None
+        with self._laid_out({PLANS: plans}) as directory:
+            return read_plans(directory)
 
     def _ledger(self, ledger: bytes | None, log: bytes | None) -> tuple[condition.Rows, list[str]]:
         if (ledger, log) not in self._ledgers:
