@@ -6,9 +6,8 @@ BENCH_READY := $(VENV)/.bench-ready
 HOME_DIR := mill
 
 # A process of tests for each core and two more, as tests of hangs and kills wait; each of them, and each process that
-# they start, computes with one thread. The tests of
-# a file stay together, because they share what is dear to make; files are taken in their order, in which those that take
-# long (tests/conftest.py) come before the many that don't.
+# they start, computes with one thread. The tests of a file stay together, because they share what is dear to make; files
+# are taken in their order, in which those that take long (tests/conftest.py) come before the many that don't.
 PYTEST := $(PYTHON) -m pytest
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder

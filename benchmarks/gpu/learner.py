@@ -22,6 +22,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from shapes import COMMON
+from shapes import SIZES as QWEN
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -37,18 +39,8 @@ from reasonmill.types import Example
 
 PROMPT, LONGEST = 128, 1024
 MATRIX, PRODUCTS = 8192, 20
-# As Qwen2.5's config files have them.
-COMMON: dict[str, Any] = {
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-6,
-}
 SIZES: dict[str, dict[str, Any]] = {
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    **QWEN,
     # For what is compared with fp32: heads are larger than the usual 0.02 makes them, so that predictions differ.
     "small": {
         "hidden_size": 512,

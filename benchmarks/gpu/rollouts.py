@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from shapes import COMMON, SIZES
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -30,22 +31,7 @@ from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Completion, Message, Request, SamplingParams
 
 GROUP, PROMPT = 8, 128
-# As Qwen2.5's config files have them.
-SIZES: dict[str, dict[str, Any]] = {
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-}
-COMMON: dict[str, Any] = {
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "pad_token_id": None,
-}
+TOKENS: dict[str, Any] = {"bos_token_id": 151643, "eos_token_id": 151645, "pad_token_id": None}
 # What others need beside these sizes.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {},
@@ -82,7 +68,7 @@ class Words:
 
 
 def decoder_of(size: str, architecture: str = "qwen2", *, dtype: torch.dtype = torch.bfloat16) -> Decoder:
-    settings = {**COMMON, **SIZES[size], **ARCHITECTURES[architecture]}
+    settings = {**COMMON, **TOKENS, **SIZES[size], **ARCHITECTURES[architecture]}
     settings["head_dim"] = settings["hidden_size"] // settings["num_attention_heads"]
     torch.manual_seed(0)
     with torch.device("cuda"):

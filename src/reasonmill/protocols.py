@@ -176,7 +176,10 @@ class Learner(Trained, Protocol):
         """Adds the gradient of sum(token losses) / denominator; returns sums over the batch's tokens."""
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities [tokens of the batch] of each token under the current weights, no gradient."""
+        """Log-probabilities [tokens of the batch] of each token under the current weights, no gradient.
+
+        Those of tokens with weight 0 may be left out, and are 0 then.
+        """
 
     def keep_reference(self) -> None:
         """Makes the current weights the reference, which is saved with the state from now on."""
