@@ -255,7 +255,7 @@ def test_a_gate_may_leave_a_model_with_a_template_in_place(
     model = recipe.models["policy"]
     with Home.open(tmp_path / "home") as home:
         directory = model_path(home, model.digest, recipe)
-        model.link_as_prompted(directory)
+        model.link(directory)
         assert (directory / "weights.txt").read_text() == "base"
         assert (directory / "chat_template.jinja").read_text() == CHAT_TEMPLATES["r1-zero"]
 

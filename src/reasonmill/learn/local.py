@@ -27,7 +27,7 @@ Made = TypeVar("Made")
 
 
 class LocalLearner(TrainedNetwork):
-    """Trains the decoder's own weights or its adapter, so that a sampler in the same process sees each step without a copy.
+    """Trains the decoder's own weights or its adapter: a sampler in the same process sees each step without a copy.
 
     Args:
         companions: the model directory whose tokenizer a saved model keeps; None for a model without one.

@@ -23,8 +23,8 @@ ADDED = "added_adapter"
 # What changes more than a product of two matrices that is added to that of a linear layer, or something else.
 _OTHERWISE = (
     *("use_dora", "lora_bias", "modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices"),
-    *("alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "megatron_config", "monteclora_config"),
-    *("use_bdlora", "use_qalora", "velora_config"),
+    *("alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "monteclora_config", "use_bdlora"),
+    *("megatron_config", "use_qalora", "velora_config"),
 )
 # Ways of beginning that leave the base as it is; others subtract from its weights what the adapter begins with.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")

@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.adapter_config import ADAPTER, WEIGHTS, read_adapter_config, written_config
-from reasonmill.model.directory import listed
+from reasonmill.model.adapter_config import WEIGHTS, read_adapter_config, written_config
+from reasonmill.model.directory import ADAPTER, listed
 from reasonmill.randomness import key
 
 _A, _B = "lora_A", "lora_B"
 # What PEFT calls the network that it wraps.
 _WRAPPED = "base_model.model."
+# In a mixture of experts PEFT takes these names to mean the experts, whose weights are no linear layers, wherever else
+# they stand, and would look for other matrices.
+_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
 class Switch:
@@ -49,7 +52,7 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.scale, self._switch = scale, switch
-        # Drawn as PEFT draws it, on the CPU, whose numbers are the same everywhere. With B = 0 nothing is added at first.
+        # As PEFT begins: with B = 0 nothing is added. Drawn on the CPU, whose numbers are the same everywhere.
         drawn = torch.empty(rank, self.in_features)
         nn.init.kaiming_uniform_(drawn, a=5**0.5, generator=torch.Generator().manual_seed(seed))
         self.lora_A = nn.Parameter(drawn.to(self.weight.device))
@@ -121,31 +124,41 @@ def _targeted(network: PreTrainedModel, targets: Sequence[str]) -> tuple[Sequenc
     """The targets, and the linear layers that they name: by the whole name, or by its last parts, as for PEFT.
 
     Args:
-        targets: none for all linear layers but the head.
+        targets: none for all linear layers that can have an adapter.
 
     Raises:
-        UnsupportedModel: a target names nothing, or something that is not a linear layer of the decoder.
+        UnsupportedModel: a target names nothing, or something that can't have one.
     """
     modules = {name: module for name, module in network.named_modules() if name}
-    head = next(name for name, module in modules.items() if module is network.get_output_embeddings())
-    if not targets:
-        plain = [name for name, module in modules.items() if type(module) is nn.Linear and name != head]
-        targets = sorted({name.rpartition(".")[2] for name in plain})
-    found = {
-        name: module
-        for name, module in modules.items()
-        if any(name == target or name.endswith(f".{target}") for target in targets)
-    }
-    idle = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in found)]
-    others = [name for name, module in found.items() if type(module) is not nn.Linear or name == head]
-    if idle or others or not found:
+    fitting = _fitting(network)
+    targets = targets or sorted({_last(name) for name in fitting})
+    named = {target: [name for name in modules if name == target or name.endswith(f".{target}")] for target in targets}
+    idle = [target for target, names in named.items() if not names]
+    found = [name for name in modules if any(name in names for names in named.values())]
+    others = [name for name in found if name not in fitting]
+    if idle or others:
         fault = f"no part called {listed(idle)}" if idle else f"{listed(others)}, which no adapter is added to"
-        linears = {n.rpartition(".")[2] for n, m in modules.items() if type(m) is nn.Linear and n != head}
         raise UnsupportedModel(
             f"targets of the adapter: {type(network).__name__} has {fault}",
-            fix=f"name linear layers of its decoder: {listed(linears, 10)}",
+            fix=f"name linear layers of its decoder: {listed({_last(name) for name in fitting}, 10)}",
         )
-    return targets, {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+    return targets, {name: fitting[name] for name in found}
+
+
+def _fitting(network: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers that can have an adapter, by their names: all but the head."""
+    has_experts = any(parameter.ndim == 3 for parameter in network.parameters())
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if type(module) is nn.Linear
+        and module is not network.get_output_embeddings()
+        and not (has_experts and _last(name) in _OF_EXPERTS)
+    }
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 @torch.no_grad()

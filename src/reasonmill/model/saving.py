@@ -17,7 +17,6 @@ from reasonmill.model.directory import CONFIG, content, listed
 from reasonmill.model.lora import Adapter
 from reasonmill.model.tokenizer import COMPANIONS, model_tokenizer
 
-
 # Where a trained adapter lies in the directory of the model that has it.
 _APART = "adapter"
 

@@ -148,7 +148,9 @@ class Settings(OnPolicySettings):
                 "loss.correction has no effect where ratios are against the sampler; remove it, or old_policy"
             )
         if self.lora is not None and "reference_every" in self.model_fields_set:
-            raise ValueError("reference_every has no effect with lora, whose reference is the model without the adapter")
+            raise ValueError(
+                "reference_every has no effect with lora, whose reference is the model without the adapter"
+            )
         if self.soft_overlong is not None and _OVERLONG in self.rewards:
             raise ValueError(
                 f"soft_overlong is a part of the reward that is called {_OVERLONG!r}, as is one of rewards"
