@@ -121,4 +121,4 @@ def ready_directory(model: RecipeModel, home: Home | None) -> Path:
 def make_ready(model: RecipeModel, home: Home) -> None:
     """Makes the directory that stages read a model from, where that is not its own."""
     if not model.is_as_it_lies:
-        model.link(ready_directory(model, home))
+        model.link_as_meant(ready_directory(model, home))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.settings import LoraSettings
 from reasonmill.model.decoder import config_from
+from reasonmill.model.lora import linears_for_adapters
 from reasonmill.recipe.graph import Node
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import DirectorySource, ModelSource, Source, StageSource
@@ -24,7 +24,7 @@ class ModelSize:
     Attributes:
         active: the parameters that a token meets; fewer than all in a mixture of experts.
         cached_values: numbers that a token leaves in the cache of all layers, as the native sampler keeps them.
-        linears: the inputs and outputs together of each linear layer but the head, by its name.
+        linears: the inputs and outputs together of each linear layer that can have an adapter, by its name.
     """
 
     parameters: float
@@ -81,12 +81,7 @@ def size_of(config: PreTrainedConfig) -> ModelSize:
     else:
         head_dim = getattr(text, "head_dim", None) or hidden // heads
         per_layer = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
-    head = network.get_output_embeddings()
-    linears = tuple(
-        (name, module.in_features + module.out_features)
-        for name, module in network.named_modules()
-        if type(module) is nn.Linear and module is not head
-    )
+    linears = tuple((name, one.in_features + one.out_features) for name, one in linears_for_adapters(network).items())
     return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer, linears)
 
 

@@ -130,7 +130,7 @@ def _targeted(network: PreTrainedModel, targets: Sequence[str]) -> tuple[Sequenc
         UnsupportedModel: a target names nothing, or something that can't have one.
     """
     modules = {name: module for name, module in network.named_modules() if name}
-    fitting = _fitting(network)
+    fitting = linears_for_adapters(network)
     targets = targets or sorted({_last(name) for name in fitting})
     named = {target: [name for name in modules if name == target or name.endswith(f".{target}")] for target in targets}
     idle = [target for target, names in named.items() if not names]
@@ -145,7 +145,7 @@ def _targeted(network: PreTrainedModel, targets: Sequence[str]) -> tuple[Sequenc
     return targets, {name: fitting[name] for name in found}
 
 
-def _fitting(network: PreTrainedModel) -> dict[str, nn.Linear]:
+def linears_for_adapters(network: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers that can have an adapter, by their names: all but the head."""
     has_experts = any(parameter.ndim == 3 for parameter in network.parameters())
     return {

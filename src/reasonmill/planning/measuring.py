@@ -96,7 +96,7 @@ class Measurements:
             if source.model.is_as_it_lies:
                 return Model(source.model.directory, source.model.digest)
             prompted = Path(self._open.enter_context(TemporaryDirectory())) / "model"
-            source.model.link(prompted)
+            source.model.link_as_meant(prompted)
             return Model(prompted, source.model.digest)
         if not isinstance(source, StageSource):
             return None

@@ -157,7 +157,7 @@ class RecipeModel(BaseModel):
         """Whether stages read its directory itself: nothing is added to it, and it is prompted by its own files."""
         return self.adapter is None and not self.prompting.content
 
-    def link(self, target: Path) -> None:
+    def link_as_meant(self, target: Path) -> None:
         """Makes `target` the model as the recipe means it: links to its directory and its adapter's, which stay as they
         are."""
         from reasonmill.model.prompting import link_as_prompted
