@@ -149,8 +149,9 @@ def test_a_refill_ends_at_its_limit(home: Home) -> None:
     assert fates(metrics) == {**dict.fromkeys(fates(metrics), 0), "dispatched": 12, "flat": 12}
 
 
-def test_a_killed_run_with_refills_and_scores_ends_with_the_same_bits(home: Home) -> None:
-    changes: dict[str, Any] = {"steps": 2, "flat_groups": "refill", "updates_per_step": 2}
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 4}, marks=pytest.mark.check)])
+def test_a_killed_run_with_refills_and_scores_ends_with_the_same_bits(home: Home, lora: object) -> None:
+    changes: dict[str, Any] = {"steps": 2, "flat_groups": "refill", "updates_per_step": 2, "lora": lora}
     changes["loss"] = {"algorithm": "dapo", "kl_coefficient": 0.1, "correction": {"level": "token", "rule": "truncate"}}
     whole = train(home, key="whole", **changes)
     with pytest.raises(Killed):
