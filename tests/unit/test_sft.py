@@ -90,14 +90,20 @@ def test_the_model_learns_the_responses(tmp_path: Path, data: Input) -> None:
     assert outcome.metrics["loss/ce"] == steps[-1]["loss/ce"]
 
 
-def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path, data: Input) -> None:
-    whole = weights(fine_tune(tmp_path / "one", data, settings()), tmp_path / "whole")
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_a_stopped_run_ends_in_the_same_weights(lora: object, tmp_path: Path, data: Input) -> None:
+    chosen = settings(lora=lora, schedule={"peak": 1e-2 if lora else 1e-3})
+    whole = weights(fine_tune(tmp_path / "one", data, chosen), tmp_path / "whole")
     looks = iter([False] * 5)
     with pytest.raises(Interrupted):
-        fine_tune(tmp_path / "two", data, settings(), stop=lambda: next(looks, True))
-    resumed = weights(fine_tune(tmp_path / "two", data, settings()), tmp_path / "resumed")
+        fine_tune(tmp_path / "two", data, chosen, stop=lambda: next(looks, True))
+    resumed = weights(fine_tune(tmp_path / "two", data, chosen), tmp_path / "resumed")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with Home.open(tmp_path / "one") as home:
+        steps = home.ledger.metrics(KEY)
+    assert steps[-1]["loss/ce"] < steps[0]["loss/ce"]
+    assert (tmp_path / "whole" / "adapter").is_dir() == bool(lora)
     base = load_file(BASE / "model.safetensors")
     assert any(not torch.equal(whole[name], base[name]) for name in base)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from reasonmill.learn.settings import LoraSettings
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
 from reasonmill.mill.workload import (
     AT_MOST,
@@ -20,6 +21,7 @@ from reasonmill.mill.workload import (
     workload,
     workloads,
 )
+from reasonmill.model.lora import Adapter
 from reasonmill.plugins.catalogue import installed
 from reasonmill.recipe.graph import Node
 from reasonmill.recipe.load import load_recipe
@@ -27,6 +29,7 @@ from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import ModelSource, StageSource
 from reasonmill.stage import StageSettings
 from reasonmill.types import Artifact
+from tiny_models import tiny_config, tiny_decoder
 
 SCHEDULE = {"peak": 1e-4}
 # A model that is on no disk: 1,000 million parameters, 10 layers of width 100, 10 x 2 x 2 x 25 = 1,000 cached values.
@@ -76,6 +79,18 @@ def test_the_sizes_of_a_model_on_disk_are_read_from_its_config() -> None:
         "from": (size := ModelSize(1_066_112, 1_066_112, 4, 128, 256)),
         "": size,
     }
+
+
+def test_an_adapter_is_counted_by_its_layers() -> None:
+    size = size_of(tiny_config("qwen2"))
+    # Of both layers, with rank 4: queries 32 + 32, keys 32 + 16.
+    assert size.adapter_parameters(LoraSettings(rank=4, targets=["q_proj", "self_attn.k_proj"])) == 2 * 4 * (64 + 48)
+    decoder = tiny_decoder()
+    Adapter(decoder.network, 4, 1.0, [], 0)
+    made = sum(p.numel() for p in decoder.network.parameters() if p.requires_grad)
+    assert size.adapter_parameters(LoraSettings(rank=4)) == made
+    work = work_of(rl(lora={"rank": 4}, loss={"kl_coefficient": 0.1}).settings, LIKELY)
+    assert (work.lora, work.copies) == (LoraSettings(rank=4), ())  # its reference is no copy
 
 
 def test_a_mixture_of_experts_meets_a_part_of_its_parameters() -> None:

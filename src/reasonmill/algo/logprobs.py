@@ -63,7 +63,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 hidden.dtype,
             )
 
-        return *head_gradients(hidden, weight, of_product), None, None, None, None
+        gradients = head_gradients(hidden, weight, of_product, of_weight=ctx.needs_input_grad[1])
+        return *gradients, None, None, None, None
 
 
 @fused
@@ -170,19 +171,21 @@ def to_product(gradient: Tensor, slope: Tensor | None, temperature: float, dtype
 
 
 def head_gradients(
-    hidden: Tensor, weight: Tensor, of_product: Callable[[slice, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, weight: Tensor, of_product: Callable[[slice, Tensor], Tensor], *, of_weight: bool
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of `hidden`, in its type, and of `weight`, in fp32; logits are recomputed chunk by chunk.
 
     Args:
         of_product: the gradient of a chunk's raw logits, in the type of `hidden`, from its place and these logits.
+        of_weight: whether that of `weight` is asked for; a frozen head has none.
     """
     grad_hidden = torch.empty_like(hidden)
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
     for part in chunks(hidden, weight):
         grad = of_product(part, product_in_fp32(hidden[part], weight.T))
         grad_hidden[part] = grad @ weight
-        _add_product(grad_weight, grad.T, hidden[part])
+        if grad_weight is not None:
+            _add_product(grad_weight, grad.T, hidden[part])
     return grad_hidden, grad_weight
 
 

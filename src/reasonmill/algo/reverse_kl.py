@@ -63,7 +63,8 @@ class _ChunkedReverseKL(torch.autograd.Function):
             gradient = logprobs.exp() * (gap - divergence[part, None]) * grads[0][part, None]
             return to_product(gradient, slope, scales.temperature, hidden.dtype)
 
-        return *head_gradients(hidden, weight, of_product), None, None, None
+        gradients = head_gradients(hidden, weight, of_product, of_weight=ctx.needs_input_grad[1])
+        return *gradients, None, None, None
 
 
 def _teacher_logprobs(hidden: Tensor, weight: Tensor, scales: _Scales) -> Tensor:

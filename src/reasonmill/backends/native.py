@@ -10,8 +10,9 @@ import torch
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.scalar import ScalarLearner
-from reasonmill.learn.settings import OptimizerSettings
+from reasonmill.learn.settings import LoraSettings, OptimizerSettings
 from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder, working_dtype
+from reasonmill.model.lora import Adapter
 from reasonmill.model.reward import new_reward_model
 from reasonmill.placement import SLOTS, Placement, Precision
 from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
@@ -86,13 +87,18 @@ class NativeBackend:
         precision: Precision = "auto",
         temperature: float = 1.0,
         teacher: Path | None = None,
+        lora: LoraSettings | None = None,
+        seed: int = 0,
     ) -> Learner:
+        decoder = self._decoder(model, precision)
+        adapter = None if lora is None else Adapter(decoder.network, lora.rank, lora.alpha, lora.targets, seed)
         return LocalLearner(
-            self._decoder(model, precision),
+            decoder,
             optimizer,
             companions=model,
             temperature=temperature,
             teacher=None if teacher is None else self._decoder(teacher, precision),
+            adapter=adapter,
         )
 
     def new_learner(

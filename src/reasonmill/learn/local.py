@@ -20,13 +20,14 @@ from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
 from reasonmill.model.decoder import Decoder, refuse_beyond
+from reasonmill.model.lora import Adapter
 from reasonmill.protocols import Sampler
 
 Made = TypeVar("Made")
 
 
 class LocalLearner(TrainedNetwork):
-    """Trains the decoder's own weights, so that a sampler in the same process sees each step without a copy.
+    """Trains the decoder's own weights or its adapter: a sampler in the same process sees each step without a copy.
 
     Args:
         companions: the model directory whose tokenizer a saved model keeps; None for a model without one.
@@ -34,6 +35,7 @@ class LocalLearner(TrainedNetwork):
         teacher: what "kl" batches are trained towards, by the reverse KL at each of their positions; it is frozen, and
             must read the same tokens as the decoder.
         recompute: whether a layer's activations are computed once more in the backward pass, instead of kept.
+        adapter: the decoder's, which is trained in place of its weights.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class LocalLearner(TrainedNetwork):
         temperature: float = 1.0,
         teacher: Decoder | None = None,
         recompute: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
-        super().__init__(decoder.network, optimizer, companions)
+        super().__init__(decoder.network, optimizer, companions, adapter)
         self.decoder = decoder
         self._temperature = temperature
         self._teacher = teacher
@@ -139,7 +142,7 @@ class LocalLearner(TrainedNetwork):
         )
 
     def keep_reference(self) -> None:
-        """Makes the current weights the reference."""
+        """Makes the current weights the reference; that of an adapter is always the network without it."""
         self._reference.keep()
 
     def reference_logprobs(self, batches: Sequence[Batch]) -> Tensor:

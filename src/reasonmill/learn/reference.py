@@ -1,12 +1,14 @@
-"""The reference of the KL term: what the policy was, some steps ago."""
+"""The reference of the KL term: what the policy was, some steps ago, or without its adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
+
+from reasonmill.model.lora import Adapter
 
 _PREFIX = "reference/"
 
@@ -64,3 +66,24 @@ class FrozenPolicy:
         """Takes back the weights of a learner's state; none if that has none."""
         names = [name for name in self._network if f"{_PREFIX}{name}" in state]
         self._kept = {name: state[f"{_PREFIX}{name}"].to(self._network[name].device, copy=True) for name in names}
+
+
+class WithoutAdapter:
+    """The network without its adapter, which is what it was before the first step. Nothing is copied or kept."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+
+    def keep(self) -> None:
+        """Changes nothing: the reference is the same at every step."""
+
+    def lent(self) -> AbstractContextManager[None]:
+        """In the block, the network computes without the adapter."""
+        return self._adapter.off()
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes nothing back."""

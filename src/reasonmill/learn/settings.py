@@ -23,6 +23,18 @@ class OptimizerSettings(BaseModel):
     clip_norm: Real = Field(default=1.0, gt=0, description="largest norm of the gradient; longer ones are scaled down")
 
 
+class LoraSettings(BaseModel):
+    """LoRA (arXiv 2106.09685): an adapter is trained beside the weights, which stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=16, ge=1, description="of the two matrices beside each weight")
+    alpha: Real = Field(default=32.0, gt=0, description="what they add is scaled by alpha / rank")
+    targets: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="names of the linear layers, or their last parts; all but the head if empty"
+    )
+
+
 class LearningSettings(StageSettings):
     """Settings of stages that train a network: how its optimizer's steps are made."""
 

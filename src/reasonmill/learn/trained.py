@@ -10,34 +10,44 @@ from transformers import PreTrainedModel
 from reasonmill.algo.packing import Batch, TextRow
 from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.divergence import cause_of, digest_of, is_finite
-from reasonmill.learn.reference import FrozenPolicy
+from reasonmill.learn.reference import FrozenPolicy, WithoutAdapter
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.state_file import StateFile, write_state
+from reasonmill.model.lora import Adapter
 from reasonmill.model.saving import save_network
 
 
 class TrainedNetwork:
-    """Trains the weights of a network in place.
+    """Trains the weights of a network in place, or the adapter that was added to it.
 
     Attributes:
         skipped_batch: digest of what the last skipped update was made of; empty if none was skipped.
 
     Args:
         companions: the model directory whose tokenizer a saved model keeps; None for a model without one.
+        adapter: the network's; all else of it is frozen.
     """
 
-    def __init__(self, network: PreTrainedModel, optimizer: OptimizerSettings, companions: Path | None) -> None:
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        optimizer: OptimizerSettings,
+        companions: Path | None,
+        adapter: Adapter | None = None,
+    ) -> None:
         self.companions = companions
         self._network = network
-        self._parameters = dict(network.named_parameters())
+        self._adapter = adapter
+        self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._optimizer = AdamW(self._parameters, optimizer)
-        self._reference = FrozenPolicy(self._parameters)
+        self._reference = FrozenPolicy(self._parameters) if adapter is None else WithoutAdapter(adapter)
         self._rows: list[Batch | TextRow] = []  # what the update that is being gathered is made of
         self._faults: set[str] = set()  # what of it was not finite
         self.skipped_batch = ""
 
     @property
     def num_parameters(self) -> int:
+        """How many are trained."""
         return sum(parameter.numel() for parameter in self._parameters.values())
 
     def optim_step(self, learning_rate: float) -> dict[str, float]:
@@ -68,5 +78,5 @@ class TrainedNetwork:
         self._reference.load_state(state)
 
     def save_model(self, directory: Path) -> None:
-        """Writes config, weights and what goes with them, as transformers loads them."""
-        save_network(self._network, directory, companions=self.companions)
+        """Writes config, weights and what goes with them, as transformers loads them; see `save_network`."""
+        save_network(self._network, directory, companions=self.companions, adapter=self._adapter)

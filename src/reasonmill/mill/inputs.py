@@ -114,12 +114,11 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
 
 
 def ready_directory(model: RecipeModel, home: Home | None) -> Path:
-    """Where stages find a model of the recipe. One that is prompted otherwise than its own files say is made when a
-    stage needs it."""
-    return model.directory if not model.prompting.content or home is None else home.scratch(f"model-{model.digest}")
+    """Where stages find a model of the recipe. One that is not as it lies is made when a stage needs it."""
+    return model.directory if model.is_as_it_lies or home is None else home.scratch(f"model-{model.digest}")
 
 
 def make_ready(model: RecipeModel, home: Home) -> None:
     """Makes the directory that stages read a model from, where that is not its own."""
-    if model.prompting.content:
-        model.link_as_prompted(ready_directory(model, home))
+    if not model.is_as_it_lies:
+        model.link_as_meant(ready_directory(model, home))

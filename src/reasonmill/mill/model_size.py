@@ -1,7 +1,7 @@
 """How large models are, as far as estimates of time and memory need it. No weights are read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from reasonmill.errors import UnsupportedModel
+from reasonmill.learn.settings import LoraSettings
 from reasonmill.model.decoder import config_from
+from reasonmill.model.lora import linears_for_adapters
 from reasonmill.recipe.graph import Node
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import DirectorySource, ModelSource, Source, StageSource
@@ -22,6 +24,7 @@ class ModelSize:
     Attributes:
         active: the parameters that a token meets; fewer than all in a mixture of experts.
         cached_values: numbers that a token leaves in the cache of all layers, as the native sampler keeps them.
+        linears: the inputs and outputs together of each linear layer that can have an adapter, by its name.
     """
 
     parameters: float
@@ -29,6 +32,18 @@ class ModelSize:
     layers: int | None = None
     hidden_size: int | None = None
     cached_values: int | None = None
+    linears: tuple[tuple[str, int], ...] | None = field(default=None, compare=False, repr=False)
+
+    def adapter_parameters(self, lora: LoraSettings) -> float:
+        """How many an adapter has; where the layers are not known, no more than the model."""
+        if self.linears is None:
+            return self.parameters
+        chosen = (
+            sizes
+            for name, sizes in self.linears
+            if not lora.targets or any(name == t or name.endswith(f".{t}") for t in lora.targets)
+        )
+        return float(lora.rank * sum(chosen))
 
 
 def sizes_by_stage(nodes: tuple[Node, ...]) -> dict[str, dict[str, ModelSize | None]]:
@@ -66,7 +81,8 @@ def size_of(config: PreTrainedConfig) -> ModelSize:
     else:
         head_dim = getattr(text, "head_dim", None) or hidden // heads
         per_layer = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
-    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer)
+    linears = tuple((name, one.in_features + one.out_features) for name, one in linears_for_adapters(network).items())
+    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer, linears)
 
 
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")

@@ -80,7 +80,8 @@ def expected_writes(
     if work.trained:
         is_known = is_known and size is not None
         parameters = size.parameters if size else 0.0
-        each = parameters * (_STATE_BYTES + (weight_bytes if "from" in work.copies else 0))
+        trained = size.adapter_parameters(work.lora) if size and work.lora else parameters
+        each = trained * (_STATE_BYTES + (weight_bytes if "from" in work.copies else 0))
         states = each * _states(settings, steps)
         artifact = 2 * parameters * weight_bytes  # the object, and the copy in the run's directory
         models = len(settings.kept_steps()) * left * parameters * weight_bytes

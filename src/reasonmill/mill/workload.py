@@ -20,6 +20,7 @@ from reasonmill.recipe.reference import StageSource, references
 from reasonmill.types import Artifact, Message, held_out
 
 if TYPE_CHECKING:
+    from reasonmill.learn.settings import LoraSettings
     from reasonmill.recipe.graph import Node
     from reasonmill.stage import StageSettings
     from reasonmill.stages import collect, curate, distill, evaluate, reward_model, rl, sft
@@ -94,6 +95,7 @@ class Workload:
         longest: tokens of the longest sequence.
         row: positions of one forward pass of training; 0 if nothing is trained.
         copies: models beside the one that is worked on, by the key that names each; "from" is a frozen copy of it.
+        lora: the adapter that is trained in place of the weights; None where these are.
         makes: the data that the stage makes; None for models, verdicts and what is not known.
     """
 
@@ -111,6 +113,7 @@ class Workload:
     longest: int = 0
     row: int = 0
     copies: tuple[str, ...] = ()
+    lora: LoraSettings | None = None
     makes: Data | None = None
 
     @property
@@ -238,6 +241,7 @@ def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
         updates=settings.epochs * ceil(texts / settings.conversations_per_step),
         text=trained / settings.epochs / max(texts, 1),
         row=max(settings.tokens_per_batch, settings.max_tokens),
+        lora=settings.lora,
     )
 
 
@@ -286,7 +290,9 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
         sampled += asked * guess.response(max_tokens)
         sampling = replace(sampling, responses=sampling.responses + asked)
     row = max(settings.tokens_per_batch, sampling.longest)
-    return replace(sampling, sampled=sampled, trained=texts, scored=scored, row=row, copies=tuple(readers))
+    # Without its adapter, a policy is its own reference.
+    copies = tuple(key for key in readers if key != "from" or settings.lora is None)
+    return replace(sampling, sampled=sampled, trained=texts, scored=scored, row=row, copies=copies, lora=settings.lora)
 
 
 def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:

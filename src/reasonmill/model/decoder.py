@@ -19,9 +19,11 @@ from transformers import (
 )
 
 from reasonmill.errors import UnsupportedModel
+from reasonmill.model.adapter_config import ADDED
 from reasonmill.model.attention import NAME, Layout
 from reasonmill.model.directory import CONFIG, content, listed, refuse_directory, refuse_foreign_code
 from reasonmill.model.joined import join_projections
+from reasonmill.model.lora import merge_adapter
 
 # Layer kinds whose state is a key and a value for each token; others (state space, linear attention) are refused.
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
@@ -176,6 +178,8 @@ def load_network(
             fix=f"give a directory that {auto.__name__}.from_pretrained loads",
             where=str(model_dir),
         ) from error
+    if (model_dir / ADDED).is_dir():
+        merge_adapter(network, model_dir / ADDED)
     misshapen = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     return Loaded(network, model_dir, report["missing_keys"], report["unexpected_keys"], misshapen)
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from reasonmill.errors import UnsupportedModel
 
 CONFIG = "config.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
 # What weights are made of where nobody has quantised them.
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -35,7 +35,7 @@ def refuse_directory(path: Path, kind: str = "model") -> None:
         UnsupportedModel: it holds an adapter, a GGUF file, quantised weights, a config that can't be read, or only some
             of its weights.
     """
-    if (path / _ADAPTER).is_file():
+    if (path / ADAPTER).is_file():
         raise _adapter(path)
     if not (path / CONFIG).is_file():
         raise _without_config(path, kind)
@@ -99,13 +99,13 @@ def listed(names: Any, shown: int = 5) -> str:
 
 
 def _adapter(path: Path) -> UnsupportedModel:
-    base = content(path / _ADAPTER).get("base_model_name_or_path") or "its base model"
+    base = content(path / ADAPTER).get("base_model_name_or_path") or "its base model"
     beside = " beside a model" if (path / CONFIG).is_file() else ""
     return UnsupportedModel(
-        f"the directory holds an adapter{beside} ({_ADAPTER}): changes to {base}",
-        fix="merge it and give the merged model: peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
-        + ".save_pretrained(OUT)"
-        + (f"; or remove {_ADAPTER}, if the model itself is meant" if beside else ""),
+        f"the directory holds an adapter{beside} ({ADAPTER}): changes to {base}",
+        fix="name it as the path of a recipe's [models.NAME], which merges it with its base; or merge it and give the "
+        "merged model: peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)"
+        + (f"; or remove {ADAPTER}, if the model itself is meant" if beside else ""),
         where=str(path),
     )
 

@@ -14,10 +14,16 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeque
 from reasonmill.errors import TrainingDiverged, UnsupportedModel
 from reasonmill.model.decoder import is_finite, load_network
 from reasonmill.model.directory import CONFIG, content, listed
+from reasonmill.model.lora import Adapter
 from reasonmill.model.tokenizer import COMPANIONS, model_tokenizer
 
+# Where a trained adapter lies in the directory of the model that has it.
+_APART = "adapter"
 
-def save_network(network: PreTrainedModel, target: Path, *, companions: Path | None) -> None:
+
+def save_network(
+    network: PreTrainedModel, target: Path, *, companions: Path | None, adapter: Adapter | None = None
+) -> None:
     """Writes config and weights as safetensors, and copies the files that go with them.
 
     Where the chat template ends turns with a token that neither the tokenizer's settings nor the generation's name,
@@ -27,6 +33,8 @@ def save_network(network: PreTrainedModel, target: Path, *, companions: Path | N
         target: an existing directory.
         companions: the model directory whose tokenizer and generation settings the model keeps; None for a model
             without them.
+        adapter: what was added to the network. Written are weights that have it merged in, for every program that reads
+            models, and beside them the adapter itself, for those that read PEFT's.
 
     Raises:
         UnsupportedModel: `companions` holds no tokenizer to go with the model.
@@ -37,7 +45,9 @@ def save_network(network: PreTrainedModel, target: Path, *, companions: Path | N
                 shutil.copyfile(file, target / file.name)
         if not any(target.glob("tokenizer*")):
             raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
-    network.save_pretrained(target)
+    network.save_pretrained(target, state_dict=None if adapter is None else adapter.merged_state())
+    if adapter is not None:
+        adapter.write(target / _APART)
     if companions is not None:
         _stop_as_taught(target, companions)
 

@@ -130,6 +130,7 @@ def numbers_of(
     cached = policy.cached_values
     return Numbers(
         parameters=policy.parameters,
+        adapter=policy.adapter_parameters(work.lora) if work.lora else None,
         weight_bytes=weight_bytes,
         copied=copies,
         is_trained=bool(work.trained),

@@ -93,10 +93,10 @@ class Measurements:
         if isinstance(source, ModelSource):
             if not (source.model.directory / "config.json").is_file():
                 return None
-            if not source.model.prompting.content:
+            if source.model.is_as_it_lies:
                 return Model(source.model.directory, source.model.digest)
             prompted = Path(self._open.enter_context(TemporaryDirectory())) / "model"
-            source.model.link_as_prompted(prompted)
+            source.model.link_as_meant(prompted)
             return Model(prompted, source.model.digest)
         if not isinstance(source, StageSource):
             return None
@@ -130,8 +130,9 @@ class Measurements:
             if model is None:
                 return None
             digest = model.digest
-        shape = [digest, _precision(settings), work.row, texts, settings.kind == "reward-model"]
-        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work.row, texts, size))
+        lora = work.lora and work.lora.model_dump()
+        shape = [digest, _precision(settings), work.row, texts, settings.kind == "reward-model", lora]
+        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work, texts, size))
 
     def _kept(
         self, kind: type[Found], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Found]
@@ -181,7 +182,7 @@ class Measurements:
             for index in range(ceil(count * share))
         ][:at_most]
 
-    def _learn(self, node: Node, model: Model | None, row: int, text: int, size: ModelSize | None) -> Learned:
+    def _learn(self, node: Node, model: Model | None, work: Workload, text: int, size: ModelSize | None) -> Learned:
         settings: Any = node.settings
         began = time.monotonic()
         passes: Passes
@@ -197,13 +198,14 @@ class Measurements:
             )
             passes = RewardPasses(judged, text)
         else:
-            learner = self.backend.learner(model.path, settings.optimizer, precision=settings.precision)
+            learner = self.backend.learner(model.path, settings.optimizer, precision=settings.precision, lora=work.lora)
             passes = LearnerPasses(learner, text)
         loading = time.monotonic() - began
+        trained = size.adapter_parameters(work.lora) if size and work.lora else size.parameters if size else 0.0
         found = measure_learning(
             passes,
-            row=row,
-            gradient_bytes=(size.parameters if size else 0.0) * GRADIENT_BYTES,
+            row=work.row,
+            gradient_bytes=trained * GRADIENT_BYTES,
             device=self.backend.placement.device,
         )
         return Learned(**{**asdict(found), "load_s": loading})

@@ -28,6 +28,7 @@ class Numbers:
         weight_bytes: of one weight in use, and of one cached number.
         copied: parameters of the models that are held beside it.
         is_trained: whether there are an optimizer and gradients.
+        adapter: parameters of the adapter that these belong to, in fp32; None where all of the model is trained.
         sequences, longest: sequences that are sampled together, and tokens of the longest.
         cached_bytes: keys and values of one token, in all layers.
         sampling_bytes: what each token of a sequence takes while it is sampled, where that is more than its keys and
@@ -42,6 +43,7 @@ class Numbers:
     weight_bytes: int
     copied: float = 0.0
     is_trained: bool = False
+    adapter: float | None = None
     sequences: int = 0
     longest: int = 0
     cached_bytes: float | None = 0.0
@@ -76,14 +78,16 @@ def peak(numbers: Numbers) -> Peak:
     sampling = max(cache, numbers.sequences * numbers.longest * numbers.sampling_bytes)
     moments: list[dict[Part, float]] = [{**held, "keys and values": sampling}]
     if numbers.is_trained:
-        master = MASTER_BYTES if numbers.weight_bytes < MASTER_BYTES else 0.0
-        held["optimizer"] = numbers.parameters * (MOMENT_BYTES + master)
+        trained = numbers.parameters if numbers.adapter is None else numbers.adapter
+        # An adapter's own numbers are no part of the model's, and count as its master weights.
+        master = MASTER_BYTES if numbers.adapter is not None or numbers.weight_bytes < MASTER_BYTES else 0.0
+        held["optimizer"] = trained * (MOMENT_BYTES + master)
         moments[0] |= {"optimizer": held["optimizer"]}
-        held["gradients"] = numbers.parameters * GRADIENT_BYTES
+        held["gradients"] = trained * GRADIENT_BYTES
         held["keys and values"] = cache if numbers.keeps_cache else 0.0
         unknown += ["activations"] if numbers.activation_bytes is None else []
         moments.append({**held, "activations": numbers.row * (numbers.activation_bytes or 0.0)})
-        stepping = held["optimizer"] + numbers.parameters * DENOMINATOR_BYTES
+        stepping = held["optimizer"] + trained * DENOMINATOR_BYTES
         moments.append({**held, "optimizer": stepping})
     fullest = max(moments, key=lambda moment: sum(moment.values()))
     return Peak({part: size for part, size in fullest.items() if size}, tuple(unknown))

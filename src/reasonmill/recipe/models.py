@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, 
 
 from reasonmill.content import directory_digest
 from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.model.adapter_config import ADDED, is_adapter
 from reasonmill.settings import Real
 from reasonmill.templates import CHAT_TEMPLATES, Prompting, read_template
 from reasonmill.types import content_digest
@@ -28,7 +29,13 @@ class RecipeModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str | None = Field(default=None, description="a directory, relative to the recipe's file, or a shipped base")
+    path: str | None = Field(
+        default=None,
+        description="a directory, relative to the recipe's file, or a shipped base; or PEFT's of an adapter",
+    )
+    base: str | None = Field(
+        default=None, min_length=1, description="the model that an adapter changes, where its own file names none here"
+    )
     hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of the repository")
     revision: str | None = Field(default=None, description="the commit, 40 hexadecimal digits")
     template: str | None = Field(
@@ -74,6 +81,8 @@ class RecipeModel(BaseModel):
             raise ValueError("name exactly one of path (a directory) and hub (a repository)")
         if self.hub is not None:
             missing = [name for name in ("revision", "parameters") if getattr(self, name) is None]
+            if self.base is not None:
+                raise ValueError("base belongs to an adapter that is a directory: remove it")
             if missing:
                 raise ValueError(f"a model of the hub needs {' and '.join(missing)}")
         else:
@@ -108,7 +117,9 @@ class RecipeModel(BaseModel):
     @property
     def digest(self) -> str:
         """Identifies the model's content in the keys of stages and in the ledger."""
-        told = self.prompting.content
+        told: dict[str, Any] = dict(self.prompting.content)
+        if self.adapter is not None:
+            told["adapter"] = directory_digest(self.adapter)
         if self.hub is not None:
             return content_digest({"hub": self.hub, "revision": self.revision, **told})
         own = directory_digest(self.directory)
@@ -116,14 +127,18 @@ class RecipeModel(BaseModel):
 
     @property
     def directory(self) -> Path:
-        """Where the model is, or where the hub's cache will keep it.
+        """Where the model is, or the base of an adapter, or where the hub's cache will keep it.
 
         Raises:
-            RecipeError: its path names no model.
+            RecipeError: its path names no model, or an adapter that is not understood or whose base is not there.
         """
         if self.hub is None:
-            from reasonmill.recipe.reference import model_directory
+            from reasonmill.recipe.reference import base_directory, model_directory
 
+            if self.adapter is not None:
+                return base_directory(self.adapter, self.base, self._folder)
+            if self.base is not None:
+                raise RecipeError(f"{self.path!r} is no adapter, so that a base has no effect", fix="remove base")
             return model_directory(str(self.path), self._folder)
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
@@ -131,11 +146,25 @@ class RecipeModel(BaseModel):
         cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
         return cache / repo_folder_name(repo_id=self.hub, repo_type="model") / "snapshots" / str(self.revision)
 
-    def link_as_prompted(self, target: Path) -> None:
-        """Makes `target` the model as the recipe prompts it: links to its own directory, which stays as it is."""
+    @property
+    def adapter(self) -> Path | None:
+        """The directory of an adapter in PEFT's format, if that is what the path names."""
+        path = (self._folder or Path()) / Path(self.path or "").expanduser()
+        return path.resolve() if self.path is not None and is_adapter(path) else None
+
+    @property
+    def is_as_it_lies(self) -> bool:
+        """Whether stages read its directory itself: nothing is added to it, and it is prompted by its own files."""
+        return self.adapter is None and not self.prompting.content
+
+    def link_as_meant(self, target: Path) -> None:
+        """Makes `target` the model as the recipe means it: links to its directory and its adapter's, which stay as they
+        are."""
         from reasonmill.model.prompting import link_as_prompted
 
         link_as_prompted(self.directory, target, self.prompting)
+        if self.adapter is not None:
+            (target / ADDED).symlink_to(self.adapter)
 
 
 def fetch(model: RecipeModel) -> None:

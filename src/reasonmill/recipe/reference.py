@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel
 
 from reasonmill.errors import RecipeError, UnsupportedModel, suggestion
+from reasonmill.model.adapter_config import read_adapter_config
 from reasonmill.model.directory import refuse_directory
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.settings import ByContent, Mark, marks
@@ -125,6 +126,32 @@ def model_directory(text: str, folder: Path | None = None) -> Path:
     except UnsupportedModel as error:
         raise RecipeError(f"unusable model {text!r}: {error.what}", fix=error.fix) from error
     return path.resolve()
+
+
+def base_directory(adapter: Path, named: str | None, folder: Path | None = None) -> Path:
+    """The directory of the model that an adapter changes.
+
+    Args:
+        named: the base as the recipe names it; None for what the adapter's own file says.
+        folder: what paths are relative to, as of `model_directory`.
+
+    Raises:
+        RecipeError: the adapter is not understood, it says nothing of its base, or that is not here.
+    """
+    try:
+        own = read_adapter_config(adapter).base
+    except UnsupportedModel as error:
+        raise RecipeError(f"unusable adapter: {error.what}", where=error.where, fix=error.fix) from error
+    text = named or own
+    fix = 'download it, and name its directory: base = "DIR"'
+    if not text:
+        raise RecipeError("the adapter does not say which model it changes", where=str(adapter), fix=fix)
+    try:
+        return model_directory(text, folder)
+    except RecipeError as error:
+        raise RecipeError(
+            f"the base of the adapter: {error.what}", where=str(adapter), fix=f"{fix}; {error.fix}"
+        ) from error
 
 
 def find_source(

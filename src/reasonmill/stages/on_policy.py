@@ -15,6 +15,7 @@ from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import Update, train_on_policy
 from reasonmill.plugins.catalogue import TaskShares
 from reasonmill.protocols import Renderer
+from reasonmill.randomness import key
 from reasonmill.rewards.combination import RewardWeights
 from reasonmill.rewards.grades import reasons
 from reasonmill.rollouts import TaskMix, collect, stage_seed, thinking_tokens
@@ -22,14 +23,14 @@ from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import Outcome, StageContext
 from reasonmill.stages.curve import Curve, CurveSettings
 from reasonmill.stages.sampling import SamplingSettings, num_sampled
-from reasonmill.stages.training import TrainingSettings
+from reasonmill.stages.training import PolicySettings
 from reasonmill.store.accounts import ALWAYS, Fate
 from reasonmill.store.ledger import MODELS
 from reasonmill.store.steps import keep_model, kept_models
 from reasonmill.types import Group
 
 
-class OnPolicySettings(TrainingSettings):
+class OnPolicySettings(PolicySettings):
     """Settings of stages whose policy learns from its own samples."""
 
     tasks: TaskShares = Field(min_length=1, description="tasks and their shares")
@@ -81,6 +82,8 @@ class Policy:
             precision=settings.precision,
             temperature=settings.sampling.temperature,
             teacher=teacher,
+            lora=settings.lora,
+            seed=key(context.seed, settings.name),
         )
         self._sampler = context.sampler(self.learner, slots=settings.sampling.slots)
         self.tasks = {name: context.task(name) for name in settings.tasks}

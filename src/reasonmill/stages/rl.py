@@ -79,7 +79,9 @@ class Settings(OnPolicySettings):
         default=0.1, gt=0, description="mean difference of the two's log-probs, in nats, that ends the stage"
     )
     reference_every: int = Field(
-        default=25, ge=1, description="steps after which the policy becomes the KL's reference"
+        default=25,
+        ge=1,
+        description="steps after which the policy becomes the KL's reference; with lora, that is the model without it",
     )
     max_ungraded: Annotated[Real, INCIDENTAL] = Field(
         default=0.05, ge=0, le=1, description="share of ungraded rollouts that ends the stage"
@@ -95,6 +97,8 @@ class Settings(OnPolicySettings):
         if not isinstance(data, dict) or data.get("preset") != "r1":
             return data
         filled = dict(_PRESETS["r1"])
+        if data.get("lora") is not None:
+            del filled["reference_every"]
         for name, value in data.items():
             preset = filled.get(name)
             filled[name] = {**preset, **value} if isinstance(preset, dict) and isinstance(value, dict) else value
@@ -142,6 +146,10 @@ class Settings(OnPolicySettings):
         if self.loss.correction is not None and self.old_policy == "sampler":
             raise ValueError(
                 "loss.correction has no effect where ratios are against the sampler; remove it, or old_policy"
+            )
+        if self.lora is not None and "reference_every" in self.model_fields_set:
+            raise ValueError(
+                "reference_every has no effect with lora, whose reference is the model without the adapter"
             )
         if self.soft_overlong is not None and _OVERLONG in self.rewards:
             raise ValueError(

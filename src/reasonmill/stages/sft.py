@@ -12,10 +12,10 @@ from pydantic import Field
 from reasonmill.errors import RecipeError
 from reasonmill.learn.supervised import supervise
 from reasonmill.protocols import Renderer
-from reasonmill.randomness import generator
+from reasonmill.randomness import generator, key
 from reasonmill.recipe.reference import ConversationsRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
-from reasonmill.stages.training import TrainingSettings
+from reasonmill.stages.training import PolicySettings
 from reasonmill.store.conversations import CONVERSATIONS_FILE, read_conversations
 from reasonmill.types import Conversation, Example, Message, held_out
 
@@ -25,7 +25,7 @@ MAKES: ArtifactKind = "model"
 NEEDS = ("learner",)
 
 
-class Settings(TrainingSettings):
+class Settings(PolicySettings):
     """Settings of an `sft` stage."""
 
     kind: Literal["sft"]
@@ -41,7 +41,13 @@ class Settings(TrainingSettings):
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Fine-tunes the model `from` refers to on all conversations of `data`."""
     model_dir = inputs["from"].path
-    learner = context.learner(model_dir, settings.optimizer, precision=settings.precision)
+    learner = context.learner(
+        model_dir,
+        settings.optimizer,
+        precision=settings.precision,
+        lora=settings.lora,
+        seed=key(context.seed, settings.name),
+    )
     rows = context.rows(
         "conversations", settings.data, inputs, lambda made: read_conversations(made / CONVERSATIONS_FILE)
     )

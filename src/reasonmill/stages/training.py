@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from reasonmill.learn.settings import LearningSettings
+from reasonmill.learn.settings import LearningSettings, LoraSettings
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import StageSettings
 
@@ -15,3 +15,9 @@ class _From(StageSettings):
 
 class TrainingSettings(LearningSettings, _From):  # the last base's settings come first
     """The network that is trained, and how its optimizer's steps are made."""
+
+
+class PolicySettings(TrainingSettings):
+    """Settings of stages that train a policy: all of its weights, or an adapter."""
+
+    lora: LoraSettings | None = Field(default=None, description="the adapter that is trained in place of the weights")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from reasonmill.algo.logprobs import product_in_fp32
 from reasonmill.model.attention import AttentionRule
 from reasonmill.model.decoder import Decoder
 from reasonmill.model.joined import is_like_llama, joined, joint_projections
+from reasonmill.model.lora import LoraLinear
 from reasonmill.sample.cuda.attention import Rotation, attend_new
 from reasonmill.sample.cuda.layers import add_and_norm, gated
 from reasonmill.sample.cuda.memory import Memory
@@ -100,6 +102,7 @@ class _Layer:
         self._dim: int = attention.head_dim
         self._kv_heads: int = attention.k_proj.weight.shape[0] // self._dim
         self._rule = AttentionRule(attention.scaling, getattr(attention, "sliding_window", None), None)
+        self._adapted = [_adapted(linears) for linears in joint_projections(module)]
         self._out: nn.Linear = attention.o_proj
         self._down: nn.Linear = module.mlp.down_proj
         self._norms = module.input_layernorm, module.post_attention_layernorm
@@ -109,9 +112,25 @@ class _Layer:
         first, second = self._norms
         normed = add_and_norm(states, change, first.weight, first.variance_epsilon)
         qkv = normed @ self._qkv if self._bias is None else torch.addmm(self._bias, normed, self._qkv)
+        _add(qkv, normed, self._adapted[0])
         heads = qkv.unflatten(1, (-1, self._dim))
         query, key, value = heads.split([heads.shape[1] - 2 * self._kv_heads, self._kv_heads, self._kv_heads], dim=1)
         mixed = attend_new(query, key, value, keys, values, rows, self._rule, self._rotation)
         normed = add_and_norm(states, self._out(mixed.flatten(1)), second.weight, second.variance_epsilon)
-        rest: Tensor = self._down(gated(normed @ self._gate_up))
+        gate_up = normed @ self._gate_up
+        _add(gate_up, normed, self._adapted[1])
+        rest: Tensor = self._down(gated(gate_up))
         return rest
+
+
+def _adapted(linears: Sequence[nn.Linear]) -> list[tuple[LoraLinear, int]]:
+    """Those of joined projections that have an adapter, with the column of the joint product where each begins."""
+    ends = accumulate(linear.out_features for linear in linears)
+    pairs = zip(linears, ends, strict=True)
+    return [(linear, end - linear.out_features) for linear, end in pairs if isinstance(linear, LoraLinear)]
+
+
+def _add(product: Tensor, states: Tensor, adapted: Sequence[tuple[LoraLinear, int]]) -> None:
+    """Adds what adapters say of the states to the columns of their projections."""
+    for linear, first in adapted:
+        product[:, first : first + linear.out_features] += linear.added(states)
