@@ -193,12 +193,28 @@ def test_what_hangs_is_stopped_while_others_wait_and_all_of_it_hangs_at_the_same
     hanging, looks = BEGINS.format(folder=str(tmp_path)), STATES.format(folder=str(tmp_path))
     # None has taken too long when the last but one is graded; the last one waits for a worker meanwhile.
     with catalogue.workers.limited_to(1):
-        grades = graded(catalogue, [*[hanging] * 6, looks, ""])
-    assert [grade.reward for grade in grades] == [*[None] * 6, 1.0, 1.0]
-    assert all("it took longer than 3 s" in grade.error for grade in grades[:6])
+        grades = graded(catalogue, [*["", "", hanging] * 6, looks, ""])
+    assert [grade.reward for grade in grades] == [*[1.0, 1.0, None] * 6, 1.0, 1.0]
+    assert all("it took longer than 3 s" in grade.error for grade in grades[2:18:3])
     states = [path.name.split()[1] for path in tmp_path.glob("* *")]
     assert len(states) == 6
     assert states.count("T") >= 5  # the last one may just be about to be stopped
+
+
+# Computes in the first call of a process, as importing does.
+PREPARES = """
+if "ready" not in globals():
+    globals()["ready"] = time.process_time() + 0.4
+    while time.process_time() < ready: pass
+"""
+
+
+def test_workers_whose_first_call_takes_long_are_waited_for_and_not_replaced(tmp_path: Path) -> None:
+    catalogue = brought(tmp_path, limits={"seconds": 20.0})
+    with catalogue.workers.limited_to(1):
+        grades = graded(catalogue, [PREPARES] * 24)
+    assert [grade.reward for grade in grades] == [1.0] * 24
+    assert len({grade.parts["process"] for grade in grades}) <= 4
 
 
 KILLED = """

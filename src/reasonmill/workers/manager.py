@@ -32,8 +32,8 @@ from reasonmill.workers.wire import Frames, frame
 
 # A worker whose connection is closed is killed after so many seconds, unless its process has ended by itself.
 CLOSED_S = 1.0
-# How many calls may take long.
-MOST_LONG = 512
+# How many calls may be slow.
+MOST_SLOW = 512
 # A worker is replaced after so many calls, with whatever it has gathered.
 CALLS_OF_A_WORKER = 2000
 # How often orphans are looked for while nothing ends, in seconds.
@@ -57,9 +57,9 @@ class Manager:
         self._workers: dict[int, Worker] = {}
         self._starting: list[Worker] = []
         self._swept = time.monotonic()
-        # Workers with a call: those that don't take long, and those that do.
-        self._short: set[Worker] = set()
-        self._long: set[Worker] = set()
+        # Workers with a call: one that is not slow, and one that is.
+        self._quick: set[Worker] = set()
+        self._slow: set[Worker] = set()
         # What was killed, until it has ended, by its number; and the folders of what has.
         self._dying: dict[int, Worker] = {}
         self._left: list[Path] = []
@@ -191,7 +191,7 @@ class Manager:
             worker = template.idle.pop()
             call = template.waiting.popleft()
             worker.begin(call)
-            self._short.add(worker)
+            self._quick.add(worker)
             self._due = min(self._due, worker.looked_at)
             with suppress(OSError):  # it has ended: that is seen where its process is waited for
                 worker.socket.sendall(frame({}, call.body))
@@ -201,7 +201,7 @@ class Manager:
             self._start_worker(template)
 
     def _has_room(self, template: Template) -> bool:
-        return len(self._short) < template.size and len(self._long) < MOST_LONG
+        return len(self._quick) < template.size and len(self._slow) < MOST_SLOW
 
     def _start_worker(self, template: Template) -> None:
         self._numbers += 1
@@ -253,9 +253,11 @@ class Manager:
             raise ValueError("an answer to no call")
         self._say({"answer": worker.call.number}, body)
         worker.call = None
-        worker.template.took.append(worker.age_s())
-        self._short.discard(worker)
-        self._long.discard(worker)
+        if worker.stopped is not None:  # with its answer given
+            worker.go_on()
+        worker.took.append(worker.age_s())
+        self._quick.discard(worker)
+        self._slow.discard(worker)
         if worker.is_long or worker.calls >= CALLS_OF_A_WORKER or len(worker.template.idle) >= 2 * worker.template.size:
             self._end(worker, "")
         else:
@@ -271,8 +273,8 @@ class Manager:
             self._selector.unregister(worker.socket)
         worker.socket.close()
         del self._workers[worker.pid]
-        self._short.discard(worker)
-        self._long.discard(worker)
+        self._quick.discard(worker)
+        self._slow.discard(worker)
         self._dying[worker.pid] = worker
         # Where others compute it may take its time to end, and nothing waits for that.
         worker.send(signal.SIGKILL)
@@ -283,7 +285,7 @@ class Manager:
         now = time.monotonic()
         if now < self._due:
             return
-        if any(now >= worker.ends for worker in self._long):
+        if any(now >= worker.ends for worker in self._slow):
             self._spare()
         for worker in list(self._workers.values()):
             if worker.closed is not None and now - worker.closed >= CLOSED_S:
@@ -294,21 +296,21 @@ class Manager:
                 self._end(worker, f"it took longer than {worker.template.seconds:g} s")
             elif now >= worker.looked_at:
                 worker.look()
-                if worker.is_long:
-                    self._short.discard(worker)
-                    self._long.add(worker)
+                if worker.level:
+                    self._quick.discard(worker)
+                    self._slow.add(worker)
         if now - self._swept >= _SWEEP_S:
             self._sweep()
         closed = (worker.closed + CLOSED_S for worker in self._workers.values() if worker.closed is not None)
-        running = (worker for worker in (*self._short, *self._long) if worker.stopped is None)
+        running = (worker for worker in (*self._quick, *self._slow) if worker.stopped is None)
         busy = (min(worker.ends, worker.looked_at) for worker in running)
         self._due = min(itertools.chain((self._swept + _SWEEP_S,), closed, busy))
 
     def _make_way(self) -> None:
-        """Stops what takes long and computes while calls wait for a worker; then lets it go on. What sleeps is in
+        """Stops what is slow and computes while calls wait for a worker; then lets it go on. What sleeps is in
         nobody's way."""
-        is_crowded = len(self._long) < MOST_LONG and any(template.waiting for template in self._templates.values())
-        for worker in self._long:
+        is_crowded = len(self._slow) < MOST_SLOW and any(template.waiting for template in self._templates.values())
+        for worker in self._slow:
             if is_crowded and worker.stopped is None and worker.computes:
                 worker.stop()
             elif not is_crowded and worker.stopped is not None:
@@ -316,11 +318,11 @@ class Manager:
                 self._due = 0.0
 
     def _spare(self) -> None:
-        """Gives back to calls that take long the time that they waited for a core while the process that asks did
+        """Gives back to calls that are slow the time that they waited for a core while the process that asks did
         something else. Once that has nothing to do but wait for them, time is time: it waits for no longer than the
         limit."""
         if not self._is_awaited:
-            for worker in self._long:
+            for worker in self._slow:
                 worker.spare()
 
     def _reap(self) -> None:

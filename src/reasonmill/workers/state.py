@@ -1,4 +1,4 @@
-"""What the manager knows of the processes that it manages, and when a call takes long."""
+"""What the manager knows of the processes that it manages, and when a call is slow."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from pathlib import Path
 from reasonmill.workers import system
 from reasonmill.workers.wire import Frames
 
-# A call that takes so many times as long as is usual no longer counts as one of those that run at the same time: calls
-# that hang wait beside each other, and do not hold up the others. Seconds are the least and the most of that; where
-# that much is usual, twice as long as is usual is the most.
+# A call that takes so many times as long as is usual is slow: it no longer counts as one of those that run at the same
+# time, and is stopped while others wait, if it computes. So calls that hang hang beside each other and hold up nobody;
+# what is slow and answers goes on when the others have. Seconds are the least of that.
+SLOW, SLOW_S = 2.5, 0.005
+# After so many times it takes long: once there is room for it, it still lets the others go first, with a lower
+# priority, more so each time that it has taken twice as long, so that those that hang let those go first that are slow.
+# Its worker is not used again, since nobody can take that back. Seconds are the least and the most of that; where that
+# much is usual, twice as long as is usual is the most.
 LONG = 10
 LONG_S = (0.02, 1.0)
-# From then on it lets the others go first: it is stopped while there are more calls than workers, and otherwise has a
-# lower priority, more so each time that it has taken twice as long, so that those that hang let those go first that are
-# slow. Its worker is not used again, since nobody can take that back.
 FIRST_NICE, MORE_NICE, MOST_NICE = 8, 2, 19
-# What is usual is what the middle one of so many calls took; before there is any, so many seconds.
-_CALLS, _USUAL_S = 15, 0.02
+# What is usual is what the middle one of so many calls took. One that is slow counts at once, as if it took long in the
+# end: where half of them are slow, that is usual. The first calls of workers, in which modules are imported and memory
+# is copied, are compared with each other. Seconds are what is usual before there is any: of first calls, of others.
+_CALLS, _USUAL_S = 15, (0.1, 0.02)
 # What a worker may answer to a call, in bytes.
 ANSWER_LIMIT = 16 << 20
 
@@ -44,9 +48,9 @@ class Template:
     """A process with the object of a plug-in.
 
     Attributes:
-        size: how many calls may run at the same time, those that take long left out.
+        size: how many calls may run at the same time, those that are slow left out.
         seconds: the limit of a call.
-        took: seconds that the latest calls took which have an answer.
+        took: seconds that the latest calls took which were a worker's first, and those that were not.
         unmade: why there is no object.
     """
 
@@ -55,18 +59,23 @@ class Template:
     socket: socket.socket
     size: int
     seconds: float
-    took: deque[float] = field(default_factory=lambda: deque(maxlen=_CALLS))
+    took: tuple[deque[float], ...] = field(default_factory=lambda: tuple(deque([s], _CALLS) for s in _USUAL_S))
     is_made: bool = False
     has_spoken: bool = False
     unmade: str = ""
     waiting: deque[Call] = field(default_factory=deque)
     idle: list[Worker] = field(default_factory=list)
 
-    @property
-    def long_s(self) -> float:
-        """After how many seconds a call takes long."""
-        usual = sorted(self.took)[len(self.took) // 2] if self.took else _USUAL_S
-        return min(max(LONG * usual, LONG_S[0]), max(LONG_S[1], 2 * usual), self.seconds / 2)
+    def reached_s(self, level: int, took: deque[float]) -> float:
+        """After how many seconds a call has reached a level: 1 if it is slow, 2 if it takes long, one more each time
+        that it has taken twice as long.
+
+        Args:
+            took: what others of its kind took.
+        """
+        usual = sorted(took)[(len(took) - 1) // 2]
+        long_s = min(max(LONG * usual, LONG_S[0]), max(LONG_S[1], 2 * usual), self.seconds / 2)
+        return min(max(SLOW * usual, SLOW_S), long_s) if level == 1 else long_s * 2.0 ** (level - 2)
 
 
 @dataclass(eq=False)
@@ -76,8 +85,8 @@ class Worker:
     Attributes:
         call: what it is asked; None while it is idle.
         began: when.
-        nice: how far it lets others go first.
-        looked_at: when it is to be seen whether its call takes long.
+        level: how slow its call is: 0 if not, 1 if it is, 2 and more if it takes long.
+        looked_at: when it is to be seen whether its call has reached the next level.
         computes: whether it did when it was last looked at.
         spent: what it had used and waited for when its call began.
         stopped: since when it is stopped; None while it is not.
@@ -92,7 +101,7 @@ class Worker:
     folder: Path
     call: Call | None = None
     began: float = 0.0
-    nice: int = 0
+    level: int = 0
     looked_at: float = math.inf
     computes: bool = False
     spent: system.Spent = system.NOTHING
@@ -106,7 +115,17 @@ class Worker:
     @property
     def is_long(self) -> bool:
         """Whether its call takes long."""
-        return self.nice > 0
+        return self.level > 1
+
+    @property
+    def took(self) -> deque[float]:
+        """What calls of the same kind took."""
+        return self.template.took[self.calls > 1]
+
+    @property
+    def nice(self) -> int:
+        """How far it lets others go first."""
+        return min(FIRST_NICE + MORE_NICE * (self.level - 2), MOST_NICE) if self.is_long else 0
 
     @property
     def ends(self) -> float:
@@ -124,7 +143,8 @@ class Worker:
         self.call = call
         self.calls += 1
         self.began = time.monotonic()
-        self.looked_at = self.began + self.template.long_s
+        self.level, self.stopped_s, self.spared_s = 0, 0.0, 0.0
+        self.looked_at = self.began + self.template.reached_s(1, self.took)
         self.spent = system.spent_by(self.pid)
 
     def age_s(self) -> float:
@@ -136,17 +156,19 @@ class Worker:
         return time.monotonic() - self.began - self.stopped_s - (spent.waited_s - self.spent.waited_s)
 
     def look(self) -> None:
-        """Sees whether its call takes long, or twice as long as when that was seen last: then others go first, more so
-        each time."""
-        doubled = (self.nice - FIRST_NICE) // MORE_NICE + 1 if self.is_long else 0
-        missing_s = self.template.long_s * 2**doubled - self.age_s()
+        """Sees whether its call has reached the next level; where it takes long, others go first, more so each time."""
+        age_s = self.age_s()
+        missing_s = self.template.reached_s(self.level + 1, self.took) - age_s
         if missing_s <= 0 and not self.has_answered():
-            self.nice = min(self.nice + MORE_NICE if self.is_long else FIRST_NICE, MOST_NICE)
+            if self.level == 0:
+                self.took.append(LONG * age_s)
+            self.level += 1
             self.computes = system.computes(self.pid)
-            with suppress(ProcessLookupError, PermissionError):  # it may have moved away itself
-                os.setpriority(os.PRIO_PGRP, self.pid, self.nice)
+            if self.is_long:
+                with suppress(ProcessLookupError, PermissionError):  # it may have moved away itself
+                    os.setpriority(os.PRIO_PGRP, self.pid, self.nice)
         is_least = self.nice == MOST_NICE
-        self.looked_at = math.inf if is_least else time.monotonic() + max(missing_s, LONG_S[0] / 4)
+        self.looked_at = math.inf if is_least else time.monotonic() + max(missing_s, SLOW_S)
 
     def has_answered(self) -> bool:
         """Whether there is an answer that the manager, who may have waited for a core himself, has not read yet."""
