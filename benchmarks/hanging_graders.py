@@ -2,6 +2,7 @@
 
     python benchmarks/hanging_graders.py                        # 512 responses, 5 % of them hang, a limit of 10 s
     python benchmarks/hanging_graders.py --busy 2               # the same beside two processes that only compute
+    python benchmarks/hanging_graders.py --first 0.5            # the first call of each process computes so long before
 
 The same responses are graded with those that hang, and with ordinary ones in their places; the workers are new each
 time, and their start is in the figures. The bar: the difference is at most the limit and half a second, and what hangs,
@@ -63,6 +64,12 @@ def catches_all():
 
 class Hanging:
     domain = "reasoning"
+    ready = 0.0
+
+    def grade(self, problem, completions):
+        if not self.ready:
+            self.ready = time.process_time() + FIRST_S
+        return [self.of(completion.text) for completion in completions]
 
     def problem(self, split, seed, index):
         return Problem("hanging", (Message("user", "?"),), "1")
@@ -70,10 +77,8 @@ class Hanging:
     def problems(self, split, seed):
         return iter((self.problem(split, seed, 0),))
 
-    def grade(self, problem, completions):
-        return [self.of(completion.text) for completion in completions]
-
     def of(self, text):
+        while time.process_time() < self.ready: pass
         if text in WAYS:
             globals()[text]()
         for number in range(1000):
@@ -128,7 +133,7 @@ def main() -> int:
     missed = 0
     with tempfile.TemporaryDirectory() as name, busy(options.busy):
         folder = Path(name)
-        (folder / "hanging.py").write_text(f"WAYS = {WAYS!r}\n{GRADER}", encoding="utf-8")
+        (folder / "hanging.py").write_text(f"WAYS, FIRST_S = {WAYS!r}, {options.first}\n{GRADER}", encoding="utf-8")
         print(
             f"{options.responses} responses, limit {options.limit:g} s, {options.workers} workers, {options.busy} busy"
         )
@@ -161,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=10.0, help="seconds for one response")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--busy", type=int, default=0, help="other processes that compute meanwhile")
+    parser.add_argument("--first", type=float, default=0.0, help="seconds that a process computes in its first call")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the responses")
     parser.add_argument("--repeat", type=int, default=1, help="so many orders")
     return parser
