@@ -6,6 +6,15 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 
+from reasonmill.grading.math_labels import (
+    items_of,
+    label_of,
+    solutions,
+    unknowns_of,
+    unlabelled,
+    value_sides,
+    with_argument_of,
+)
 from reasonmill.grading.math_node import Node, multiplied, number
 from reasonmill.grading.math_regions import is_region, is_region_or_interval, region
 from reasonmill.grading.math_tokens import Unreadable
@@ -45,6 +54,8 @@ class _Comparison:
 
     def same(self, gold: Node, answer: Node) -> bool:
         gold, answer = _spread(gold), _spread(answer)
+        if gold.kind == "group" and answer.kind == "product":
+            answer = unlabelled(answer)
         if is_region(gold) or is_region(answer):
             return self._same_regions(gold, answer)
         if _is_equation(gold) or _is_equation(answer):
@@ -55,6 +66,8 @@ class _Comparison:
             return self._same_lists(gold, answer)
         if gold.kind == "matrix" or answer.kind == "matrix":
             return gold.kind == answer.kind and self._same_matrices(gold, answer)
+        if gold.kind == "proportion" or answer.kind == "proportion":
+            return gold.kind == answer.kind and self._same_proportions(gold.parts, answer.parts)
         return self._same_quantities(gold, answer)
 
     # Sets of real numbers
@@ -70,7 +83,8 @@ class _Comparison:
     # Equations and labels
 
     def _same_relations(self, gold: Node, answer: Node) -> bool:
-        (gold_label, gold_sides), (label, sides) = _value_sides(gold), _value_sides(answer)
+        answer = with_argument_of(gold, answer)
+        (gold_label, gold_sides), (label, sides) = value_sides(gold), value_sides(answer)
         if gold_label and label and gold_label != label and ("(" in gold_label) == ("(" in label):
             return self._same_equations(gold, answer)
         if len(sides) == 1:
@@ -114,24 +128,28 @@ class _Comparison:
     def _same_lists(self, gold: Node, answer: Node) -> bool:
         if answer.kind == "matrix" or gold.kind == "matrix":
             return self._matrix_and_tuple(gold, answer)
+        gold, answer = solutions(gold), solutions(answer)
         if gold.kind not in ("list", "group"):
             wanted = gold
             if answer.kind == "group" and answer.name != r"\{\}":
                 return False
-            return bool(answer.parts) and all(self.same(wanted, _unlabelled(item)) for item in answer.parts)
+            return bool(answer.parts) and all(self.same(wanted, unlabelled(item)) for item in answer.parts)
         if answer.kind not in ("list", "group"):
             if gold.kind == "group" and gold.name != r"\{\}":
                 return False
             answer = Node("list", (answer,), ",")
         if len(gold.parts) > _MAX_ITEMS or len(answer.parts) > _MAX_ITEMS:
             raise Unreadable(f"a list of more than {_MAX_ITEMS} items")
-        gold_items, items = _items(gold, answer), _items(answer, gold)
+        gold_items, items = items_of(gold, answer), items_of(answer, gold)
+        unknowns = unknowns_of(gold)
+        if unknowns and unknowns_of(answer) == unknowns:
+            return all(map(self.same, gold_items, items))
         ordered = _is_ordered(gold) or _is_ordered(answer)
         if gold.kind == answer.kind == "group" and gold.name != answer.name:
             return self._other_brackets(gold, answer, gold_items, items)
         if ordered:
             in_order = len(gold_items) == len(items) and all(map(self.same, gold_items, items))
-            if not in_order and gold.kind == "list" and self._same_members(gold_items, items):
+            if not in_order and gold.kind == "list" and not unknowns and self._same_members(gold_items, items):
                 raise Unreadable("the same items in another order, and as a tuple")
             return in_order
         return self._same_members(gold_items, items)
@@ -187,6 +205,12 @@ class _Comparison:
             return self._same_matrices(*((matrix, rows) if matrix is gold else (rows, matrix)))
         return False
 
+    def _same_proportions(self, gold: Sequence[Node], answer: Sequence[Node]) -> bool:
+        return len(gold) == len(answer) and all(
+            self._equal(multiplied(one, answer[0]), multiplied(two, gold[0]))
+            for one, two in zip(gold[1:], answer[1:], strict=True)
+        )
+
     # Numbers with and without units
 
     def _same_quantities(self, gold: Node, answer: Node) -> bool:
@@ -196,23 +220,27 @@ class _Comparison:
         if "percent" in (unit, other) or "degree" in (unit, other):
             return self._same_shares(wanted, unit, value, other)
         given, said = _known_unit(unit), _known_unit(other)
-        if not given.dimension:
-            wanted, given = _scaled(wanted, given), NO_UNIT
-        if not said.dimension:
-            if said.factor != 1 and self._equal(wanted, value):
-                raise Unreadable(f"only the answer says {other!r}")
-            value, said = _scaled(value, said), NO_UNIT
+        if (given.counted == 1) != (said.counted == 1) and self._equal(wanted, value):
+            raise Unreadable(f"only one of the two says {other if given.counted == 1 else unit!r}")
+        wanted, value = _times(wanted, given.counted), _times(value, said.counted)
         if not given.dimension or not said.dimension:
             if self._equal(wanted, value):
                 return True
             letter = _without_letter(value) if not symbols(wanted) else None
+            if letter is not None and given.dimension and not given.words:
+                number, named = letter
+                return named.dimension == given.dimension and self._equal(
+                    _scaled(wanted, given), _scaled(number, named)
+                )
             if letter is not None:
-                return self._equal(wanted, letter)
+                return self._equal(wanted, letter[0])
             if given.factor != said.factor and self._equal(_scaled(wanted, given), _scaled(value, said)):
                 raise Unreadable("only one of the two says in which unit it is")
             return False
         if given.dimension == said.dimension:
             return self._equal(_scaled(wanted, given), _scaled(value, said))
+        if _is_named_by_power(given) or _is_named_by_power(said):
+            return _powers(given) == _powers(said) and self._equal(wanted, value)
         if (given.words or said.words) and self._equal(wanted, value):
             raise Unreadable(f"the number is right, but {other!r} is not known to be {unit!r}")
         return False
@@ -243,69 +271,22 @@ def _spread(node: Node) -> Node:
 
 
 def _readings(node: Node) -> tuple[Node, ...]:
-    if node.kind == "relation" and len(node.parts) == 2 and node.name == "=" and _label(node.parts[0]):
+    if node.kind == "relation" and len(node.parts) == 2 and node.name == "=" and label_of(node.parts[0]):
         return tuple(node._replace(parts=(node.parts[0], value)) for value in with_signs(node.parts[1]))
     return tuple(with_signs(node))
-
-
-def _label(node: Node) -> str:
-    """What an unknown alone is called, or a function of unknowns: x, f(x); nothing for all else."""
-    if node.kind == "symbol" and node.name not in ("i", "e"):
-        return node.name
-    if node.kind == "product" and len(node.parts) == 2 and node.parts[0].kind == "symbol":
-        arguments = node.parts[1].parts if node.parts[1].kind == "group" else node.parts[1:]
-        if node.parts[0].name in "fghpqFGPQTSVAy" and all(part.kind in ("symbol", "number") for part in arguments):
-            return f"{node.parts[0].name}({','.join(part.name or str(part.value) for part in arguments)})"
-    if node.kind == "product" and all(part.kind == "symbol" and part.name.isupper() for part in node.parts):
-        return "".join(part.name for part in node.parts)  # an angle or a segment
-    if node.kind == "group" and all(part.kind == "symbol" for part in node.parts):
-        return f"({','.join(part.name for part in node.parts)})"
-    return ""
-
-
-def _value_sides(node: Node) -> tuple[str, tuple[Node, ...]]:
-    """The label of `x = 5`, and the sides that say what it is."""
-    if node.kind != "relation":
-        return "", (node,)
-    if set(node.name.split()) - {"=", "~"}:
-        raise Unreadable("a relation that is neither an equation nor an inequality")
-    label = _label(node.parts[0])
-    if label:
-        return label, node.parts[1:]
-    if _label(node.parts[-1]) and len(node.parts) == 2 and not symbols(node.parts[0]):
-        return _label(node.parts[-1]), node.parts[:1]
-    return "", node.parts
 
 
 def _is_equation(node: Node) -> bool:
     """Whether a relation says what unknowns fulfil, and not what one of them, or a number, is."""
     if node.kind != "relation" or set(node.name.split()) - {"=", "~"}:
         return False
-    label, sides = _value_sides(node)
+    label, sides = value_sides(node)
     if label or len(sides) == 1:
         return False
     first, last = sides[0], sides[-1]
     if not symbols(first):
         return bool(symbols(last))
     return len(sides) == 2 and not same_value(first, last)
-
-
-def _unlabelled(node: Node) -> Node:
-    label, sides = _value_sides(node) if node.kind == "relation" and not is_region(node) else ("", (node,))
-    return sides[-1] if label and len(sides) == 1 else node
-
-
-def _items(node: Node, other: Node) -> list[Node]:
-    """The items of a list; labels that both have keep their order, others are what they say."""
-    labels = [_value_sides(part)[0] if part.kind == "relation" and not is_region(part) else "" for part in node.parts]
-    if all(labels) and len(set(labels)) == len(labels) > 1:
-        named = list(zip(labels, map(_unlabelled, node.parts), strict=True))
-        if all(len(label) == 1 for label in labels):
-            named.sort(key=lambda pair: pair[0])
-        others = [_value_sides(part)[0] if part.kind == "relation" else "" for part in other.parts]
-        if sorted(others) == sorted(labels) or other.kind == "group":
-            return [value for _, value in named]
-    return [_unlabelled(part) for part in node.parts]
 
 
 def _is_ordered(node: Node) -> bool:
@@ -350,8 +331,12 @@ def _known_unit(words: str) -> Unit:
     return read_unit(words) if words and words not in ("percent", "degree") else NO_UNIT
 
 
+def _times(value: Node, factor: Fraction) -> Node:
+    return multiplied(value, number(factor)) if factor != 1 else value
+
+
 def _scaled(value: Node, unit: Unit) -> Node:
-    return multiplied(value, number(unit.factor)) if unit.factor != 1 else value
+    return _times(value, unit.factor)
 
 
 def _meaning(value: Node, unit: str) -> Node:
@@ -360,13 +345,25 @@ def _meaning(value: Node, unit: str) -> Node:
     return Node("ratio", (multiplied(value, _PI), _HALF_TURN)) if unit == "degree" else value
 
 
-def _without_letter(value: Node) -> Node | None:
-    """A number without the letter of its unit, as in "5 m"; None where it has none."""
-    if value.kind == "product" and value.parts[-1].kind == "symbol" and value.parts[-1].name in LETTERS:
-        rest = value.parts[:-1]
-        node = rest[0] if len(rest) == 1 else value._replace(parts=rest)
-        return None if symbols(node) else node
-    return None
+def _is_named_by_power(unit: Unit) -> bool:
+    """Whether it is square or cubic units of whatever length."""
+    return [kind for kind, _ in unit.dimension] == ["unit"]
+
+
+def _powers(unit: Unit) -> list[int]:
+    return [power for _, power in unit.dimension]
+
+
+def _without_letter(value: Node) -> tuple[Node, Unit] | None:
+    """A number without the letter of its unit, as in "5 m", and the unit; None where it has none."""
+    if value.kind != "product":
+        return None
+    *rest, last = value.parts
+    base, power = last.parts if last.kind == "power" else (last, number(1))
+    if base.kind != "symbol" or base.name not in LETTERS or power.kind != "number":
+        return None
+    node = rest[0] if len(rest) == 1 else value._replace(parts=tuple(rest))
+    return None if symbols(node) else (node, read_unit(f"{base.name}^{power.value}"))
 
 
 __all__ = ["NoValue", "same"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NoReturn
 
-from reasonmill.grading.math_node import Node, multiplied, negated, number
+from reasonmill.grading.math_node import Node, multiplied, negated, number, ratio_of
 from reasonmill.grading.math_tokens import (
     CONSTANTS,
     FUNCTIONS,
@@ -20,14 +20,12 @@ from reasonmill.grading.math_tokens import (
     Unreadable,
     tokens_of,
 )
-from reasonmill.grading.math_units import PREFIXES
+from reasonmill.grading.math_units import PREFIXES, together
 
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 40
 # How many signs of one kind may follow each other where each nests the tree deeper.
 _MAX_CHAIN = 30
-
-
 _MATRICES = {"pmatrix", "bmatrix", "matrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix"}
 _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "=<": "<=", "=>": ">="}
 _RELATION_COMMANDS = {"approx": "~", "sim": "~", "in": "in", "ne": "!=", "to": "->"}
@@ -74,7 +72,11 @@ class _Reader:
 
     def taken(self, *texts: str) -> str:
         """The next token's text where it is one of these, which it is then taken as; otherwise nothing."""
-        return self.take().text if self.peek.text in texts and self.peek.kind not in ("word", "end") else ""
+        token = self._tokens[self._place]
+        if token.text not in texts or token.kind == "word" or token.kind == "end":
+            return ""
+        self._place += 1
+        return token.text
 
     def fail(self) -> NoReturn:
         token = self.peek
@@ -93,7 +95,8 @@ class _Reader:
             if self.peek.kind == "end" or self.peek.text in closers:
                 break
             items.append(self.relation(depth))
-        return items[0] if len(items) == 1 else Node("list", tuple(items), joint)
+        whole = together(*items) if joint != "or" and len(items) == 2 else None
+        return whole or (items[0] if len(items) == 1 else Node("list", tuple(items), joint))
 
     def relation(self, depth: int) -> Node:
         sides, signs = [self.regions(depth)], []
@@ -150,10 +153,15 @@ class _Reader:
                 other = self._after_sign(depth)
                 while sign == "/" and self._tight and self._begins_factor():
                     other = multiplied(other, self._factor(depth))
-                node = multiplied(node, other) if sign == "*" else Node("ratio", (node, other))
+                while sign == ":" and self._begins_factor():
+                    other = multiplied(other, self._factor(depth))
+                node = multiplied(node, other) if sign == "*" else ratio_of(node, other, sign)
             elif self._begins_factor():
                 if node.kind == "unit" and self.peek.kind == "number":
-                    raise Unreadable("a quantity in several units", mathematical=False)
+                    whole = together(node, self.product(depth + 1))
+                    if whole is None:
+                        raise Unreadable("a quantity in several units", mathematical=False)
+                    return whole
                 if node.kind == "number" and self._tokens[self._place - 1].kind == "number" == self.peek.kind:
                     node = self._mixed(node, depth)
                 elif self.peek.text == r"\frac" and _is_whole(node) and self._tokens[self._place - 1].kind == "number":
@@ -164,7 +172,9 @@ class _Reader:
                 node = Node("unit", (node,), self._unit())
             else:
                 break
-        return Node("unit", (node,), prefix) if prefix and node.kind != "unit" else node
+        if prefix and node.kind == "unit":  # "$3 million"
+            return node._replace(name=f"{node.name} {prefix}")
+        return Node("unit", (node,), prefix) if prefix else node
 
     def _after_sign(self, depth: int) -> Node:
         negative = False
@@ -383,11 +393,15 @@ class _Reader:
         else:
             negative = bool(self.taken("-"))
             inside = self._factor(depth)
-            while self._begins_factor() and self.peek.text[1:] not in FUNCTIONS and self.peek.text not in ("(", "["):
+            while self._begins_factor() and not self._ends_argument():
                 inside = multiplied(inside, self._factor(depth))
             inside = negated(inside) if negative else inside
         node = Node("call", (inside, *base), name)
         return node if power is None else Node("power", (node, power))
+
+    def _ends_argument(self) -> bool:
+        """Whether a function's argument without parentheses ends here: before another function or e, or a bracket."""
+        return self.peek.text in ("(", "[", "e") or self.peek.text[1:] in FUNCTIONS
 
     def _matrix(self, opening: str, depth: int) -> Node:
         name = opening.partition("{")[2].partition("}")[0]
@@ -427,6 +441,8 @@ def _is_whole(node: Node) -> bool:
 
 
 def _mixed_or_product(whole: Node, other: Node) -> Node:
+    if other.kind in ("percent", "degree"):
+        return other._replace(parts=(_mixed_or_product(whole, other.parts[0]),))
     if other.kind == "ratio" and all(map(_is_whole, other.parts)):
         above, below = (part.value for part in other.parts)
         if 0 < above < below:

@@ -9,6 +9,8 @@ from functools import lru_cache
 
 from reasonmill.grading import math_words as words
 from reasonmill.grading.math_compare import same
+from reasonmill.grading.math_congruences import Congruence, congruence_of
+from reasonmill.grading.math_moments import Date, Time, moment_of
 from reasonmill.grading.math_node import Node
 from reasonmill.grading.math_reader import read_mathematics
 from reasonmill.grading.math_spelling import plain_mathematics
@@ -17,18 +19,22 @@ from reasonmill.grading.math_values import NoValue, symbols
 from reasonmill.grading.places import find_answer
 
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-BASED = re.compile(r"(?:0*([0-9A-Za-z]+))\s*(?:_\{?\s*⟦?(\w+)⟧?\s*\}?|⟦?\s*\(?base\s*⟧?\s*⟦?(\w+)\)?\s*⟧?)")
-_NOTHING = {
-    "no solution",
-    "no solutions",
-    "none",
-    "empty set",
-    "no real solution",
-    "no real solutions",
-    "no such number",
+_BASE_WORDS |= {"eleven": 11, "twelve": 12, "sixteen": 16}
+BASED = re.compile(r"\(?0*([0-9A-Za-z]+)\)?\s*(?:_\{?\s*⟦?(\w+)⟧?\s*\}?|⟦?\s*\(?(?:in )?base\s*⟧?\s*⟦?(\w+)\)?\s*⟧?)")
+# How programs mark the base of a number.
+_MARKS_OF_BASES = {2: "0B", 8: "0O", 16: "0X"}
+_WORDS_ONLY = re.compile(r"[a-z][a-z' ]*")
+_MEANINGS = {
+    "nothing": re.compile(
+        r"none|empty set|(?:there (?:is|are|exists?) )?(?:\w+ (?:has|have) )?"
+        r"no (?:(?:real|such|integer|valid|positive) )*(?:solutions?|roots?|numbers?|values?|integers?)(?: exists?)?"
+    ),
+    "everything": re.compile(r"(?:all|every|any) real(?: numbers?|s)?(?: x)?|real numbers|all x"),
+    "infinite": re.compile(r"infinitely many(?: \w+s)?|infinite(?: number of)?(?: solutions?)?|infty|infinity"),
+    "undefined": re.compile(r"(?:(?:it|limit) )?does not exist|doesn t exist|dne|(?:is )?(?:undefined|not defined)"),
 }
-_EVERYTHING = {"all real numbers", "all reals", "every real number", "all real number", "real numbers"}
 _INNER_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(.*)\}", re.DOTALL)
+_STOP_IN_MARK = re.compile(r"(?<![.⟦])[.,;:]\s*⟧$")
 # Spaces mean nothing, unless they keep numbers apart.
 _SPACE = re.compile(r"(?<!\d) | (?!\d)")
 # Braces around one sign that nothing follows say nothing: \pmod{4} is \pmod 4.
@@ -47,6 +53,8 @@ class Reference:
         base: the base and digits of a number that names its base.
         is_words: whether it is words, and no mathematics.
         is_number: whether it is a rational number without a unit.
+        moment: the time of day or date that it is, where it is one; a time without its half may also be a ratio.
+        congruence: the congruence that it is, where it is one.
     """
 
     plain: str
@@ -55,6 +63,8 @@ class Reference:
     base: tuple[int, str] | None = None
     is_words: bool = False
     is_number: bool = False
+    moment: Time | Date | None = None
+    congruence: Congruence | None = None
 
     @property
     def value(self) -> Fraction:
@@ -82,12 +92,15 @@ def read_reference(gold: str) -> Reference:
         return Reference(plain, base=(base_of(based), based[1].upper().lstrip("0") or "0"))
     if words.choice_of(plain) and "⟦" in plain:
         return Reference(plain, is_words=True)
+    moment, congruence = moment_of(plain), congruence_of(plain)
+    if congruence is not None or isinstance(moment, Date) or (moment is not None and moment.half == "said"):
+        return Reference(plain, moment=moment, congruence=congruence)
     try:
         node = read_plain(plain)
         if not symbols(node):
             same(node, node)  # it must have a value
     except NoValue as error:
-        return Reference(plain, reason=str(error))
+        return Reference(plain, reason=str(error), moment=moment)
     except Unreadable as error:
         if words.has_words_only(plain):
             return Reference(plain, is_words=True)
@@ -97,22 +110,24 @@ def read_reference(gold: str) -> Reference:
         # Words around one number: "5 apples". The letter of an option is no such word.
         said = "" if words.option_of(plain)[0] else words.number_in_sentence(plain)[0]
         return read_reference(said) if said else Reference(plain, reason=str(error))
-    return Reference(plain, node, is_number=node.kind == "number")
+    return Reference(plain, node, is_number=node.kind == "number", moment=moment)
 
 
 def read_plain(plain: str) -> Node:
     """The answer or reference as a tree, with words for sets of numbers read as these sets."""
-    bare = words.without_marks(plain).lower()
-    if bare in _NOTHING:
+    meaning = meaning_of(words.words_of(plain)) if _WORDS_ONLY.fullmatch(words.without_marks(plain).lower()) else ""
+    if meaning == "nothing":
         return Node("constant", name="emptyset")
-    if bare in _EVERYTHING:
+    if meaning == "everything":
         return Node("constant", name="reals")
     return read_mathematics(plain)
 
 
 def meaning_of(given: tuple[str, ...]) -> str:
+    """What words of several spellings mean: "nothing" for no solution, "everything" for all real numbers, "infinite",
+    "undefined"; empty for others."""
     text = " ".join(given)
-    return "nothing" if text in _NOTHING else "everything" if text in _EVERYTHING else ""
+    return next((meaning for meaning, said in _MEANINGS.items() if said.fullmatch(text)), "")
 
 
 def base_of(based: re.Match[str]) -> int:
@@ -134,7 +149,8 @@ def digits_in(base: int, plain: str) -> str:
     based = BASED.fullmatch(plain)
     if based:
         return (based[1].upper().lstrip("0") or "0") if base_of(based) == base else ""
-    return plain.replace(" ", "").upper().lstrip("0") or "0"
+    digits = plain.replace(" ", "").upper()
+    return digits.removeprefix(_MARKS_OF_BASES.get(base, "")).lstrip("0") or "0"
 
 
 def without_box(text: str) -> str:
@@ -151,7 +167,7 @@ def trimmed(plain: str) -> str:
     plain = plain.strip().strip("\"'`").strip()
     while plain and plain[-1] in ".,;:?" and not plain.endswith(".."):
         plain = plain[:-1].rstrip()
-    return plain
+    return _STOP_IN_MARK.sub("⟧", plain)
 
 
 def without_ordinal(plain: str) -> str:

@@ -44,7 +44,7 @@ def is_region(node: Node) -> bool:
             node.name == "in" and is_region_or_interval(node.parts[1])
         )
     if node.kind == "list":
-        return all(map(is_region, node.parts))
+        return any(map(is_region, node.parts)) and all(is_region(part) or _is_value(part) for part in node.parts)
     if node.kind != "group":
         return False
     if node.name in ("(]", "[)"):
@@ -52,8 +52,15 @@ def is_region(node: Node) -> bool:
     return node.name in ("()", "[]") and len(node.parts) == 2 and any(map(infinity_sign, node.parts))
 
 
+def _is_value(node: Node) -> bool:
+    """x = 2."""
+    return node.kind == "relation" and node.name == "=" and len(node.parts) == 2 and _is_unknown(node.parts[0])
+
+
 def is_region_or_interval(node: Node) -> bool:
     """Whether a node is a set of real numbers where it is known to be one."""
+    if node.kind == "list":
+        return all(map(is_region_or_interval, node.parts))
     return is_region(node) or (node.kind == "group" and len(node.parts) == 2) or node.name == r"\{\}"
 
 
@@ -121,6 +128,8 @@ def _interval(low: Real, high: Real, with_low: bool, with_high: bool) -> Region:
 def _inequality(node: Node) -> Region:
     """x < 2, 1 <= x < 3 and the like: one unknown alone between numbers."""
     signs, sides = node.name.split(), node.parts
+    if len(sides) == 2 and sides[0].kind == "call" and sides[0].name == "abs":
+        return _within(sides[0].parts[0], signs[0], _end(sides[1]))
     unknown = [place for place, side in enumerate(sides) if _is_unknown(side)]
     if len(unknown) != 1 or len(sides) > 3 or (len(sides) == 3 and unknown != [1]):
         raise Unreadable("an inequality that is not solved")
@@ -131,6 +140,19 @@ def _inequality(node: Node) -> Region:
             sign = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
         whole = _joined(whole, _half(number, sign), "cap")
     return whole
+
+
+def _within(inside: Node, sign: str, end: Real) -> Region:
+    """|x| < 2, |x + 1| >= 2 and the like."""
+    unknown, shift = inside, Fraction(0)
+    if inside.kind == "sum" and len(inside.parts) == 2:
+        unknown, moved = inside.parts
+        shift = _finite(moved)
+    if not _is_unknown(unknown) or isinstance(end, float) or end < 0 or sign not in ("<", "<=", ">", ">="):
+        raise Unreadable("an inequality that is not solved")
+    inner = _interval(-end - shift, end - shift, sign in ("<=", ">"), sign in ("<=", ">"))
+    everything = Region((), lambda number: True)
+    return inner if sign[0] == "<" else _joined(everything, inner, "setminus")
 
 
 def _is_unknown(node: Node) -> bool:

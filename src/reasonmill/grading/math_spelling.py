@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from reasonmill.grading.math_notations import usual_notation
+
 WORD_OPEN, WORD_CLOSE = "⟦", "⟧"
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi"
@@ -74,6 +76,8 @@ _SIGNS = {
     "、": ", ",
     "；": "; ",
     "。": ".",
+    "≡": r"\equiv ",
+    "¢": "⟦cents⟧",
     "€": "⟦euros⟧",
     "£": "⟦pounds⟧",
     "ⅈ": "i",
@@ -88,7 +92,7 @@ _PLAIN = re.compile(r"[\x20-\x7e]*")
 
 # LaTeX that is layout only.
 _LAYOUT = re.compile(
-    r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|phantom\{[^{}]*\}|rm|bf|it"
+    r"\\(?:left|right|middle|hat|widehat|vec|overrightarrow|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|phantom\{[^{}]*\}|rm|bf|it"
     r"|mathstrut|strut|vphantom\{[^{}]*\}|hspace\{[^{}]*\}|hfill|boldmath|label\{[^{}]*\}|tag\{[^{}]*\})(?![A-Za-z])\.?"
 )
 _ALIGNED = re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gathered|split)\*?\}")
@@ -98,10 +102,13 @@ _COLOURED = re.compile(
 _ROW_SKIP = re.compile(r"\\\\\s*\[[-\d.]+\s*(?:pt|em|ex|mm|cm)\]")
 _GROUPS_OF_DIGITS = re.compile(r"(-?\d{1,3}(?: \d{3})+(?:\.\d+)?)")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
-_SIGN_WORD = re.compile(r"^(?:negative|minus)\s+(?=[\d.\\])", re.IGNORECASE)
+_SIGN_WORD = re.compile(r"^(?:negative|minus)\s+(?=[\d.\\]|infinity)", re.IGNORECASE)
+_FIRST_OF_SIGN_WORDS = frozenset("nmpNMP")
+_PLUS_WORD = re.compile(r"^(?:positive|plus)\s+(?=infinity|\\infty)", re.IGNORECASE)
 _SPACE_IN_NUMBER = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{,\}|\{\\,\}|\\thinspace)\s*(?=\d{3}(?!\d))")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:,\s*\\!|\\!\s*,|,\s*\\!\s*|\{,\})\s*(?=\d{3}(?!\d))")
 _SPACES = re.compile(r"\\(?:[,;:!> ]|(?:quad|qquad|thinspace|enspace|space|newline|linebreak|par)(?![A-Za-z]))|~")
+_COLON = re.compile(r"(?<![A-Za-z])\{:\}")
 _DOLLARS = re.compile(r"\\\$|\\textdollar(?![A-Za-z])|\\text\{\s*\\?\$\s*\}|\bUS\$")
 _WORDS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sc)?|mbox|hbox|fbox|mathrm|mathit|mathsf|mathtt|mathbf|boldsymbol|bm"
@@ -212,7 +219,8 @@ def without_markup(text: str) -> str:
 def plain_mathematics(text: str) -> str:
     """Mathematics in one spelling: layout is gone, `\\dfrac` is `\\frac`, words stand in marks, dollars are a word."""
     text = plain_signs(without_markup(text))
-    if "\\" in text or "~" in text or "{,}" in text:
+    if "\\" in text or "~" in text or "{" in text:
+        text = _COLON.sub(":", text) if "{:}" in text else text
         text = _DOLLARS.sub("⟦dollars⟧", text)
         text = _ALIGNED.sub(" ", _COLOURED.sub(" ", text))
         text = _LAYOUT.sub(" ", text)
@@ -231,14 +239,17 @@ def plain_mathematics(text: str) -> str:
     if text.count("$") % 2:
         text = re.sub(r"\$(?=\s*[-+]?\s*[\d.])", "⟦dollars⟧", text)
     text = _ORDINAL.sub("", text.replace("$", " ").replace("**", "^"))
-    text = _SIGN_WORD.sub("-", " ".join(text.split()))
+    text = " ".join(text.split())
+    if text[:1] in _FIRST_OF_SIGN_WORDS:
+        text = _PLUS_WORD.sub("", _SIGN_WORD.sub("-", text))
+    text = usual_notation(text)
     return text.replace(" ", "") if _GROUPS_OF_DIGITS.fullmatch(text) else text
 
 
 def _marked(match: re.Match[str]) -> str:
     """Words in marks; a part that is mathematics itself, such as a number, needs none."""
     inside = match[1].replace(WORD_OPEN, " ").replace(WORD_CLOSE, " ").strip()
-    if re.fullmatch(r"[-+\d.,\s/%]*", inside):
+    if re.fullmatch(r"[-+\d.,:\s/%]*(?:(?<=\d)(?:st|nd|rd|th))?", inside):
         return f" {inside} "
     if re.fullmatch(r"[A-Za-z]", inside) and not match[0].startswith(("\\text", "\\mbox", "\\mathrm")):
         return f" {inside} "

@@ -73,7 +73,9 @@ _TOKEN = re.compile(
     r"|(?P<sign><=|>=|==|=<|=>|!=|[-+*/^_!%'|(){}\[\],;:&=<>]))"
 )
 _EXPONENT = re.compile(r"[eE]([-+]?\d+)(?![A-Za-z\d.])")
-_REPEATING = re.compile(r"\s*\\overline\s*(?:\{(\d+)\}|(\d))")
+_REPEATING = re.compile(
+    r"\s*\\overline\s*(?:\{(\d+)\}|(\d))|\((\d+)\)(?![\d(!^*])|\s*\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?"
+)
 _DOTS = re.compile(r"\s*(?:\.\.\.|\\ldots(?![A-Za-z]))")
 _UNION_LETTER = re.compile(r"(?<=[)\]}])\s*[Uu]\s*(?=[(\[{\\])")
 _A_DAY = re.compile(r"(?<=\d) an? (?=[A-Za-z]{3,})(?!sin|cos|tan|log|exp|sqrt|sec|csc|cot|and)")
@@ -111,7 +113,7 @@ def tokens_of(text: str, thousands: bool) -> list[Token]:
         elif found in (")", "]", "}", r"\}"):
             depth -= 1
         if kind == "letters":
-            tokens += _letters(found, spaced, tokens[-1] if tokens else None)
+            tokens += _letters(found, spaced, tokens[-1] if tokens else None, _divides_unit(tokens))
         elif kind == "word":
             tokens += _word(found[1:-1].strip(), spaced)
         elif (kind == "command" and found == r"\\") or (kind == "command" and found in (r"\{", r"\}")):
@@ -125,13 +127,14 @@ def _whole_number(text: str, place: int, found: str) -> tuple[str, int]:
     """The number's text as a fraction that Python reads, with its exponent and its repeating digits."""
     if "." in found:
         repeating = _REPEATING.match(text, place)
-        if repeating:
-            digits = repeating[1] or repeating[2]
+        # Digits in parentheses repeat in 0.1(6); 2.5(4) may be a product.
+        if repeating and (repeating[3] is None or found.endswith(".") or found.startswith("0.")):
+            digits = "".join(filter(None, repeating.groups()))
             after = len(found.partition(".")[2])
             value = Fraction(found.rstrip(".")) + Fraction(int(digits), (10 ** len(digits) - 1) * 10**after)
             return str(value), repeating.end()
         dots = _DOTS.match(text, place)
-        cycle = re.search(r"(\d+?)\1\1+$", found.partition(".")[2])
+        cycle = re.search(r"(\d+?)\1+$", found.partition(".")[2])
         if dots and cycle:
             before = found[: len(found) - len(cycle[0])]
             after = len(before.partition(".")[2])
@@ -145,7 +148,12 @@ def _whole_number(text: str, place: int, found: str) -> tuple[str, int]:
     return found.rstrip(".") or "0", place
 
 
-def _letters(run: str, spaced: bool, before: Token | None) -> list[Token]:
+def _divides_unit(tokens: list[Token]) -> bool:
+    """Whether the last of the words divides a unit, as in "5 mi/"."""
+    return len(tokens) > 1 and tokens[-1].text == "/" and tokens[-2].kind == "word"
+
+
+def _letters(run: str, spaced: bool, before: Token | None, divides_unit: bool) -> list[Token]:
     """A run of letters: a function, a constant, "and", a word such as a unit, or letters that are multiplied."""
     lower = run.lower()
     if lower in _SEPARATORS:
@@ -156,7 +164,7 @@ def _letters(run: str, spaced: bool, before: Token | None) -> list[Token]:
         return [Token("word", run, spaced)]
     if len(run) == 1 or (before is not None and before.text == "_"):
         return [Token("letter", letter, spaced and place == 0) for place, letter in enumerate(run)]
-    if (lower in KNOWN_WORDS and before is not None and before.kind != "sign") or lower in PREFIXES:
+    if (lower in KNOWN_WORDS and before is not None and (before.kind != "sign" or divides_unit)) or lower in PREFIXES:
         return [Token("word", run, spaced)]
     if before is not None and before.text in (")", "]", "}", "%", r"\}") and lower in KNOWN_WORDS:
         return [Token("word", run, spaced)]
@@ -180,8 +188,16 @@ def _is_row_of_letters(run: str) -> bool:
 def _word(words: str, spaced: bool) -> list[Token]:
     if words.lower() in _SEPARATORS:
         return [Token("separator", words.lower(), True)]
+    if words.lower() in CONSTANTS:
+        return [Token("command", f"\\{words.lower()}", spaced)]
     if words in FUNCTIONS:
         return [Token("command", f"\\{words}", spaced)]
     if words in ("i", "e"):
         return [Token("letter", words, spaced)]
+    for word in ("and ", "or "):
+        if words.lower().startswith(word):
+            return [Token("separator", word.strip(), True), *_word(words[len(word) :].strip(), spaced)]
+    for word in (" and", " or"):
+        if words.lower().endswith(word):
+            return [*_word(words[: -len(word)].strip(), spaced), Token("separator", word.strip(), True)]
     return [Token("word", words, spaced)] if words else []

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from reasonmill.grading.math_node import Node, multiplied, number
+
 _TABLE: dict[str, dict[str, int | str]] = tomllib.loads(
     (Path(__file__).parent / "units.toml").read_text(encoding="utf-8")
 )
@@ -49,11 +51,12 @@ SHORT_WORDS = {
     "be",
 }
 # Words that say nothing about the quantity.
-_EMPTY = {"unit", "units", "of", "the", "total", "in", "radian", "radians", "rad", "exactly"}
+_EMPTY = {"unit", "units", "of", "the", "a", "an", "total", "in", "radian", "radians", "rad", "exactly"}
 _SHORT = {"mph": "mile/hour", "kph": "kilometer/hour", "kmph": "kilometer/hour", "sq": "square", "cu": "cubic"}
 _PART = re.compile(r"([^\s^*/]+)(?:\s*\^\s*\{?(-?\d)\}?)?|([/*])")
 # "j" is written for the imaginary unit.
-LETTERS = ({name for name in _UNITS if len(name) == 1} | {"L", "N", "J", "W"}) - {"j"}
+LETTERS = ({name for name in _UNITS if len(name) == 1} | {"L", "N", "J", "W", "C", "F"}) - {"j", "c", "f"}
+_TEMPERATURE = re.compile(r"\bdegrees? (c|f|celsius|fahrenheit)\b")
 
 
 class Unit(NamedTuple):
@@ -63,11 +66,13 @@ class Unit(NamedTuple):
         dimension: kinds with their powers, sorted; words that are no known unit are kinds of their own.
         factor: how many of the first unit of each kind one is.
         words: whether some of it is words only.
+        counted: what number words in it count, a million in "million dollars".
     """
 
     dimension: tuple[tuple[str, int], ...]
     factor: Fraction
     words: bool
+    counted: Fraction = Fraction(1)
 
 
 NO_UNIT = Unit((), Fraction(1), False)
@@ -76,13 +81,14 @@ NO_UNIT = Unit((), Fraction(1), False)
 @cache
 def read_unit(text: str) -> Unit:
     """The unit that words name, such as "cm^2", "square inches", "miles per hour", "apples"."""
-    text = re.sub(r"[().,]", " ", text.lower())
+    text = _TEMPERATURE.sub(r"\1", re.sub(r"[().,]", " ", text.lower()))
     text = " ".join(_SHORT.get(word, word) for word in text.replace(" per ", " / ").split())
     text = text.removeprefix("per ").removeprefix("/ ")
     powers: dict[str, int] = {}
-    factor, size, sign, pending, words = Fraction(1), Fraction(1), 1, 1, False
+    factor, size, count, sign, pending, words = Fraction(1), Fraction(1), Fraction(1), 1, 1, False
     last = ""
-    for name, power, operator in _PART.findall(text):
+    for match in _PART.finditer(text):
+        name, power, operator = match.groups()
         if operator:
             sign = -1 if operator == "/" else sign
             continue
@@ -94,19 +100,29 @@ def read_unit(text: str) -> Unit:
             powers[last] = powers.get(last, 0) + exponent * sign
             factor *= size ** (exponent * sign)
             continue
-        if name in _EMPTY:
+        if name in ("unit", "units") and (pending > 1 or power):
+            powers["unit"] = powers.get("unit", 0) + sign * pending * int(power or 1)
+            pending = 1
+            continue
+        # "in total", and "5 in": inches where nothing follows.
+        if name in _EMPTY and not (name == "in" and match.end() == len(text)):
             continue
         kind, size = _known(name)
         words |= kind not in _KINDS
         exponent = sign * pending * int(power or 1)
         pending = 1
+        if kind == "volume":  # a litre is a thousandth of a cubic metre
+            kind, exponent, factor = "length", 3 * exponent, factor * (size / 1000) ** exponent
+        elif not kind:
+            count *= size**exponent
+        else:
+            factor *= size**exponent
         powers[kind] = powers.get(kind, 0) + exponent
-        factor *= size**exponent
         last = kind
     dimension = tuple(sorted((kind, power) for kind, power in powers.items() if power and kind))
     if not dimension and any(powers):  # "hours per week": what cancels is no plain number
         return Unit(((text, 1),), Fraction(1), True)
-    return Unit(dimension, factor, words)
+    return Unit(dimension, factor, words, count)
 
 
 def _known(name: str) -> tuple[str, Fraction]:
@@ -114,3 +130,16 @@ def _known(name: str) -> tuple[str, Fraction]:
         if spelled in _UNITS:
             return _UNITS[spelled]
     return name.removesuffix("s") or name, Fraction(1)
+
+
+def together(larger: Node, smaller: Node) -> Node | None:
+    """ "2 hours" and "30 minutes" as one quantity in the larger unit; None where the two are no parts of one."""
+    if larger.kind != "unit" or smaller.kind != "unit":
+        return None
+    unit, part = read_unit(larger.name), read_unit(smaller.name)
+    if unit.words or not unit.dimension or unit.dimension != part.dimension or part.factor >= unit.factor:
+        return None
+    whole, share = larger.parts[0], part.factor / unit.factor
+    if whole.kind == smaller.parts[0].kind == "number":
+        return larger._replace(parts=(number(whole.value + share * smaller.parts[0].value),))
+    return larger._replace(parts=(Node("sum", (whole, multiplied(number(share), smaller.parts[0]))),))

@@ -38,6 +38,12 @@ _ONES = dict(
 _TENS = dict(
     zip(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], range(20, 100, 10), strict=True)
 )
+_ORDINALS = {
+    name: place
+    for place, name in enumerate(
+        ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"), start=1
+    )
+}
 _MAX_UNIT_WORDS = 3
 # Longer answers are not read.
 _MAX_CHARACTERS = 4000
@@ -54,6 +60,9 @@ _PARTS = {
     "eighth": 8,
 }
 _PARTS |= {"ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}
+_MIXED_IN_WORDS = re.compile(r"(\d{1,30}) and (\d{1,30})\s*/\s*(\d{1,30})")
+_OUT_OF = re.compile(r"(\d{1,30}) (?:out of|in) (\d{1,30})")
+_NUMBER_OF_PARTS = re.compile(r"(\d{1,30})[ -]([a-z]{4,})")
 _NOT_A_WORD = re.compile(r"[^a-z0-9]+")
 _ARTICLES = {"the", "an", "and"}
 # What turns a sentence around a number into something else than this number.
@@ -73,7 +82,7 @@ _DENIED = re.compile(
 )
 _QUALIFIED = re.compile(
     r"\b(?:at least|at most|than|maybe|perhaps|possibly|probably|about|approximately|roughly|almost|nearly|or so|up to"
-    r"|minus|times|squared|cubed|factorial|plus|rejected|discarded|extraneous|invalid)\b",
+    r"|minus|times|factorial|plus|rejected|discarded|extraneous|invalid)\b|\d\s*(?:squared|cubed)\b",
     re.IGNORECASE,
 )
 # What leaves open whether the answer is meant: a number is to be named, and not to be tried.
@@ -100,6 +109,8 @@ _OFFERED = re.compile(
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"[,;/]|\bor\b|\band\b", re.IGNORECASE)
+AND = re.compile(r"\band\b|&", re.IGNORECASE)
+_NAMES_APART = re.compile(r",|&|\band\b", re.IGNORECASE)
 _MAX_ITEM_WORDS = 2
 _OPENINGS = {
     *("so", "thus", "hence", "therefore", "then", "finally", "yes", "well", "ok", "okay", "altogether", "overall"),
@@ -119,8 +130,13 @@ _LABEL = re.compile(
     r"(?:=|:)\s*(?=\S)"
 )
 _CHOICE = re.compile(r"^\(?\s*([A-Z])\s*\)?[.:]?$")
-_OPTION = re.compile(rf"{WORD_OPEN}\s*\(([A-J])\)\s*{WORD_CLOSE}[\s~:.]*([^\s~:.].*)")
+_OPTION = re.compile(
+    rf"{WORD_OPEN}\s*\(([A-J])\)\s*{WORD_CLOSE}?[\s~:.]*([^\s~:.,;{WORD_CLOSE}][^{WORD_CLOSE}]*){WORD_CLOSE}?"
+)
 _LETTER = re.compile(r"\b[A-J]\b")
+_FIRST_OF_LETTERS = frozenset("(⟦ABCDEFGH")
+_BETWEEN_LETTERS = re.compile(r"\band\b|[\s,;&()]")
+_LETTERS_LISTED = re.compile(r"[A-H]{2,8}")
 _CHOSEN = re.compile(r"^(?:option|choice)?\s*\(?\s*([A-Za-z])\s*(?:\)|\.|:|$)\s*", re.IGNORECASE)
 
 
@@ -188,6 +204,9 @@ def spelled_number(text: str) -> Fraction | None:
         return None
     sign = -1 if words[:1] in (["minus"], ["negative"]) else 1
     words = words[sign == -1 :]
+    if len(words) > 2 and words[-2:] == ["a", "half"]:
+        whole = _whole_number(words[:-2])
+        return None if whole is None else sign * (whole + Fraction(1, 2))
     below = 1
     if len(words) > 1 and (words[-1] in _PARTS or words[-1].removesuffix("s") in _PARTS):
         last_word = words.pop()
@@ -206,6 +225,21 @@ def with_digits(text: str) -> str:
             rest = " ".join(words[count:])
             return f"{spelled} {rest}".strip() if not qualified(rest) else ""
     return ""
+
+
+def number_with_words(text: str) -> str:
+    """One number that is told with words between its digits: "2 and 1/2", "7 out of 12", "3 quarters"; else nothing."""
+    bare = without_marks(text)
+    ordinal = _ORDINALS.get(bare.lower().removeprefix("the "))
+    if ordinal:
+        return str(ordinal)
+    mixed, share, parts = (each.fullmatch(bare) for each in (_MIXED_IN_WORDS, _OUT_OF, _NUMBER_OF_PARTS))
+    if mixed:
+        return f"{mixed[1]} {mixed[2]}/{mixed[3]}"
+    if share:
+        return f"{share[1]}/{share[2]}"
+    below = _PARTS.get(parts[2]) or _PARTS.get(parts[2].removesuffix("s")) if parts else None
+    return f"{parts[1]}/{below}" if parts and below else ""
 
 
 def _whole_number(words: list[str]) -> int | None:
@@ -262,9 +296,39 @@ def names_beside(text: str, wanted: str = "") -> bool:
     )
 
 
+def offers_another(text: str, gold: str) -> bool:
+    """Whether an answer offers the reference, and something else for it to be: "red or blue", "Ann, Ben and Cora" for
+    "Ann and Ben"."""
+    said = without_marks(text)
+    offered = [words_of(each) for each in re.split(r"\bor\b", said, flags=re.IGNORECASE)]
+    if len(offered) > 1 and words_of(gold) in offered:
+        return True
+    wanted, given = (set(filter(None, map(words_of, _NAMES_APART.split(each)))) for each in (without_marks(gold), said))
+    return len(wanted) > 1 and wanted < given
+
+
+def same_names(gold: str, text: str) -> bool:
+    """Whether two texts list the same names, in whatever order: "Ann and Ben" and "Ben, Ann"."""
+    listed, given = (sorted(map(words_of, _NAMES_APART.split(without_marks(each)))) for each in (gold, text))
+    return len(listed) > 1 and [name for name in listed if name] == [name for name in given if name]
+
+
+def beside_choice(text: str) -> str:
+    """What stands behind the letter that an answer such as "(C) 12" begins with."""
+    return _CHOSEN.sub("", without_marks(text), count=1)
+
+
+def letters_listed(text: str) -> str:
+    """The letters of several options, as in "ACD" and "A, C and D", in order; nothing for all else."""
+    if text[:1] not in _FIRST_OF_LETTERS:
+        return ""
+    letters = "".join(sorted(_BETWEEN_LETTERS.sub("", without_marks(text))))
+    return letters if _LETTERS_LISTED.fullmatch(letters) and len(set(letters)) == len(letters) else ""
+
+
 def denies_choice(text: str) -> bool:
     """Whether an answer such as "(B) is wrong" says so of the letter that it begins with."""
-    rest = _CHOSEN.sub("", without_marks(text), count=1)
+    rest = beside_choice(text)
     return bool(
         re.match(
             r"(?:is|was) (?:not|wrong|incorrect|false)\b|(?:isn't|wasn't)\b|(?:wrong|incorrect|rejected)\W*$", rest

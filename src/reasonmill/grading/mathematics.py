@@ -14,6 +14,7 @@ from fractions import Fraction
 from reasonmill.errors import RecipeError
 from reasonmill.grading import math_words as words
 from reasonmill.grading.math_compare import same
+from reasonmill.grading.math_congruences import congruence_of
 from reasonmill.grading.math_node import Node
 from reasonmill.grading.math_reader import MAX_CHARACTERS, read_mathematics
 from reasonmill.grading.math_reference import (
@@ -26,10 +27,10 @@ from reasonmill.grading.math_reference import (
     read_reference,
     reference_text,
     trimmed,
-    value_in,
     without_box,
     without_ordinal,
 )
+from reasonmill.grading.math_special import Undecided, based_answer, same_congruence, same_moment
 from reasonmill.grading.math_spelling import plain_mathematics
 from reasonmill.grading.math_tokens import Unreadable
 from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, real_order, same_value, symbols
@@ -50,10 +51,6 @@ _NOT_EQUAL = re.compile(r"^\s*\\(?:ne|not)(?![A-Za-z])|\\(?:[bx]?cancel|sout)(?!
 _COPIED = 20
 _LARGEST = 1000
 _DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
-
-
-class _Undecided(Exception):
-    """Why it can't be told whether an answer is right."""
 
 
 class MathGrader:
@@ -122,7 +119,7 @@ class MathGrader:
     def _of_one(self, gold: str, answer: str, prompt: str) -> Verdict:
         try:
             right, reason = _decide(gold, answer, prompt, self._tolerance)
-        except _Undecided as error:
+        except Undecided as error:
             opinion = second_opinion(gold, answer) if self._symbolic else None
             if opinion is None:
                 return Verdict.could_not_tell(str(error))
@@ -161,7 +158,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
     """Whether an answer is right, and what can be said about it.
 
     Raises:
-        _Undecided: it can't be told.
+        Undecided: it can't be told.
     """
     reference = read_reference(gold)
     if _PLAIN_NUMBER.fullmatch(answer) and reference.is_number:
@@ -186,8 +183,14 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
         return False, "it leaves open whether this is the answer"
     option, text = words.option_of(reference.plain)
     if option:
-        if words.chosen(plain) == option and words.letters_of(plain) == {option}:
-            return (False, "the answer says that it is none") if words.denies_choice(plain) else (True, "")
+        chosen = words.chosen(plain) if words.letters_of(plain) else ""
+        if chosen and words.letters_of(plain) != {option}:
+            return wrong
+        if chosen:
+            if words.denies_choice(plain):
+                return False, "the answer says that it is none"
+            beside = words.beside_choice(plain)
+            return _decide(text, beside, prompt, tolerance) if _is_mathematics(beside) else (True, "")
         return _decide(text, answer, prompt, tolerance)
     letter = words.choice_of(reference.plain)
     if letter:
@@ -195,22 +198,33 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
             return (False, "the answer says that it is none") if words.denies_choice(plain) else (True, "")
         if words.chosen(plain) or len(words.letters_of(plain) | {letter}) > 1:
             return wrong
+    if words.letters_listed(reference.plain) and words.letters_listed(plain):
+        return (True, "") if words.letters_listed(plain) == words.letters_listed(reference.plain) else wrong
+    if reference.moment is not None:
+        said = same_moment(reference, plain)
+        if said is not None:
+            return (True, "") if said else wrong
+    if reference.congruence is not None:
+        return (True, "") if same_congruence(reference, plain) else wrong
     if reference.base is not None:
         return (True, "") if digits_in(reference.base[0], plain) == reference.base[1] else wrong
     if reference.is_words:
         return _same_words(reference.plain, plain, wrong)
     if reference.node is None:
-        raise _Undecided(f"the reference can't be read: {reference.reason}")
+        raise Undecided(f"the reference can't be read: {reference.reason}")
     if words.ends_in_a_unit(plain) and not reference.is_number and not words.ends_in_a_unit(reference.plain):
         return False, "it has a unit where a number is due"
     based = BASED.fullmatch(plain)
     if based and base_of(based):
-        return _based_answer(reference.node, based, wrong)
+        return (True, "") if based_answer(reference.node, based) else wrong
+    congruence = congruence_of(plain)
+    if congruence is not None and reference.is_number:
+        return (True, "") if {reference.value} == congruence.written else wrong
     if _PERCENT.search(plain) and not any(map(_PERCENT.search, (reference.plain, prompt))):
         plain = _PERCENT.sub("*(1/100)", plain)  # nobody speaks of percent, so that it must mean what it is
     right, reason = _compare(reference.node, plain, prompt, tolerance, wrong)
     if right and _TIME.fullmatch(reference.plain):
-        raise _Undecided("the reference is a time of day or a ratio, and the answer is equal only as a ratio")
+        raise Undecided("the reference is a time of day or a ratio, and the answer is equal only as a ratio")
     return right, reason
 
 
@@ -224,7 +238,7 @@ def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tu
     try:
         if same(gold, node, _equality(tolerance)):
             if words.qualified(plain) and re.search(r"\d", plain):
-                raise _Undecided("it says something about the number besides naming it")
+                raise Undecided("it says something about the number besides naming it")
             if _is_copied(gold, node, plain, prompt):
                 return False, "it is copied from the problem, and not worked out"
             return True, ""
@@ -233,13 +247,15 @@ def _compare(gold: Node, plain: str, prompt: str, tolerance: Fraction, wrong: tu
     except TooLarge as error:
         if exact_value(gold) is not None or _largest(gold) <= _LARGEST:
             return False, "it is far larger than the reference"
-        raise _Undecided(f"the answer can't be computed: {error}") from error
+        raise Undecided(f"the answer can't be computed: {error}") from error
     except Unreadable as error:
-        raise _Undecided(str(error)) from error
+        raise Undecided(str(error)) from error
     _consider_other_readings(gold, plain, tolerance)
     if symbols(node) and not symbols(gold) and _has_unit(node) and re.search(r"\d", plain):
-        raise _Undecided("it is not clear what is a unit in the answer, and what is unknown")
-    return wrong if not _other_list(gold, plain, tolerance) else (True, "")
+        raise Undecided("it is not clear what is a unit in the answer, and what is unknown")
+    if _other_list(gold, plain, tolerance) or _number_in_words(gold, plain, tolerance):
+        return True, ""
+    return wrong
 
 
 def _has_unit(node: Node) -> bool:
@@ -256,6 +272,12 @@ def _other_list(gold: Node, plain: str, tolerance: Fraction) -> bool:
         return False
 
 
+def _number_in_words(gold: Node, plain: str, tolerance: Fraction) -> bool:
+    """Whether words between its digits make one number of an answer, where the reference is one."""
+    said = words.number_with_words(plain)
+    return bool(said) and exact_value(gold) is not None and same(gold, read_mathematics(said), _equality(tolerance))
+
+
 def _consider_other_readings(gold: Node, plain: str, tolerance: Fraction) -> None:
     """Raises where the answer is right if it is read in a way that is less usual."""
     comma = _DECIMAL_COMMA.fullmatch(plain)
@@ -269,7 +291,7 @@ def _consider_other_readings(gold: Node, plain: str, tolerance: Fraction) -> Non
             continue
         if right:
             what = "a decimal comma" if not tight else "a fraction whose denominator goes on"
-            raise _Undecided(f"it is right if it is read as {what}")
+            raise Undecided(f"it is right if it is read as {what}")
 
 
 def _in_words(
@@ -280,14 +302,14 @@ def _in_words(
         return False, "the answer says what it is not"
     if words.names_beside(plain) or (exact_value(gold) is not None and words.offers_several(plain)):
         return False, "it gives several final answers"
-    spelled = words.with_digits(words.without_marks(plain))
+    spelled = words.number_with_words(plain) or words.with_digits(words.without_marks(plain))
     said, unclear = (spelled, "") if spelled else words.number_in_sentence(plain)
     if said:
         try:
             node = read_mathematics(said)
             return (True, "") if same(gold, node, _equality(tolerance)) else wrong
         except (Unreadable, NoValue):
-            raise _Undecided(f"the answer can't be read: {error}") from error
+            raise Undecided(f"the answer can't be read: {error}") from error
     if re.fullmatch(r"[-\d.,\s]+", plain) and len(plain) > MAX_CHARACTERS:
         return False, "it is a number of other length than the reference"
     if len(plain) > MAX_CHARACTERS:
@@ -295,11 +317,11 @@ def _in_words(
     if len(plain) >= _COPIED and bare(plain) in bare(plain_mathematics(prompt)):
         return False, "it is copied from the problem"
     if unclear and _names(gold, plain):
-        raise _Undecided(f"the answer is a sentence, and {unclear}")
+        raise Undecided(f"the answer is a sentence, and {unclear}")
     # No response may escape its grade by being odd: what no mathematics could mean is wrong. Only commands of LaTeX may
     # mean something that this reader does not know.
     if error.mathematical and _COMMAND.search(plain):
-        raise _Undecided(
+        raise Undecided(
             f"the answer can't be read: {error}; the extra math (pip install 'reasonmill[math]') and "
             "the setting symbolic = true read more"
         )
@@ -315,30 +337,18 @@ def _names(gold: Node, text: str) -> bool:
 
 def _same_words(gold: str, plain: str, wrong: tuple[bool, str]) -> tuple[bool, str]:
     wanted, given = words.words_of(gold), words.words_of(plain)
-    if wanted == given:
+    if wanted == given or "".join(wanted) == "".join(given) != "":
         return True, ""
     if meaning_of(wanted) == meaning_of(given) != "":
         return True, ""
-    if wanted and words.names_beside(plain, gold):
+    if words.same_names(gold, plain):
+        if "," in gold and not words.AND.search(gold):
+            raise Undecided("the same names in another order")
+        return True, ""
+    if wanted and (words.names_beside(plain, gold) or words.offers_another(plain, gold)):
         return False, "it gives several final answers"
     if wanted and words.contains_words(plain, wanted) and not words.NEGATIONS.search(words.without_marks(plain)):
-        raise _Undecided("the answer has the words of the reference, and others")
-    return wrong
-
-
-def _based_answer(gold: Node, based: re.Match[str], wrong: tuple[bool, str]) -> tuple[bool, str]:
-    """An answer that names its base, where the reference names none."""
-    base, digits = base_of(based), based[1]
-    wanted = exact_value(gold)
-    if wanted is None:
-        return wrong
-    value = value_in(base, digits)
-    if base == 10:
-        return (True, "") if value == wanted else wrong
-    if str(wanted) == digits:
-        return True, ""
-    if value == wanted:
-        raise _Undecided("the answer names another base than the reference")
+        raise Undecided("the answer has the words of the reference, and others")
     return wrong
 
 
