@@ -46,6 +46,7 @@ MBPP = {
         "assert math.isclose(shared((1,), (1,))[0], 1.0)",
     ],
 }
+LIVE_FUNCTION = {"input": "1\n2", "output": "[3]", "testtype": "functional"}
 VALUES = "{1: (2.5, 'a', None), 'b': {3}, b'c': [True, 1j, frozenset()], -1: '\\ud800'}"
 SHARED = "def shared(a, b): return tuple(set(a) & set(b))"
 
@@ -232,6 +233,9 @@ def test_when_outputs_are_the_same(output: str, expected: str, alike: bool) -> N
             "right",
         ),
         ({"fn_name": "f", "inputs": [[1]], "outputs": [[4]]}, "def f(a): return 3", "wrong"),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": [[3]]}, "def f(a): return 3", "right"),
+        ({"fn_name": "f", "tests": [LIVE_FUNCTION]}, "def f(a, b): return [a + b]", "right"),
+        ({"fn_name": "f", "tests": [LIVE_FUNCTION]}, "def f(a, b): return a + b", "wrong"),
         ({"inputs": ["2\n3 4"], "outputs": ["7"]}, "n = int(input())\nprint(sum(map(int, input().split())))", "right"),
         ({"inputs": ["3"], "outputs": ["3"]}, "if __name__ == '__main__':\n  print(open(0).read())", "right"),
         (

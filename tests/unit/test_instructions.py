@@ -127,6 +127,51 @@ def test_what_an_instruction_lacks_is_no_fault_of_the_reply(name: str, given: di
             assert key in verdict.reason
 
 
+HINDI = "मौसम आज अच्छा है और सब लोग बाहर घूमना चाहते हैं"
+SUPPLIED = "Say in Hindi what the weather is like, and what everybody in the town would like to do about it today."
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "reply", "is_followed"),
+    [
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one *** two", True),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***\none\n***\ntwo\n***", True),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 1}, "a ***bold*** one", True),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n******\ntwo", False),
+        ("combination:two_responses", {}, "******\none\n******\ntwo\n******", True),
+        ("combination:two_responses", {}, "one\n******\n******\ntwo", False),
+        ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Text\n**P.S.** more", True),
+        ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Yours, Ann. P.S. more", True),
+        ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Text\n> P.P.S.\nmore", True),
+        ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Text\nP.P.S. more", False),
+        ("detectable_content:postscript", {"postscript_marker": "P.S."}, "I have a PS 5 at home", False),
+        (
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "it"},
+            "It's late",
+            True,
+        ),
+        (
+            "change_case:capital_word_frequency",
+            {"capital_frequency": 3, "capital_relation": "less than"},
+            "The U.S. DON'T go",
+            True,
+        ),
+        ("keywords:letter_frequency", {"letter": "#", "let_frequency": 2, "let_relation": "at least"}, "#a #b", True),
+    ],
+)
+def test_replies_that_a_check_may_mistake(name: str, given: dict[str, Any], reply: str, is_followed: bool) -> None:
+    assert (judged(reply, (name, given)).outcome == "right") == is_followed
+
+
+def test_what_must_be_repeated_may_be_in_another_language() -> None:
+    language = ("language:response_language", {"language": "hi"})
+    repeat = ("combination:repeat_prompt", {"prompt_to_repeat": SUPPLIED})
+    assert judged(f"{SUPPLIED}\n{HINDI}", repeat, language).outcome == "right"
+    assert judged(f"{SUPPLIED}\n{HINDI}", language).outcome == "wrong"
+    assert judged(f"{SUPPLIED}\n{ENGLISH}", repeat, language).outcome == "wrong"
+
+
 def test_loose_forgives_an_introduction_and_asterisks() -> None:
     lowercase = ("change_case:english_lowercase", {})
     response = "Sure! Here is my reply:\nthe weather is fine today and all walk in the park"

@@ -192,6 +192,36 @@ def test_a_file_is_a_task(tmp_path: Path) -> None:
         task.problem("train", 0, 0)
 
 
+def test_the_file_of_mbpp_holds_all_splits_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "found_level", lambda: None)  # nothing is graded
+    file = tmp_path / "mbpp.jsonl"
+    row = {"code": "def f(): return 1", "test_setup_code": "", "test_list": ["assert f()"], "challenge_test_list": []}
+    rows = [row | {"text": f"Task {number}.", "task_id": number} for number in (2, 10, 11, 510, 511, 601, 974)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+
+    def asked(split: sets.Split) -> list[int]:
+        problems = sets.mbpp(file, split=split).problems(split, 0)
+        return sorted(int(problem.messages[0].content.split("Task ")[1].split(".")[0]) for problem in problems)
+
+    assert (asked("test"), asked("dev"), asked("train")) == ([11, 510], [511], [601, 974])
+    file.write_text(json.dumps(rows[0]))
+    with pytest.raises(RecipeError, match="no rows of split 'test'"):
+        asked("test")
+
+
+def test_gpqa_is_a_csv_with_numbers_and_line_ends_in_its_fields(tmp_path: Path) -> None:
+    file = tmp_path / "gpqa_diamond.csv"
+    columns = ["Pre-Revision Question", "Question", "Correct Answer", *(f"Incorrect Answer {n}" for n in (1, 2, 3))]
+    file.write_text(f'{",".join(columns)}\n"Old?","Two lines,\nhow many ""eV""?\n",11,10,"12\n",-0.7\n')
+    (problem,) = sets.gpqa(file).problems("test", 0)
+    assert sorted(problem.meta["choices"]) == ["-0.7", "10", "11", "12"]
+    assert problem.meta["choices"]["ABCD".index(problem.answer)] == "11"
+    assert 'Two lines,\nhow many "eV"?\n\nA) ' in problem.messages[0].content
+    rewards = [reward(sets.gpqa(file), problem, f"So.\n\nAnswer: ${letter}") for letter in "ABCD"]
+    assert sorted(rewards, key=float) == [0.0, 0.0, 0.0, 1.0]
+    assert rewards["ABCD".index(problem.answer)] == 1.0
+
+
 def test_a_file_of_something_else_is_refused_by_its_lines(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "How many?", "answer": "#### 3"}\n{"problem": "How many?"}\n')

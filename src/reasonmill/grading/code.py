@@ -93,8 +93,9 @@ def read_tests(meta: Mapping[str, Any]) -> FunctionTests | PrintedTests:
             tests = {"inputs": [test["input"] for test in tests], "outputs": [test["output"] for test in tests]}
             if kinds == {"functional"}:
                 tests["fn_name"] = meta.get("fn_name") or meta.get("func_name") or ""
-                tests["inputs"] = [[json.loads(line) for line in text.splitlines()] for text in tests["inputs"]]
+                tests["inputs"] = [[json.loads(line) for line in text.split("\n")] for text in tests["inputs"]]
                 tests["outputs"] = [json.loads(text) for text in tests["outputs"]]
+                tests["is_exact"] = True
                 if not tests["fn_name"]:
                     raise UnreadableTests("functional tests need the name of the function, in fn_name")
     if not isinstance(tests, Mapping):
@@ -112,7 +113,8 @@ def read_tests(meta: Mapping[str, Any]) -> FunctionTests | PrintedTests:
         if len(inputs) != len(outputs):
             raise UnreadableTests(f"there are {len(inputs)} inputs and {len(outputs)} outputs")
         if found.get("fn_name"):
-            return _function_tests(calls=_calls(inputs, outputs), entry=found["fn_name"])
+            calls = _calls(inputs, outputs, is_exact=bool(found.get("is_exact")))
+            return _function_tests(calls=calls, entry=found["fn_name"])
         return PrintedTests([_text(one) for one in inputs], [_text(one) for one in outputs])
     raise UnreadableTests("there are no tests: neither test and entry_point, nor test_list, nor inputs and outputs")
 
@@ -121,12 +123,14 @@ def _function_tests(**given: Any) -> FunctionTests:
     return FunctionTests({"prompt": "", "setup": [], "tests": [], "calls": [], "entry": "", "check": "", **given})
 
 
-def _calls(inputs: Sequence[Any], outputs: Sequence[Any]) -> list[tuple[list[Any], list[Any]]]:
-    """Arguments, and what may be returned: APPS writes the result itself, or a list of it alone."""
-    return [
-        (list(given), [output, output[0]] if isinstance(output, list) and len(output) == 1 else [output])
-        for given, output in zip(inputs, outputs, strict=True)
-    ]
+def _calls(inputs: Sequence[Any], outputs: Sequence[Any], *, is_exact: bool) -> list[tuple[list[Any], list[Any]]]:
+    """Arguments, and what may be returned: APPS writes the result itself, or a list of it alone; LiveCodeBench, which
+    is exact, writes the result."""
+
+    def accepted(output: Any) -> list[Any]:
+        return [output, output[0]] if not is_exact and isinstance(output, list) and len(output) == 1 else [output]
+
+    return [(list(given), accepted(output)) for given, output in zip(inputs, outputs, strict=True)]
 
 
 def _text(lines: Any) -> str:

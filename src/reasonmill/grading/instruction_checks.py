@@ -22,7 +22,9 @@ Check = Callable[[str, Arguments], bool]
 # A reply is in a language that at least so much of its words are in: names and quotations may be in another.
 _MOSTLY = 0.8
 _WORD = re.compile(r"\w+")
-_WRITTEN_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_HYPHENED_WORD = re.compile(r"\w+(?:-\w+)*")
+# "U.S." and "DON'T" are one word each.
+_WRITTEN_WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 # Where a sentence may end: a mark or several, closing quotes and brackets, and then space or the end.
 _END = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)|[。！？]+")
 _ABBREVIATION = re.compile(
@@ -37,7 +39,8 @@ _BOLD = re.compile(r"\*\*[^*\n]*[^*\s][^*\n]*\*\*")
 _ITALIC = re.compile(r"\*[^*\n]*[^*\s][^*\n]*\*")
 _TITLE = re.compile(r"<<[^<>\n]*[^<>\s][^<>\n]*>>")
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
-_RULE = re.compile(r"^[ \t]*\*\*\*[ \t]*$", re.MULTILINE)
+# A divider stands between spaces or ends of lines; what has no space beside it begins or ends bold italics.
+_RULE = re.compile(r"(?<!\S)\*\*\*(?!\S)")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _BETWEEN_RESPONSES = "******"
 
@@ -142,11 +145,15 @@ def _words(reply: str, given: Arguments) -> bool:
     return _compares(len(_WORD.findall(reply)), given, "num_words", "relation")
 
 
+def _between(pieces: list[str]) -> list[str]:
+    """What stands between dividers: one before the first piece or behind the last one is a matter of taste."""
+    stripped = [piece.strip() for piece in pieces]
+    return stripped[not stripped[0] : len(stripped) - (not stripped[-1])] if len(stripped) > 1 else stripped
+
+
 def _paragraphs(reply: str, given: Arguments) -> bool:
     wanted = _number(given, "num_paragraphs")
-    pieces = [piece.strip() for piece in _RULE.split(reply)]
-    if len(pieces) > 1:  # a divider before the first paragraph or after the last one is a matter of taste
-        pieces = pieces[not pieces[0] : len(pieces) - (not pieces[-1])]
+    pieces = _between(_RULE.split(reply))
     return all(pieces) and len(pieces) == wanted
 
 
@@ -157,7 +164,7 @@ def _first_word(reply: str, given: Arguments) -> bool:
         raise InstructionError(f"there is no paragraph {nth} of {given['num_paragraphs']}")
     if len(pieces) != given["num_paragraphs"]:
         return False
-    first = _WRITTEN_WORD.search(pieces[nth - 1])
+    first = _HYPHENED_WORD.search(pieces[nth - 1])
     return first is not None and first[0].lower() == wanted.strip().lower()
 
 
@@ -172,8 +179,11 @@ def _postscript(reply: str, given: Arguments) -> bool:
     letters = [letter for letter in _text(given, "postscript_marker") if letter.isalnum()]
     if not letters:
         raise InstructionError(f"{given['postscript_marker']!r} marks no postscript")
-    marker = r"\.?[ \t]?".join(map(re.escape, letters))
-    return re.search(rf"^[ \t]*{marker}(?!\w).*\w", reply, re.IGNORECASE | re.MULTILINE) is not None
+    # Within a line it has its points; at the beginning of one, whatever its dress, "PS:" will do.
+    begun, within = (rf"{stop}[ \t]?".join(map(re.escape, letters)) for stop in (r"\.?", r"\."))
+    marker = rf"^(?:[^\w\n]|_)*{begun}(?!\w)|(?<![\w.]){within}\."
+    found = re.search(marker, reply, re.IGNORECASE | re.MULTILINE)
+    return found is not None and _WORD.search(reply, found.end()) is not None
 
 
 def _bullets(reply: str, given: Arguments) -> bool:
@@ -207,7 +217,7 @@ def _title(reply: str, given: Arguments) -> bool:
 
 
 def _two_responses(reply: str, given: Arguments) -> bool:
-    pieces = [piece.strip() for piece in reply.split(_BETWEEN_RESPONSES)]
+    pieces = _between(reply.split(_BETWEEN_RESPONSES))
     return len(pieces) == 2 and all(pieces) and pieces[0] != pieces[1]
 
 

@@ -15,6 +15,7 @@ from reasonmill.types import Problem
 
 Instruction = tuple[str, Arguments]
 Strictness = Literal["strict", "loose"]
+_REPEATED = "prompt_to_repeat"
 
 
 class InstructionsGrader:
@@ -31,6 +32,7 @@ class InstructionsGrader:
 
     isolation: Isolation = "none"
     asks = ""
+    is_open = True
 
     def __init__(self, by: Strictness = "strict") -> None:
         self._by = by
@@ -42,7 +44,8 @@ class InstructionsGrader:
             instructions = instructions_of(problem)
             # The first version is the reply as it is. What an empty reply would follow is asked, too: an instruction
             # that can't be checked is no fault of this response.
-            followed = [[_follows(each, version) for version in versions or [""]] for each in instructions]
+            repeated = _repeated(instructions)
+            followed = [[_follows(each, version, repeated) for version in versions or [""]] for each in instructions]
         except InstructionError as error:
             return Verdict.could_not_tell(str(error))
         strict = [bool(versions) and bool(reply) and each[0] for each in followed]
@@ -82,8 +85,16 @@ def instructions_of(problem: Problem) -> list[Instruction]:
     return [(name, arguments or {}) for name, arguments in zip(names, given, strict=True)]
 
 
-def _follows(instruction: Instruction, reply: str) -> bool:
+def _repeated(instructions: Sequence[Instruction]) -> str:
+    """What the reply has to repeat first, in whatever language it is; empty where that is nothing."""
+    asked = next((arguments.get(_REPEATED) for _, arguments in instructions if arguments.get(_REPEATED)), "")
+    return asked.strip() if isinstance(asked, str) else ""
+
+
+def _follows(instruction: Instruction, reply: str, repeated: str) -> bool:
     name, arguments = instruction
+    if name.startswith("language:") and repeated and reply.strip().lower().startswith(repeated.lower()):
+        reply = reply.strip()[len(repeated) :]
     try:
         return CHECKS[name](reply, arguments)
     except InstructionError as error:

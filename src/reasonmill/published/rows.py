@@ -53,6 +53,20 @@ def problem_of(name: str, columns: Columns) -> Problem:
     return Problem(name, (*system, Message("user", asked)), made.answer, {**made.meta, "language": "en"})
 
 
+def belongs(name: str, split: str, columns: Columns) -> bool:
+    """Whether a row is of this split; where a set's file holds several, its rows' numbers tell.
+
+    Args:
+        name: of the set.
+    """
+    table = _TABLE[name]
+    number = columns.get(table.get("numbered_by", ""))
+    if not isinstance(number, int | str) or not str(number).isdigit():
+        return True
+    first, last = table["numbers"][split]
+    return bool(first <= int(number) <= last)
+
+
 def _named(table: Mapping[str, Any], columns: Columns) -> Columns:
     """The values by what they are."""
     found = {}

@@ -16,7 +16,7 @@ from reasonmill.grading.instructions import InstructionsGrader, Strictness
 from reasonmill.grading.mathematics import MathGrader
 from reasonmill.grading.verdict import Grader
 from reasonmill.jail.found import found_level
-from reasonmill.published.rows import problem_of
+from reasonmill.published.rows import belongs, problem_of
 from reasonmill.tasks.rows import RowsTask
 from reasonmill.tasks.splits import Split
 from reasonmill.types import Problem
@@ -103,7 +103,7 @@ def _task(name: str, grader: Grader, file: Path | None, hub: HubRows | None, spl
 
     def read() -> Mapping[str, list[Problem]]:
         rows = {split: read_rows(file)} if file is not None else read_hub(hub) if hub is not None else {}
-        return {split: _problems(name, each) for split, each in rows.items()}
+        return {split: _problems(name, split, each) for split, each in rows.items()}
 
     return RowsTask(grader, _WhenAsked(read))
 
@@ -131,8 +131,8 @@ class _WhenAsked(Mapping[str, Sequence[Problem]]):
         return True  # it is not known yet, and nobody should have to read for it
 
 
-def _problems(name: str, rows: Iterator[Row | BadRow]) -> list[Problem]:
-    """The problems of rows, each once.
+def _problems(name: str, split: str, rows: Iterator[Row | BadRow]) -> list[Problem]:
+    """The problems of a split among rows, each once.
 
     Raises:
         RecipeError: a row is not of the set.
@@ -143,6 +143,8 @@ def _problems(name: str, rows: Iterator[Row | BadRow]) -> list[Problem]:
         try:
             if isinstance(row, BadRow):
                 raise row
+            if not belongs(name, split, row.columns):
+                continue
             problem = problem_of(name, row.columns)
             found.setdefault(problem.id, problem)
         except BadRow as error:
@@ -150,8 +152,9 @@ def _problems(name: str, rows: Iterator[Row | BadRow]) -> list[Problem]:
     if bad or not found:
         listed = [f"  {row.where}: {row.what}" for row in bad[:_NAMED]]
         more = [f"  and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []
+        what = f"{len(bad)} rows are not of the set {name}:" if bad else f"there are no rows of split {split!r}"
         raise RecipeError(
-            "\n".join([f"{len(bad)} rows are not of the set {name}:" if bad else "there are no rows", *listed, *more]),
+            "\n".join([what, *listed, *more]),
             fix="give the published file, with the names of its columns as they are",
         )
     return list(found.values())
