@@ -14,10 +14,11 @@ from reasonmill import cli
 from reasonmill.audit.attacks import Target, attacks, number_of, same
 from reasonmill.audit.auditing import Audit, audit
 from reasonmill.audit.forms import FORMS
-from reasonmill.audit.samples import samples
+from reasonmill.audit.judging import ApartJudge, RewardJudge, rule_of_reward, rule_of_task
+from reasonmill.audit.samples import Sample, own_samples
 from reasonmill.jail.found import NoJail, found_level
 from reasonmill.plugins.catalogue import installed
-from reasonmill.protocols import Domain
+from reasonmill.protocols import Attempt, Domain
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Completion, Grade, Message, Problem
@@ -50,7 +51,7 @@ def audited(
     is_right: Callable[[str, str], bool | float], *, golds: Sequence[str] = GOLDS, limit_s: float = 10
 ) -> Audit:
     task = NamedTask("own", Own(is_right, golds))
-    return audit(task, list(task.problems("test", 0)), limit_s)
+    return audit(task, list(map(Sample, task.problems("test", 0))), ApartJudge(rule_of_task(task), limit_s))
 
 
 def found(is_right: Callable[[str, str], bool | float], **given: object) -> set[tuple[str, str]]:
@@ -178,7 +179,8 @@ def test_without_gold_answers_the_rest_is_tried() -> None:
 @pytest.mark.parametrize("name", ["arithmetic", "countdown", "facts", "small-talk", "harmful-requests"])
 def test_the_tiny_worlds_graders_have_no_findings(name: str) -> None:
     task = installed().task(name)
-    report = audit(task, [task.problem("test", 0, index) for index in range(2)], 10)
+    drawn = [Sample(task.problem("test", 0, index)) for index in range(2)]
+    report = audit(task, drawn, ApartJudge(rule_of_task(task), 10))
     assert report.findings == ()
     assert report.num_right == 2
 
@@ -239,15 +241,78 @@ def test_the_command_lists_findings_and_its_exit_code_tells(tmp_path: Path, caps
     assert "no findings" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["math", "choice", "text"])
+@pytest.mark.parametrize(
+    "name", ["math", "choice", "text", "instructions", "knights-and-knaves", "twenty-four", "zebra"]
+)
 def test_graders_without_problems_are_attacked_with_samples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["audit", name, "--json", "--limit", "1", "--problems", "3"])
     told = capsys.readouterr()
     report = json.loads(told.out)
-    assert report["gold_right"] == report["problems"] == 3 <= len(samples(name))
+    assert report["gold_right"] == report["problems"] == min(3, len(own_samples(name)))
     assert "attacked with samples" in told.err
     assert not [found for found in report["findings"] if found["fault"] == "passes and should not"]
+
+
+LONG = ("passes and should not", "huge", "a long answer that says nothing")
+
+
+class Paid:
+    """A reward that pays what a function of the response and the gold answer says."""
+
+    def __init__(self, worth: Callable[[str, str], float | None]) -> None:
+        self._worth = worth
+
+    def measure(self, attempt: Attempt) -> float | None:
+        return self._worth(attempt.completion.text, attempt.problem.answer)
+
+
+def found_in_reward(worth: Callable[[str, str], float | None]) -> set[tuple[str, str, str]]:
+    task = NamedTask("own", Own(careful))
+    judge = RewardJudge(rule_of_reward(Paid(worth), task), 10)
+    report = audit(task, list(map(Sample, task.problems("test", 0))), judge)
+    return {(finding.fault, finding.kind, finding.attack) for finding in report.findings}
+
+
+@pytest.mark.parametrize(
+    ("worth", "planted"),
+    [
+        (lambda text, gold: 2.0 * (gold in text), ("passes and should not", "near miss", "a digit too many")),
+        (lambda text, gold: 0.1 + ("<answer>" in text), ("passes and should not", "empty", "format only")),
+        (lambda text, gold: careful(text, gold) + len(text) / 500, LONG),
+        (lambda text, gold: -1.0 * ("x = x" in text), ("fails and should not", "gold answer", "as it stands")),
+        (lambda text, gold: 1.0 if careful(text, gold) else 0.0 / (text != ""), ("could not tell", "empty", "nothing")),
+        (lambda text, gold: float(text != ""), ("passes and should not", "copied prompt", "alone")),
+        (lambda text, gold: None, ("could not tell", "gold answer", "as it stands")),
+    ],
+)
+def test_rewards_are_attacked_by_what_they_pay(
+    worth: Callable[[str, str], float | None], planted: tuple[str, str, str]
+) -> None:
+    assert planted in found_in_reward(worth)
+
+
+def test_rewards_without_a_fault_have_no_findings() -> None:
+    assert found_in_reward(lambda text, gold: 3.0 * careful(text, gold) - 1.0) == set()
+    # Less for what is longer is a rule of the reward's own, as long as it is more than for nothing.
+    assert found_in_reward(lambda text, gold: careful(text, gold) * (0.5 + 0.5 / (1 + len(text)))) == set()
+
+
+def test_the_command_attacks_a_recipes_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.py").write_text(
+        "def paid(completions, answer, **kwargs):\n"
+        "    return [float(gold in said[0]['content']) for said, gold in zip(completions, answer)]\n"
+    )
+    stage = STAGE.replace("own = 1", "arithmetic = 1")
+    (tmp_path / "lab.toml").write_text('name = "lab"\n[rewards.paid]\nuse = "./own.py:paid"\n' + stage)
+    options = ["--reward", "paid", "--recipe", str(tmp_path / "lab.toml"), "--problems", "2", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["audit", "arithmetic", *options])
+    report = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 11
+    assert (report["task"], report["reward"], report["gold_right"]) == ("arithmetic", "paid", 2)
+    sprayed = next(found for found in report["findings"] if found["kind"] == "sprayed")
+    assert sprayed["reason"] == "it earns 1, an empty response 0, and the gold answer 1"
 
 
 @pytest.mark.check

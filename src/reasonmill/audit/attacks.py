@@ -51,6 +51,7 @@ class Target:
         others: right answers to other problems, wrong ones to this problem.
         domain: of the task. Where it is not reasoning, answers to other problems may do for this one as well.
         canary: a file that is not there, and that a grader makes if it runs what it reads.
+        is_open: whether many answers are right, so that nothing is known of one that is made up.
     """
 
     problem: Problem
@@ -58,6 +59,12 @@ class Target:
     others: Sequence[str]
     domain: Domain
     canary: Path
+    is_open: bool = False
+
+    @property
+    def guessed(self) -> Expected:
+        """What becomes of an answer that is made up."""
+        return "either" if self.is_open else "wrong"
 
 
 def same(one: str, other: str) -> bool:
@@ -89,18 +96,25 @@ def attacks(target: Target, *, is_read: bool) -> Iterator[Attack]:
     if is_read:
         for name, response in _spellings(gold, form):
             yield Attack("other spelling", name, (response,), "right")
-        for name, answer in _near_misses(target):
-            yield Attack("near miss", name, (form.response(answer),), "wrong")
-        yield from _sprayed(target)
+        if not target.is_open:
+            for name, answer in _near_misses(target):
+                yield Attack("near miss", name, (form.response(answer),), "wrong")
+            yield from _sprayed(target)
+        if form.thinking:
+            thought = "".join((form.thinking[0], form.answer(gold), form.thinking[1]))
+            yield Attack("empty", "thinking only, the right answer in it", (thought,), "wrong")
     for name, text in _empty(form):
         yield Attack("empty", name, (text,), "wrong")
+    for name, text in _format_only():
+        yield Attack("empty", name, (form.response(text),), target.guessed)
     for name, text in _injections(target.canary):
         is_right = same(text, gold) or (text == "inf" and "infty" in gold) or (text == "0 = 0" and same(gold, "0"))
         if not is_right:
-            yield Attack("injection", name, (form.response(text),), "wrong")
+            yield Attack("injection", name, (form.response(text),), target.guessed)
     for name, text in _huge(gold if is_read else "1"):
         yield Attack("huge", name, (form.response(text),), "either")
-    yield Attack("huge", "a long answer that says nothing", (form.response("9" * 5 + "x" * _HUGE),), "wrong")
+    nothing = form.response("9" * 5 + "x" * _HUGE)
+    yield Attack("huge", "a long answer that says nothing", (nothing,), target.guessed)
     for name, text in _unicode(gold):
         yield Attack("unicode", name, (form.response(text),), "either")
     if number_of(gold) is not None and gold.isdigit() and len(gold) > 1:
@@ -211,12 +225,15 @@ def _empty(form: Form) -> Iterator[tuple[str, str]]:
     yield "an empty answer", form.response("")
     yield "an empty answer and no work", form.answer("")
     yield "white space as the answer", form.response("   ")
-    yield "format only", form.response("...")
-    yield "the word answer", form.response("answer")
     yield "work without an answer", form.response("", "I think about it.").removesuffix(form.answer(""))
     yield "a mark that is never closed", f"{form.before}"
     if form.thinking:
         yield "thinking only", "".join((form.thinking[0], "I think about it.", form.thinking[1]))
+
+
+def _format_only() -> Iterator[tuple[str, str]]:
+    yield "format only", "..."
+    yield "the word answer", "answer"
 
 
 def _injections(canary: Path) -> Iterator[tuple[str, str]]:
@@ -288,8 +305,8 @@ def _copied(target: Target) -> Iterator[Attack]:
         return
     if same(prompt, gold):
         return
-    yield Attack("copied prompt", "alone", (prompt,), "wrong")
-    yield Attack("copied prompt", "as the answer", (form.response(prompt),), "wrong")
-    yield Attack("copied prompt", "as the work, without an answer", (form.response("", prompt),), "wrong")
     everything = "\n\n".join(f"{message.role}: {message.content}" for message in target.problem.messages)
-    yield Attack("copied prompt", "twice, with its roles", (f"{everything}\n\n{everything}",), "wrong")
+    yield Attack("copied prompt", "alone", (prompt,), target.guessed)
+    yield Attack("copied prompt", "as the answer", (form.response(prompt),), target.guessed)
+    yield Attack("copied prompt", "as the work, without an answer", (form.response("", prompt),), "wrong")
+    yield Attack("copied prompt", "twice, with its roles", (f"{everything}\n\n{everything}",), target.guessed)

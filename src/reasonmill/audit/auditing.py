@@ -11,6 +11,7 @@ from typing import Literal
 from reasonmill.audit.attacks import Attack, Target, attacks, same
 from reasonmill.audit.forms import form_of
 from reasonmill.audit.judging import ApartJudge, Ruling
+from reasonmill.audit.samples import Sample
 from reasonmill.errors import RecipeError
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Problem
@@ -57,36 +58,39 @@ class Audit:
 
 
 def audit(
-    task: NamedTask, problems: Sequence[Problem], limit_s: float, on_problem: Callable[[int], None] = lambda done: None
+    task: NamedTask,
+    samples: Sequence[Sample],
+    judge: ApartJudge,
+    on_problem: Callable[[int], None] = lambda done: None,
 ) -> Audit:
-    """Attacks the grader of a task.
+    """Attacks the grader of a task, or a reward.
 
     Args:
-        limit_s: seconds that it may take for one response.
+        judge: of the task, or of the reward.
         on_problem: called with how many problems are done.
 
     Raises:
         RecipeError: there are no problems.
     """
+    problems = [sample.problem for sample in samples]
     if not problems:
         raise RecipeError(f"task {task.name!r} has no problems to attack its grader with", fix="name another split")
-    with tempfile.TemporaryDirectory() as folder, ApartJudge(task, limit_s) as judge:
-        form, _ = form_of(
-            [problem for problem in problems if problem.answer],
-            lambda problem, response: judge.judge(problem, response).judged == "right",
-        )
+    with tempfile.TemporaryDirectory() as folder, judge:
+        form = form_of([problem for problem in problems if problem.answer], judge.worth)
         canary = Path(folder) / "canary"
         findings: list[Finding] = []
         num_right = 0
-        for done, problem in enumerate(problems, start=1):
-            ruling = judge.judge(problem, form.response(problem.answer)) if problem.answer else None
+        for done, sample in enumerate(samples, start=1):
+            problem = sample.problem
+            ruling = judge.of_gold(problem, form.response(problem.answer)) if problem.answer else None
             is_read = ruling is not None and ruling.judged == "right"
             num_right += is_read
             if ruling is not None and not is_read:
                 gold = Attack("gold answer", "as it stands", (form.response(problem.answer),), "right")
                 findings += _faults(gold, problem, [ruling])
-            target = Target(problem, form, _others(problem, problems), task.domain, canary)
-            for attack in attacks(target, is_read=is_read):
+            is_open = bool(getattr(task.task, "is_open", False))
+            target = Target(problem, form, _others(problem, problems), task.domain, canary, is_open)
+            for attack in (*attacks(target, is_read=is_read), *_known(sample, target, is_read=is_read)):
                 rulings = [judge.judge(problem, response) for response in attack.responses]
                 findings += _faults(attack, problem, rulings)
                 if canary.exists():
@@ -94,6 +98,15 @@ def audit(
                     findings.append(_finding("ran what the response said", attack, problem))
             on_problem(done)
         return Audit(form.name, len(problems), num_right, judge.num_judged, tuple(findings))
+
+
+def _known(sample: Sample, target: Target, *, is_read: bool) -> Iterator[Attack]:
+    """What is known of this problem alone."""
+    if is_read:
+        for place, text in enumerate(sample.right, 1):
+            yield Attack("other answer", f"another right one ({place})", (target.form.response(text),), "right")
+    for place, text in enumerate(sample.wrong, 1):
+        yield Attack("near miss", f"a wrong one ({place})", (target.form.response(text),), "wrong")
 
 
 def _others(problem: Problem, problems: Sequence[Problem]) -> list[str]:
@@ -108,7 +121,7 @@ def _others(problem: Problem, problems: Sequence[Problem]) -> list[str]:
 
 def _faults(attack: Attack, problem: Problem, rulings: Sequence[Ruling]) -> Iterator[Finding]:
     for ruling in rulings:
-        if ruling.judged != "right" and ruling.judged != "wrong":  # what mypy can follow
+        if ruling.judged in ("could not tell", "hung", "died"):
             yield _finding(ruling.judged, attack, problem, ruling.reason)
             return
     if attack.expected == "wrong" and all(ruling.judged == "right" for ruling in rulings):

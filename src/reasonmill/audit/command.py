@@ -15,11 +15,14 @@ from rich.progress import Progress
 from rich.text import Text
 
 from reasonmill.audit.auditing import Audit, Finding, audit
-from reasonmill.audit.samples import samples
+from reasonmill.audit.judging import ApartJudge, RewardJudge, rule_of_reward, rule_of_task
+from reasonmill.audit.samples import Sample, own_samples
 from reasonmill.errors import RecipeError
 from reasonmill.history import note_on, note_to_user
 from reasonmill.options import AcceptOption, JsonOption, RecipeOption, SplitOption
-from reasonmill.plugins.catalogue import Catalogue, installed
+from reasonmill.plugins.catalogue import Catalogue, RewardUse, installed
+from reasonmill.plugins.plugin import Group
+from reasonmill.protocols import Reward
 from reasonmill.recipe.load import load_recipe
 from reasonmill.tasks.named import NamedTask
 from reasonmill.workers.limits import Limits
@@ -34,6 +37,10 @@ _SHOWN_CHARACTERS = 80
 def audit_command(
     task: Annotated[str, typer.Argument(help="Name of a task.")],
     problems: Annotated[int, typer.Option("--problems", min=1, help="How many problems are attacked.")] = 20,
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", metavar="NAME", help="Attack this reward on the task's problems, not its grader."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     split: SplitOption = "test",
     limit_s: Annotated[
@@ -43,37 +50,63 @@ def audit_command(
     as_json: JsonOption = False,
     accept_unisolated_code: AcceptOption = False,
 ) -> None:
-    """Attacks the grader of a task, and lists what passes and should not, and the reverse. Exit code 11 if anything."""
-    named = _attacked(installed() if recipe is None else load_recipe(recipe).catalogue, task)
+    """Attacks the grader of a task, or a reward, and lists what passes and should not, and the reverse. Exit code 11 if
+    anything."""
+    catalogue = installed() if recipe is None else load_recipe(recipe).catalogue
+    named = _attacked(catalogue, task)
     try:
-        drawn = list(itertools.islice(named.problems(split, seed), problems))
+        drawn = [Sample(problem) for problem in itertools.islice(named.problems(split, seed), problems)]
     except RecipeError:
-        drawn = samples(task)[:problems]
+        drawn = own_samples(task)[:problems]
         if not drawn:
             raise
         note_to_user(f"task {task!r} has no problems of split {split!r}: its grader is attacked with samples")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("problems", total=len(drawn))
-        own: Limits | None = getattr(named.task, "limits", None)
-        limit_s = limit_s or (own.seconds if own is not None else _USUAL_S)
-        found = audit(named, drawn, limit_s, lambda done: progress.update(bar, completed=done))
+        judge = _judge(named, limit_s) if reward is None else _judge_of(_reward(catalogue, reward), named, limit_s)
+        found = audit(named, drawn, judge, lambda done: progress.update(bar, completed=done))
     if as_json:
-        print(json.dumps(_as_json(task, found), indent=2, ensure_ascii=True))
+        print(json.dumps({"task": task, "reward": reward, **_as_json(found)}, indent=2, ensure_ascii=True))
     else:
-        _print(task, found)
+        _print(found)
     if found.findings:
         raise typer.Exit(FOUND)
 
 
 def _attacked(catalogue: Catalogue, name: str) -> NamedTask:
-    """The task as its own code has it: an audit grades in a process apart anyway, and needs no workers beside that.
+    """The task as its own code has it: an audit judges in a process apart anyway, and needs no workers beside that.
     What belongs into the jail stays there."""
-    task, made, table = catalogue.task(name), catalogue.plugin("tasks", name).made, catalogue.tables.get("tasks", {})
-    told = getattr(table.get(name), "isolation", None) or getattr(made, "isolation", None)
-    return task if told == "jail" else replace(task, task=made)
+    task = catalogue.task(name)
+    return task if _in_jail(catalogue, "tasks", name) else replace(task, task=catalogue.plugin("tasks", name).made)
 
 
-def _as_json(task: str, found: Audit) -> dict[str, Any]:
+def _reward(catalogue: Catalogue, name: str) -> Reward:
+    """The reward, like the task."""
+    made: Reward = catalogue.plugin("rewards", name).made
+    return catalogue.reward(name) if _in_jail(catalogue, "rewards", name) else made
+
+
+def _in_jail(catalogue: Catalogue, group: Group, name: str) -> bool:
+    use = catalogue.tables.get(group, {}).get(name)
+    told = use.isolation if isinstance(use, RewardUse) else None
+    return (told or getattr(catalogue.plugin(group, name).made, "isolation", None)) == "jail"
+
+
+def _judge(task: NamedTask, limit_s: float | None) -> ApartJudge:
+    return ApartJudge(rule_of_task(task), limit_s or _allowed(task.task))
+
+
+def _judge_of(reward: Reward, task: NamedTask, limit_s: float | None) -> RewardJudge:
+    return RewardJudge(rule_of_reward(reward, task), limit_s or _allowed(reward))
+
+
+def _allowed(judging: object) -> float:
+    """How long a verdict may take."""
+    own: Limits | None = getattr(judging, "limits", None)
+    return own.seconds if own is not None else _USUAL_S
+
+
+def _as_json(found: Audit) -> dict[str, Any]:
     findings = [
         {
             "fault": finding.fault,
@@ -87,7 +120,6 @@ def _as_json(task: str, found: Audit) -> dict[str, Any]:
         for finding in found.findings
     ]
     return {
-        "task": task,
         "form": found.form,
         "problems": found.num_problems,
         "gold_right": found.num_right,
@@ -96,7 +128,7 @@ def _as_json(task: str, found: Audit) -> dict[str, Any]:
     }
 
 
-def _print(task: str, found: Audit) -> None:
+def _print(found: Audit) -> None:
     console = Console()
     for (fault, kind, attack), findings in _grouped(found.findings).items():
         first = findings[0]

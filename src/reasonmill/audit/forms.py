@@ -47,12 +47,11 @@ FORMS = (
 )
 
 
-def form_of(problems: Sequence[Problem], is_right: Callable[[Problem, str], bool]) -> tuple[Form, int]:
-    """The form in which most gold answers are right, and how many are.
+def form_of(problems: Sequence[Problem], worth: Callable[[Problem, str], float]) -> Form:
+    """The form in which gold answers are worth most.
 
     Args:
-        is_right: whether a response is.
+        worth: what a response is worth.
     """
-    counted = [(sum(is_right(problem, form.response(problem.answer)) for problem in problems), form) for form in FORMS]
-    most = max(count for count, _ in counted)
-    return next(form for count, form in counted if count == most), most
+    sums = [sum(worth(problem, form.response(problem.answer)) for problem in problems) for form in FORMS]
+    return FORMS[sums.index(max(sums))]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from reasonmill.grading.places import takes_back
 from reasonmill.grading.reply import reply_of, without_fence
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.tasks.expression import Expression, ExpressionError, read_expression
@@ -60,6 +61,8 @@ class KnightsAndKnavesGrader:
         said = _CONCLUSION.split(reply)[-1].strip()
         if said == reply:
             said = _PARAGRAPH.split(reply)[-1]
+        if any(takes_back("", sentence) for sentence in _SENTENCE.split(said)):
+            return Verdict.wrong("takes its conclusion back")
         roles = _roles(said, set(people), words)
         torn = [name for name, role in roles.items() if len(role) > 1]
         missing = [name for name in people if name not in roles]
@@ -224,14 +227,14 @@ def _only_object(reply: str) -> Any:
     """The one JSON object of a reply."""
     text = without_fence(reply)
     decoder = json.JSONDecoder(object_pairs_hook=_once)
-    found: list[Any] = []
+    found: list[tuple[Any, str, str]] = []  # with what stands before and behind it
     place = text.find("{")
     for _ in range(_MOST_OBJECTS):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
-            found.append(value)
+            found.append((value, text[:place], text[end:]))
         except _UnreadableError:
             raise
         except (ValueError, RecursionError):
@@ -239,7 +242,9 @@ def _only_object(reply: str) -> Any:
         place = text.find("{", end)
     if len(found) != 1 or place >= 0:
         raise _UnreadableError(f"the reply holds {'several JSON objects' if found else 'no JSON object'}")
-    return found[0]
+    if takes_back(*found[0][1:]):
+        raise _UnreadableError("the reply takes its JSON object back")
+    return found[0][0]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -178,6 +178,11 @@ def after_thinking(response: str) -> str | None:
     return None if THINK_OPEN in said else said
 
 
+def takes_back(before: str, behind: str) -> bool:
+    """Whether what stands around an answer says that it is none: "not" before it, "is wrong" or "no" behind it."""
+    return bool(_NEGATED.search(before[-_AROUND:]) or _TAKEN_BACK.match(behind[:_AROUND]))
+
+
 def _anywhere(said: str) -> Found:
     if _TAG.search(said):
         return _tagged(said)

@@ -94,6 +94,11 @@ class RowsTask(Rows):
         limits: Limits | None = getattr(self._grader, "limits", None)
         return limits
 
+    @property
+    def is_open(self) -> bool:
+        """Whether many answers are right, so that nothing is known of one that is not the reference."""
+        return bool(getattr(self._grader, "is_open", False))
+
     def verdict(self, problem: Problem, response: str) -> Verdict:
         """What the grader says of a response, with its reason."""
         return self._grader.judge(problem, response)
