@@ -274,7 +274,12 @@ def test_without_the_extra_math_verify_is_refused_by_name(monkeypatch: pytest.Mo
         *(in_box("\\frac{" * 300), in_box("|" * 1999), in_box("x^" * 900 + "x"), in_box("\\binom{9999}{4999}")),
         *(in_box(">" + "<" + "," * 30_000), in_box("A" + ", " * 30_000 + "x"), in_box("1" * 30_000 + r" \choose 2")),
         *(in_box("[" + "1;" * 30_000), in_box("]" * 30_000 + "["), in_box("((" * 15_000 + " for all x")),
-        *(in_box("1:" * 900 + "2"), in_box("1 hour " * 250), in_box("5 \\pmod " + "{" * 30_000), in_box("12 May " * 5_000)),
+        *(
+            in_box("1:" * 900 + "2"),
+            in_box("1 hour " * 250),
+            in_box("5 \\pmod " + "{" * 30_000),
+            in_box("12 May " * 5_000),
+        ),
         *("x" * 1_000_000, "\x00\x01\ud800", "𝟜𝟚" * 1000),
     ],
     ids=lambda text: ascii(text[-40:]),
