@@ -7,6 +7,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from reasonmill.grading.math_labels import (
+    apart_from_conditions,
     items_of,
     label_of,
     solutions,
@@ -53,6 +54,12 @@ class _Comparison:
         self._equal = equal
 
     def same(self, gold: Node, answer: Node) -> bool:
+        if gold.kind == "list" or answer.kind == "list":
+            (gold, wanted), (answer, given) = apart_from_conditions(gold), apart_from_conditions(answer)
+            if wanted and given and not self._same_regions(_all_of(wanted), _all_of(given)):
+                return False
+            if bool(wanted) != bool(given) and self.same(gold, answer):
+                raise Unreadable("only one of the two says for which values it holds")
         gold, answer = _spread(gold), _spread(answer)
         if gold.kind == "group" and answer.kind == "product":
             answer = unlabelled(answer)
@@ -300,6 +307,10 @@ def _difference(equation: Node) -> Node:
 
 def _right_of_in(node: Node) -> Node:
     return node.parts[1] if node.kind == "relation" and node.name == "in" else node
+
+
+def _all_of(conditions: tuple[Node, ...]) -> Node:
+    return conditions[0] if len(conditions) == 1 else Node("list", conditions, "and")
 
 
 def _is_plain_number(node: Node) -> bool:

@@ -7,6 +7,7 @@ from reasonmill.grading.math_regions import is_region
 from reasonmill.grading.math_tokens import Unreadable
 from reasonmill.grading.math_values import symbols
 
+_WHOLE = frozenset("nmk")
 _TUPLE = Node("group", (), "()")
 
 
@@ -107,6 +108,18 @@ def items_of(node: Node, other: Node) -> list[Node]:
         if sorted(others) == sorted(labels) or other.kind == "group":
             return [value for _, value in named]
     return [unlabelled(part) for part in node.parts]
+
+
+def apart_from_conditions(node: Node) -> tuple[Node, tuple[Node, ...]]:
+    """The equation and the conditions of "y = x + 1, x > 0"; other nodes as they are, and none. That a whole number
+    such as the n of a sequence is not too small goes without saying."""
+    first, *rest = node.parts or (node,)
+    is_said = node.kind == "list" and node.name == "," and first.kind == "relation" and first.name == "="
+    if not is_said or not rest or not all(map(is_region, rest)):
+        return node, ()
+    if any(not symbols(each) or not symbols(each) <= symbols(first.parts[-1]) for each in rest):
+        return node, ()
+    return first, tuple(each for each in rest if not symbols(each) <= _WHOLE)
 
 
 def solutions(node: Node) -> Node:

@@ -31,6 +31,10 @@ _ARROW = re.compile(r"^([A-Za-z])\s*:\s*([A-Za-z])\s*\\(?:mapsto|to)\s*")
 _FOR_ALL = re.compile(
     r"(?<=[^\s,(])[\s,(]*⟦?\s*\b(?:for|where) (?:all|every|any|each|some)\b(?:(?!⟦?\b(?:and|or)\b).){0,60}$"
 )
+_CONDITION_IN_WORDS = re.compile(
+    r"[\s,]*⟦?\s*\b(?:for|where|with)\s*⟧?\s*(?=[a-z]\s*(?:[<>]|\\in(?![a-z])|\\ne(?![a-z])))"
+)
+_CONDITION_IN_PARENTHESES = re.compile(r"(?<=[^\s,])[\s,]*\(\s*([a-z]\s*(?:[<>]=?|\\in |\\ne )[^()]{1,60})\)$")
 _DURATION = re.compile(r"(?<![\w.])(\d+)\s*h(?:rs?)?\.?\s*(\d+)\s*m(?:ins?)?\b\.?")
 
 
@@ -62,8 +66,10 @@ def usual_notation(text: str) -> str:
         text = f"{ratio[1]}:{ratio[2]}" if ratio else text
     if "integer" in text:
         text = _with_one_parameter(text)
-    if " for " in text or "⟦for " in text or " where " in text:
-        text = _FOR_ALL.sub("", text)
+    if " for " in text or "⟦for" in text or " where " in text:
+        text = _CONDITION_IN_WORDS.sub(", ", _FOR_ALL.sub("", text))
+    if text.endswith(")") and "=" in text:
+        text = _CONDITION_IN_PARENTHESES.sub(r", \1", text)
     return text
 
 
