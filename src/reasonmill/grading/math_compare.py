@@ -33,6 +33,7 @@ from reasonmill.grading.math_values import (
 _MAX_ITEMS = 40
 _ROUNDED = Fraction(1, 50)
 _HUNDRED, _HALF_TURN = number(100), number(180)
+_ZERO = number(0)
 _PI = Node("constant", name="pi")
 
 
@@ -213,7 +214,9 @@ class _Comparison:
         return False
 
     def _same_proportions(self, gold: Sequence[Node], answer: Sequence[Node]) -> bool:
-        return len(gold) == len(answer) and all(
+        if len(gold) != len(answer) or all(self._equal(_ZERO, part) for part in answer):
+            return False
+        return all(
             self._equal(multiplied(one, answer[0]), multiplied(two, gold[0]))
             for one, two in zip(gold[1:], answer[1:], strict=True)
         )

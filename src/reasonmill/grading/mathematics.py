@@ -219,7 +219,7 @@ def _decide(gold: str, answer: str, prompt: str, tolerance: Fraction) -> tuple[b
         return (True, "") if based_answer(reference.node, based) else wrong
     congruence = congruence_of(plain)
     if congruence is not None and reference.is_number:
-        return (True, "") if {reference.value} == congruence.written else wrong
+        return (True, "") if {reference.value} == congruence.written == congruence.residues else wrong
     if _PERCENT.search(plain) and not any(map(_PERCENT.search, (reference.plain, prompt))):
         plain = _PERCENT.sub("*(1/100)", plain)  # nobody speaks of percent, so that it must mean what it is
     right, reason = _compare(reference.node, plain, prompt, tolerance, wrong)
