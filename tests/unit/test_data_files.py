@@ -119,8 +119,14 @@ def test_a_row_of_csv_has_as_many_fields_as_the_first_line(tmp_path: Path) -> No
     file = write(tmp_path / "rows.csv", b"question,answer\na,1\nb\nc,3\n")
     _, bad, last = read_rows(file)
     assert isinstance(bad, BadRow)
-    assert (bad.where, bad.what) == (f"{file}:3", "it has 1 fields, and the first line names 2")
+    assert (bad.where, bad.what) == (f"{file}:3", "it has 1 fields, and the first line 2")
     assert isinstance(last, Row)
+
+
+def test_a_first_column_of_csv_without_a_name_is_the_number_of_the_row(tmp_path: Path) -> None:
+    (row,) = read_rows(write(tmp_path / "rows.csv", b",question,answer\n0,a,1\n"))
+    assert isinstance(row, Row)
+    assert row.columns == {"question": "a", "answer": "1"}
 
 
 # A file, where it is at fault, and what is said of it.
@@ -131,6 +137,7 @@ DAMAGED: list[tuple[str, bytes, str, str]] = [
     ("rows.json", b'[{"a": 1}\n {"a": 2}]', ":1", "a comma or the end of the list is missing"),
     ("rows.json", b'{"a": [1], "b": [2]}', "", "no one list of rows: it is an object with the lists a, b"),
     ("rows.csv", b"a,a\n1,2\n", ":1", "the columns have no names of their own"),
+    ("rows.csv", b"a,,b\n1,2,3\n", ":1", "the columns have no names of their own"),
     ("rows.csv", b'a,b\n1,2\n"1,2\n', ":3", "the file is no CSV"),
     ("rows.parquet", b"PAR1 and nothing else", "", "the file is no Parquet"),
     ("rows.txt", b"a", "", "of no format that is read here"),

@@ -227,6 +227,8 @@ def _separated(path: Path) -> Iterator[Row | BadRow]:
     line = 1
     try:
         header = next(reader, [])
+        first = int(len(header) > 1 and not header[0])  # pandas writes a row's number first, under no name
+        header = header[first:]
         if len(set(header)) < len(header) or not all(header):
             raise RecipeError(
                 "the columns have no names of their own",
@@ -236,10 +238,11 @@ def _separated(path: Path) -> Iterator[Row | BadRow]:
         line = reader.line_num + 1
         for fields in reader:
             place = f"{path}:{line}"
-            if len(fields) == len(header):
-                yield Row(place, dict(zip(header, fields, strict=True)))
+            if len(fields) == first + len(header):
+                yield Row(place, dict(zip(header, fields[first:], strict=True)))
             elif fields:
-                yield BadRow(f"it has {len(fields)} fields, and the first line names {len(header)}", place=place)
+                told = f"it has {len(fields)} fields, and the first line {first + len(header)}"
+                yield BadRow(told, place=place)
             line = reader.line_num + 1
     except csv.Error as error:
         raise RecipeError(f"the file is no {format_of(path)[1:].upper()}: {error}", where=f"{path}:{line}") from error
