@@ -1,4 +1,5 @@
-"""How new tokens are read: by transformers' own modules, or by few kernels where we know what those compute."""
+"""How new tokens are read: by transformers' own modules, their norms by a kernel each; or by few kernels, where we know
+what those compute."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from reasonmill.model.lora import LoraLinear
 from reasonmill.sample.cuda.attention import Rotation, attend_new
 from reasonmill.sample.cuda.layers import add_and_norm, gated
 from reasonmill.sample.cuda.memory import Memory
+from reasonmill.sample.cuda.modules import norms_by_kernel, replaced
 from reasonmill.sample.cuda.rows import Rows
 
 Logits = Callable[[int], Tensor]
@@ -25,7 +27,7 @@ Logits = Callable[[int], Tensor]
 
 
 def logits_of(decoder: Decoder, memory: Memory, rows: Rows) -> Logits:
-    """The fewest kernels for a decoder like Llama whose projections lie side by side, else its modules."""
+    """By the fewest kernels for a decoder like Llama whose projections lie side by side, else by its modules."""
     hidden = _by_kernels(decoder, memory, rows) or _by_modules(decoder, memory, rows)
 
     def logits(count: int) -> Tensor:
@@ -53,7 +55,13 @@ def _rows_first(states: Tensor) -> Tensor:
 
 def _by_modules(decoder: Decoder, memory: Memory, rows: Rows) -> Callable[[int], Tensor]:
     layout = NewTokenLayout(memory, rows)
-    return lambda count: decoder.hidden(rows.token[:count], rows.position[:count], layout)
+    forwards = norms_by_kernel(decoder.network.get_decoder())
+
+    def hidden(count: int) -> Tensor:
+        with replaced(forwards):
+            return decoder.hidden(rows.token[:count], rows.position[:count], layout)
+
+    return hidden
 
 
 def _by_kernels(decoder: Decoder, memory: Memory, rows: Rows) -> Callable[[int], Tensor] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -10,8 +12,24 @@ from torch import Tensor
 _ACTIVATIONS = 2048
 
 
+@dataclass(frozen=True)
+class NormKind:
+    """How an RMS norm multiplies by its weight.
+
+    Attributes:
+        adds_one: by 1 + the weight.
+        rounds: what was normed is rounded before, as transformers does for most architectures.
+    """
+
+    adds_one: bool = False
+    rounds: bool = True
+
+
 @triton.jit
-def _norm(states, change, weight, out, epsilon, H: tl.constexpr, TILE: tl.constexpr, CHANGES: tl.constexpr):
+def _norm(
+    states, change, weight, out, epsilon,
+    H: tl.constexpr, TILE: tl.constexpr, CHANGES: tl.constexpr, ADDS_ONE: tl.constexpr, ROUNDS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, TILE)
     x = tl.load(states + row * H + h, mask=h < H, other=0.0)
@@ -20,18 +38,33 @@ def _norm(states, change, weight, out, epsilon, H: tl.constexpr, TILE: tl.conste
         x = (x.to(tl.float32) + tl.load(change + row * H + h, mask=h < H, other=0.0).to(tl.float32)).to(kind)
         tl.store(states + row * H + h, x, mask=h < H)
     x = x.to(tl.float32)
-    # Rounded where transformers rounds: before the weight, and after it.
-    x = (x * tl.rsqrt(tl.sum(x * x, 0) / H + epsilon)).to(kind).to(tl.float32)
-    tl.store(out + row * H + h, (x * tl.load(weight + h, mask=h < H, other=0.0).to(tl.float32)).to(kind), mask=h < H)
+    x = x * tl.rsqrt(tl.sum(x * x, 0) / H + epsilon)
+    if ROUNDS:
+        x = x.to(kind).to(tl.float32)
+    factor = tl.load(weight + h, mask=h < H, other=0.0).to(tl.float32)
+    if ADDS_ONE:
+        factor += 1.0
+    tl.store(out + row * H + h, (x * factor).to(kind), mask=h < H)
 
 
-def add_and_norm(states: Tensor, change: Tensor | None, weight: Tensor, epsilon: float) -> Tensor:
-    """Adds `change` to the states [N, H] in place, if there is one; returns their RMS norm times `weight` [H]."""
+def add_and_norm(
+    states: Tensor, change: Tensor | None, weight: Tensor, epsilon: float, kind: NormKind = NormKind()
+) -> Tensor:
+    """Adds `change` to the states in place, if there is one; returns their RMS norm times `weight` [H].
+
+    Args:
+        states: [..., H], without gaps in memory; `change` as they lie.
+
+    Returns:
+        As the states lie.
+    """
     out = torch.empty_like(states)
-    hidden = states.shape[1]
-    _norm[(states.shape[0],)](
+    hidden = states.shape[-1]
+    _norm[(states.numel() // hidden,)](
         states, states if change is None else change, weight, out, epsilon,
-        H=hidden, TILE=triton.next_power_of_2(hidden), CHANGES=change is not None, num_warps=4 if hidden <= 1024 else 8,
+        H=hidden, TILE=triton.next_power_of_2(hidden), CHANGES=change is not None,
+        ADDS_ONE=kind.adds_one, ROUNDS=kind.rounds,
+        num_warps=1 if hidden <= 256 else 4 if hidden <= 1024 else 8,
     )  # fmt: skip
     return out
 
