@@ -9,9 +9,12 @@ from reasonmill.model.attention import AttentionRule
 from reasonmill.model.joined import join_projections
 from reasonmill.model.lora import Adapter
 from reasonmill.sample.cuda.attention import Rotation, attend_new
+from reasonmill.sample.cuda.border import Borders
+from reasonmill.sample.cuda.chunks import Chunks
 from reasonmill.sample.cuda.draw import Draw
 from reasonmill.sample.cuda.engine import CudaEngine
-from reasonmill.sample.cuda.layers import add_and_norm, gated
+from reasonmill.sample.cuda.layers import NormKind, add_and_norm, gated
+from reasonmill.sample.cuda.modules import norms_by_kernel, replaced
 from reasonmill.sample.cuda.rows import IDLE, NOT_FINITE, RUNNING, Rows
 from reasonmill.sample.drawing import Filters, draw, uniform
 from reasonmill.sample.engine import NativeEngine
@@ -129,6 +132,44 @@ def test_norm_with_what_a_layer_adds_and_gated_states() -> None:
     torch.testing.assert_close(gated(both.to(DEVICE)).cpu(), torch.nn.functional.silu(both[:, :7]) * both[:, 7:])
 
 
+@pytest.mark.parametrize("kind", [NormKind(), NormKind(rounds=False), NormKind(adds_one=True, rounds=False)])
+def test_a_norm_multiplies_by_its_weight_as_its_kind_does_it(kind: NormKind) -> None:
+    random = generated(6)
+    # In fp16, because the interpreter rounds no fp32 to bf16, but cuts it off.
+    states, weight = torch.randn((20, 64), generator=random).half(), torch.randn(64, generator=random).half()
+    normed = torch.nn.functional.rms_norm(states.float(), (64,), None, 1e-6)
+    factor = 1.0 + weight.float() if kind.adds_one else weight.float()
+    wanted = ((normed.half().float() if kind.rounds else normed) * factor).half()
+    got = add_and_norm(states.to(DEVICE), None, weight.to(DEVICE), 1e-6, kind).cpu()
+    assert (got != wanted).float().mean() < 0.01  # rounded elsewhere, a third differs
+
+
+# Each layer has its norms, some also of queries and keys; one is behind the last.
+@pytest.mark.parametrize(
+    ("architecture", "count"), [("llama", 5), ("qwen3", 9), ("gemma2", 9), ("gemma3", 13), ("deepseek_v3", 9)]
+)
+def test_norms_of_transformers_are_found_and_computed_by_a_kernel_only_where_they_are_to_be(
+    architecture: str, count: int
+) -> None:
+    network = tiny_decoder(architecture).network.to(DEVICE)
+    forwards = norms_by_kernel(network)
+    assert len(forwards) == count
+    for module, forward in forwards.items():
+        width = module.weight.shape[0]  # type: ignore[union-attr,index]
+        torch.nn.init.normal_(module.weight, generator=torch.Generator(DEVICE).manual_seed(1))  # type: ignore[arg-type]
+        # As queries lie, as keys of few heads among others lie, and as a layer's states do.
+        whole = torch.randn((1, 6, 3, 2 * width), generator=generated(7)).to(DEVICE)
+        for states in (whole[..., :width].contiguous().transpose(1, 2), whole[..., :width], whole[0, 0, :, :width]):
+            with torch.no_grad():
+                wanted = module(states)
+            torch.testing.assert_close(forward(states), wanted, rtol=1e-5, atol=1e-6)
+    module, forward = next(iter(forwards.items()))
+    with pytest.raises(RuntimeError, match="as it was"), replaced(forwards):
+        assert module.forward is forward
+        raise RuntimeError("as it was")
+    assert not any("forward" in vars(module) for module in forwards)
+
+
 class Drawn:
     """A memory of drawn tokens alone."""
 
@@ -168,6 +209,42 @@ def test_tokens_and_log_probs_are_those_of_the_plain_draw(top_k: bool, top_p: bo
         assert (rows.token[row], rows.position[row], rows.running[row]) == (tokens[row], 10, RUNNING)
 
 
+def test_a_border_is_exact_also_where_a_sample_of_the_row_misleads() -> None:
+    random, count, vocabulary = generated(8), 8, 20_000
+    logits = torch.randn((count, vocabulary), generator=random) * 0.6
+    logits[1] *= 5
+    logits[1, 700:705] += 12
+    # Of two heavy tokens in the sample, one in a thousand others that is not in it has more weight than all.
+    is_sampled = torch.zeros(vocabulary, dtype=torch.bool)
+    is_sampled[(torch.arange(8192) // 8 * vocabulary // 1024 // 8 * 8 + torch.arange(8192) % 8)] = True
+    logits[3, is_sampled.nonzero()[::300, 0]] += 12
+    logits[3, (~is_sampled).nonzero()[::3, 0]] += 9
+    logits[4] = 0.25
+    rows = rows_at([7] * count, [2] * count)
+    rows.temperature.copy_(torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.7, 1.3, 0.0]))
+    top_k = torch.tensor([0, 0, 0, 0, 0, 0, 9000, 40])
+    top_p = torch.tensor([0.95, 0.95, 0.95, 0.95, 0.95, 0.3, 0.999, 0.8])
+    rows.top_k.copy_(top_k)
+    rows.top_p.copy_(top_p)
+    chunks = Chunks(count, vocabulary, None, DEVICE)
+    borders = Borders(count, vocabulary, chunks, DEVICE)
+    chunks.take(logits.to(DEVICE), rows)
+    borders.find(logits.to(DEVICE), rows, by_count=True, keeps_border=False)
+    borders.find(logits.to(DEVICE), rows, by_count=False, keeps_border=True)
+    for row in range(count):
+        if row == 2:
+            continue
+        x = logits[row] / (rows.temperature[row].cpu() or 1.0)
+        ordered = x.double().sort(descending=True).values[: int(top_k[row]) or vocabulary]
+        mass = ordered.softmax(0)
+        last = ordered[mass.cumsum(0) - mass < top_p[row]][-1]
+        stays = x >= last
+        assert torch.equal(x >= borders.of[row].cpu(), stays), row
+        tops = chunks.tops[row].cpu().double()
+        left = (chunks.sums[row].cpu().double() * (tops - tops.max()).exp()).sum()
+        assert float(left) == pytest.approx(float((x[stays].double() - tops.max()).exp().sum()), rel=1e-5)
+
+
 def test_a_row_is_over_with_a_stop_token_or_at_its_limit_and_says_what_is_not_finite() -> None:
     logits = torch.full((8, 61), -50.0)
     logits[:, 7] = 50.0
@@ -186,10 +263,18 @@ def test_a_row_is_over_with_a_stop_token_or_at_its_limit_and_says_what_is_not_fi
             assert rows.running.tolist()[:7] == [*wanted, NOT_FINITE, NOT_FINITE, NOT_FINITE]
 
 
-@pytest.mark.parametrize("is_joined", [False, True])
-@pytest.mark.parametrize("targets", [None, ["k_proj", "o_proj", "up_proj"]])
-def test_an_engine_of_them_gives_the_native_engines_completions(is_joined: bool, targets: list[str] | None) -> None:
-    decoder = tiny_decoder("qwen3")
+@pytest.mark.parametrize(
+    ("architecture", "is_joined", "targets"),
+    [
+        *[("qwen3", is_joined, targets) for is_joined in (False, True) for targets in (None, ["k_proj", "o_proj"])],
+        ("gemma2", False, None),
+        ("gemma3", False, None),
+    ],
+)
+def test_an_engine_of_them_gives_the_native_engines_completions(
+    architecture: str, is_joined: bool, targets: list[str] | None
+) -> None:
+    decoder = tiny_decoder(architecture)
     decoder.network.to(DEVICE)
     if targets is not None:
         Adapter(decoder.network, 4, 8.0, targets, 1)
