@@ -22,8 +22,8 @@ from reasonmill.sample.cuda.rows import Rows
 _SAMPLE, _RUN = 8192, tl.constexpr(8)
 # How many standard errors the border may lie off what the sample says, and how many of the sample must lie above.
 _ERRORS, _FEWEST = tl.constexpr(4.0), tl.constexpr(16)
-# Halvings of the interval in which the sample looks.
-_HALVINGS = tl.constexpr(10)
+# Halvings of the interval in which the sample looks, and steps that it goes upwards.
+_HALVINGS, _STEPS = tl.constexpr(10), tl.constexpr(8)
 # So many tokens of a row can be written down.
 _CLOSE = 16384
 _MASS_UNITS = tl.constexpr(float(1 << 40))
@@ -42,10 +42,12 @@ def _wants(running, top_k, top_p, row, V: tl.constexpr, BY_COUNT: tl.constexpr):
 
 
 @triton.jit
-def _sampled(x, weight, middle):
-    """Weight below a logit in the sample, its square, and how many tokens lie above."""
-    below = tl.where(x < middle, weight, 0.0)
-    return tl.sum(below, 0), tl.sum(below * below, 0), tl.sum(tl.where(x >= middle, 1, 0), 0)
+def _below(x, weight, b, COUNT: tl.constexpr, REST: tl.constexpr):
+    """Of what lies below a logit in the sample: its weight, how far that may be off, and whether enough lies above."""
+    below = tl.where(x < b, weight, 0.0)
+    weighed = tl.sum(below, 0)
+    variance = tl.sum(below * below, 0) - weighed * weighed / COUNT
+    return weighed, _ERRORS * tl.sqrt(tl.maximum(variance, 0.0) * REST), tl.sum(tl.where(x >= b, 1, 0), 0) >= _FEWEST
 
 
 @triton.jit
@@ -87,31 +89,33 @@ def _enclose(
     stays = (s < COUNT) & (x >= lowest)
     x = tl.where(stays, x, float("-inf"))
     weight = tl.where(stays, 1.0, 0.0) if BY_COUNT else tl.where(stays, tl.exp(x - top), 0.0)
-    scale = V / COUNT
-    rest = 1.0 - COUNT / V  # of the vocabulary that is not in the sample
-    # What lies below the border weighs as much at most.
+    REST: tl.constexpr = 1.0 - COUNT / V  # of the vocabulary that is not in the sample
+    # What lies below the border weighs as much at most; in the sample, its share.
     room = whole - need
-    low, above_low = lowest, top
-    below_high, high = lowest, top
-    if not BY_COUNT:
-        # All tokens together weigh no more, were each as heavy as that.
-        low = tl.maximum(lowest, top + tl.log(room / V))
-        below_high = low
+    share = room * (COUNT / V)
+    # All tokens together weigh no more than there is room for, were each as heavy as that.
+    low = lowest if BY_COUNT else tl.maximum(lowest, top + tl.log(room / V))
+    above_low, likely, above_likely = top, low, top
     for _ in tl.range(0, _HALVINGS):
         middle = 0.5 * (low + above_low)
-        weighed, squares, above = _sampled(x, weight, middle)
-        error = scale * _ERRORS * tl.sqrt(tl.maximum(squares - weighed * weighed / COUNT, 0.0) * rest)
-        is_low = (scale * weighed + error <= room) & (above >= _FEWEST)
+        weighed, error, is_known = _below(x, weight, middle, COUNT, REST)
+        is_low = (weighed + error <= share) & is_known
         low = tl.where(is_low, middle, low)
         above_low = tl.where(is_low, above_low, middle)
-        middle = 0.5 * (below_high + high)
-        weighed, squares, above = _sampled(x, weight, middle)
-        error = scale * _ERRORS * tl.sqrt(tl.maximum(squares - weighed * weighed / COUNT, 0.0) * rest)
-        is_high = (scale * weighed - error > room) & (above >= _FEWEST)
-        high = tl.where(is_high, middle, high)
-        below_high = tl.where(is_high, below_high, middle)
+        middle = 0.5 * (likely + above_likely)
+        is_likely = tl.sum(tl.where(x < middle, weight, 0.0), 0) <= share
+        likely = tl.where(is_likely, middle, likely)
+        above_likely = tl.where(is_likely, above_likely, middle)
+    # Upwards in steps: far above, a few heavy tokens of the sample make its error larger than all that it says.
+    step = 0.25 * (above_likely - low)
+    high = above_likely + 3.0 * step
+    is_high = False
+    for _ in tl.range(0, _STEPS):
+        weighed, error, is_known = _below(x, weight, high, COUNT, REST)
+        is_high = (weighed - error > share) & is_known
+        high = tl.where(is_high, high, high + step)
     tl.store(low_of + row, low)
-    tl.store(high_of + row, tl.where(high == top, float("inf"), high))
+    tl.store(high_of + row, tl.where(is_high, high, float("inf")))
 
 
 @triton.jit
