@@ -6,6 +6,7 @@ and `ragged`, 1,024 requests of 1 to 1,024 tokens, each as likely as any other.
 
     PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --load fixed ragged
     PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --architecture gemma2 --load fixed
+    PYTHONPATH=src python benchmarks/gpu/rollouts.py --size 0.5b --architecture qwen3 --layers transformers --load fixed
 """
 
 from __future__ import annotations
@@ -40,6 +41,22 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 256},
     "gemma2": {"query_pre_attn_scalar": 64, "sliding_window": 256},
     "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 256, "rope_parameters": None},
+    "qwen3_moe": {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 1216},
+    "deepseek_v3": {
+        "n_routed_experts": 32,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1216,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 14,
+        "q_lora_rank": 448,
+        "kv_lora_rank": 256,
+        "qk_rope_head_dim": 32,
+        "qk_nope_head_dim": 64,
+        "v_head_dim": 64,
+        "head_dim": 32,
+    },
 }
 
 
@@ -67,14 +84,18 @@ class Words:
         return len(text.split())
 
 
-def decoder_of(size: str, architecture: str = "qwen2", *, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+def decoder_of(
+    size: str, architecture: str = "qwen2", *, by_kernels: bool = True, dtype: torch.dtype = torch.bfloat16
+) -> Decoder:
+    """Random weights; `by_kernels` lets the sampler's own layers run where it has them for the architecture."""
     settings = {**COMMON, **TOKENS, **SIZES[size], **ARCHITECTURES[architecture]}
-    settings["head_dim"] = settings["hidden_size"] // settings["num_attention_heads"]
+    settings.setdefault("head_dim", settings["hidden_size"] // settings["num_attention_heads"])
     torch.manual_seed(0)
     with torch.device("cuda"):
         config = config_from(architecture, settings)
         network = AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=dtype)
-    join_projections(network)
+    if by_kernels:
+        join_projections(network)
     return Decoder(network)
 
 
@@ -156,18 +177,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.5b")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen2")
+    parser.add_argument(
+        "--layers", choices=("kernels", "transformers"), default="kernels", help="the sampler's, where it has some"
+    )
     parser.add_argument("--load", choices=("fixed", "ragged"), nargs="+", default=["fixed", "ragged"])
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--stop", action="append", default=[], help="a stop string")
     parser.add_argument("--check", type=int, default=0, metavar="N", help="log-probs of N completions against fp32")
     args = parser.parse_args()
     began = time.perf_counter()
-    decoder = decoder_of(args.size, args.architecture)
+    decoder = decoder_of(args.size, args.architecture, by_kernels=args.layers == "kernels")
     loaded_s = time.perf_counter() - began
     for load in args.load:
         requests = requests_of(load, stop=tuple(args.stop), top_p=args.top_p)
         engine = CudaEngine(decoder, Words(), num_slots=len(requests))
-        result = {"size": args.size, "architecture": args.architecture, "load": load, "weights_s": round(loaded_s, 1)}
+        result = {"size": args.size, "architecture": args.architecture, "layers": args.layers, "load": load}
+        result["weights_s"] = round(loaded_s, 1)
         result |= rate(engine, requests)
         once, _ = run(engine, requests)
         again, _ = run(engine, requests)

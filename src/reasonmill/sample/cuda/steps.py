@@ -12,7 +12,6 @@ from reasonmill.sample.cuda.forward import logits_of
 from reasonmill.sample.cuda.memory import Memory
 from reasonmill.sample.cuda.rows import IDLE, Rows
 
-# How many experts a token goes to is looked at by the host, which a graph can't do.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -34,9 +33,7 @@ class Steps:
         self._decoder, self._draw, self._rows, self._memory = decoder, draw, rows, memory
         self._logits = logits_of(decoder, memory, rows)
         self._buckets = _buckets(rows.running.shape[0])
-        self._captures = rows.running.device.type == "cuda" and not any(
-            getattr(decoder.config, name, None) for name in _EXPERTS
-        )
+        self._captures = rows.running.device.type == "cuda" and not _looks(decoder)
         self._graphs: dict[tuple[Filtered, int], torch.cuda.CUDAGraph] = {}
         self._captured = self._places()
 
@@ -84,6 +81,16 @@ class Steps:
             self._graphs[filtered, bucket] = graph
         torch.cuda.current_stream().wait_stream(stream)
         self._rows.running.copy_(running)
+
+
+def _looks(decoder: Decoder) -> bool:
+    """Whether the host looks at which experts tokens go to, which a graph can't do."""
+    config = decoder.config
+    if not any(getattr(config, name, None) for name in _EXPERTS):
+        return False
+    # For grouped products of bf16 the card reads where groups end; for those of other types, torch asks it for that.
+    groups = getattr(config, "_experts_implementation", None) == "grouped_mm" and decoder.dtype == torch.bfloat16
+    return not groups or torch.cuda.get_device_capability(decoder.device) < (9, 0)
 
 
 def _buckets(num_rows: int) -> list[int]:
