@@ -27,7 +27,9 @@ _HALVINGS, _STEPS = tl.constexpr(10), tl.constexpr(8)
 # So many tokens of a row can be written down.
 _CLOSE = 16384
 _MASS_UNITS = tl.constexpr(float(1 << 40))
-_LIST_TILE, _ROW_TILE, _SLOTS = 1024, 2048, 16
+_LIST_TILE, _ROW_TILE, _SLOTS = 1024, 4096, 16
+# Tiles of a row that are loaded ahead.
+_STAGES = tl.constexpr(4)
 
 
 @triton.jit
@@ -173,6 +175,12 @@ def _weights(keys, is_there, top, BY_COUNT: tl.constexpr):
 
 
 @triton.jit
+def _in_units(weight, BY_COUNT: tl.constexpr):
+    """A weight in the units of `_weights`."""
+    return weight.to(tl.int64) if BY_COUNT else (weight * _MASS_UNITS).to(tl.int64)
+
+
+@triton.jit
 def _loaded(
     logits, temperature, keys, row, offset, count,
     V: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr, TILE: tl.constexpr, LISTED: tl.constexpr,
@@ -187,25 +195,12 @@ def _loaded(
 
 
 @triton.jit
-def _weight_of(
-    logits, temperature, keys, row, count, top,
-    V: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Of all tokens that were written down."""
-    weight = tl.zeros([TILE], tl.int64)
-    for offset in tl.range(0, count, TILE):
-        tile, is_there = _loaded(logits, temperature, keys, row, offset, count, V, CLOSE, SOFTCAP, TILE, True)
-        weight += _weights(tile, is_there, top, BY_COUNT)
-    return tl.sum(weight, 0)
-
-
-@triton.jit
 def _highest(
     logits, temperature, keys, row, count, top, low, high, target,
     V: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr, TILE: tl.constexpr,
     LISTED: tl.constexpr,
 ):  # fmt: skip
-    """The highest key from `low` up to `high` on and above which tokens weigh the target; `low` if none does."""
+    """The highest key from `low` up to `high` on and above which tokens weigh the target; `low` if none is."""
     while high - low > 1:
         step = (high - low + 3) // 4
         first, second, third = low + step, low + 2 * step, low + 3 * step
@@ -213,7 +208,7 @@ def _highest(
         above_first = tl.zeros([TILE], tl.int64)
         above_second = tl.zeros([TILE], tl.int64)
         above_third = tl.zeros([TILE], tl.int64)
-        for offset in tl.range(0, count, TILE):
+        for offset in tl.range(0, count, TILE, num_stages=1 if LISTED else _STAGES):
             tile, is_there = _loaded(logits, temperature, keys, row, offset, count, V, CLOSE, SOFTCAP, TILE, LISTED)
             weight = _weights(tile, is_there, top, BY_COUNT)
             above_first += tl.where(tile >= first_key, weight, 0)
@@ -241,77 +236,79 @@ def _close_masses(keys, starts, lengths, tops, border, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def _sum_row(
-    logits, temperature, tops, sums, row, chunks, border, V: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr
-):  # fmt: skip
-    """Sums of all chunks of a row, of what stays."""
-    for chunk in tl.range(0, chunks):
-        columns = chunk * CHUNK + tl.arange(0, CHUNK)
-        x = scaled(logits, temperature, row, columns, V, SOFTCAP)
-        mass = tl.where(x >= border, tl.exp(x - tl.load(tops + row * chunks + chunk)), 0.0)
-        tl.store(sums + row * chunks + chunk, tl.sum(mass, 0))
-
-
-@triton.jit
 def _take(
     logits, temperature, running, top_k, top_p, tops, sums, border, top_of, needed, low_of, high_of,
     counts, starts, lengths, close, keys, chunks,
-    V: tl.constexpr, CHUNK: tl.constexpr, CHUNKS_TILE: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr,
-    BY_COUNT: tl.constexpr, LIST_TILE: tl.constexpr, ROW_TILE: tl.constexpr, SLOTS: tl.constexpr,
+    V: tl.constexpr, CHUNKS_TILE: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
+    TILE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Takes the highest logit on and above which enough stays, and adds what stays between the two logits to sums."""
+    """Takes the highest logit on and above which enough stays, and adds what stays between the two logits to sums.
+
+    Where it does not lie between them, `close` is left at more than CLOSE.
+    """
     row = tl.program_id(0)
     if not _wants(running, top_k, top_p, row, V, BY_COUNT):
         return
-    need = tl.load(needed + row)
-    if need != need:  # NaN
-        return
-    top = tl.load(top_of + row)
-    lowest = tl.load(border + row)
     i = tl.arange(0, CHUNKS_TILE)
     at = row * chunks + i
     chunk_tops = tl.load(tops + at, mask=i < chunks, other=float("-inf"))
     chunk_sums = tl.load(sums + at, mask=i < chunks, other=0.0)
+    top = tl.load(top_of + row)
     if BY_COUNT:
         above = tl.sum(tl.load(counts + at, mask=i < chunks, other=0), 0).to(tl.float32)
-        units = 1.0
     else:
         above = tl.sum(chunk_sums * tl.exp(chunk_tops - top), 0)
-        units = _MASS_UNITS
+    need = tl.load(needed + row)
     count = tl.load(close + row)
-    low = tl.load(low_of + row)
-    missing = ((need - above) * units).to(tl.int64)
-    is_right = (above < need) & (count <= CLOSE)
-    if is_right & (low > lowest):
-        close_weight = _weight_of(
-            logits, temperature, keys, row, count, top, V, CLOSE, SOFTCAP, BY_COUNT, LIST_TILE
-        )  # fmt: skip
-        is_right = close_weight >= missing
-    if is_right:
+    if (above < need) & (count <= CLOSE):
+        low = tl.load(low_of + row)
         first = _ordered(low).to(tl.int64)
         last = _ordered(tl.load(high_of + row)).to(tl.int64)
+        missing = _in_units(need - above, BY_COUNT)
         found = _highest(
-            logits, temperature, keys, row, count, top, first, last, missing,
-            V, CLOSE, SOFTCAP, BY_COUNT, LIST_TILE, True,
+            logits, temperature, keys, row, count, top, first - 1, last, missing,
+            V, CLOSE, SOFTCAP, BY_COUNT, TILE, True,
         )  # fmt: skip
-        new_border = _number(found.to(tl.int32))
-        tl.store(border + row, new_border)
-        chunk_starts = tl.load(starts + at, mask=i < chunks, other=0)
-        chunk_lengths = tl.load(lengths + at, mask=i < chunks, other=0)
-        added = _close_masses(
-            keys + row.to(tl.int64) * CLOSE, chunk_starts, chunk_lengths, chunk_tops, new_border, SLOTS
-        )
-        tl.store(sums + at, chunk_sums + added, mask=i < chunks)
-    else:
-        first = _ordered(lowest).to(tl.int64)
-        last = _ordered(top).to(tl.int64) + 1
-        found = _highest(
-            logits, temperature, keys, row, V, top, first, last, (need * units).to(tl.int64),
-            V, CLOSE, SOFTCAP, BY_COUNT, ROW_TILE, False,
-        )  # fmt: skip
-        new_border = _number(found.to(tl.int32))
-        tl.store(border + row, new_border)
-        _sum_row(logits, temperature, tops, sums, row, chunks, new_border, V, CHUNK, SOFTCAP)
+        # Of all that there is, rounding may let too little weigh enough.
+        if (found >= first) | (low <= tl.load(border + row)):
+            new_border = _number(tl.maximum(found, first).to(tl.int32))
+            tl.store(border + row, new_border)
+            chunk_starts = tl.load(starts + at, mask=i < chunks, other=0)
+            chunk_lengths = tl.load(lengths + at, mask=i < chunks, other=0)
+            row_keys = keys + row.to(tl.int64) * CLOSE
+            added = _close_masses(row_keys, chunk_starts, chunk_lengths, chunk_tops, new_border, SLOTS)
+            tl.store(sums + at, chunk_sums + added, mask=i < chunks)
+            return
+    tl.store(close + row, CLOSE + 1)
+
+
+@triton.jit
+def _search(
+    logits, temperature, running, top_k, top_p, tops, sums, border, top_of, needed, close, keys, chunks,
+    V: tl.constexpr, CHUNK: tl.constexpr, CLOSE: tl.constexpr, SOFTCAP: tl.constexpr, BY_COUNT: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Searches whole rows where the border was not found, and sums what stays."""
+    row = tl.program_id(0)
+    if not _wants(running, top_k, top_p, row, V, BY_COUNT):
+        return
+    need = tl.load(needed + row)
+    if (tl.load(close + row) <= CLOSE) | (need != need):  # NaN
+        return
+    top = tl.load(top_of + row)
+    first = _ordered(tl.load(border + row)).to(tl.int64)
+    last = _ordered(top).to(tl.int64) + 1
+    found = _highest(
+        logits, temperature, keys, row, V, top, first, last, _in_units(need, BY_COUNT),
+        V, CLOSE, SOFTCAP, BY_COUNT, TILE, False,
+    )  # fmt: skip
+    new_border = _number(found.to(tl.int32))
+    tl.store(border + row, new_border)
+    for chunk in tl.range(0, chunks):
+        columns = chunk * CHUNK + tl.arange(0, CHUNK)
+        x = scaled(logits, temperature, row, columns, V, SOFTCAP)
+        mass = tl.where(x >= new_border, tl.exp(x - tl.load(tops + row * chunks + chunk)), 0.0)
+        tl.store(sums + row * chunks + chunk, tl.sum(mass, 0))
 
 
 class Borders:
@@ -353,9 +350,12 @@ class Borders:
             *scaled_rows, chunks.tops, chunks.sums, self._low, self._high, *listed,
             **kind, CHUNK=CHUNK, CLOSE=_CLOSE, num_warps=4,
         )  # fmt: skip
+        found = (chunks.tops, chunks.sums, self.of, self._top, self._needed)
         _take[(count,)](
-            *scaled_rows, chunks.tops, chunks.sums, self.of, self._top, self._needed, self._low, self._high,
-            *listed, chunks.count,
-            **kind, CHUNK=CHUNK, CHUNKS_TILE=chunks.tile, CLOSE=_CLOSE, LIST_TILE=_LIST_TILE, ROW_TILE=_ROW_TILE,
-            SLOTS=_SLOTS, num_warps=8,
+            *scaled_rows, *found, self._low, self._high, *listed, chunks.count,
+            **kind, CHUNKS_TILE=chunks.tile, CLOSE=_CLOSE, TILE=_LIST_TILE, SLOTS=_SLOTS, num_warps=4,
+        )  # fmt: skip
+        _search[(count,)](
+            *scaled_rows, *found, self._close, self._keys, chunks.count,
+            **kind, CHUNK=CHUNK, CLOSE=_CLOSE, TILE=_ROW_TILE, num_warps=16,
         )  # fmt: skip

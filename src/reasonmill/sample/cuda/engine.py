@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,8 +94,8 @@ class CudaEngine:
         self._parts: _Parts | None = None
         self._pending: _Snapshot | None = None
         self._finished: list[tuple[int, Completion]] = []
-        # What has been drawn is read beside the steps that run.
-        self._reading = torch.cuda.Stream(decoder.device) if decoder.device.type == "cuda" else None
+        # What has been drawn is read beside the steps that run, and does not wait for their turn.
+        self._reading = torch.cuda.Stream(decoder.device, priority=-1) if decoder.device.type == "cuda" else None
 
     @property
     def in_fp32(self) -> bool:
@@ -155,7 +156,7 @@ class CudaEngine:
         self._settle()
         for running in self._parts.table.running() if self._parts else ():
             if running.ticket == ticket and running.generated > start:
-                return self._read([(running, start, running.generated)])[0][0]
+                return self._tokens([(running, start, running.generated)])[0]
         return []
 
     def cancel(self, ticket: int) -> None:
@@ -168,6 +169,11 @@ class CudaEngine:
 
     def _made(self) -> _Parts:
         decoder, device = self._decoder, self._decoder.device
+        if device.type == "cuda":
+            # What lives now lives on. When the collector of cycles goes through all of it, once in some hundred
+            # looks, that takes so long that the device runs out of steps.
+            gc.collect()
+            gc.freeze()
         memory = Memory(decoder, most_tokens(self._num_slots, decoder.context))
         rows = Rows(self._num_slots, device)
         vocabulary = decoder.head_weight.shape[0]
@@ -301,7 +307,7 @@ class CudaEngine:
                 watched.append((one, before, stops))
                 spans.append((one, max(0, before + 1 - reach(stops)), one.generated))
         stopped: dict[Running, int] = {}
-        for (one, before, stops), (_, first, _), (tokens, _) in zip(watched, spans, self._read(spans), strict=True):
+        for (one, before, stops), (_, first, _), tokens in zip(watched, spans, self._tokens(spans), strict=True):
             # Of most texts none of the new tokens ends in a stop string: one look at all of them tells.
             for count in range(before + 1, one.generated + 1) if says(tokens, stops, self._renderer) else ():
                 last = tokens[max(first, count - reach(stops)) - first : count - first]
@@ -314,18 +320,29 @@ class CudaEngine:
         """Notes what requests have come to, and frees their rows and memory."""
         if stopped:
             parts.rows.stop([one.row for one in stopped])
-        drawn = self._read([(one, 0, stopped.get(one, one.generated)) for one in over])
-        for one, (tokens, logprobs) in zip(over, drawn, strict=True):
+        spans = [(one, 0, stopped.get(one, one.generated)) for one in over]
+        for one, tokens, logprobs in zip(over, self._tokens(spans), self._logprobs(spans), strict=True):
             is_stopped = one in stopped or tokens[-1] in self._renderer.stop_tokens
             finish: Finish = "stop" if is_stopped else "length"
             done = completion(one.request, self._renderer, tokens, logprobs, finish, one.version)
             self._finished.append((one.ticket, done))
             parts.table.release(one)
 
-    def _read(self, spans: Sequence[tuple[Running, int, int]]) -> list[tuple[list[int], list[float]]]:
-        """Tokens and log-probs of requests, from one number up to another; steps that run go on running."""
+    def _tokens(self, spans: Sequence[tuple[Running, int, int]]) -> list[list[int]]:
+        """Tokens of requests, from one number up to another; steps that run go on running."""
         if not spans or self._parts is None:
             return []
-        ranges = [(one.start + first, one.start + end) for one, first, end in spans]
         with torch.cuda.stream(self._reading) if self._reading else nullcontext():
-            return self._parts.memory.drawn(ranges)
+            return self._parts.memory.tokens_in(_ranges(spans))
+
+    def _logprobs(self, spans: Sequence[tuple[Running, int, int]]) -> list[list[float]]:
+        """Their log-probs, likewise."""
+        if not spans or self._parts is None:
+            return []
+        with torch.cuda.stream(self._reading) if self._reading else nullcontext():
+            return self._parts.memory.logprobs_in(_ranges(spans))
+
+
+def _ranges(spans: Sequence[tuple[Running, int, int]]) -> list[tuple[int, int]]:
+    """Where they lie in memory."""
+    return [(one.start + first, one.start + end) for one, first, end in spans]

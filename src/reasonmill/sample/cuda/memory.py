@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from reasonmill.model.attention import AttentionRule, PackedLayout
 from reasonmill.model.decoder import Decoder
 from reasonmill.sample.cuda.rows import sent
 from reasonmill.sample.cuda.runs import UNIT, Runs
+
+Number = TypeVar("Number", int, float)
 
 # Of the card's memory; the rest is for weights, their optimizer and what a learner needs for its gradients.
 _SHARE = 0.4
@@ -57,17 +60,23 @@ class Memory:
         self.tokens = torch.zeros(size, dtype=torch.int32, device=device)
         self.logprobs = torch.zeros(size, dtype=torch.float32, device=device)
 
-    def drawn(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[list[int], list[float]]]:
-        """Tokens and log-probs that lie in ranges (start, end); waits until the device has copied them."""
+    def tokens_in(self, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Tokens that lie in ranges (start, end); waits until the device has copied them."""
+        return _cut(self.tokens[self._places(ranges)].tolist(), ranges)
+
+    def logprobs_in(self, ranges: Sequence[tuple[int, int]]) -> list[list[float]]:
+        return _cut(self.logprobs[self._places(ranges)].tolist(), ranges)
+
+    def _places(self, ranges: Sequence[tuple[int, int]]) -> Tensor:
+        """[ranges, longest]: where the numbers of each lie, and more behind those of the shorter ones."""
         starts = sent([start for start, _ in ranges], self.tokens.device)
-        lengths = [end - start for start, end in ranges]
-        places = starts[:, None] + torch.arange(max(lengths), device=starts.device)
-        places = places.clamp_(max=self.runs.size - 1)
-        tokens, logprobs = self.tokens[places].tolist(), self.logprobs[places].tolist()
-        return [
-            (of_tokens[:length], of_logprobs[:length])
-            for of_tokens, of_logprobs, length in zip(tokens, logprobs, lengths, strict=True)
-        ]
+        longest = max(end - start for start, end in ranges)
+        places = starts[:, None] + torch.arange(longest, device=starts.device)
+        return places.clamp_(max=self.runs.size - 1)
+
+
+def _cut(rows: Sequence[list[Number]], ranges: Sequence[tuple[int, int]]) -> list[list[Number]]:
+    return [row[: end - start] for row, (start, end) in zip(rows, ranges, strict=True)]
 
 
 def _affordable_bytes(device: torch.device, most_tokens: int | None, bytes_per_token: int) -> int:

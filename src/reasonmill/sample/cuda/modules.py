@@ -40,20 +40,13 @@ def norms_by_kernel(network: nn.Module) -> dict[nn.Module, Forward]:
 
 def _norm(module: nn.Module) -> Forward | None:
     """None where the module is none."""
-    weight = getattr(module, "weight", None)
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    is_alike = (
-        isinstance(weight, nn.Parameter)
-        and isinstance(epsilon, float)
-        and [name for name, _ in module.named_parameters()] == ["weight"]
-        and weight.dim() == 1
-        and len(inspect.signature(module.forward).parameters) == 1
-        and "forward" not in vars(module)
-    )
-    if not is_alike:
+    weight: object = getattr(module, "weight", None)
+    epsilon: object = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(epsilon, float):
         return None
-    kind = _kind(module, epsilon)
-    if kind is None:
+    if [name for name, _ in module.named_parameters()] != ["weight"] or "forward" in vars(module):
+        return None
+    if len(inspect.signature(module.forward).parameters) != 1 or (kind := _kind(module, epsilon)) is None:
         return None
 
     def normed(states: Tensor) -> Tensor:
