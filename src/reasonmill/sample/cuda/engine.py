@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import Renderer
 from reasonmill.sample.cuda.draw import Draw
-from reasonmill.sample.cuda.memory import Memory, PromptLayout
+from reasonmill.sample.cuda.memory import Memory, PromptLayout, numbers_in
 from reasonmill.sample.cuda.rows import NOT_FINITE, RUNNING, Rows
 from reasonmill.sample.cuda.runs import most_tokens
 from reasonmill.sample.cuda.steps import Filtered, Steps
@@ -46,12 +46,15 @@ class _Snapshot:
 
     Attributes:
         seen: [2, n], on the host as soon as `event` has happened.
-        rows: requests with the rows that they have then.
+        running: requests, and in `rows` the rows that they have then. Here and where one looks at them, lists lie side
+            by side: a look that made pairs and lists by the hundred would set off Python's collection of cycles, which
+            takes a quarter of a second now and then, and the device would run out of steps.
     """
 
     seen: Tensor
     event: torch.cuda.Event | None
-    rows: list[tuple[int, Running]]
+    running: list[Running]
+    rows: list[int]
 
 
 class CudaEngine:
@@ -156,7 +159,7 @@ class CudaEngine:
         self._settle()
         for running in self._parts.table.running() if self._parts else ():
             if running.ticket == ticket and running.generated > start:
-                return self._tokens([(running, start, running.generated)])[0]
+                return next(self._tokens([running], [start], [running.generated]))
         return []
 
     def cancel(self, ticket: int) -> None:
@@ -169,11 +172,6 @@ class CudaEngine:
 
     def _made(self) -> _Parts:
         decoder, device = self._decoder, self._decoder.device
-        if device.type == "cuda":
-            # What lives now lives on. When the collector of cycles goes through all of it, once in some hundred
-            # looks, that takes so long that the device runs out of steps.
-            gc.collect()
-            gc.freeze()
         memory = Memory(decoder, most_tokens(self._num_slots, decoder.context))
         rows = Rows(self._num_slots, device)
         vocabulary = decoder.head_weight.shape[0]
@@ -267,7 +265,7 @@ class CudaEngine:
             seen = torch.empty(seen.shape, dtype=seen.dtype, pin_memory=True).copy_(seen, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        return _Snapshot(seen, event, [(one.row, one) for one in running])
+        return _Snapshot(seen, event, running, [one.row for one in running])
 
     def _settle(self) -> None:
         """Waits for all steps that were started, and looks at them."""
@@ -280,17 +278,21 @@ class CudaEngine:
         if snapshot.event is not None:
             snapshot.event.synchronize()
         states, positions = snapshot.seen.tolist()
-        present = [(row, one) for row, one in snapshot.rows if not one.is_over and not one.is_cancelled]
-        earlier = [running.generated for _, running in present]
-        for row, running in present:
-            running.generated = positions[row] - running.prompt.length
-        broken = [running for row, running in present if states[row] == NOT_FINITE]
+        rows, present = [], []
+        for row, one in zip(snapshot.rows, snapshot.running, strict=True):
+            if not one.is_over and not one.is_cancelled:
+                rows.append(row)
+                present.append(one)
+        earlier = [one.generated for one in present]
+        for row, one in zip(rows, present, strict=True):
+            one.generated = positions[row] - one.prompt.length
+        broken = [one for row, one in zip(rows, present, strict=True) if states[row] == NOT_FINITE]
         if broken:
             counts = len(broken), len(snapshot.rows)
             first = broken[0]
             raise not_finite(first.request, first.ticket, first.generated, counts, self._decoder, self.version)
-        stopped = self._stopped([running for _, running in present], earlier)
-        over = [running for row, running in present if states[row] != RUNNING or running in stopped]
+        stopped = self._stopped(present, earlier)
+        over = [one for row, one in zip(rows, present, strict=True) if states[row] != RUNNING or one in stopped]
         if over:
             self._finish(parts, over, stopped)
 
@@ -300,14 +302,17 @@ class CudaEngine:
         Args:
             earlier: how many tokens of each were looked at before.
         """
-        watched, spans = [], []
+        watched, befores, firsts = [], [], []
         for one, before in zip(running, earlier, strict=True):
             stops = stop_strings(one.request, self._renderer)
             if stops and one.generated > before:
-                watched.append((one, before, stops))
-                spans.append((one, max(0, before + 1 - reach(stops)), one.generated))
+                watched.append(one)
+                befores.append(before)
+                firsts.append(max(0, before + 1 - reach(stops)))
+        drawn = self._tokens(watched, firsts, [one.generated for one in watched])
         stopped: dict[Running, int] = {}
-        for (one, before, stops), (_, first, _), tokens in zip(watched, spans, self._tokens(spans), strict=True):
+        for one, before, first, tokens in zip(watched, befores, firsts, drawn, strict=True):
+            stops = stop_strings(one.request, self._renderer)
             # Of most texts none of the new tokens ends in a stop string: one look at all of them tells.
             for count in range(before + 1, one.generated + 1) if says(tokens, stops, self._renderer) else ():
                 last = tokens[max(first, count - reach(stops)) - first : count - first]
@@ -320,29 +325,31 @@ class CudaEngine:
         """Notes what requests have come to, and frees their rows and memory."""
         if stopped:
             parts.rows.stop([one.row for one in stopped])
-        spans = [(one, 0, stopped.get(one, one.generated)) for one in over]
-        for one, tokens, logprobs in zip(over, self._tokens(spans), self._logprobs(spans), strict=True):
+        firsts, ends = [0] * len(over), [stopped.get(one, one.generated) for one in over]
+        drawn = self._tokens(over, firsts, ends), self._logprobs(over, firsts, ends)
+        for one, tokens, logprobs in zip(over, *drawn, strict=True):
             is_stopped = one in stopped or tokens[-1] in self._renderer.stop_tokens
             finish: Finish = "stop" if is_stopped else "length"
             done = completion(one.request, self._renderer, tokens, logprobs, finish, one.version)
             self._finished.append((one.ticket, done))
             parts.table.release(one)
 
-    def _tokens(self, spans: Sequence[tuple[Running, int, int]]) -> list[list[int]]:
-        """Tokens of requests, from one number up to another; steps that run go on running."""
-        if not spans or self._parts is None:
-            return []
-        with torch.cuda.stream(self._reading) if self._reading else nullcontext():
-            return self._parts.memory.tokens_in(_ranges(spans))
+    def _tokens(self, running: Sequence[Running], firsts: Sequence[int], ends: Sequence[int]) -> Iterator[list[int]]:
+        """Tokens of requests, each from one number up to another; steps that run go on running."""
+        return self._read(self._parts.memory.tokens, running, firsts, ends) if self._parts else iter(())
 
-    def _logprobs(self, spans: Sequence[tuple[Running, int, int]]) -> list[list[float]]:
+    def _logprobs(
+        self, running: Sequence[Running], firsts: Sequence[int], ends: Sequence[int]
+    ) -> Iterator[list[float]]:
         """Their log-probs, likewise."""
-        if not spans or self._parts is None:
-            return []
+        return self._read(self._parts.memory.logprobs, running, firsts, ends) if self._parts else iter(())
+
+    def _read(
+        self, numbers: Tensor, running: Sequence[Running], firsts: Sequence[int], ends: Sequence[int]
+    ) -> Iterator[list[Any]]:
+        if not running:
+            return iter(())
+        starts = [one.start + first for one, first in zip(running, firsts, strict=True)]
+        lengths = [end - first for first, end in zip(firsts, ends, strict=True)]
         with torch.cuda.stream(self._reading) if self._reading else nullcontext():
-            return self._parts.memory.logprobs_in(_ranges(spans))
-
-
-def _ranges(spans: Sequence[tuple[Running, int, int]]) -> list[tuple[int, int]]:
-    """Where they lie in memory."""
-    return [(one.start + first, one.start + end) for one, first, end in spans]
+            return numbers_in(numbers, starts, lengths)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,6 @@ from reasonmill.model.attention import AttentionRule, PackedLayout
 from reasonmill.model.decoder import Decoder
 from reasonmill.sample.cuda.rows import sent
 from reasonmill.sample.cuda.runs import UNIT, Runs
-
-Number = TypeVar("Number", int, float)
 
 # Of the card's memory; the rest is for weights, their optimizer and what a learner needs for its gradients.
 _SHARE = 0.4
@@ -60,23 +59,15 @@ class Memory:
         self.tokens = torch.zeros(size, dtype=torch.int32, device=device)
         self.logprobs = torch.zeros(size, dtype=torch.float32, device=device)
 
-    def tokens_in(self, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """Tokens that lie in ranges (start, end); waits until the device has copied them."""
-        return _cut(self.tokens[self._places(ranges)].tolist(), ranges)
 
-    def logprobs_in(self, ranges: Sequence[tuple[int, int]]) -> list[list[float]]:
-        return _cut(self.logprobs[self._places(ranges)].tolist(), ranges)
+def numbers_in(numbers: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[list[Any]]:
+    """Those of a memory [tokens] that lie from each start on, one run after the other.
 
-    def _places(self, ranges: Sequence[tuple[int, int]]) -> Tensor:
-        """[ranges, longest]: where the numbers of each lie, and more behind those of the shorter ones."""
-        starts = sent([start for start, _ in ranges], self.tokens.device)
-        longest = max(end - start for start, end in ranges)
-        places = starts[:, None] + torch.arange(longest, device=starts.device)
-        return places.clamp_(max=self.runs.size - 1)
-
-
-def _cut(rows: Sequence[list[Number]], ranges: Sequence[tuple[int, int]]) -> list[list[Number]]:
-    return [row[: end - start] for row, (start, end) in zip(rows, ranges, strict=True)]
+    Waits until the device has copied them, before the first is given.
+    """
+    places = sent(starts, numbers.device)[:, None] + torch.arange(max(lengths), device=numbers.device)
+    copied: list[Any] = numbers[places.clamp_(max=numbers.shape[0] - 1)].flatten().tolist()
+    return (copied[at : at + length] for at, length in zip(count(0, max(lengths)), lengths, strict=False))
 
 
 def _affordable_bytes(device: torch.device, most_tokens: int | None, bytes_per_token: int) -> int:
