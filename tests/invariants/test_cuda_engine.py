@@ -17,9 +17,9 @@ from tiny_models import ARCHITECTURES, VOCABULARY, NumberRenderer, tiny_config
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
-def on_card(architecture: str = "qwen2") -> Decoder:
+def on_card(architecture: str = "qwen2", dtype: torch.dtype = torch.float32) -> Decoder:
     model_type, settings = ARCHITECTURES[architecture]
-    return new_decoder(tiny_config(model_type, **settings), seed=0, device="cuda", dtype=torch.float32)
+    return new_decoder(tiny_config(model_type, **settings), seed=0, device="cuda", dtype=dtype)
 
 
 def requests(*, stop: tuple[str, ...] = ()) -> list[Request]:
@@ -62,6 +62,21 @@ def test_completions_are_those_of_the_native_engine(architecture: str, is_joined
     first = completions(engine, asked)
     assert_alike(first, wanted)
     assert completions(engine, asked) == first
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="the card looks at no groups"
+)
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "deepseek_v3"])
+def test_graphs_of_experts_change_no_bit(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reasonmill.sample.cuda import steps
+    from reasonmill.sample.cuda.engine import CudaEngine
+
+    decoder, asked = on_card(architecture, torch.bfloat16), requests()
+    assert not steps.looks(decoder)
+    in_graphs = completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), asked)
+    monkeypatch.setattr(steps, "looks", lambda decoder: True)
+    assert completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), asked) == in_graphs
 
 
 @pytest.mark.parametrize("stride", [1, 3, 16])
