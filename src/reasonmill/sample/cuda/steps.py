@@ -33,7 +33,7 @@ class Steps:
         self._decoder, self._draw, self._rows, self._memory = decoder, draw, rows, memory
         self._logits = logits_of(decoder, memory, rows)
         self._buckets = _buckets(rows.running.shape[0])
-        self._captures = rows.running.device.type == "cuda" and not looks(decoder)
+        self._captures = rows.running.device.type == "cuda" and not looks_at_experts(decoder)
         self._graphs: dict[tuple[Filtered, int], torch.cuda.CUDAGraph] = {}
         self._captured = self._places()
 
@@ -83,7 +83,7 @@ class Steps:
         self._rows.running.copy_(running)
 
 
-def looks(decoder: Decoder) -> bool:
+def looks_at_experts(decoder: Decoder) -> bool:
     """Whether the host looks at which experts tokens go to, which a graph can't do."""
     config = decoder.config
     if not any(getattr(config, name, None) for name in _EXPERTS):
