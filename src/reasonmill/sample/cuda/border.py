@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reasonmill.sample.cuda.chunks import CHUNK, Chunks, or_nan, scaled
+from reasonmill.sample.cuda.chunks import CHUNK, Chunks, scaled
 from reasonmill.sample.cuda.rows import Rows
 
 # Tokens of the sample: runs of 8 side by side, 32 bytes, the least that is read at a time.
@@ -133,22 +133,27 @@ def _gather(
     row = tl.program_id(1)
     if not _wants(running, top_k, top_p, row, V, BY_COUNT):
         return
-    columns = chunk * CHUNK + tl.arange(0, CHUNK)
-    x = scaled(logits, temperature, row, columns, V, SOFTCAP)
+    # In fours, as a thread loads them: to count first in each is half of the work of counting along the chunk.
+    fours = tl.arange(0, CHUNK // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    x = scaled(logits, temperature, row, chunk * CHUNK + fours, V, SOFTCAP)
     at = row * tl.num_programs(0) + chunk
-    high = tl.load(high_of + row)
-    is_above = x >= high
-    mass = tl.where(is_above, tl.exp(x - tl.load(tops + at)), 0.0)
-    tl.store(sums + at, tl.sum(or_nan(mass, x, columns, V), 0))
+    is_above = x >= tl.load(high_of + row)
+    mass = tl.sum(tl.sum(tl.where(is_above, tl.exp(x - tl.load(tops + at)), 0.0), 1), 0)
+    whole = tl.load(sums + at)
+    tl.store(sums + at, tl.where(whole == whole, mass, whole))  # NaN stays
     if BY_COUNT:
-        tl.store(counts + at, tl.sum(is_above.to(tl.int32), 0))
-    is_close = ((x >= tl.load(low_of + row)) & (x < high)).to(tl.int32)
-    length = tl.sum(is_close, 0)
+        tl.store(counts + at, tl.sum(tl.sum(is_above.to(tl.int32), 1), 0))
+    is_close = (x >= tl.load(low_of + row)) & (is_above == 0)
+    along = tl.cumsum(is_close.to(tl.int32), 1)
+    of_fours = tl.sum(is_close.to(tl.int32), 1)
+    until = tl.cumsum(of_fours, 0)
+    length = tl.max(until, 0)
     start = tl.atomic_add(close + row, length, sem="relaxed")
     tl.store(starts + at, start)
     tl.store(lengths + at, length)
-    place = start + tl.cumsum(is_close, 0) - 1
-    tl.store(keys + row.to(tl.int64) * CLOSE + place, _ordered(x), mask=(is_close > 0) & (place < CLOSE))
+    place = (until - of_fours)[:, None] + along - 1
+    fits = start + length <= CLOSE
+    tl.store(keys + row.to(tl.int64) * CLOSE + start + place, _ordered(x), mask=is_close & fits)
 
 
 @triton.jit

@@ -26,13 +26,6 @@ def scaled(logits, temperature, row, columns, V: tl.constexpr, SOFTCAP: tl.const
 
 
 @triton.jit
-def or_nan(values, x, columns, V: tl.constexpr):
-    """Values, NaN where the logit is not finite: an exponential of -inf would be a plain 0."""
-    is_finite = (columns >= V) | (tl.abs(x) < float("inf"))
-    return tl.where(is_finite, values, float("nan"))
-
-
-@triton.jit
 def _sum_chunks(
     logits, temperature, running, tops, lows, sums, V: tl.constexpr, CHUNK: tl.constexpr, SOFTCAP: tl.constexpr
 ):  # fmt: skip
@@ -46,7 +39,9 @@ def _sum_chunks(
     at = row * tl.num_programs(0) + chunk
     tl.store(tops + at, top)
     tl.store(lows + at, tl.min(tl.where(columns < V, x, float("inf")), 0))
-    tl.store(sums + at, tl.sum(or_nan(tl.exp(x - top), x, columns, V), 0))
+    # What is not finite makes the sum NaN: an exponential of -inf would be a plain 0.
+    is_finite = (columns >= V) | (tl.abs(x) < float("inf"))
+    tl.store(sums + at, tl.sum(tl.where(is_finite, tl.exp(x - top), float("nan")), 0))
 
 
 class Chunks:
