@@ -23,4 +23,4 @@ def lines_of(command: Sequence[str], *, own_path: bool = False) -> list[dict[str
     if own_path:
         environment.pop("PYTHONPATH", None)
     printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in printed.splitlines() if line.startswith('{"')]

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+# What prompts are written in, where they are texts: a token each.
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COMMON: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 151936,

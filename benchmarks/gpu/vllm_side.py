@@ -66,6 +66,7 @@ def _run(
             ignore_eos=True,
             detokenize=False,
             logprobs=0 if with_logprobs else None,  # 0: of the token that was sampled, and of no others
+            flat_logprobs=True,  # in lists, without an object for each
         )
         for length in lengths
     ]
