@@ -145,7 +145,7 @@ def _lengths(requests: Path, load: str) -> list[int]:
 
 
 def _rows_of_reasonmill(size: str, lines: Sequence[dict[str, Any]], began: float, requests: Path) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for line in lines:
         rates = line["tokens_per_s"]
         # Graphs are captured in the first call, whose own work takes as long as a warm one.

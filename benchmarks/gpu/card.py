@@ -85,7 +85,7 @@ def floor_seconds(shape: Mapping[str, Any], lengths: Sequence[int], prompt: int,
     products = of_layers + shape["vocab_size"] * width
     token_bytes = 2 * layers * narrow * BYTES
     groups = [max(lengths[start : start + group]) for start in range(0, len(lengths), group)]
-    total = 2 * of_layers * prompt * len(groups) / card.matrix_rate
+    total: float = 2 * of_layers * prompt * len(groups) / card.matrix_rate
     for step in range(max(lengths)):
         running = sum(length > step for length in lengths)
         read = running * step + prompt * sum(length > step for length in groups)

@@ -34,7 +34,7 @@ def main(order: dict[str, Any]) -> None:
     ends: list[float] = []
     first_ends: list[float] = []  # by the clock that other processes have, too
 
-    class Timed(trl.GRPOTrainer):  # type: ignore[misc,name-defined]
+    class Timed(trl.GRPOTrainer):  # type: ignore[misc]
         def _generate(self, prompts: list[Any]) -> Any:
             began = time.perf_counter()
             generated = super()._generate(prompts)
