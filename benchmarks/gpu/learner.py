@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from card import MATRIX, matrix_rate, seconds, wait
 from shapes import COMMON
 from shapes import SIZES as QWEN
 from torch import Tensor
@@ -38,7 +39,6 @@ from reasonmill.randomness import generator
 from reasonmill.types import Example
 
 PROMPT, LONGEST = 128, 1024
-MATRIX, PRODUCTS = 8192, 20
 SIZES: dict[str, dict[str, Any]] = {
     **QWEN,
     # For what is compared with fp32: heads are larger than the usual 0.02 makes them, so that predictions differ.
@@ -62,7 +62,7 @@ def main() -> int:
         _check(device)
     if options.any_order:
         local.deterministic = lambda device: nullcontext()
-    peak = _matrix_rate(device)
+    peak = matrix_rate(device)
     print(f"product of bf16 matrices of {MATRIX}: {peak / 1e12:.0f} TFLOP/s")
     for size in options.size:
         _measure(size, device, peak, options)
@@ -81,26 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", action="store_true", help="print the kernels that take longest")
     parser.add_argument("--no-checks", action="store_true")
     return parser
-
-
-def _matrix_rate(device: torch.device) -> float:
-    """Operations a second of a large product of random bf16 matrices."""
-    left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=torch.bfloat16) for _ in range(2))
-    times = [_seconds(device, lambda: [left @ right for _ in range(PRODUCTS)]) for _ in range(4)]
-    return 2 * MATRIX**3 * PRODUCTS / statistics.median(times[1:])
-
-
-def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _examples(number: int, vocabulary: int, *, longest: int = LONGEST, prompt: int = PROMPT) -> list[Example]:
@@ -148,13 +128,13 @@ def _measure(size: str, device: torch.device, peak: float, options: argparse.Nam
 
     learner.forward_backward(batches[0], LossSettings(), trained)
     learner.optim_step(1e-6)
-    _wait(device)
+    wait(device)
     first = time.perf_counter() - began
     update()
-    whole = statistics.median(_seconds(device, update) for _ in range(options.updates))
-    scoring = [_seconds(device, scores) for _ in range(2)][-1]
-    gathered = _seconds(device, gradients)
-    stepping = _seconds(device, lambda: learner.optim_step(1e-6))
+    whole = statistics.median(seconds(device, update) for _ in range(options.updates))
+    scoring = [seconds(device, scores) for _ in range(2)][-1]
+    gathered = seconds(device, gradients)
+    stepping = seconds(device, lambda: learner.optim_step(1e-6))
     rate = 6 * learner.num_parameters * positions / whole
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     order = "any order" if options.any_order else "deterministic"

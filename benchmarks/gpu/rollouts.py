@@ -16,6 +16,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,16 +124,24 @@ def run(engine: CudaEngine, requests: Sequence[Request]) -> tuple[list[Completio
 def rate(engine: CudaEngine, requests: Sequence[Request], times: int = 3) -> dict[str, Any]:
     """Tokens a second: the first call with all that is made and captured in it, then warm ones."""
     _, first_s = run(engine, requests)
-    rates = []
+    first_end, rates = time.time(), []
     for _ in range(times):
         completions, seconds = run(engine, requests)
         rates.append(sum(len(one.tokens) for one in completions) / seconds)
     return {
         "tokens_per_s": [round(one) for one in rates],
         "first_call_s": round(first_s, 2),
+        "first_end": first_end,
         "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "used_gib": round(used_gib(), 1),
         "memory_tokens": engine.memory_tokens,
     }
+
+
+def used_gib() -> float:
+    """What is taken of the card's memory, by whichever process."""
+    free, whole = torch.cuda.mem_get_info()
+    return (whole - free) / 2**30
 
 
 @torch.inference_mode()
@@ -184,7 +193,9 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--stop", action="append", default=[], help="a stop string")
     parser.add_argument("--check", type=int, default=0, metavar="N", help="log-probs of N completions against fp32")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="prompts, and lengths of what was sampled, as JSON")
     args = parser.parse_args()
+    written = {}
     began = time.perf_counter()
     decoder = decoder_of(args.size, args.architecture, by_kernels=args.layers == "kernels")
     loaded_s = time.perf_counter() - began
@@ -197,10 +208,16 @@ def main() -> None:
         once, _ = run(engine, requests)
         again, _ = run(engine, requests)
         result["same_again"] = [one.tokens for one in once] == [one.tokens for one in again]
+        written[load] = {
+            "prompts": [request.prompt_tokens for request in requests],
+            "lengths": [len(completion.tokens) for completion in once],
+        }
         if args.check:
             result["logprobs"] = errors(decoder, requests[: args.check], once[: args.check])
         print(json.dumps(result), flush=True)
         del engine
+    if args.write:
+        args.write.write_text(json.dumps(written), encoding="utf-8")
 
 
 if __name__ == "__main__":
