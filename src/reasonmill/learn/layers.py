@@ -24,6 +24,7 @@ class LearningLayers:
 
     Attributes:
         compiled: whether they are.
+        remarks: what the user should know of that, a line each.
 
     Args:
         recompute: keep nothing of a layer but its input, and compute the rest once more in the backward pass.
@@ -43,7 +44,13 @@ class LearningLayers:
                 f"{type(network).__name__} does not say what its layers are, so that none can be recomputed",
                 fix="learn without recomputing",
             )
-        self.compiled = network.device.type == "cuda"
+        self.compiled = network.device.type == "cuda" and bool(layers)
+        self.remarks: tuple[str, ...] = ()
+        if network.device.type == "cuda" and not layers:
+            self.remarks = (
+                f"{type(network).__name__} does not say what its layers are: it learns without compiled code, which is "
+                "slower",
+            )
         self._calls: list[tuple[Any, Callable[..., Any]]] = []
         for layer in layers:
             call: Callable[..., Any] = layer._call_impl

@@ -22,6 +22,7 @@ from reasonmill.mill.inputs import KeyedStage, keyed, make_ready
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.more_steps import shorter_stage
+from reasonmill.mill.out_of_memory import told_out_of_memory
 from reasonmill.mill.planning import plan_key
 from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
@@ -29,7 +30,7 @@ from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summa
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
 from reasonmill.model.saving import refuse_unsound
-from reasonmill.peak_memory import begin_peak, peak_bytes
+from reasonmill.peak_memory import begin_peak, give_back, peak_bytes
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
@@ -182,6 +183,7 @@ class _Run:
         node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
             self._make_ready(stage.keyed)  # in no phase: a download may take long
+            give_back(self._device)  # what stages before had
             begin_peak(self._device)
             begun = len(self._home.ledger.steps(stage.log_key))
             if not stage.is_finished:
@@ -206,7 +208,8 @@ class _Run:
                     marks=stage.keyed.marks,
                 )
                 try:
-                    outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)
+                    with told_out_of_memory(node.settings):
+                        outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)
                 except (OtherContent, TrainingDiverged, RewardHacked, TooManyUngraded, ServerError) as error:
                     if not self._does_without_groups(stage, error):
                         raise
