@@ -58,7 +58,7 @@ class Case:
 def case(request: pytest.FixtureRequest) -> Case:
     request.param()  # is skipped where it can't be made
     # On CUDA, products of other shapes are added up in another order.
-    return Case(request.param, repeatable=False, tolerance=1e-4) if request.param is cuda else Case(request.param)
+    return Case(request.param, tolerance=1e-4 if request.param is cuda else 1e-5)
 
 
 def requests(count: int = 20, *, longest: int = 30) -> list[Request]:

@@ -12,7 +12,7 @@ from reasonmill.types import Example
 
 # Token ids that every vocabulary has.
 _IDS = 32
-_SMALLEST = 16  # positions of a row
+_SMALLEST, _SHORTEST = 16, 5  # positions of a row, and of the longest sequence in it
 
 
 def rehearsal_batches(largest: Largest) -> Iterator[Batch]:
@@ -22,7 +22,7 @@ def rehearsal_batches(largest: Largest) -> Iterator[Batch]:
     Compiled code takes sizes that are equal in the first batch to be equal in all: the number of positions, of
     sequences, the longest of these, the widths of the network. So these are odd in that one, which no width is.
     """
-    row, text = max(largest.row, _SMALLEST), max(largest.text - 1, 1)
+    row, text = max(largest.row, _SMALLEST), max(largest.text - 1, _SHORTEST)
     odd = row - 1 + row % 2
     yield _batch(_unlike(odd, text), largest)
     yield _batch(_filled(row, text), largest)
