@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "src"))
 CHILD = str(Path(__file__).with_name("together_child.py"))
 SHIPPED = ROOT / "src" / "reasonmill"
 # Seconds that a part may take.
 LIMITS = {"tests": 180, "repeat": 120, "zero": 240, "lora": 120, "kills": 240, "start": 120, "memory": 300}
 FASTER, START_S, APART = 5.0, 60.0, 0.10  # the bars: times as fast as a CPU, seconds, share of the planned memory
+KILLED = ("drawn_out",)  # the kill matrix's recipe with texts of hundreds of tokens: rl, distill
 CORES = 2  # of the CPU that is compared with
 
 
@@ -158,7 +160,9 @@ def zero(report: Report, until: Until) -> None:
     recipe.write_text("[[stage]]".join([stages[0], *kept]))
     homes = {device: until.directory / f"zero-{device}" for device in ("cpu", "cuda")}
     cores = ["taskset", "-c", ",".join(map(str, range(CORES)))]
-    cpu = until.mill("run", str(recipe), "--home", str(homes["cpu"]), prefix=cores, OMP_NUM_THREADS=str(CORES))
+    cpu = until.mill(
+        "run", str(recipe), "--home", str(homes["cpu"]), "--device", "cpu", prefix=cores, OMP_NUM_THREADS=str(CORES)
+    )
     card = until.mill("run", str(recipe), "--home", str(homes["cuda"]), "--device", "cuda")
     began = time.monotonic()
     code = card.wait()
@@ -264,8 +268,9 @@ def lora(report: Report, until: Until) -> None:
 
 def kills(report: Report, until: Until) -> None:
     """The kill matrix of the tests, as many of its runs as the time allows."""
-    jobs = max(1, min(8, (os.cpu_count() or 2) // 2))
+    jobs = max(1, min(6, (os.cpu_count() or 2) // 2))
     arguments = ["-m", "chaos.kill_matrix", "--runs", "24", "--jobs", str(jobs), "--device", "cuda"]
+    arguments += ["--recipes", *KILLED]
     started = until.start(*arguments, TORCHINDUCTOR_COMPILE_THREADS="1")
     code = started.wait()
     said = started.said(60_000)

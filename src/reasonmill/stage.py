@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,8 +166,10 @@ class StageContext:
         """
         if self.backend.placement.device == "cpu":
             return
-        kept = kept_memory(self.home, self.key)
+        kept, began = kept_memory(self.home, self.key), time.monotonic()
         tokens = self.backend.rehearse(learner, largest(), sampler, kept)
+        room = f", and made room for {tokens:,} tokens" if tokens else ""
+        self.progress.note(f"went through the largest step{room}, in {time.monotonic() - began:.0f} s")
         if tokens and kept is None:
             keep_memory(self.home, self.key, tokens)
 

@@ -107,7 +107,9 @@ def test_on_a_cpu_nobody_asks_what_the_largest_step_is(home: Home) -> None:
 
 
 def test_layers_that_are_not_found_are_said_to_be_uncompiled(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    network: Any = SimpleNamespace(device=torch.device("cuda"), get_decoder=lambda: torch.nn.Linear(1, 1))
+    network: Any = SimpleNamespace(
+        device=torch.device("cuda"), get_decoder=lambda: torch.nn.Linear(1, 1), get_input_embeddings=lambda: None
+    )
     layers = LearningLayers(network)
     assert not layers.compiled
     assert "learns without compiled code" in layers.remarks[0]

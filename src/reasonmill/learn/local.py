@@ -114,7 +114,7 @@ class LocalLearner(TrainedNetwork):
         for batch in rehearsal_batches(largest):
             self.forward_backward(batch, largest.loss, float(batch.num_tokens))
             self.logprobs(batch)
-            if self._adapter is not None:
+            if largest.keeps_reference and self._adapter is not None:  # whose reference is other code
                 self.reference_logprobs([batch])
         needed = max(0, (peak_bytes(device.type) or 0) - before)
         self._forget()
