@@ -24,6 +24,7 @@ from reasonmill.mill.out_of_memory import told_out_of_memory
 from reasonmill.placement import Largest, Placement
 from reasonmill.stage import StageContext
 from reasonmill.store.home import Home
+from reasonmill.store.steps import kept_memory, take_over_memory
 from reasonmill.types import Example
 from tiny_models import tiny_decoder
 
@@ -97,6 +98,9 @@ def test_the_samplers_memory_is_that_of_the_beginning_once_anything_is_committed
     for _ in range(2):
         on_card(home, backend).rehearse(None, largest)  # type: ignore[arg-type]
     assert backend.asked == [None, None, 700, 700]
+    take_over_memory(home, "other", KEY)
+    home.ledger.commit_step("other", 0, "d" * 64)
+    assert kept_memory(home, "other") == 700
 
 
 def test_on_a_cpu_nobody_asks_what_the_largest_step_is(home: Home) -> None:

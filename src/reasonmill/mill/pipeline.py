@@ -43,7 +43,13 @@ from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED, MODELS, OF_STAGE, OtherContent, StageRecord
 from reasonmill.store.plans import finish_plan
-from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
+from reasonmill.store.steps import (
+    drop_states_of_finished,
+    give_up_lost_groups,
+    lost_groups,
+    report_lost_groups,
+    take_over_memory,
+)
 from reasonmill.types import Artifact, content_digest
 
 _DIFFERS = "they differ when they are sampled again, as on another class of machine or from a server"
@@ -330,6 +336,7 @@ class _Run:
         if shorter.obstacle is None:
             for kept in self._home.ledger.intermediates(shorter.key).values():
                 self._home.ledger.register(replace(kept, metrics={**kept.metrics, OF_STAGE: stage.key}))
+            take_over_memory(self._home, stage.key, shorter.key)
             self._home.ledger.carry_over(stage.key, shorter.key, shorter.steps)
 
     def _does_without_groups(self, stage: _Stage, error: ReasonmillError) -> bool:

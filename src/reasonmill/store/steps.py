@@ -117,6 +117,13 @@ def kept_memory(home: Home, key: str) -> int | None:
     return int(noted[0]["tokens"]) if noted else None
 
 
+def take_over_memory(home: Home, key: str, from_key: str) -> None:
+    """Gives a stage what another one noted, whose steps it goes on from."""
+    tokens = kept_memory(home, from_key)
+    if tokens is not None:
+        keep_memory(home, key, tokens)
+
+
 def _memory_key(key: str) -> str:
     return f"{key}/memory"
 
