@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Completion, Request
 
@@ -47,6 +47,9 @@ class ScriptedEngine:
 
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.version = version
+
+    def reserve(self, need: MemoryNeed) -> int:
+        return 0
 
     def submit(self, request: Request) -> int:
         ticket = next(self._tickets)

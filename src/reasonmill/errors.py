@@ -60,6 +60,12 @@ class UnsupportedModel(ReasonmillError):
     exit_code = 4
 
 
+class OutOfMemory(ReasonmillError):
+    """The device's memory does not suffice; what was committed is safe, and the same command resumes."""
+
+    exit_code = 13
+
+
 class TrainingDiverged(ReasonmillError):
     """Losses, gradients or what they are made from stopped being finite for several updates in a row."""
 

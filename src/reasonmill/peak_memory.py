@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -40,6 +41,15 @@ def used_bytes(device: str) -> int | None:
 
         return torch.cuda.memory_allocated()
     return _resident("VmRSS")
+
+
+def give_back(device: str) -> None:
+    """Gives back to the device what nothing uses any more, and what is only held by what refers to itself."""
+    if device == "cuda":
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def memory_of(device: str) -> tuple[int, int]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
 
 if TYPE_CHECKING:
+    from reasonmill.algo.losses import LossSettings
     from reasonmill.learn.settings import LoraSettings, OptimizerSettings
     from reasonmill.rewards.judge import Judge, JudgeSettings
     from reasonmill.servers.client import Replies
     from reasonmill.servers.settings import TeacherSettings
+    from reasonmill.types import LossKind
 
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on CUDA, fp32 elsewhere
 # Sequences that a sampler runs at the same time, by default.
@@ -35,6 +37,27 @@ class Placement:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"a run needs at least one device, got {self.count}")
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest step of a stage.
+
+    Attributes:
+        row: positions of its longest forward pass.
+        text: tokens of the longest sequence that is trained on.
+        kind: what the loss of its batches is made from; `loss` says more of it.
+        keeps_reference: whether a frozen copy of the weights is held beside them.
+        sequences, longest: how many sequences are sampled together at most, and tokens of the longest; 0 if none are.
+    """
+
+    row: int
+    text: int
+    kind: LossKind
+    loss: LossSettings
+    keeps_reference: bool = False
+    sequences: int = 0
+    longest: int = 0
 
 
 class Backend(Protocol):
@@ -70,6 +93,7 @@ class Backend(Protocol):
         temperature: float = 1.0,
         teacher: Path | None = None,
         lora: LoraSettings | None = None,
+        recompute: bool = False,
         seed: int = 0,
     ) -> Learner:
         """A learner of a model directory.
@@ -78,6 +102,7 @@ class Backend(Protocol):
             temperature: that of the distribution that is scored; the sampler's, for policy gradients.
             teacher: the model that "kl" batches are trained towards; it must read the same tokens.
             lora: the adapter that is trained in place of the weights, which begins as `seed` says.
+            recompute: whether activations of layers are computed once more in the backward pass, instead of kept.
         """
 
     def new_learner(
@@ -90,6 +115,21 @@ class Backend(Protocol):
         precision: Precision = "auto",
     ) -> Learner:
         """A learner of a new network with random weights; its model is saved without a tokenizer."""
+
+    def rehearse(self, learner: Learner, largest: Largest, sampler: Sampler | None, tokens: int | None) -> int:
+        """Goes once through the largest step of a stage before its first, and forgets it: it moves no bit of what is
+        sampled and trained. So what does not fit into a GPU's memory fails in the first minute, and code is compiled
+        for the same shapes wherever the stage begins or resumes. Then the sampler's memory is made beside it.
+
+        Args:
+            tokens: the size of that memory when the stage began; None where it begins.
+
+        Returns:
+            Its size; 0 where no bit depends on one.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"

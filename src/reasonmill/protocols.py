@@ -66,6 +66,22 @@ class Renderer(Protocol):
         """How many tokens a text has; for measures, never to make training data."""
 
 
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What an engine's memory for keys and values is made for.
+
+    Attributes:
+        sequences, longest: more than so many sequences do not run together, and none is longer.
+        beside: bytes that others will take on the same device.
+        tokens: the size that it had when the stage began; None where it begins.
+    """
+
+    sequences: int
+    longest: int
+    beside: int = 0
+    tokens: int | None = None
+
+
 class Engine(Protocol):
     """Runs many requests at the same time, one token or a few of each in a step. Its memory is kept from one to the
     next.
@@ -80,11 +96,18 @@ class Engine(Protocol):
 
     @property
     def repeatable(self) -> bool:
-        """Whether the same request has the same completion each time, as its noise says."""
+        """Whether the same requests, asked in the same order where none runs, have the same completions each time."""
 
     @property
     def in_fp32(self) -> bool:
         """Whether a network of this process computes the log-probs, all of it in fp32."""
+
+    def reserve(self, need: MemoryNeed) -> int:
+        """Makes its memory while nothing runs; returns for how many tokens, or 0 where no bit depends on that.
+
+        Raises:
+            OutOfMemory: it does not fit.
+        """
 
     def submit(self, request: Request) -> int:
         """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
@@ -167,6 +190,10 @@ class Learner(Trained, Protocol):
 
     @property
     def num_parameters(self) -> int: ...
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know of how it computes, a line each."""
 
     @property
     def in_fp32(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,14 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from reasonmill.curation.asked import Asked
 from reasonmill.errors import RecipeError
 from reasonmill.kept_replies import Budgeted, KeptReplies
-from reasonmill.placement import Backend
+from reasonmill.placement import Backend, Largest
 from reasonmill.plugins.catalogue import Catalogue, rows_of
 from reasonmill.plugins.sources import ENGINES
-from reasonmill.protocols import Progress, Reward, Scorer
+from reasonmill.protocols import Learner, Progress, Reward, Sampler, Scorer
 from reasonmill.rewards.combination import NOT_RULES, RewardWeights
 from reasonmill.rewards.judged import JudgedReward
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import AT_STEP, OF_STAGE
+from reasonmill.store.steps import keep_memory, kept_memory
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Artifact
 
@@ -63,7 +65,8 @@ def _from_backend(
 ) -> Callable[Concatenate[StageContext, P], Made]:
     """The method of a context that does what a backend's method does.
 
-    It makes what a stage may get only where the stage says that it needs it, and what is not repeatable is remembered.
+    It makes what a stage may get only where the stage says that it needs it. What is not repeatable is remembered, and
+    what the user should know of what was made is said.
     """
 
     def made_for(context: StageContext, /, *args: P.args, **kwargs: P.kwargs) -> Made:
@@ -75,6 +78,8 @@ def _from_backend(
         made: Made = getattr(context.backend, make.__name__)(*args, **kwargs)
         if not getattr(made, "repeatable", True):
             context._unrepeatable.append(made)
+        for remark in getattr(made, "remarks", ()):
+            context.progress.note(remark)
         return made
 
     made_for.__doc__ = make.__doc__
@@ -154,6 +159,19 @@ class StageContext:
         """Forgets what the judges of rewards said: the stage is trained, and nobody asks them again."""
         for kept in self._judged:
             kept.drop()
+
+    def rehearse(self, learner: Learner, largest: Callable[[], Largest], sampler: Sampler | None = None) -> None:
+        """Goes once through the largest step of the stage before its first, on devices where that can fail or settle
+        something; see `Backend`. The size of the sampler's memory is kept, and is the same when the stage is resumed.
+        """
+        if self.backend.placement.device == "cpu":
+            return
+        kept, began = kept_memory(self.home, self.key), time.monotonic()
+        tokens = self.backend.rehearse(learner, largest(), sampler, kept)
+        room = f", and made room for {tokens:,} tokens" if tokens else ""
+        self.progress.note(f"went through the largest step{room}, in {time.monotonic() - began:.0f} s")
+        if tokens and kept is None:
+            keep_memory(self.home, self.key, tokens)
 
     def intermediate(self, stage: str, taken: int, digest: str) -> Artifact:
         """The record of a model that the stage keeps after so many steps, and goes on."""

@@ -117,7 +117,7 @@ class Report:
         lines = [f"seed {self.seed}: {self.recipe}, killed {len(self.kills)} times, {times} s after its starts"]
         if self.differences:
             lines += [f"  {line}" for line in self.differences]
-            again = f"python -m chaos.kill_matrix --seed {self.seed} --device {self.device}"
+            again = f"python -m chaos.kill_matrix --seed {self.seed} --device {self.device} --recipes {self.recipe}"
             lines += [f"  again: PYTHONPATH=tests {again}", self.said]
         return "\n".join(lines)
 
@@ -127,9 +127,8 @@ def has_ledger(home_path: Path) -> bool:
     return not Ledger.is_blank(home_path / LEDGER)
 
 
-def recipe_of(seed: int, device: str) -> str:
+def recipe_of(seed: int, names: Sequence[str]) -> str:
     """The recipe of a run: each in turn."""
-    names = NAMES_ON[device]
     return names[seed % len(names)]
 
 
@@ -148,9 +147,9 @@ def run_uninterrupted(
     return Reference(place.outcome(), seconds, stage_seconds)
 
 
-def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) -> Report:
+def run_killed(nursery: Nursery, place: Place, seed: int, recipe: str, reference: Reference) -> Report:
     """Runs a recipe, kills its process group at random times, and starts it again until it is done."""
-    report = Report(seed, recipe_of(seed, place.device), place.device)
+    report = Report(seed, recipe, place.device)
     planned = generator("kills", seed).randint(*KILLS)
     accepted = Committed()
     for start in itertools.count():
@@ -183,13 +182,16 @@ def run_killed(nursery: Nursery, place: Place, seed: int, reference: Reference) 
 class Matrix:
     """Runs of all recipes, as many at a time as there are nurseries, and what they are compared with."""
 
-    def __init__(self, directory: Path, nurseries: Sequence[Nursery], device: str = "cpu") -> None:
+    def __init__(
+        self, directory: Path, nurseries: Sequence[Nursery], device: str = "cpu", names: Sequence[str] | None = None
+    ) -> None:
         self._directory = directory
         self._nurseries = nurseries
         self._device = device
+        self._names = names or NAMES_ON[device]
         self._references = {
             name: run_uninterrupted(nurseries[0], Place(directory / "references" / name, device), name)
-            for name in NAMES_ON[device]
+            for name in self._names
         }
 
     def runs(self, seeds: Iterable[int]) -> Iterator[Report]:
@@ -200,9 +202,9 @@ class Matrix:
 
         def run(seed: int) -> Report:
             nursery, place = free.get(), Place(self._directory / f"run-{seed}", self._device)
-            reference = self._references[recipe_of(seed, self._device)]
+            recipe = recipe_of(seed, self._names)
             try:
-                report = run_killed(nursery, place, seed, reference)
+                report = run_killed(nursery, place, seed, recipe, self._references[recipe])
             finally:
                 free.put(nursery)
             if not report.differences:
@@ -221,8 +223,9 @@ class Matrix:
 @contextmanager
 def nurseries(jobs: int) -> Iterator[list[Nursery]]:
     """A nursery for each job."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(Nursery()) for _ in range(jobs)]
+    with ExitStack() as stack, ThreadPoolExecutor(jobs) as pool:
+        started = [pool.submit(Nursery) for _ in range(jobs)]  # each imports for seconds
+        yield [stack.enter_context(nursery.result()) for nursery in started]
 
 
 def main() -> int:
@@ -232,11 +235,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="this one run only")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--device", choices=NAMES_ON, default="cpu")
+    parser.add_argument("--recipes", nargs="+", help="these only, without .toml; a seed means another run then")
     options = parser.parse_args()
     seeds = range(options.runs) if options.seed is None else [options.seed]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory, nurseries(options.jobs) as started:
-        matrix = Matrix(Path(directory), started, options.device)
+        matrix = Matrix(Path(directory), started, options.device, options.recipes)
         print("\n".join(matrix.machines()))
         reports = []
         for report in matrix.runs(seeds):

@@ -8,6 +8,7 @@ import torch
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder, new_decoder
 from reasonmill.model.joined import join_projections
+from reasonmill.protocols import MemoryNeed
 from reasonmill.randomness import generator, key
 from reasonmill.sample.engine import NativeEngine
 from reasonmill.sample.sampler import EngineSampler
@@ -110,3 +111,20 @@ def test_logits_that_are_not_finite_are_refused() -> None:
         decoder.head_weight[5] = torch.inf
     with pytest.raises(UnsupportedModel, match="not finite for 9 of 9"):
         completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), requests())
+
+
+def test_an_idle_engine_gives_the_same_bits_whatever_it_did_before_and_whoever_made_its_memory() -> None:
+    from reasonmill.sample.cuda.engine import CudaEngine
+
+    decoder, asked = on_card(), requests(stop=("44 ",))
+    wanted = completions(CudaEngine(decoder, NumberRenderer(), num_slots=9), asked)
+    engine = CudaEngine(decoder, NumberRenderer(), num_slots=9)
+    completions(engine, asked[5:20])
+    assert completions(engine, asked) == wanted
+    reserved = CudaEngine(decoder, NumberRenderer(), num_slots=9)
+    tokens = reserved.reserve(MemoryNeed(sequences=36, longest=100))
+    assert tokens == reserved.memory_tokens > 9 * 100
+    assert completions(reserved, asked) == wanted
+    again = CudaEngine(decoder, NumberRenderer(), num_slots=9)
+    assert again.reserve(MemoryNeed(36, 100, tokens=64 * 9)) == 64 * 9
+    assert {one.finish for one in completions(again, asked[:9])} <= {"stop", "length"}

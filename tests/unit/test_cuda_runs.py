@@ -1,6 +1,11 @@
 """Runs of the CUDA engine's memory, and which request lies where: the host's side, which needs no GPU."""
 
+import pytest
+
+from reasonmill.errors import OutOfMemory
+from reasonmill.protocols import MemoryNeed
 from reasonmill.randomness import generator
+from reasonmill.sample.cuda.memory import _needed
 from reasonmill.sample.cuda.runs import UNIT, Runs, run_length
 from reasonmill.sample.cuda.table import Running, Table
 from reasonmill.types import Request, SamplingParams
@@ -82,3 +87,20 @@ def test_gaps_are_closed_by_the_last_rows() -> None:
         1: 1, **{every[source].ticket: target for source, target in zip(sources, targets, strict=True)},
     }  # fmt: skip
     assert table.end == 3
+
+
+def size_of(*, free: int, tokens: int | None = None, beside: int = 0) -> int:
+    """For 4 sequences of 100 tokens, 10 bytes each, on a card of 160,000 bytes, 10,000 of which stay free."""
+    return _needed(free - beside, 160_000, 500, 10, MemoryNeed(4, 100, beside, tokens))
+
+
+def test_memory_is_for_what_is_needed_or_what_is_left_and_stays_so() -> None:
+    assert size_of(free=160_000) == (4 * (100 + 4 * UNIT) + (500 + 4 * UNIT)) // UNIT * UNIT
+    assert size_of(free=36_000, beside=20_000) == 600 // UNIT * UNIT
+    assert size_of(free=36_000, beside=20_000, tokens=640) == 640
+    assert size_of(free=160_000, tokens=640) == 640  # though there is more now
+    with pytest.raises(OutOfMemory, match="have other bits"):
+        size_of(free=6_399, tokens=640)
+    with pytest.raises(OutOfMemory, match="sequence of 100 tokens") as caught:
+        size_of(free=32_000, beside=20_000)
+    assert "recompute = true" in caught.value.fix

@@ -69,6 +69,7 @@ def test_what_is_not_known_of_the_memory_is_said() -> None:
     assert activation_bytes(10, None, 2) is None
     assert activation_bytes(10, 100, 2) == 34 * 1000
     assert activation_bytes(10, 100, 4) == 68 * 1000
+    assert activation_bytes(10, 100, 2, recompute=True) == (2 * 10 + 34) * 100  # inputs of all layers, and one of them
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,12 @@ def test_what_does_not_fit_is_told_what_lowers_it(numbers: Numbers, available: f
     found = peak(numbers)
     assert found.total > available
     assert fix in what_lowers(found, numbers, "s", available, has_slots=True)
+
+
+def test_a_stage_that_could_recompute_is_told_that_first() -> None:
+    numbers = Numbers(1, 4, is_trained=True, row=200, activation_bytes=10)
+    told = what_lowers(peak(numbers), numbers, "s", 1016, has_slots=True, can_recompute=True)
+    assert told == "set s.recompute = true"
 
 
 def test_a_stage_without_slots_is_not_told_to_lower_them() -> None:

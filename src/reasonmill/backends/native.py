@@ -14,8 +14,8 @@ from reasonmill.learn.settings import LoraSettings, OptimizerSettings
 from reasonmill.model.decoder import Decoder, config_from, load_decoder, new_decoder, working_dtype
 from reasonmill.model.lora import Adapter
 from reasonmill.model.reward import new_reward_model
-from reasonmill.placement import SLOTS, Placement, Precision
-from reasonmill.protocols import Learner, Preference, Renderer, RewardLearner, Sampler, Scorer, View
+from reasonmill.placement import SLOTS, Largest, Placement, Precision
+from reasonmill.protocols import Learner, MemoryNeed, Preference, Renderer, RewardLearner, Sampler, Scorer, View
 from reasonmill.render import renderer_for
 from reasonmill.rewards.judge import Judge, JudgeSettings
 from reasonmill.rewards.model import ModelScorer
@@ -88,6 +88,7 @@ class NativeBackend:
         temperature: float = 1.0,
         teacher: Path | None = None,
         lora: LoraSettings | None = None,
+        recompute: bool = False,
         seed: int = 0,
     ) -> Learner:
         decoder = self._decoder(model, precision)
@@ -98,6 +99,7 @@ class NativeBackend:
             companions=model,
             temperature=temperature,
             teacher=None if teacher is None else self._decoder(teacher, precision),
+            recompute=recompute,
             adapter=adapter,
         )
 
@@ -112,6 +114,15 @@ class NativeBackend:
     ) -> Learner:
         decoder = new_decoder(config_from(model_type, config), seed=seed, **self._where(precision))
         return LocalLearner(decoder, optimizer)
+
+    def rehearse(self, learner: Learner, largest: Largest, sampler: Sampler | None, tokens: int | None) -> int:
+        """See `Backend`; on a CPU nothing is done."""
+        if self.placement.device == "cpu" or not isinstance(learner, LocalLearner):
+            return 0
+        beside = learner.rehearse(largest)
+        if not isinstance(sampler, EngineSampler):
+            return 0
+        return sampler.reserve(MemoryNeed(largest.sequences, largest.longest, beside, tokens))
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"

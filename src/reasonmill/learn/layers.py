@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,6 +25,7 @@ class LearningLayers:
 
     Attributes:
         compiled: whether they are.
+        remarks: what the user should know of that, a line each.
 
     Args:
         recompute: keep nothing of a layer but its input, and compute the rest once more in the backward pass.
@@ -34,6 +36,7 @@ class LearningLayers:
 
     def __init__(self, network: PreTrainedModel, *, recompute: bool = False) -> None:
         self._network = network
+        self._embeddings: Any = network.get_input_embeddings()
         self._has_run = False
         layers = [
             module for module in network.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)
@@ -43,7 +46,13 @@ class LearningLayers:
                 f"{type(network).__name__} does not say what its layers are, so that none can be recomputed",
                 fix="learn without recomputing",
             )
-        self.compiled = network.device.type == "cuda"
+        self.compiled = network.device.type == "cuda" and bool(layers)
+        self.remarks: tuple[str, ...] = ()
+        if network.device.type == "cuda" and not layers:
+            self.remarks = (
+                f"{type(network).__name__} does not say what its layers are: it learns without compiled code, which is "
+                "slower",
+            )
         self._calls: list[tuple[Any, Callable[..., Any]]] = []
         for layer in layers:
             call: Callable[..., Any] = layer._call_impl
@@ -65,9 +74,12 @@ class LearningLayers:
         with strictly_compiled():
             for layer, call in self._calls:
                 layer._compiled_call_impl = call
+            asked = self._embeddings.register_forward_hook(_ask_for_gradient) if self.compiled else None
             try:
                 yield
             finally:
+                if asked is not None:
+                    asked.remove()
                 for layer, _ in self._calls:
                     layer._compiled_call_impl = None
 
@@ -78,3 +90,8 @@ class LearningLayers:
         layout = PackedLayout([1], self._network.device)
         self._network.get_decoder()(input_ids=token, position_ids=token, use_cache=False, layout=layout)
         self._has_run = True
+
+
+def _ask_for_gradient(module: Any, inputs: Any, states: Tensor) -> Tensor:
+    """Where embeddings are frozen, the first layer would be other code than the rest: what it reads has no gradient."""
+    return states if states.requires_grad or not torch.is_grad_enabled() else states.requires_grad_()

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
+from reasonmill.algo.fused import begin_compiling
 from reasonmill.algo.logprobs import token_logprobs, token_logprobs_and_entropies
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.layers import LearningLayers
+from reasonmill.learn.rehearsal import rehearsal_batches
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
 from reasonmill.model.decoder import Decoder, refuse_beyond
 from reasonmill.model.lora import Adapter
+from reasonmill.peak_memory import begin_peak, peak_bytes, used_bytes
+from reasonmill.placement import Largest
 from reasonmill.protocols import Sampler
 
 Made = TypeVar("Made")
@@ -89,6 +93,32 @@ class LocalLearner(TrainedNetwork):
             loss=summed,
         )
         return {"loss": summed, **sums}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Says where layers are not compiled on a GPU."""
+        return self._layers.remarks
+
+    def rehearse(self, largest: Largest) -> int:
+        """Gathers the gradients of the largest batches that there will be, scores them, and forgets all of it.
+
+        On a CPU, whose memory gives way and whose code is not compiled, there is no need for it.
+
+        Returns:
+            Bytes that learning takes beyond what is in use now, those of a reference to be kept included.
+        """
+        device = self.decoder.device
+        begin_compiling(f"{largest.row} {largest.text} {largest.kind}")
+        begin_peak(device.type)
+        before = used_bytes(device.type) or 0
+        for batch in rehearsal_batches(largest):
+            self.forward_backward(batch, largest.loss, float(batch.num_tokens))
+            self.logprobs(batch)
+            if largest.keeps_reference and self._adapter is not None:  # whose reference is other code
+                self.reference_logprobs([batch])
+        needed = max(0, (peak_bytes(device.type) or 0) - before)
+        self._forget()
+        return needed + (self._reference.num_bytes if largest.keeps_reference else 0)
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:

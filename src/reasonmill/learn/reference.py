@@ -26,6 +26,11 @@ class FrozenPolicy:
         self._network = weights
         self._kept: dict[str, Tensor] = {}
 
+    @property
+    def num_bytes(self) -> int:
+        """What the copy takes."""
+        return sum(weight.numel() * weight.element_size() for weight in self._network.values())
+
     @torch.no_grad()
     def keep(self) -> None:
         """Takes the network's weights as they are now."""
@@ -73,6 +78,11 @@ class WithoutAdapter:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
+
+    @property
+    def num_bytes(self) -> int:
+        """Nothing."""
+        return 0
 
     def keep(self) -> None:
         """Changes nothing: the reference is the same at every step."""

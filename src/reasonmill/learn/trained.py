@@ -58,6 +58,12 @@ class TrainedNetwork:
         self._rows, self._faults = [], set()
         return updated
 
+    def _forget(self) -> None:
+        """Drops the update that is being gathered."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        self._rows, self._faults = [], set()
+
     def _gather(self, row: Batch | TextRow, **values: Tensor | float | None) -> None:
         """Notes a batch of the update and what was made from it, by the name of the cause that each would be."""
         self._rows.append(row)

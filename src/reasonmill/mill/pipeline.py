@@ -22,6 +22,7 @@ from reasonmill.mill.inputs import KeyedStage, keyed, make_ready
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
 from reasonmill.mill.more_steps import shorter_stage
+from reasonmill.mill.out_of_memory import told_out_of_memory
 from reasonmill.mill.planning import plan_key
 from reasonmill.mill.showcase import Showcase
 from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_room, weight_bytes
@@ -29,7 +30,7 @@ from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summa
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
 from reasonmill.model.saving import refuse_unsound
-from reasonmill.peak_memory import begin_peak, peak_bytes
+from reasonmill.peak_memory import begin_peak, give_back, peak_bytes
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
@@ -42,7 +43,13 @@ from reasonmill.store.full_disk import waiting_when_full
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import ADOPTED, MODELS, OF_STAGE, OtherContent, StageRecord
 from reasonmill.store.plans import finish_plan
-from reasonmill.store.steps import drop_states_of_finished, give_up_lost_groups, lost_groups, report_lost_groups
+from reasonmill.store.steps import (
+    drop_states_of_finished,
+    give_up_lost_groups,
+    lost_groups,
+    report_lost_groups,
+    take_over_memory,
+)
 from reasonmill.types import Artifact, content_digest
 
 _DIFFERS = "they differ when they are sampled again, as on another class of machine or from a server"
@@ -182,6 +189,7 @@ class _Run:
         node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
             self._make_ready(stage.keyed)  # in no phase: a download may take long
+            give_back(self._device)  # what stages before had
             begin_peak(self._device)
             begun = len(self._home.ledger.steps(stage.log_key))
             if not stage.is_finished:
@@ -206,7 +214,8 @@ class _Run:
                     marks=stage.keyed.marks,
                 )
                 try:
-                    outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)
+                    with told_out_of_memory(node.settings):
+                        outcome: Outcome = node.module.run(node.settings, stage.keyed.inputs, context)
                 except (OtherContent, TrainingDiverged, RewardHacked, TooManyUngraded, ServerError) as error:
                     if not self._does_without_groups(stage, error):
                         raise
@@ -327,6 +336,7 @@ class _Run:
         if shorter.obstacle is None:
             for kept in self._home.ledger.intermediates(shorter.key).values():
                 self._home.ledger.register(replace(kept, metrics={**kept.metrics, OF_STAGE: stage.key}))
+            take_over_memory(self._home, stage.key, shorter.key)
             self._home.ledger.carry_over(stage.key, shorter.key, shorter.steps)
 
     def _does_without_groups(self, stage: _Stage, error: ReasonmillError) -> bool:

@@ -96,6 +96,7 @@ class Workload:
         row: positions of one forward pass of training; 0 if nothing is trained.
         copies: models beside the one that is worked on, by the key that names each; "from" is a frozen copy of it.
         lora: the adapter that is trained in place of the weights; None where these are.
+        recompute: whether activations of layers are computed once more in the backward pass, and none kept.
         makes: the data that the stage makes; None for models, verdicts and what is not known.
     """
 
@@ -114,6 +115,7 @@ class Workload:
     row: int = 0
     copies: tuple[str, ...] = ()
     lora: LoraSettings | None = None
+    recompute: bool = False
     makes: Data | None = None
 
     @property
@@ -242,6 +244,7 @@ def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
         text=trained / settings.epochs / max(texts, 1),
         row=max(settings.tokens_per_batch, settings.max_tokens),
         lora=settings.lora,
+        recompute=settings.recompute,
     )
 
 
@@ -292,7 +295,8 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
     row = max(settings.tokens_per_batch, sampling.longest)
     # Without its adapter, a policy is its own reference.
     copies = tuple(key for key in readers if key != "from" or settings.lora is None)
-    return replace(sampling, sampled=sampled, trained=texts, scored=scored, row=row, copies=copies, lora=settings.lora)
+    learned = replace(sampling, trained=texts, scored=scored, row=row, copies=copies)
+    return replace(learned, sampled=sampled, lora=settings.lora, recompute=settings.recompute)
 
 
 def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:

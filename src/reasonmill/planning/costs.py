@@ -141,7 +141,7 @@ def numbers_of(
         row=work.row,
         activation_bytes=measured
         if measured is not None
-        else activation_bytes(policy.layers, policy.hidden_size, weight_bytes),
+        else activation_bytes(policy.layers, policy.hidden_size, weight_bytes, recompute=work.recompute),
         process=process,
     )
 

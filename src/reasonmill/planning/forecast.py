@@ -169,7 +169,9 @@ class _Forecaster:
             return ""
         numbers = self._numbers(node, work, policy, learned)
         has_slots = hasattr(getattr(node.settings, "sampling", None), "slots")
-        return what_lowers(found, numbers, node.settings.name, self._machine.memory_bytes, has_slots=has_slots)
+        can_recompute = getattr(node.settings, "recompute", None) is False
+        name, memory = node.settings.name, self._machine.memory_bytes
+        return what_lowers(found, numbers, name, memory, has_slots=has_slots, can_recompute=can_recompute)
 
     def _policy(self, node: Node) -> ModelSize | None:
         sizes = self._sizes[node.settings.name]

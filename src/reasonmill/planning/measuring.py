@@ -132,6 +132,7 @@ class Measurements:
             digest = model.digest
         lora = work.lora and work.lora.model_dump()
         shape = [digest, _precision(settings), work.row, texts, settings.kind == "reward-model", lora]
+        shape.append(work.recompute)
         return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work, texts, size))
 
     def _kept(
@@ -198,7 +199,8 @@ class Measurements:
             )
             passes = RewardPasses(judged, text)
         else:
-            learner = self.backend.learner(model.path, settings.optimizer, precision=settings.precision, lora=work.lora)
+            how = {"precision": settings.precision, "lora": work.lora, "recompute": work.recompute}
+            learner = self.backend.learner(model.path, settings.optimizer, **how)
             passes = LearnerPasses(learner, text)
         loading = time.monotonic() - began
         trained = size.adapter_parameters(work.lora) if size and work.lora else size.parameters if size else 0.0

@@ -93,17 +93,27 @@ def peak(numbers: Numbers) -> Peak:
     return Peak({part: size for part, size in fullest.items() if size}, tuple(unknown))
 
 
-def activation_bytes(layers: int | None, hidden_size: int | None, weight_bytes: int) -> float | None:
-    """Bytes of activations of one token of a row, where none were measured; None where the sizes are not known."""
+def activation_bytes(
+    layers: int | None, hidden_size: int | None, weight_bytes: int, *, recompute: bool = False
+) -> float | None:
+    """Bytes of activations of one token of a row, where none were measured; None where the sizes are not known.
+
+    Args:
+        recompute: whether of each layer only what goes into it is kept, and all of one at a time.
+    """
     if layers is None or hidden_size is None:
         return None
-    return ACTIVATION_BYTES * layers * hidden_size * weight_bytes / 2
+    kept = 2 * layers + ACTIVATION_BYTES if recompute else ACTIVATION_BYTES * layers
+    return kept * hidden_size * weight_bytes / 2
 
 
-def what_lowers(found: Peak, numbers: Numbers, stage: str, available: float, *, has_slots: bool) -> str:
+def what_lowers(
+    found: Peak, numbers: Numbers, stage: str, available: float, *, has_slots: bool, can_recompute: bool = False
+) -> str:
     """What to change where a stage does not fit: the setting of what takes most of the memory that can be spared.
 
     Args:
+        can_recompute: whether the stage's settings say that activations be computed twice, and do not yet.
         has_slots: whether the stage's settings say how many sequences are sampled together.
     """
     over = found.total - available
@@ -115,6 +125,8 @@ def what_lowers(found: Peak, numbers: Numbers, stage: str, available: float, *, 
             return f"lower {stage}.sampling.slots to {fitting}, or {stage}.sampling.max_tokens"
         return f"lower {stage}.sampling.max_tokens, or take a smaller model"
     if largest == "activations":
+        if can_recompute:
+            return f"set {stage}.recompute = true"
         fitting = int(numbers.row * (1 - over / movable[largest]))
         if fitting >= _SHORTEST_ROW:
             return f"lower {stage}.tokens_per_batch to {fitting}; a longer sequence takes a row of its own all the same"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,18 +11,19 @@ from reasonmill.activity import beat
 from reasonmill.algo.logprobs import scaled_logits
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder, is_finite
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.cache import DecodeLayout, PrefillLayout
 from reasonmill.sample.drawing import Filters, draw, uniform
-from reasonmill.sample.requests import completion, longest, not_finite, reach, refuse, says, stop_strings
+from reasonmill.sample.queue import Queue
+from reasonmill.sample.requests import completion, longest, not_finite, reach, says, stop_strings
 from reasonmill.sample.slots import Running, Slots
-from reasonmill.types import Completion, Finish, Request
+from reasonmill.types import Completion, Finish
 
 # A slot holds a multiple of so many tokens, so that a somewhat longer request needs no new memory.
 _LENGTH_UNIT = 128
 
 
-class NativeEngine:
+class NativeEngine(Queue):
     """Runs requests on a decoder, as many at a time as there are slots; a freed slot is filled at once.
 
     The slots' memory is made for the first request and kept. It is replaced only for a request that is longer than a
@@ -40,37 +39,11 @@ class NativeEngine:
     def __init__(
         self, decoder: Decoder, renderer: Renderer, *, num_slots: int = 512, prefill_tokens: int = 8192
     ) -> None:
-        self.version = 0
-        self._decoder = decoder
-        self._renderer = renderer
+        super().__init__(decoder, renderer)
         self._num_slots = num_slots
         self._prefill_tokens = prefill_tokens
         self._stop_tokens = torch.tensor(sorted(renderer.stop_tokens), device=decoder.device)
-        self._tickets = itertools.count()
-        self._waiting: OrderedDict[int, Request] = OrderedDict()  # by ticket
         self._slots = Slots(0, 0, decoder.device)
-        self._finished: list[tuple[int, Completion]] = []
-
-    @property
-    def in_fp32(self) -> bool:
-        return self._decoder.in_fp32
-
-    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
-        self._decoder.take(weights)
-        self.version = version
-
-    def submit(self, request: Request) -> int:
-        """Puts a request behind those that wait.
-
-        Raises:
-            UnsupportedModel: it does not fit into the model's context, has a token without a row, or is over before it
-                begins.
-        """
-        refuse(request, self._decoder, self._renderer)
-        ticket = next(self._tickets)
-        self._waiting[ticket] = request
-        return ticket
 
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
@@ -89,10 +62,9 @@ class NativeEngine:
             self._draw(self._decode(), first=0)
         self._collect_finished()
 
-    def finished(self) -> list[tuple[int, Completion]]:
-        """Tickets and completions that were finished since last asked."""
-        finished, self._finished = self._finished, []
-        return finished
+    def reserve(self, need: MemoryNeed) -> int:
+        """Nothing: slots grow with the longest request, and no draw depends on them."""
+        return 0
 
     def drawn(self, ticket: int, start: int = 0) -> list[int]:
         """The tokens that a running request has drawn so far, from number `start` on; none of one that waits."""
@@ -104,8 +76,7 @@ class NativeEngine:
 
     def cancel(self, ticket: int) -> None:
         """Forgets a request, however far it is."""
-        self._waiting.pop(ticket, None)
-        self._finished = [entry for entry in self._finished if entry[0] != ticket]
+        self._forget(ticket)
         for running in self._slots.running:
             if running.ticket == ticket:
                 running.is_cancelled = True  # its slot is free from the next step on

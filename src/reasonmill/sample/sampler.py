@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
-from reasonmill.protocols import Engine, FollowUp
+from reasonmill.protocols import Engine, FollowUp, MemoryNeed
 from reasonmill.types import Completion, Request
 
 
@@ -28,6 +28,10 @@ class EngineSampler:
     @property
     def in_fp32(self) -> bool:
         return self._engine.in_fp32
+
+    def reserve(self, need: MemoryNeed) -> int:
+        """Makes the engine's memory while nothing runs; see `Engine`."""
+        return self._engine.reserve(need)
 
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; completions that start afterwards carry `version`."""

@@ -52,7 +52,10 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
             if examples := kl_examples(groups[share :: settings.updates_per_step]):
                 yield kl_update(examples, settings.tokens_per_batch, learning_rate)
 
-    return student.train(lambda step: student.draw(step, student.mix, ACCURACY_ALONE), updates)
+    def sample(step: int) -> list[Group]:
+        return student.draw(step, student.mix, ACCURACY_ALONE)
+
+    return student.train(sample, updates, kind="kl", loss=LossSettings())
 
 
 def kl_examples(groups: Sequence[Group]) -> list[Example]:

@@ -11,8 +11,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from reasonmill.algo.losses import LossSettings
 from reasonmill.learn.divergence import total
 from reasonmill.learn.on_policy import Update, train_on_policy
+from reasonmill.placement import Largest
 from reasonmill.plugins.catalogue import TaskShares
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import key
@@ -27,7 +29,7 @@ from reasonmill.stages.training import PolicySettings
 from reasonmill.store.accounts import ALWAYS, Fate
 from reasonmill.store.ledger import MODELS
 from reasonmill.store.steps import keep_model, kept_models
-from reasonmill.types import Group
+from reasonmill.types import Group, LossKind
 
 
 class OnPolicySettings(PolicySettings):
@@ -83,6 +85,7 @@ class Policy:
             temperature=settings.sampling.temperature,
             teacher=teacher,
             lora=settings.lora,
+            recompute=settings.recompute,
             seed=key(context.seed, settings.name),
         )
         self._sampler = context.sampler(self.learner, slots=settings.sampling.slots)
@@ -129,20 +132,40 @@ class Policy:
             noise=(seed, *noise),
         )
 
+    def _largest(self, kind: LossKind, loss: LossSettings) -> Largest:
+        """The largest step, as far as the problems of the first one show how long prompts are."""
+        settings = self._settings
+        own = stage_seed(self._context.seed, settings.name)
+        asked = {self.mix.problem("train", own, index).messages for index in range(settings.problems_per_step)}
+        longest = max(len(self._renderer.render(messages)) for messages in asked) + settings.sampling.max_tokens
+        return Largest(
+            row=max(settings.tokens_per_batch, longest),
+            text=longest,
+            kind=kind,
+            loss=loss,
+            keeps_reference=kind == "pg" and loss.kl_coefficient > 0,
+            sequences=settings.problems_per_step * settings.group_size,
+            longest=longest,
+        )
+
     def train(
         self,
         sample: Callable[[int], Sequence[Group]],
         updates: Callable[[int, Sequence[Group]], tuple[Mapping[str, float], Iterable[Update]]],
         *,
+        kind: LossKind,
+        loss: LossSettings,
         fates: AbstractSet[Fate] = ALWAYS,
         problems: Callable[[Sequence[Group]], int] | None = None,
     ) -> Outcome:
         """Takes all steps; the outcome is the trained model. Arguments and errors as of `train_on_policy`.
 
         Args:
+            kind: what the updates' loss is made from, and `loss` what it is.
             problems: how many of them a step has drawn, where it is not `problems_per_step`.
         """
         settings = self._settings
+        self._context.rehearse(self.learner, partial(self._largest, kind, loss), self._sampler)
         metrics, tokens = train_on_policy(
             self._context,
             self._sampler,

@@ -9,8 +9,10 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from reasonmill.algo.losses import LossSettings
 from reasonmill.errors import RecipeError
 from reasonmill.learn.supervised import supervise
+from reasonmill.placement import Largest
 from reasonmill.protocols import Renderer
 from reasonmill.randomness import generator, key
 from reasonmill.recipe.reference import ConversationsRef
@@ -46,6 +48,7 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         settings.optimizer,
         precision=settings.precision,
         lora=settings.lora,
+        recompute=settings.recompute,
         seed=key(context.seed, settings.name),
     )
     rows = context.rows(
@@ -69,6 +72,11 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         for rows in epochs.feed(start, stop):
             yield [example for examples in rows for example in examples]
 
+    def largest() -> Largest:
+        text = max(len(each.tokens) for examples in kept for each in examples)
+        return Largest(max(settings.tokens_per_batch, text), text, "ce", LossSettings())
+
+    context.rehearse(learner, largest)
     tokens = supervise(context, learner, feed, settings, settings.epochs * epochs.steps_per_epoch)
     metrics = {
         "conversations": len(kept),

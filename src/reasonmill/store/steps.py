@@ -102,6 +102,32 @@ def kept_models(home: Home, key: str) -> dict[int, str]:
     return {step: artifact.digest for step, artifact in home.ledger.intermediates(key).items()}
 
 
+def keep_memory(home: Home, key: str, tokens: int) -> None:
+    """Notes how many tokens a stage's sampler has memory for, beside its steps.
+
+    To be done before groups are committed: their commit waits for the disk, and takes this with it.
+    """
+    home.ledger.record_metrics(_memory_key(key), 0, {"tokens": tokens})
+
+
+def kept_memory(home: Home, key: str) -> int | None:
+    """What `keep_memory` noted; None for a stage of which nothing is committed, which is free to begin with another."""
+    begun = any(digest is not None for _, digest in home.ledger.steps(key)) or home.ledger.states(key)
+    noted = home.ledger.metrics(_memory_key(key)) if begun else []
+    return int(noted[0]["tokens"]) if noted else None
+
+
+def take_over_memory(home: Home, key: str, from_key: str) -> None:
+    """Gives a stage what another one noted, whose steps it goes on from."""
+    tokens = kept_memory(home, from_key)
+    if tokens is not None:
+        keep_memory(home, key, tokens)
+
+
+def _memory_key(key: str) -> str:
+    return f"{key}/memory"
+
+
 def sound_state(home: Home, key: str) -> tuple[int, Path] | None:
     """Step and directory of the latest state of a stage that is whole, as are the groups of all steps before it.
 

@@ -11,8 +11,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerFast
 
+from reasonmill.algo.losses import LossSettings
 from reasonmill.learn.settings import LearningSettings, OptimizerSettings
 from reasonmill.learn.supervised import Feed, supervise
+from reasonmill.placement import Largest
 from reasonmill.randomness import key
 from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
@@ -25,6 +27,8 @@ from reasonmill.world.traces import TraceHabits
 
 MAKES: ArtifactKind = "model"
 NEEDS = ("learner",)
+
+_TEXT = 128  # tokens of a document, at most for most of them
 
 
 class TokenizerSettings(BaseModel):
@@ -71,6 +75,8 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
         seed=key("weights", context.seed),
         precision=settings.precision,
     )
+    # Documents are short; how many of them share a row takes no memory.
+    context.rehearse(learner, lambda: Largest(settings.tokens_per_batch, _TEXT, "ce", LossSettings()))
     tokens = supervise(context, learner, _feed(settings, context.seed, tokenizer), settings, settings.steps)
 
     def write(target: Path) -> None:

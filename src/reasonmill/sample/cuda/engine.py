@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,15 +13,15 @@ from torch import Tensor
 from reasonmill.activity import beat
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
-from reasonmill.protocols import Renderer
+from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.cuda.draw import Draw
 from reasonmill.sample.cuda.memory import Memory, PromptLayout, numbers_in
 from reasonmill.sample.cuda.rows import NOT_FINITE, RUNNING, Rows
-from reasonmill.sample.cuda.runs import most_tokens
-from reasonmill.sample.cuda.steps import Filtered, Steps
+from reasonmill.sample.cuda.steps import Filtered, Steps, has_experts
 from reasonmill.sample.cuda.table import Prompt, Running, Table
-from reasonmill.sample.requests import completion, longest, not_finite, reach, refuse, says, stop_strings
-from reasonmill.types import Completion, Finish, Request
+from reasonmill.sample.queue import Queue
+from reasonmill.sample.requests import completion, longest, not_finite, reach, says, stop_strings
+from reasonmill.types import Finish, Request
 
 # So many rows must be free before requests are admitted beside others: to read the prompt of one alone takes as long as
 # several steps of all.
@@ -57,7 +55,7 @@ class _Snapshot:
     rows: list[int]
 
 
-class CudaEngine:
+class CudaEngine(Queue):
     """Runs requests on a decoder on CUDA.
 
     A step starts several steps of the device and, while they run, looks at what those before them have drawn. So a
@@ -65,17 +63,19 @@ class CudaEngine:
     by the device. The device is waited for only where nothing is left to start, or where somebody asks for the tokens
     of a request that runs.
 
-    Memory is sized once, for the first request, by the whole card, the slots and the model's context. The same requests
-    in the same order have the same completions, on cards of the same kind. Beside others, products of other shapes
-    round otherwise and a completion may take another course: so it is not `repeatable`, as a resumed run would need it.
+    Memory is sized once: by `reserve`, or else for the first request, by the whole card, the slots and the model's
+    context.
+
+    Beside others, products of other shapes round otherwise and a completion may take another course. But which requests
+    run beside each other is decided by the requests, their order and the size of memory alone: by what each step
+    has drawn, never by how long it took. So requests that are asked in the same order of an engine that is idle have
+    the same completions in any process, on cards of the same kind. For models with experts that has not been shown.
 
     Args:
         num_slots: sequences that run at the same time, where memory allows.
         prefill_tokens: prompt tokens that are read in one forward pass.
         stride: tokens of each request that a step draws.
     """
-
-    repeatable = False
 
     def __init__(
         self,
@@ -86,45 +86,35 @@ class CudaEngine:
         prefill_tokens: int = 16384,
         stride: int = 8,
     ) -> None:
-        self.version = 0
-        self._decoder = decoder
-        self._renderer = renderer
+        super().__init__(decoder, renderer)
         self._num_slots = num_slots
         self._prefill_tokens = prefill_tokens
         self._stride = stride
-        self._tickets = itertools.count()
-        self._waiting: OrderedDict[int, Request] = OrderedDict()  # by ticket
         self._parts: _Parts | None = None
         self._pending: _Snapshot | None = None
-        self._finished: list[tuple[int, Completion]] = []
         # What has been drawn is read beside the steps that run, and does not wait for their turn.
         self._reading = torch.cuda.Stream(decoder.device, priority=-1) if decoder.device.type == "cuda" else None
 
     @property
-    def in_fp32(self) -> bool:
-        return self._decoder.in_fp32
+    def repeatable(self) -> bool:
+        return not has_experts(self._decoder)
 
     @property
     def memory_tokens(self) -> int:
         """Tokens whose keys and values fit into memory; 0 before the first request."""
         return self._parts.memory.runs.size if self._parts else 0
 
-    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
-        self._decoder.take(weights)
-        self.version = version
-
-    def submit(self, request: Request) -> int:
-        """Puts a request behind those that wait.
+    @torch.inference_mode()
+    def reserve(self, need: MemoryNeed) -> int:
+        """Makes the memory and what goes with it, graphs of plain draws included, anew.
 
         Raises:
-            UnsupportedModel: it does not fit into the model's context, has a token without a row, or is over before it
-                begins.
+            OutOfMemory: it does not fit beside what others take.
         """
-        refuse(request, self._decoder, self._renderer)
-        ticket = next(self._tickets)
-        self._waiting[ticket] = request
-        return ticket
+        self._parts = self._pending = None
+        self._parts = self._made(need)
+        self._parts.steps.prepare(Filtered(top_k=False, top_p=False))
+        return self.memory_tokens
 
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
@@ -148,11 +138,6 @@ class CudaEngine:
         if all(running.launched >= running.most for running in parts.table.running()):
             self._settle()
 
-    def finished(self) -> list[tuple[int, Completion]]:
-        """Tickets and completions that were finished since last asked."""
-        finished, self._finished = self._finished, []
-        return finished
-
     @torch.inference_mode()
     def drawn(self, ticket: int, start: int = 0) -> list[int]:
         """The tokens that a running request has drawn so far, from number `start` on; none of one that waits."""
@@ -164,15 +149,16 @@ class CudaEngine:
 
     def cancel(self, ticket: int) -> None:
         """Forgets a request, however far it is."""
-        self._waiting.pop(ticket, None)
-        self._finished = [entry for entry in self._finished if entry[0] != ticket]
+        self._forget(ticket)
         for running in self._parts.table.running() if self._parts else ():
             if running.ticket == ticket:
                 running.is_cancelled = True  # its row and its memory are free from the next step on
 
-    def _made(self) -> _Parts:
+    def _made(self, need: MemoryNeed | None = None) -> _Parts:
         decoder, device = self._decoder, self._decoder.device
-        memory = Memory(decoder, most_tokens(self._num_slots, decoder.context))
+        if need is not None:
+            need = replace(need, sequences=min(need.sequences, self._num_slots))
+        memory = Memory(decoder, self._num_slots, need)
         rows = Rows(self._num_slots, device)
         vocabulary = decoder.head_weight.shape[0]
         draw = Draw(self._num_slots, vocabulary, sorted(self._renderer.stop_tokens), decoder.softcap, device)
@@ -192,6 +178,8 @@ class CudaEngine:
             return
         table = parts.table
         is_idle = table.num_free == self._num_slots
+        if is_idle:
+            parts.rows.clear()
         enough = 1 if is_idle else min(len(self._waiting), max(1, int(self._num_slots * _ADMITTED_TOGETHER)))
         if table.num_free < enough:
             return

@@ -38,6 +38,11 @@ class Rows:
         ) = self.integers.unbind()  # fmt: skip
         self.temperature, self.top_p = self.reals.unbind()
 
+    def clear(self) -> None:
+        """Forgets what rows were before, which idle rows of a batch would still be computed from."""
+        self.integers.zero_()
+        self.reals.fill_(1.0)
+
     def fill(self, new: Sequence[Running]) -> None:
         """Starts sequences in their rows. The first step reads the prompt's last token, the first of the row's own."""
         integers, reals = [], []

@@ -15,10 +15,9 @@ def run_length(tokens: int) -> int:
     return (units | 1) * UNIT if tokens else 0
 
 
-def most_tokens(num_sequences: int, context: int | None) -> int | None:
-    """More tokens than so many sequences can never have; None where a sequence has no bound."""
-    # A sequence has two runs, each of which may be two units longer than its tokens.
-    return None if context is None else num_sequences * (context + 4 * UNIT)
+def sequence_tokens(length: int) -> int:
+    """Tokens of memory that a sequence of so many takes at most, with its prompt for itself."""
+    return length + 4 * UNIT  # it has two runs, each of which may be two units longer than its tokens
 
 
 class Runs:

@@ -48,10 +48,14 @@ class Steps:
             for _ in range(times):
                 self._step(bucket, filtered)
             return
-        if (filtered, bucket) not in self._graphs:
-            self._capture(filtered)
+        self.prepare(filtered)
         for _ in range(times):
             self._graphs[filtered, bucket].replay()
+
+    def prepare(self, filtered: Filtered) -> None:
+        """Captures the graphs of a kind of draw, if there are to be any and they are not there yet."""
+        if self._captures and (filtered, self._buckets[0]) not in self._graphs:
+            self._capture(filtered)
 
     def check(self) -> None:
         """Begins anew if weights lie elsewhere than when graphs were captured: those would read the old ones."""
@@ -83,10 +87,15 @@ class Steps:
         self._rows.running.copy_(running)
 
 
+def has_experts(decoder: Decoder) -> bool:
+    """Whether tokens of a batch go to different experts."""
+    return any(getattr(decoder.config, name, None) for name in _EXPERTS)
+
+
 def looks_at_experts(decoder: Decoder) -> bool:
     """Whether the host looks at which experts tokens go to, which a graph can't do."""
     config = decoder.config
-    if not any(getattr(config, name, None) for name in _EXPERTS):
+    if not has_experts(decoder):
         return False
     # For grouped products of bf16 the card reads where groups end; for those of other types, torch asks it for that.
     groups = getattr(config, "_experts_implementation", None) == "grouped_mm" and decoder.dtype == torch.bfloat16
