@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 
 from reasonmill.learn.settings import LearningSettings, LoraSettings
 from reasonmill.recipe.reference import ModelRef
-from reasonmill.settings import INCIDENTAL
 from reasonmill.stage import StageSettings
 
 
@@ -24,8 +21,8 @@ class PolicySettings(TrainingSettings):
     """Settings of stages that train a policy: all of its weights, or an adapter."""
 
     lora: LoraSettings | None = Field(default=None, description="the adapter that is trained in place of the weights")
-    recompute: Annotated[bool, INCIDENTAL] = Field(
+    recompute: bool = Field(
         default=False,
-        description="compute activations of layers once more in the backward pass, and keep none: the same bits with "
-        "less memory and more time",
+        description="compute activations of layers once more in the backward pass, and keep none: less memory, more "
+        "time, and on a CPU the same bits",
     )
