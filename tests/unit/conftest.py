@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import reasonmill.recipe.graph
+from command_line import Call, caller
 from reasonmill.plugins import catalogue
 from reasonmill.types import content_digest
 
@@ -171,6 +172,11 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStag
 def _forget_what_is_offered() -> None:
     catalogue._offered.cache_clear()
     catalogue.installed.cache_clear()
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    return caller(capsys)
 
 
 @pytest.fixture

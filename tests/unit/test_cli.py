@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from command_line import Call
 from forked import Ended, Running, fork_server
-from reasonmill.cli import main
 
 PROGRAM = """
 import sys
@@ -29,19 +29,6 @@ main()
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Calls the command line in this process; returns the exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 def in_a_process(stages: Any, *arguments: object) -> Ended:
@@ -63,7 +50,7 @@ def written(home: Path) -> dict[Path, int]:
     }
 
 
-def test_a_run_and_what_is_shown_of_it(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+def test_a_run_and_what_is_shown_of_it(call: Call, recipe_file: Path, home: Path, stages: Any) -> None:
     code, out, err = call("run", recipe_file, "--home", home, "--set", "second.text=c", "--device", "cpu")
     assert code == 0
     assert f"run: {home / 'runs' / 'small'}" in out
@@ -87,13 +74,13 @@ def test_a_run_and_what_is_shown_of_it(call: Any, recipe_file: Path, home: Path,
     assert stages.calls == []
 
 
-def test_until_leaves_stages_open(call: Any, recipe_file: Path, home: Path) -> None:
+def test_until_leaves_stages_open(call: Call, recipe_file: Path, home: Path) -> None:
     assert call("run", recipe_file, "--home", home, "--until", "first", "--device", "cpu")[0] == 0
     states = [line.split()[2] for line in call("status", "--home", home)[1].splitlines() if "train" in line]
     assert states == ["finished", "open"]
 
 
-def test_a_dry_run_writes_nothing(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+def test_a_dry_run_writes_nothing(call: Call, recipe_file: Path, home: Path, stages: Any) -> None:
     code, out, _ = call("run", recipe_file, "--home", home, "--dry-run")
     assert code == 0
     assert "unknown until first exists" in out
@@ -126,7 +113,7 @@ def test_a_dry_run_writes_nothing(call: Any, recipe_file: Path, home: Path, stag
     ],
 )
 def test_a_mistake_of_the_user_is_told_without_a_traceback(
-    call: Any, recipe_file: Path, base: Path, home: Path, arguments: list[str], shown: str
+    call: Call, recipe_file: Path, base: Path, home: Path, arguments: list[str], shown: str
 ) -> None:
     real = {"RECIPE": str(recipe_file), "MODEL": str(base)}
     given = [real.get(argument, argument) for argument in arguments]
@@ -137,7 +124,7 @@ def test_a_mistake_of_the_user_is_told_without_a_traceback(
     assert not home.exists()
 
 
-def test_a_home_that_is_not_there_can_not_be_looked_at(call: Any, home: Path) -> None:
+def test_a_home_that_is_not_there_can_not_be_looked_at(call: Call, home: Path) -> None:
     code, _, err = call("status", "--home", home)
     assert code == 3
     assert "there is no home here" in err
@@ -145,7 +132,7 @@ def test_a_home_that_is_not_there_can_not_be_looked_at(call: Any, home: Path) ->
 
 @pytest.mark.parametrize("command", [("status",), ("run", "RECIPE"), ("verify",), ("gc",)])
 def test_a_home_without_a_name_is_not_the_current_directory(
-    call: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    call: Call, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -157,7 +144,7 @@ def test_a_home_without_a_name_is_not_the_current_directory(
     assert call("status", "--home", ".")[2].startswith("error: there is no home here")
 
 
-def test_a_full_disk_is_told_with_its_own_exit_code(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+def test_a_full_disk_is_told_with_its_own_exit_code(call: Call, recipe_file: Path, home: Path, stages: Any) -> None:
     source = stages.folder / "fake_train.py"
     failing = "raise OSError(28, 'No space left on device', 'file')"
     source.write_text(source.read_text().replace("    ledger = context.home.ledger\n", f"    {failing}\n"))
@@ -168,7 +155,7 @@ def test_a_full_disk_is_told_with_its_own_exit_code(call: Any, recipe_file: Path
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_the_run_and_the_same_command_resumes_it(
-    recipe_file: Path, home: Path, stages: Any, call: Any, number: int, code: int
+    recipe_file: Path, home: Path, stages: Any, call: Call, number: int, code: int
 ) -> None:
     stages.interrupt(1, number)
     command = ("run", recipe_file, "--home", home, "--device", "cpu")
@@ -217,7 +204,7 @@ def test_one_ctrl_c_that_arrives_twice_is_one_request(recipe_file: Path, home: P
     assert "the same command resumes this run" in stopped.stderr
 
 
-def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any, call: Any) -> None:
+def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: Any, call: Call) -> None:
     stages.interrupt(0, signal.SIGINT, signal.SIGINT, pause_s=1.2)
     command = ("run", recipe_file, "--home", home, "--device", "cpu")
     aborted = in_a_process(stages, *command)
@@ -235,7 +222,7 @@ def test_a_later_sigint_aborts_at_once(recipe_file: Path, home: Path, stages: An
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_pause_of_a_run_whose_disk_is_full(
-    recipe_file: Path, home: Path, stages: Any, call: Any, number: int, code: int
+    recipe_file: Path, home: Path, stages: Any, call: Call, number: int, code: int
 ) -> None:
     change(stages, "        text += settings.text\n", "        text += settings.text\n" + FILL_THE_DISK)
     (stages.folder / "full").touch()
@@ -268,7 +255,7 @@ def test_a_run_goes_on_when_there_is_room_again(recipe_file: Path, home: Path, s
     assert stages.steps == ["first 0", "first 1", "first 2", "second 0"]
 
 
-def test_a_stage_that_hangs_is_shown_and_ended(recipe_file: Path, home: Path, stages: Any, call: Any) -> None:
+def test_a_stage_that_hangs_is_shown_and_ended(recipe_file: Path, home: Path, stages: Any, call: Call) -> None:
     place = "    context.progress.begin(settings.name"
     change(stages, place, f"    if (HERE / 'hang').exists():\n        time.sleep(600)\n{place}")
     (stages.folder / "hang").touch()
@@ -301,13 +288,13 @@ def change(stages: Any, place: str, new: str) -> None:
     source.write_text(text.replace(put, "put(write_state)") if "write_state" in new else text)
 
 
-def test_signals_are_put_back_after_a_run(call: Any, recipe_file: Path, home: Path, stages: Any) -> None:
+def test_signals_are_put_back_after_a_run(call: Call, recipe_file: Path, home: Path, stages: Any) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     call("run", recipe_file, "--home", home, "--device", "cpu")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_problems_as_json_lines(call: Any) -> None:
+def test_problems_as_json_lines(call: Call) -> None:
     code, out, _ = call("problems", "countdown-3", "--num", 2, "--seed", 5, "--json")
     assert code == 0
     first, second = (json.loads(line) for line in out.splitlines())

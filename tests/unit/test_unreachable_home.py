@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from command_line import Call
 from failing_disk import UNREACHABLE, fail_reading
-from reasonmill.cli import main
 from reasonmill.store.home import Home
 
 
@@ -17,18 +17,6 @@ def home(tmp_path: Path) -> Path:
     with Home.open(tmp_path / "above" / "home") as home:
         home.ledger.begin_run("r", {"stage": []}, [])
     return home.path
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Calls the command line in this process; returns the exit code and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        return int(caught.value.code or 0), capsys.readouterr().err
-
-    return call
 
 
 @pytest.mark.parametrize("is_above", [True, False])
@@ -48,10 +36,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
 )
 @pytest.mark.usefixtures("stages")
 def test_a_home_that_can_not_be_reached_is_told(
-    call: Any, recipe_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], is_above: bool
+    call: Call, recipe_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], is_above: bool
 ) -> None:
     fail_reading(monkeypatch, errno.EACCES, home.parent if is_above else home)
-    code, err = call(*(recipe_file if it == "RECIPE" else it for it in command), "--home", home)
+    code, _, err = call(*(recipe_file if it == "RECIPE" else it for it in command), "--home", home)
     assert err.lstrip().startswith("error: the home can't be read or written: Permission denied\n  where: ")
     assert "  fix:   check the disk, the path and its permissions" in err
     assert code == 3
@@ -59,17 +47,17 @@ def test_a_home_that_can_not_be_reached_is_told(
 
 @pytest.mark.parametrize("number", UNREACHABLE)
 def test_a_file_of_others_that_can_not_be_read_is_told(
-    call: Any, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    call: Call, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
     fail_reading(monkeypatch, number, tmp_path / "model")
-    code, err = call("eval", tmp_path / "model", "--task", "countdown-3")
+    code, _, err = call("eval", tmp_path / "model", "--task", "countdown-3")
     assert err.startswith(f"error: a file can't be read or written: {os.strerror(number)}\n  where: ")
     assert code == 3
 
 
 def test_a_directory_that_is_no_home_yet_can_be_planned_for(
-    call: Any, recipe_file: Path, tmp_path: Path, stages: Any
+    call: Call, recipe_file: Path, tmp_path: Path, stages: Any
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("mine")
@@ -77,5 +65,5 @@ def test_a_directory_that_is_no_home_yet_can_be_planned_for(
     (tmp_path / "mine" / "tmp").mkdir()
     (tmp_path / "mine" / "tmp" / "notes").write_text("mine")
     for more in ("--dry-run", "--device=cpu"):
-        code, err = call("run", recipe_file, more, "--home", tmp_path / "mine")
+        code, _, err = call("run", recipe_file, more, "--home", tmp_path / "mine")
         assert (code, "it is no home of reasonmill" in err) == (3, True)
