@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from damage import flip
 from reasonmill.content import file_digest
 from reasonmill.errors import StoreError
 from reasonmill.store import disk, verification
@@ -40,12 +41,6 @@ def record_steps(home: Home, steps: range) -> None:
 
 def steps_of(home: Home) -> list[int]:
     return [entry["step"] for entry in home.ledger.metrics("k")]
-
-
-def flip(path: Path, at: int = -1) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
 
 
 def change_a_number(ledger: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from damage import flip
 from failing_disk import UNREACHABLE, fail_reading
 from reasonmill.errors import StoreError
 from reasonmill.store.commit import MANIFEST, damaged_files, replace_file
@@ -91,16 +92,10 @@ def test_a_commit_never_overwrites(store: ObjectStore, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def flip_last_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("name", ["a.txt", "weights/model.bin", MANIFEST])
 def test_a_flipped_bit_is_reported_with_the_file_name(store: ObjectStore, tmp_path: Path, name: str) -> None:
     digest = store.put(writer(FILES))
-    flip_last_byte(store.path(digest) / name)
+    flip(store.path(digest) / name)
 
     with pytest.raises(StoreError, match=name) as caught:
         open_store(tmp_path).path(digest)
@@ -128,7 +123,7 @@ def incidents_of(store: ObjectStore) -> list[str]:
 
 def test_a_put_takes_the_place_of_a_damaged_equal_object(store: ObjectStore, tmp_path: Path) -> None:
     digest = store.put(writer(FILES))
-    flip_last_byte(store.path(digest) / "a.txt")
+    flip(store.path(digest) / "a.txt")
 
     again = open_store(tmp_path)
     assert again.put(writer(FILES)) == digest
@@ -145,7 +140,7 @@ def test_an_object_that_is_not_sound_is_told_and_put_aside(store: ObjectStore, t
     digest = store.put(writer(FILES))
     assert store.sound_path(digest, instead="all is well") == store.path(digest)
     for name in FILES:
-        flip_last_byte(store.path(digest) / name)
+        flip(store.path(digest) / name)
 
     again = open_store(tmp_path)
     assert again.sound_path(digest, instead="it is made again") is None
