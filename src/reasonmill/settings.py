@@ -6,8 +6,10 @@ wherever they are, also within lists, tables and settings of their own.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -67,7 +69,7 @@ class Mark(Generic[Kind]):
 
 def marks(settings: BaseModel, kind: type[Kind]) -> list[Mark[Kind]]:
     """All values of the settings with a mark of this kind, in their order. None and empty tables have none."""
-    return [Mark(*found) for found in _marked("", settings, type(settings)) if isinstance(found[2], kind)]
+    return list(_marked("", settings, type(settings), (), kind))
 
 
 def decisive(settings: BaseModel) -> dict[str, Any]:
@@ -88,36 +90,76 @@ def _decided(value: Any, dumped: Any, annotation: Any, metadata: Sequence[Any] =
         return _NOTHING
     if not isinstance(value, BaseModel | Mapping | list | tuple):
         return dumped
-    parts = {key: _decided(each, dumped[key], *how) for key, each, *how in _parts(value, annotation)}
-    # The other keys of a table that names a plug-in are its arguments, which count with the plug-in.
-    if isinstance(value, BaseModel) and not any(isinstance(mark, Naming) for mark in metadata):
-        parts |= {key: other for key, other in dumped.items() if key not in parts}
-    decided = {key: part for key, part in parts.items() if part is not _NOTHING}
-    return list(decided.values()) if isinstance(value, list | tuple) else decided
+    parts = {
+        part.key: _decided(part.value, dumped[part.key], part.annotation, part.metadata)
+        for kind in (Incidental, ByContent)
+        for part in _parts(value, annotation, kind)
+    }
+    if isinstance(value, list | tuple):
+        return [part for part in parts.values() if part is not _NOTHING]
+    if isinstance(value, BaseModel) and any(isinstance(mark, Naming) for mark in metadata):
+        # The other keys of a table that names a plug-in are its arguments, which count with the plug-in.
+        own = {field.alias or name for name, field in type(value).model_fields.items()}
+        dumped = {key: whole for key, whole in dumped.items() if key in own}
+    decided = {key: parts.get(key, whole) for key, whole in dumped.items()}
+    return {key: part for key, part in decided.items() if part is not _NOTHING}
 
 
-def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, mark) of one value and of those within it."""
+def _marked(key: str, value: Any, annotation: Any, metadata: Sequence[Any], kind: type[Kind]) -> Iterator[Mark[Kind]]:
+    """The marks of a kind of one value and of those within it."""
     if value is None:
         return
     annotation, metadata = _apart(value, annotation, metadata)
-    yield from ((key, value, mark) for mark in metadata)
-    for name, each, *how in _parts(value, annotation):
-        inner = f"{key}[{name}]" if isinstance(value, list | tuple) else f"{key}.{name}".removeprefix(".")
+    yield from (Mark(key, value, mark) for mark in metadata if isinstance(mark, kind))
+    for part in _parts(value, annotation, kind):
+        inner = f"{key}[{part.key}]" if isinstance(value, list | tuple) else f"{key}.{part.key}".removeprefix(".")
         if isinstance(value, Mapping):
-            yield from _marked(inner, name, _inner(annotation, 0))
-        yield from _marked(inner, each, *how)
+            yield from _marked(inner, part.key, _inner(annotation, 0), (), kind)
+        yield from _marked(inner, part.value, part.annotation, part.metadata, kind)
 
 
-def _parts(value: Any, annotation: Any) -> Iterator[tuple[Any, Any, Any, Sequence[Any]]]:
-    """What a value consists of: each part's key or place, the part, its annotation and what that says beside."""
+class _Part(NamedTuple):
+    """A part of a value: its key or place, itself, its annotation and what that says beside."""
+
+    key: Any
+    value: Any
+    annotation: Any
+    metadata: Sequence[Any] = ()
+
+
+def _parts(value: Any, annotation: Any, kind: type) -> Iterator[_Part]:
+    """What a value consists of, but for settings that no mark of this kind can be found at."""
     if isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            yield field.alias or name, getattr(value, name), field.annotation, field.metadata
+        for name, part in _telling(type(value), kind):
+            yield part._replace(value=getattr(value, name))
     elif isinstance(value, Mapping):
-        yield from ((name, each, _inner(annotation, 1), ()) for name, each in value.items())
+        yield from (_Part(name, each, _inner(annotation, 1)) for name, each in value.items())
     elif isinstance(value, list | tuple):
-        yield from ((place, each, _inner(annotation, place), ()) for place, each in enumerate(value))
+        yield from (_Part(place, each, _inner(annotation, place)) for place, each in enumerate(value))
+
+
+# A recipe's settings are looked through for one kind of marks after the other, and most of them can have none.
+@lru_cache(maxsize=1024)
+def _telling(model: type[BaseModel], kind: type) -> tuple[tuple[str, _Part], ...]:
+    """The fields at which, or within which, marks of a kind may be found: their names, and all but their values."""
+    return tuple(
+        (name, _Part(field.alias or name, None, field.annotation, field.metadata))
+        for name, field in model.model_fields.items()
+        if any(isinstance(mark, kind) for mark in field.metadata) or _may_tell(field.annotation, kind)
+    )
+
+
+_PLAIN = (str, int, float, bool, Path, NoneType, Ellipsis)
+
+
+def _may_tell(annotation: Any, kind: type) -> bool:
+    """Whether a value of this annotation, or one within it, may have a mark of a kind."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return any(isinstance(mark, kind) for mark in inner[1:]) or _may_tell(inner[0], kind)
+    if origin in (Union, UnionType, dict, list, tuple):
+        return any(_may_tell(part, kind) for part in inner)
+    return origin is not Literal and annotation not in _PLAIN
 
 
 def _apart(value: Any, annotation: Any, metadata: Sequence[Any]) -> tuple[Any, Sequence[Any]]:

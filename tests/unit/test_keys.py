@@ -10,7 +10,7 @@ import pytest
 
 from reasonmill.content import path_digest
 from reasonmill.plugins import plugin
-from reasonmill.plugins.sources import PACKAGE_ROOT, source_files
+from reasonmill.plugins.sources import PACKAGE_ROOT, Seen, source_files
 from reasonmill.recipe.graph import Recipe, stage_key
 from reasonmill.recipe.load import load_recipe
 from reasonmill.stage import Input
@@ -67,8 +67,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for name, place in places.items()
         }
 
-    def of_the_copy(modules: Mapping[str, Path], roots: Mapping[str, Path], left_out: Collection[str]) -> Any:
-        return source_files(there(modules), there(roots), left_out)
+    def of_the_copy(
+        modules: Mapping[str, Path], roots: Mapping[str, Path], left_out: Collection[str], seen: Seen
+    ) -> Any:
+        return source_files(there(modules), there(roots), left_out, seen)
 
     monkeypatch.setattr(plugin, "source_files", of_the_copy)
     return copy

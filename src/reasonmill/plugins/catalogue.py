@@ -100,6 +100,8 @@ class Catalogue:
         self._folder = folder or Path.cwd()
         self._importer = Importer()
         self._plugins: dict[tuple[Group, str], Plugin] = {}
+        self._tasks: dict[str, NamedTask] = {}
+        self._counted: set[tuple[str, str, int]] = set()  # task, split, and as many problems as it is known to have
         self._pickled: dict[str, bytes] = {}
 
     def names(self, group: Group) -> tuple[str, ...]:
@@ -127,11 +129,24 @@ class Catalogue:
         Raises:
             RecipeError: it is isolated less than it has to be.
         """
-        plugin = self.plugin("tasks", name)
-        ask = self._ask("tasks", name)
-        made = IsolatedTask(plugin.made, ask) if ask else plugin.made
-        environment = plugin.parts.get("environment")
-        return NamedTask(name, made, environment.made if environment else None)
+        if name not in self._tasks:
+            plugin = self.plugin("tasks", name)
+            ask = self._ask("tasks", name)
+            made = IsolatedTask(plugin.made, ask) if ask else plugin.made
+            environment = plugin.parts.get("environment")
+            self._tasks[name] = NamedTask(name, made, environment.made if environment else None)
+        return self._tasks[name]
+
+    def require_problems(self, name: str, split: str, count: int) -> None:
+        """Looks whether a task has so many problems in a split; once, as many stages of a recipe ask the same.
+
+        Raises:
+            RecipeError: there is no such task, or it has no such split.
+            LookupError: it is a user's, and has fewer.
+        """
+        if (name, split, count) not in self._counted:
+            self.task(name).problem(split, 0, count - 1)
+            self._counted.add((name, split, count))
 
     def reward(self, name: str) -> Reward:
         """The rule reward of this name. Where it is isolated, workers measure it.
@@ -252,7 +267,7 @@ def require_split(tasks: Mapping[str, int], split: str, catalogue: Catalogue) ->
     """
     for name, count in tasks.items():
         try:
-            catalogue.task(name).problem(split, 0, count - 1)
+            catalogue.require_problems(name, split, count)
         except RecipeError as error:
             raise ValueError(f"{error.what}: {error.fix}") from error
         except LookupError as error:  # of a list in a user's task

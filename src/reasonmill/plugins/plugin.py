@@ -286,7 +286,8 @@ class Plugin:
         if isinstance(self.made, FunctionReward):  # whose module imports nothing of what calls it
             needed.append((FunctionReward.__module__, Path(inspect.getfile(FunctionReward))))
         modules = {name: file, **dict(needed)}
-        return code_digest(source_files(modules, roots, room_versions()))
+        seen = self.importer.seen
+        return code_digest(source_files(modules, roots, room_versions(), seen), seen)
 
 
 class _WhenNeeded(Mapping[str, Any]):

@@ -24,6 +24,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from reasonmill.errors import RecipeError
+from reasonmill.plugins.sources import Seen
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # What modules of files are called in keys, whatever folder they are in.
@@ -96,11 +97,16 @@ def read_target(text: str, folder: Path) -> Target:
 
 
 class Importer:
-    """Imports targets, those of files again for each importer: an old version of a changed file is never used."""
+    """Imports targets, those of files again for each importer: an old version of a changed file is never used.
+
+    Attributes:
+        seen: what is known of the sources.
+    """
 
     _numbers = itertools.count()
 
     def __init__(self) -> None:
+        self.seen = Seen()
         self._packages: dict[Path, str] = {}
 
     def load(self, target: Target) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 from reasonmill import languages
@@ -75,19 +76,25 @@ class NamedTask:
         Raises:
             RecipeError: one of the first problems names no language that the measure knows, and none is detected.
         """
-        for index, problem in enumerate(islice(self.problems("train", 0), JUDGED)):
-            if self.language_of(problem) is not None:
-                continue
-            named = problem.meta.get("language")
-            prompt = problem.messages[-1].content
-            shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
-            raise RecipeError(
-                f"{wanted_by} needs the language of each prompt, and that of problem {index} of task {self.name!r} "
-                f"is not known: its meta names {'no language' if named is None else repr(named)}, and none is "
-                f"detected in {shown!r}",
-                fix=f'let the problems of {self.name!r} name it, as in meta["language"] = "en", or leave out '
-                f"{wanted_by} or the task",
-            )
+        if self._of_no_language is None:
+            return
+        index, problem = self._of_no_language
+        named = problem.meta.get("language")
+        prompt = problem.messages[-1].content
+        shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
+        raise RecipeError(
+            f"{wanted_by} needs the language of each prompt, and that of problem {index} of task {self.name!r} "
+            f"is not known: its meta names {'no language' if named is None else repr(named)}, and none is "
+            f"detected in {shown!r}",
+            fix=f'let the problems of {self.name!r} name it, as in meta["language"] = "en", or leave out '
+            f"{wanted_by} or the task",
+        )
+
+    @cached_property  # many stages of a recipe ask for it
+    def _of_no_language(self) -> tuple[int, Problem] | None:
+        """The first of the first problems whose language is not known, with its number."""
+        first = enumerate(islice(self.problems("train", 0), JUDGED))
+        return next((found for found in first if self.language_of(found[1]) is None), None)
 
     def _named(self, problem: Problem, split: str) -> Problem:
         """The problem as it is drawn: with the recipe's name for its task, and the split that it was asked for."""
