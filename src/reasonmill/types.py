@@ -30,8 +30,10 @@ def held_out(split: str | None) -> bool:
 
 def content_digest(content: Any) -> str:
     """Hex digest (256 bits) of JSON content; the order of keys does not matter."""
-    encoded = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    return hashlib.blake2b(encoded, digest_size=32).hexdigest()
+    return hashlib.blake2b(_encode(content).encode(), digest_size=32).hexdigest()
+
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,8 @@ class Disk:
         self._accepted = 0
         self._summary_accepted = 0
         self._put_aside: frozenset[str] = frozenset()
+        self._listed: dict[frozenset[int], list[tuple[str, int]]] = {}  # names, by the changes that have happened
+        self._of_certain: tuple[frozenset[int], Entries] = (frozenset(), {})
         self.directories = {ROOT}
         self.changes = Changes()
         # By the change that removes something from the work directory: it and those that brought that there.
@@ -256,6 +258,19 @@ class Disk:
             certain = {number for number in pending if self.changes.directories[number] <= self._gone}
         self._pending = pending
 
+    def names_after(self, certain: frozenset[int], chosen: frozenset[int]) -> list[tuple[str, int]]:
+        """The names that there are after the certain changes and the chosen ones, as `_names` lists them.
+
+        From one moment to the next, most of what may have happened is the same.
+        """
+        happened = certain | chosen
+        if happened not in self._listed:
+            # The changes of a name come one after the other, so none that is certain comes after one that is not.
+            if self._of_certain[0] != certain:
+                self._of_certain = certain, _after(self, {}, certain)
+            self._listed[happened] = _names(_after(self, self._of_certain[1], chosen), ROOT, "")
+        return self._listed[happened]
+
     def _node(self, name: str) -> int:
         node = ROOT
         for part in name.split("/") if name != "." else []:
@@ -309,11 +324,9 @@ def states(disk: Disk, moment: Moment) -> Iterator[Left]:
     first, last = moment.ledger
     ledgers: list[tuple[int, ...]] = [(state,) for state in range(first, last + 1)]
     ledgers += [(state, state + 1) for state in range(first, last)]
-    # The changes of a name come one after the other, so none that is certain comes after one that is not.
-    certain = _after(disk, {}, moment.certain)
     unsynced = {node for node, (synced, newest) in moment.files.items() if synced != newest}
     for chosen in choices(disk, moment):
-        names = _names(_after(disk, certain, chosen), ROOT, "")
+        names = disk.names_after(moment.certain, chosen)
         kinds = DATA if any(node in unsynced for _, node in names) else DATA[:1]
         for kind, ledger in product(kinds, ledgers):
             yield Left(_tree(disk, moment, names, kind, ledger), ledger)

@@ -38,7 +38,7 @@ from reasonmill.store.plans import PLANS, KeptPlans, read_plans
 from reasonmill.store.views import RUNS
 
 NEVER = 1 << 60
-CONTINUED_SHARE = 80  # the short form goes on from one state in so many
+CONTINUED_SHARE = 100  # the short form goes on from one state in so many
 SECOND_CUT_SHARE = 16  # of the states from which the run goes on, the power goes once more after one in so many
 SECOND_MOMENTS, SECOND_STATES = 3, 2  # moments when it goes, and states that are tried at each
 
@@ -55,6 +55,7 @@ class Judge:
         self._judged: dict[object, list[str]] = {}
         self._ledgers: dict[tuple[bytes | None, bytes | None], tuple[condition.Rows, list[str]]] = {}
         self._objects: dict[tuple[str, Items], list[str]] = {}
+        self._kept: dict[bytes, KeptPlans] = {}
         self.num_states = 0
         self.num_continued = 0
         self.num_second_cuts = 0
@@ -110,8 +111,10 @@ class Judge:
     def _plans(self, plans: bytes | None) -> KeptPlans | None:
         if plans is None:
             return None
-        with self._laid_out({PLANS: plans}) as directory:
-            return read_plans(directory)
+        if plans not in self._kept:
+            with self._laid_out({PLANS: plans}) as directory:
+                self._kept[plans] = read_plans(directory)
+        return self._kept[plans]
 
     def _ledger(self, ledger: bytes | None, log: bytes | None) -> tuple[condition.Rows, list[str]]:
         if (ledger, log) not in self._ledgers:

@@ -96,7 +96,7 @@ class Mill:
 
 
 @pytest.fixture(scope="module")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+def mill(without_charts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     recipe = load_recipe("r1-tiny", OVERRIDES)
     with Home.open(tmp_path_factory.mktemp("r1-tiny") / "home") as home:
         yield Mill(home, recipe, run(recipe, home))

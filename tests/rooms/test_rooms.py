@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -134,10 +135,16 @@ def room_of(path: Path, source: Path) -> str:
     return path.relative_to(source).parts[0].removesuffix(".py")
 
 
+@cache  # each rule looks through all of them
+def nodes(source: bytes) -> list[ast.AST]:
+    """All of a module's syntax."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def imports(path: Path, source: Path) -> Iterator[str]:
     """Full names of all that a module imports anywhere: at its top, in functions and for type checks."""
     package = [PACKAGE, *path.relative_to(source).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path.read_bytes()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -149,7 +156,7 @@ def imports(path: Path, source: Path) -> Iterator[str]:
 
 def texts(path: Path) -> Iterator[str]:
     """All texts that a module has as constants, also within f-strings; docstrings are texts, too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path.read_bytes()):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
@@ -162,7 +169,7 @@ def is_within(name: str, area: str) -> bool:
 
 def disk_changes(path: Path) -> Iterator[str]:
     """What a module does to a disk other than through the module `disk`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path.read_bytes()):
         if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
             yield f"names from {node.module} without it"
         elif isinstance(node, ast.Attribute) and node.attr in CHANGES and not _is_of_disk(node):
@@ -235,20 +242,38 @@ def test_the_table_speaks_of_rooms_that_exist() -> None:
     assert (NEVER_IMPORTS.keys() - {"*"}) | named <= rooms
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("reasonmill.tasks.named", "reasonmill.store.home", "reasonmill.curation.selection", "reasonmill.upkeep"),
-        *("reasonmill.plugins.catalogue", "reasonmill.recipe.load", "reasonmill.grading.code"),
-        *("reasonmill.audit.command", "reasonmill.doctor.command", "reasonmill.peak_memory"),
-        *("reasonmill.tasks.graded", "reasonmill.grade"),
-        *("reasonmill.world.countdown", "reasonmill.world.general", "reasonmill.servers.client"),
-    ],
+WITHOUT_TORCH = (
+    *("reasonmill.tasks.named", "reasonmill.store.home", "reasonmill.curation.selection", "reasonmill.upkeep"),
+    *("reasonmill.plugins.catalogue", "reasonmill.recipe.load", "reasonmill.grading.code"),
+    *("reasonmill.audit.command", "reasonmill.doctor.command", "reasonmill.peak_memory"),
+    *("reasonmill.tasks.graded", "reasonmill.grade"),
+    *("reasonmill.world.countdown", "reasonmill.world.general", "reasonmill.servers.client"),
 )
-def test_these_rooms_do_not_even_load_torch(module: str) -> None:
-    """Neither by themselves nor through what they import."""
-    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(SOURCE.parent)})
+# Imports modules one after the other, and says which was the first to load torch.
+LOADS_TORCH = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    if "torch" in sys.modules:
+        sys.exit(name)
+"""
+
+
+def first_with_torch(*modules: str, path: Path = SOURCE.parent) -> str:
+    command = [sys.executable, "-c", LOADS_TORCH, *modules]
+    ended = subprocess.run(command, env={"PYTHONPATH": str(path)}, stderr=subprocess.PIPE, text=True, check=False)
+    return ended.stderr.strip()
+
+
+def test_these_rooms_do_not_even_load_torch() -> None:
+    """Neither by themselves nor through what they import: if all of them together do not, none of them does."""
+    assert first_with_torch(*WITHOUT_TORCH) == ""
+
+
+def test_the_first_that_loads_torch_is_named(tmp_path: Path) -> None:
+    for name, code in {"torch": "", "without": "import json", "within": "import without, torch", "later": ""}.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    assert first_with_torch("without", "within", "later", path=tmp_path) == "within"
 
 
 # The check itself

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ SEAL = "seal"
 # What to do about a damaged ledger.
 FALL_BACK = "run the recipe again: it restores the last backup of the ledger"
 _BUSY_TIMEOUT_S = 30.0
+# Both are called for each row, or for each text in it.
+_encode = json.JSONEncoder(default=repr).encode
+_text = partial(str, encoding="utf-8", errors="surrogateescape")
 
 Row = dict[str, Any]
 
@@ -65,7 +69,7 @@ class SealedRows:
                 isolation_level=None,
             )
             # Damaged text must come as far as its seal.
-            self._db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+            self._db.text_factory = _text
             self._db.create_function("row_seal", -1, row_seal, deterministic=True)
         try:
             is_new = write and not self._rows("SELECT name FROM sqlite_master")
@@ -279,8 +283,7 @@ def damaged_ledger(path: Path, what: str) -> StoreError:
 
 def row_seal(table: str, *values: Any) -> str:
     """The seal of a row with these values."""
-    content = json.dumps([table, *values], default=repr).encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return hashlib.blake2b(_encode([table, *values]).encode(), digest_size=16).hexdigest()
 
 
 def _broken_seal(table: str, row: Row) -> str:
