@@ -59,6 +59,12 @@ def some_problems(task: NamedTask) -> list[Problem]:
     return [task.problem(split, seed, index) for split in splits(task) for seed in (0, 7) for index in range(10)]
 
 
+@cache
+def many_problems(task: NamedTask, split: str) -> list[list[Problem]]:
+    """300 of two seeds each."""
+    return [[task.problem(split, seed, index) for index in range(300)] for seed in (0, 1)]
+
+
 def identity(problem: Problem) -> Identity:
     """What makes two problems the same, whatever task asks them, in which language and in which order."""
     meta = problem.meta
@@ -98,7 +104,7 @@ def test_ids_are_content_hashes(task: NamedTask) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_problems_seldom_come_twice(reasoning: NamedTask, split: str) -> None:
-    problems = [reasoning.problem(split, seed, index) for seed in (0, 1) for index in range(150)]
+    problems = [problem for drawn in many_problems(reasoning, split) for problem in drawn[:150]]
     assert len({problem.id for problem in problems}) >= 285
     assert len({problem.messages for problem in problems}) >= 285
 
@@ -116,11 +122,11 @@ def test_no_problem_is_in_two_splits_of_any_tasks() -> None:
     """So many problems of three numbers would meet those of another split by the dozen, were splits not kept apart."""
     found = {
         split: {
-            identity(installed().task(name).problem(split, seed, index))
+            identity(problem)
             for name in NAMES
             if split in splits(installed().task(name))
-            for seed in (0, 1)
-            for index in range(300)
+            for drawn in many_problems(installed().task(name), split)
+            for problem in drawn
         }
         for split in SPLITS
     }

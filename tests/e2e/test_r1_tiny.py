@@ -22,7 +22,7 @@ from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, Group
 
-RL = {"steps": "1", "problems_per_step": "6", "group_size": "4", "updates_per_step": "2", "sampling.max_tokens": "64"}
+RL = {"steps": "1", "problems_per_step": "6", "group_size": "4", "updates_per_step": "2", "sampling.max_tokens": "32"}
 COLLECT = {"tasks": "{arithmetic=30}", "samples": "2", "sampling.max_tokens": "96"}
 ASKED = "{arithmetic=4, facts=4, harmful-requests=3, harmless-requests=3}"
 SMALLER: dict[str, dict[str, str]] = {
@@ -52,11 +52,11 @@ SMALLER: dict[str, dict[str, str]] = {
     "small-distill": RL,
     "small-rl": RL,
     **{
-        f"{model}-eval": {"tasks": ASKED, "samples": "2", "sampling.max_tokens": "32"}
+        f"{model}-eval": {"tasks": ASKED, "samples": "2", "sampling.max_tokens": "16"}
         for model in ("dev3", "base", "zero", "dev1", "dev2", "r1")
     },
     **{
-        f"small-{model}-eval": {"tasks": "{countdown-3=2}", "samples": "2", "sampling.max_tokens": "32"}
+        f"small-{model}-eval": {"tasks": "{countdown-3=2}", "samples": "2", "sampling.max_tokens": "16"}
         for model in ("base", "rl", "sft", "distill")
     },
     "gate": {"better": '["arithmetic"]'},

@@ -19,8 +19,11 @@ SMALLER = (
     "zero.group_size=8",
     "zero.sampling.max_tokens=160",
     "zero.state_every=3",
-    "base-eval.tasks={countdown-3=8}",
-    "zero-eval.tasks={countdown-3=8}",
+    *(
+        f"{model}-eval.{setting}"
+        for model in ("base", "zero")
+        for setting in ("tasks={countdown-3=8}", "samples=1", "sampling.max_tokens=64")
+    ),
 )
 
 
