@@ -28,8 +28,11 @@ class Finished:
     digests: Mapping[str, str]
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+pytestmark = pytest.mark.usefixtures("without_charts")
+
+
+@pytest.fixture(scope="module")
+def finished(without_charts: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     directory = tmp_path_factory.mktemp("rot")
     recipe = directory / "rot.toml"
     recipe.write_text(bit_rot.RECIPE)

@@ -105,7 +105,7 @@ def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[s
             # The writer goes on with the next session, however far the readers are.
             writer.stdin.write("\n")
             writer.stdin.flush()
-            for _ in range(3):
+            for _ in range(2):
                 assert read_all(home) >= 4 * session
                 assert "finished in 1.0 s" in call("status", "--home", home)
                 # The changed byte is real damage, which goes when the writer puts a backup in its place.
