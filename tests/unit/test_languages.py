@@ -169,7 +169,8 @@ def test_the_reward_of_a_language_that_nobody_can_tell_is_none() -> None:
 )
 def test_a_long_text_of_anything_is_read(piece: str) -> None:
     """Where reading is quadratic in the length, this does not come to an end."""
-    share = language_share(piece * (60_000 // len(piece)), "en")
+    length = 60_000 if piece == "word " else 200_000  # words are classified, which is linear and slow
+    share = language_share(piece * (length // len(piece)), "en")
     assert share is None or 0.0 <= share <= 1.0
 
 

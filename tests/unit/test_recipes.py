@@ -1,5 +1,6 @@
 """The shipped recipes: all are valid, the work of all is known, and r1-paper holds what the paper published."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from reasonmill.mill.model_size import sizes_by_stage
 from reasonmill.mill.workload import AT_MOST, Workload, workloads
 from reasonmill.planning.costs import numbers_of
 from reasonmill.planning.memory import peak
+from reasonmill.recipe.graph import Node
 from reasonmill.recipe.load import load_recipe, shipped_recipes
 
 CARD_BYTES = 80e9
@@ -24,18 +26,23 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
+@cache
+def nodes(name: str) -> tuple[Node, ...]:
+    return load_recipe(name).nodes
+
+
+@cache
 def works(name: str) -> dict[str, Workload]:
     """What each stage does, with responses as long as they may be."""
-    found = workloads(load_recipe(name).nodes, {}, AT_MOST)
+    found = workloads(nodes(name), {}, AT_MOST)
     return {stage: work for stage, work in found.items() if work is not None}
 
 
 def peaks(name: str) -> dict[str, float]:
     """Bytes of a card that each stage needs which samples or trains, in bf16."""
-    nodes, work = load_recipe(name).nodes, works(name)
-    sizes = sizes_by_stage(nodes)
+    sizes = sizes_by_stage(nodes(name))
     found = {}
-    for stage, each in work.items():
+    for stage, each in works(name).items():
         policy = sizes[stage][""] or sizes[stage].get("from")
         if each.sampled or each.trained:
             assert policy is not None
@@ -46,7 +53,7 @@ def peaks(name: str) -> dict[str, float]:
 
 
 def settings(name: str) -> dict[str, dict[str, Any]]:
-    return {node.settings.name: node.settings.model_dump(by_alias=True) for node in load_recipe(name).nodes}
+    return {node.settings.name: node.settings.model_dump(by_alias=True) for node in nodes(name)}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -88,7 +95,7 @@ def test_r1_paper_has_the_published_settings() -> None:
     assert [stage["sampling"]["max_tokens"] for stage in (short, zero, dev2, r1)] == [32_768, 65_536, 32_768, 32_768]
     assert [stage["sampling"]["temperature"] for stage in (short, zero, dev2, r1)] == [1.0, 1.0, 1.0, 0.7]
     assert abs(r1["steps"] * 16 - 1700) <= 8
-    (node,) = (node for node in load_recipe("r1-paper").nodes if node.settings.name == "r1")
+    (node,) = (node for node in nodes("r1-paper") if node.settings.name == "r1")
     assert (r1["steps"] - node.settings.first_preference_step) * 16 == 400  # type: ignore[attr-defined]
     for name in ("dev1", "dev3"):
         assert (stages[name]["conversations_per_step"], stages[name]["max_tokens"]) == (128, 32_768)
@@ -114,7 +121,7 @@ def test_a_dry_run_prints_a_line_for_each_stage_and_touches_nothing(
     assert caught.value.code == 0
     assert list(tmp_path.iterdir()) == []
     lines = capsys.readouterr().out.splitlines()
-    stages = [node.settings.name for node in load_recipe(name).nodes]
+    stages = [node.settings.name for node in nodes(name)]
     assert [line.split()[0] for line in lines[2 : 2 + len(stages)]] == stages
     hubs = [model.hub for model in load_recipe(name).models.values()]
     assert f"still to be downloaded: {', '.join(hubs)}" in lines

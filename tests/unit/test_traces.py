@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
@@ -79,8 +80,17 @@ def read_countdown(problem: Problem, response: str) -> Trace:
 
 
 def countdown_problems(count: int, num_given: int = 3) -> Iterator[Problem]:
-    task = Countdown(f"countdown-{num_given}", counts=(num_given,))
-    return (task.problem("train", 5, index) for index in range(count))
+    return (countdown_problem(index, num_given) for index in range(count))
+
+
+@cache
+def countdown_problem(index: int, num_given: int) -> Problem:
+    return Countdown(f"countdown-{num_given}", counts=(num_given,)).problem("train", 5, index)
+
+
+@cache
+def arithmetic_problem(index: int) -> Problem:
+    return Arithmetic().problem("train", 5, index)
 
 
 def countdown_traces(habits: TraceHabits, count: int, num_given: int = 3) -> list[Trace]:
@@ -89,8 +99,8 @@ def countdown_traces(habits: TraceHabits, count: int, num_given: int = 3) -> lis
 
 
 def arithmetic_responses(habits: TraceHabits, count: int) -> list[tuple[Problem, str]]:
-    writer, task = TraceWriter(habits, random.Random(12)), Arithmetic()
-    problems = [task.problem("train", 5, index) for index in range(count)]
+    writer = TraceWriter(habits, random.Random(12))
+    problems = map(arithmetic_problem, range(count))
     return [(problem, writer.arithmetic(problem)) for problem in problems]
 
 
