@@ -156,7 +156,14 @@ def _die() -> NoReturn:
 class Runner:
     """Runs cases, each in a directory of its own, and gathers what is wrong."""
 
-    def __init__(self, work: Path, sabotage: Sabotage | None = None, *, to_the_end: bool = False) -> None:
+    def __init__(
+        self,
+        work: Path,
+        sabotage: Sabotage | None = None,
+        *,
+        parts: range = scenario.ALL,
+        to_the_end: bool = False,
+    ) -> None:
         self._work = work
         self._sabotage = sabotage or (lambda around: around)
         self._to_the_end = to_the_end
@@ -171,7 +178,7 @@ class Runner:
         made: set[str] = set()  # of objects
         self.operations: list[list[str]] = []  # of each part
         self._expected: list[condition.Contents] = []  # after each
-        for part in scenario.ALL:
+        for part in parts:
             shutil.copytree(base, work / f"before-{part}")
             stand = self._sabotage(Stand(home, self._notes))
 
@@ -350,20 +357,21 @@ def _controls(work: Path) -> dict[str, str | None]:
     right = Runner(work / "right").operations
     found = {}
     for name in SEEN_BY_KILLS:
-        runner = Runner(work / name, REORDERED[name])
-        part, first = _first_difference(right, runner.operations)
+        runner, part, first = _wrong_from(work / name, REORDERED[name], right)
         hits = [(case, case.attempts[0][0]) for case in every_fault(runner.operations) if case.part == part]
         cases = [case for case, hit in hits if hit.fault in KILLS and hit.index >= first - BEFORE_IT_DIFFERS]
         found[name] = next((told for _, problems in explore(runner, cases) for told in problems), None)
     return found
 
 
-def _first_difference(right: list[list[str]], wrong: list[list[str]]) -> tuple[int, int]:
-    """The part, and the number of the operation in it, from which on a wrong store does something else."""
-    for part, entries in enumerate(zip(right, wrong, strict=True)):
-        for number, (ours, theirs) in enumerate(zip(*entries, strict=False)):
+def _wrong_from(work: Path, sabotage: Sabotage, right: list[list[str]]) -> tuple[Runner, int, int]:
+    """A wrong store's runner up to the first part in which it does something else than the right one, that part, and
+    the number of the first such operation in it."""
+    for part in scenario.ALL:
+        runner = Runner(work / f"to {part}", sabotage, parts=range(part + 1))
+        for number, (ours, theirs) in enumerate(zip(right[part], runner.operations[part], strict=False)):
             if ours != theirs:
-                return part, number
+                return runner, part, number
     raise AssertionError("the wrong store does what the right one does")
 
 

@@ -192,14 +192,17 @@ def _places(tree: Tree) -> dict[str, Tree]:
     return places
 
 
-def record(work: Path, sabotage: Sabotage | None = None) -> tuple[Recorder, list[condition.Contents]]:
-    """Carries out the scenario under the recording layer; also returns what its home holds after each part."""
+def record(
+    work: Path, sabotage: Sabotage | None = None, parts: range = scenario.ALL
+) -> tuple[Recorder, list[condition.Contents]]:
+    """Carries out the scenario, or its first parts, under the recording layer; also returns what its home holds after
+    each part."""
     base = work / "recorded"
     home = base / scenario.PLACE
     base.mkdir(parents=True)
     recorder = Recorder(base)
     expected = []
-    for part in scenario.ALL:
+    for part in parts:
         recorder.part = part
         with standing_in(sabotage(recorder) if sabotage else recorder):
             scenario.carry_out(home, range(part, part + 1), recorder.rot)
@@ -246,22 +249,39 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
 
 
 def _controls(work: Path) -> dict[str, str | None]:
-    """The first problem that each wrong store shows: without one fsync, or with its operations in another order."""
+    """The first problem that each wrong store shows: without one fsync, or with its operations in another order.
+
+    Most show it in the part of the scenario in which they are wrong first: only then is more looked at.
+    """
     recorder, expected = record(work)
     judge = Judge(work, recorder, expected)
-    right = [moment.after for moment in Disk(recorder.events, recorder.ledger).moments]
+    moments = Disk(recorder.events, recorder.ledger).moments
+    right = [moment.after for moment in moments]
     found = {}
     for label in dict.fromkeys(right):
         if label.startswith(("fsync", "commit ")) and not label.startswith("commit unsynced"):
-            wrong = Disk(recorder.events, recorder.ledger, label)
-            found[f"without: {label}"] = next(problems_of(judge, wrong, right.index(label)), None)
+            first = right.index(label)
+            soon = [event for event in recorder.events if event.part <= moments[first].part]
+            wrong = (Disk(events, recorder.ledger, label) for events in (soon, recorder.events))
+            problems = (problem for disk in wrong for problem in problems_of(judge, disk, first))
+            found[f"without: {label}"] = next(problems, None)
     for name, sabotage in REORDERED.items():
-        recorder, expected = record(work / name, sabotage)
-        wrong = Disk(recorder.events, recorder.ledger)
-        done = [moment.after for moment in wrong.moments]
-        first = next(n for n, (ours, theirs) in enumerate(zip(right, done, strict=False)) if ours != theirs)
-        found[name] = next(problems_of(Judge(work / name, recorder, expected), wrong, first), None)
+        problems = (
+            problem
+            for stop in range(1, len(scenario.ALL) + 1)
+            for problem in _problems_reordered(work / f"{name} {stop}", sabotage, range(stop), right)
+        )
+        found[name] = next(problems, None)
     return found
+
+
+def _problems_reordered(work: Path, sabotage: Sabotage, parts: range, right: list[str]) -> Iterator[str]:
+    """What is wrong after power cuts in some parts, from the first operation on that is not the right store's."""
+    recorder, expected = record(work, sabotage, parts)
+    wrong = Disk(recorder.events, recorder.ledger)
+    done = [moment.after for moment in wrong.moments]
+    first = next((n for n, (ours, theirs) in enumerate(zip(right, done, strict=False)) if ours != theirs), len(done))
+    yield from problems_of(Judge(work, recorder, expected), wrong, first)
 
 
 if __name__ == "__main__":
