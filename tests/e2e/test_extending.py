@@ -50,7 +50,7 @@ models = ["tiny-base-weak", "zero"]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(without_charts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files of the page, and a home in which its recipe has run."""
     folder = tmp_path_factory.mktemp("lab")
     recipe = put_lab(folder)

@@ -236,18 +236,31 @@ ADAPTERS: dict[str, tuple[Callable[[Path], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def of_queries() -> Adapter:
+    return adapted(targets=("q_proj",))[1]
+
+
+@pytest.fixture(scope="module")
+def unchanged() -> Decoder:
+    """One that nothing is merged into."""
+    return tiny_decoder()
+
+
 @pytest.mark.parametrize("fault", ADAPTERS)
-def test_adapters_that_are_not_understood_are_refused_by_name(fault: str, tmp_path: Path) -> None:
+def test_adapters_that_are_not_understood_are_refused_by_name(
+    of_queries: Adapter, unchanged: Decoder, fault: str, tmp_path: Path
+) -> None:
     spoil, named = ADAPTERS[fault]
-    adapted(targets=("q_proj",))[1].write(tmp_path / "adapter")
+    of_queries.write(tmp_path / "adapter")
     spoil(tmp_path / "adapter")
     with pytest.raises(UnsupportedModel, match=named) as caught:
-        merge_adapter(tiny_decoder().network, tmp_path / "adapter")
+        merge_adapter(unchanged.network, tmp_path / "adapter")
     assert caught.value.fix
 
 
-def test_scales_follow_ranks_roots_and_patterns(tmp_path: Path) -> None:
-    adapted(targets=("q_proj",))[1].write(tmp_path / "adapter")
+def test_scales_follow_ranks_roots_and_patterns(of_queries: Adapter, tmp_path: Path) -> None:
+    of_queries.write(tmp_path / "adapter")
     change(rank_pattern={r"layers\.1\..*q_proj": 16}, alpha_pattern={"k_proj": 4})(tmp_path / "adapter")
     config = read_adapter_config(tmp_path / "adapter")
     modules = ("layers.0.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.0.k_proj")
