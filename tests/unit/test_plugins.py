@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -252,14 +252,12 @@ def offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def offer(**groups: Mapping[str, str] | list[tuple[str, str]]) -> Catalogue:
-        found = {
-            f"reasonmill.{group}": [
-                EntryPoint(name, value, f"reasonmill.{group}")
-                for name, value in (entries.items() if isinstance(entries, Mapping) else entries)
-            ]
+        found = EntryPoints(
+            EntryPoint(name, value, f"reasonmill.{group}")
             for group, entries in groups.items()
-        }
-        monkeypatch.setattr(catalogue_module, "entry_points", lambda group: found.get(group, []))
+            for name, value in (entries.items() if isinstance(entries, Mapping) else entries)
+        )
+        monkeypatch.setattr(catalogue_module, "_entry_points", lambda: found)
         catalogue_module._offered.cache_clear()
         return Catalogue({}, tmp_path)
 

@@ -228,7 +228,7 @@ def _offered(group: Group) -> Mapping[str, str]:
         RecipeError: two packages offer the same name.
     """
     found = {name: target for offers in _OFFERS for name, target in offers.get(group, {}).items()}
-    for entry in entry_points(group=f"{PACKAGE}.{group}"):
+    for entry in _entry_points().select(group=f"{PACKAGE}.{group}"):
         if entry.name in found:
             raise RecipeError(
                 f"two installed packages offer the {ONE[group]} {entry.name!r}: {found[entry.name]} and {entry.value}",
@@ -236,6 +236,12 @@ def _offered(group: Group) -> Mapping[str, str]:
             )
         found[entry.name] = entry.value
     return found
+
+
+@cache
+def _entry_points() -> Any:  # EntryPoints, or before Python 3.12 what can be selected from like them
+    """Those of all installed packages, each of which is looked at for them."""
+    return entry_points()
 
 
 def known(info: ValidationInfo) -> Catalogue:
