@@ -13,6 +13,7 @@ prints one JSON object; `test_crash_points.py` reads it.
 
 import argparse
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -331,6 +332,7 @@ def main() -> int:
     options_parser.add_argument("--part", default="1/1", help="which part of the cases, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
+    gc.freeze()  # a collection in a child would copy every page that it looks at
     with tempfile.TemporaryDirectory(dir=FAST) as work, groups_known():
         found = _controls(Path(work)) if options.controls else _survey(Path(work), options.part, long=options.long)
     json.dump(found, sys.stdout, indent=1)
