@@ -185,6 +185,7 @@ def test_any_text_is_safe_and_its_shares_add_up(text: str) -> None:
         assert sum(share or 0.0 for share in shares) == pytest.approx(1.0)
 
 
+@pytest.mark.check
 def test_another_process_measures_the_same() -> None:
     texts = [ENGLISH, f"{ENGLISH} {GERMAN} {CHINESE}", "So the answer ist also kleiner als we thought before"]
     program = (

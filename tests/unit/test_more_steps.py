@@ -124,7 +124,12 @@ def record_of(home_path: Path, key: str) -> tuple[list[tuple[int, str | None]], 
 
 
 @pytest.mark.parametrize(
-    "stage", [RL, DISTILL, pytest.param(PRETRAIN, marks=pytest.mark.check)], ids=["rl", "distill", "pretrain"]
+    "stage",
+    [
+        pytest.param(RL, id="rl"),
+        pytest.param(DISTILL, id="distill", marks=pytest.mark.check),
+        pytest.param(PRETRAIN, id="pretrain", marks=pytest.mark.check),
+    ],
 )
 def test_three_steps_and_then_five_are_five_at_once(run: Run, recipe: Path, tmp_path: Path, stage: str) -> None:
     recipe.write_text(f'name = "more"\n{stage}')
