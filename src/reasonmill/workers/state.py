@@ -149,11 +149,15 @@ class Worker:
 
     def age_s(self) -> float:
         """For how long its call has computed, slept or waited for something; not for a core, which others have."""
-        spent = system.spent_by(self.pid)
         if self.call is not None and system.computes(self.pid):
             # It may wait for a core right now, which is counted only when it has got it.
-            return spent.computed_s - self.spent.computed_s
+            return self.computed_s()
+        spent = system.spent_by(self.pid)
         return time.monotonic() - self.began - self.stopped_s - (spent.waited_s - self.spent.waited_s)
+
+    def computed_s(self) -> float:
+        """For how long its call has computed, in all threads together."""
+        return system.spent_by(self.pid).computed_s - self.spent.computed_s
 
     def look(self) -> None:
         """Sees whether its call has reached the next level; where it takes long, others go first, more so each time."""
@@ -163,12 +167,14 @@ class Worker:
             if self.level == 0:
                 self.took.append(LONG * age_s)
             self.level += 1
-            self.computes = system.computes(self.pid)
+            # Also by threads beside one that sleeps.
+            self.computes = system.computes(self.pid) or self.computed_s() > age_s / 2
             if self.is_long:
                 with suppress(ProcessLookupError, PermissionError):  # it may have moved away itself
                     os.setpriority(os.PRIO_PGRP, self.pid, self.nice)
         is_least = self.nice == MOST_NICE
-        self.looked_at = math.inf if is_least else time.monotonic() + max(missing_s, SLOW_S)
+        # Who gets little of a core is not looked at all the time.
+        self.looked_at = math.inf if is_least else time.monotonic() + max(missing_s, SLOW_S, age_s / 8)
 
     def has_answered(self) -> bool:
         """Whether there is an answer that the manager, who may have waited for a core himself, has not read yet."""

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import NamedTuple
 # Of linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# Of a clock's number, beside that of a process: what all its threads have computed (clock_getcpuclockid(3)).
+_PROCESS_CLOCK = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,12 +48,14 @@ def children() -> list[int]:
 
 
 def computes(process: int) -> bool:
-    """Whether a thread of a process computes, or could if there was a core for it; no where the kernel does not count
-    how long."""
-    threads = f"/proc/{process}/task"
+    """Whether the first thread of a process computes, or could if there was a core for it; no where the kernel does not
+    count how long.
+
+    Threads are not looked for one by one: when those end whose folders in /proc were looked into, the kernel clears
+    them away, and whoever waits for the process meanwhile is kept busy by it, with those of low priority for minutes.
+    """
     with suppress(OSError):
-        states = (_state_and_parent(f"{process}/task/{thread}")[0] for thread in os.listdir(threads))
-        return os.path.exists(f"/proc/{process}/schedstat") and b"R" in states
+        return os.path.exists(f"/proc/{process}/schedstat") and _state_and_parent(str(process))[0] == b"R"
     return False
 
 
@@ -60,7 +65,7 @@ def _state_and_parent(process: str) -> list[bytes]:
 
 
 class Spent(NamedTuple):
-    """Seconds that the first thread of a process has computed, and has waited for a core since it could have."""
+    """Seconds that a process has computed, all threads together, and that its first one has waited for a core."""
 
     computed_s: float
     waited_s: float
@@ -70,10 +75,10 @@ NOTHING = Spent(0.0, 0.0)
 
 
 def spent_by(process: int) -> Spent:
-    """What a process has used; nothing where it has ended."""
+    """What a process has used; nothing where it has ended, or the kernel does not count."""
     with suppress(OSError), open(f"/proc/{process}/schedstat", "rb") as counted:
-        computed, waited, _ = counted.read().split()
-        return Spent(int(computed) / 1e9, int(waited) / 1e9)
+        clock = (~process << 3) | _PROCESS_CLOCK
+        return Spent(time.clock_gettime(clock), int(counted.read().split()[1]) / 1e9)
     return NOTHING
 
 
