@@ -10,15 +10,14 @@ in which workers start.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from busy import busy
 
 from reasonmill.plugins.catalogue import Catalogue, TaskUse
 from reasonmill.tasks.named import NamedTask
@@ -84,26 +83,6 @@ def measured(task: NamedTask, manager: int, responses: int) -> Cost:
         of_one * (of_workers(manager) - worked),
         of_one * (time.perf_counter() - began),
     )
-
-
-def compute() -> None:
-    """Keeps a processor busy."""
-    while True:
-        pass
-
-
-@contextmanager
-def busy(processes: int) -> Iterator[None]:
-    """Other programs that compute, in the block."""
-    others = [multiprocessing.Process(target=compute, daemon=True) for _ in range(processes)]
-    for other in others:
-        other.start()
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.join()
 
 
 def main() -> None:

@@ -12,14 +12,14 @@ and nothing else, gets "could not tell". It ends with exit code 1 if the bar is 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from busy import busy
 
 from reasonmill.plugins.catalogue import Catalogue, TaskUse
 from reasonmill.types import Completion, Grade
@@ -107,25 +107,6 @@ def graded(folder: Path, texts: Sequence[str], limit_s: float, workers: int) -> 
         began = time.perf_counter()
         grades = task.grade(problem, [Completion((), None, (), text, "stop", 0) for text in texts])
         return time.perf_counter() - began, grades
-
-
-def compute() -> None:
-    """Keeps a processor busy."""
-    while True:
-        pass
-
-
-@contextmanager
-def busy(processes: int) -> Iterator[None]:
-    """Other programs that compute, in the block."""
-    others = [multiprocessing.Process(target=compute, daemon=True) for _ in range(processes)]
-    for other in others:
-        other.start()
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
 
 
 def main() -> int:

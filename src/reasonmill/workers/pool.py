@@ -53,7 +53,7 @@ class Workers:
         launchers: how each kind of isolation is started.
 
     Attributes:
-        size: how many calls run at the same time, those that take long left out. It changes no answer.
+        size: how many calls run at the same time, those that are slow left out. It changes no answer.
     """
 
     def __init__(self, launchers: Mapping[Isolation, Launcher] = MappingProxyType({"worker": list})) -> None:

@@ -51,8 +51,8 @@ def computes(process: int) -> bool:
     """Whether the first thread of a process computes, or could if there was a core for it; no where the kernel does not
     count how long.
 
-    Threads are not looked for one by one: when those end whose folders in /proc were looked into, the kernel clears
-    them away, and whoever waits for the process meanwhile is kept busy by it, with those of low priority for minutes.
+    Threads are not looked for one by one. Where that was done, waiting for an ended process kept the manager busy in
+    the kernel for seconds to minutes now and then: most likely while folders in /proc of threads were cleared away.
     """
     with suppress(OSError):
         return os.path.exists(f"/proc/{process}/schedstat") and _state_and_parent(str(process))[0] == b"R"
