@@ -121,7 +121,11 @@ class Started:
         self.process.wait()
 
     def said(self, last: int = 1500) -> str:
-        return self.log.read_text(errors="replace")[-last:]
+        """The end of what it said, and where that was cut off the beginning of the error, which may be long."""
+        text = self.log.read_text(errors="replace")
+        raised = text.rfind("\nTraceback")
+        cause = re.search(r"\n\w*(Error|Exception)\b.*", text[raised:]) if raised >= 0 else None
+        return text[-last:] if cause is None else cause[0][:last] + text[-last:]
 
 
 def tests(report: Report, until: Until) -> None:

@@ -39,7 +39,7 @@ def home(home_path: Path) -> Iterator[Home]:
 
 @pytest.mark.parametrize(("row", "text"), [(4096, 300), (300, 300), (64, 6), (4096, 66), (1000, 999), (16, 40), (8, 8)])
 def test_the_first_batch_has_no_two_sizes_alike_and_none_is_too_large(row: int, text: int) -> None:
-    first, fullest, *smaller = rehearsal_batches(Largest(row, text, "ce", PLAIN))
+    first, fullest, *smaller, last = rehearsal_batches(Largest(row, text, "ce", PLAIN), 0)
     sizes = [first.num_tokens, max(first.lengths), len(first.lengths) + 1]
     assert len(set(sizes)) == 3
     assert all(size % 2 for size in sizes)
@@ -49,6 +49,9 @@ def test_the_first_batch_has_no_two_sizes_alike_and_none_is_too_large(row: int, 
     for batch in (first, *smaller):
         assert batch.num_tokens <= fullest.num_tokens
         assert max(batch.lengths) < text
+    assert last.lengths == fullest.lengths  # by code that was made for the smaller ones, maybe
+    sizes = [batch.num_tokens for batch in rehearsal_batches(Largest(row, text, "ce", PLAIN), 100)]
+    assert sizes == [size for size in sizes if size >= min(100, row - 1)]
 
 
 @pytest.mark.parametrize("kind", ["ce", "pg"])
@@ -65,6 +68,25 @@ def test_a_rehearsal_moves_no_bit_of_what_is_learned(kind: Any) -> None:
         assert learner.optim_step(1e-2)["optim/skipped"] == 0
         ends.append([parameter.detach().clone() for parameter in learner.decoder.network.parameters()])
     assert all(map(torch.equal, *ends))
+
+
+def test_rows_are_filled_up_for_compiled_layers_and_nobody_else_sees_it() -> None:
+    examples = [Example(tokens, [0.0, *[1.0] * (len(tokens) - 1)], "ce") for tokens in ([1, 2, 3, 4], [5, 6, 7])]
+    (batch,) = pack(examples, 8)
+    plain, compiled = (LocalLearner(tiny_decoder(), OptimizerSettings()) for _ in range(2))
+    compiled._layers.compiled = True  # as on a GPU; nothing looks at what the layers are then
+    compiled.rehearse(Largest(64, 20, "ce", PLAIN))
+    rows: list[int] = []
+    compiled.decoder.network.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, out: rows.append(inputs[0].shape[-1])
+    )
+    torch.testing.assert_close(compiled.logprobs(batch), plain.logprobs(batch))
+    assert not compiled.logprobs(batch).requires_grad
+    for learner in (plain, compiled):
+        learner.forward_backward(batch, PLAIN, 5.0)
+    assert rows == [64, 64, 64]
+    gradients = [[p.grad for p in learner.decoder.network.parameters()] for learner in (plain, compiled)]
+    torch.testing.assert_close(*gradients)
 
 
 class OnCard:

@@ -90,6 +90,8 @@ class AdamW:
         updates = torch.tensor(float(self._num_updates), device=masters[0].device)
         for decays in (True, False):
             chosen = [place for place, master in enumerate(masters) if _decays(master) == decays]
+            if not chosen:  # an adapter has matrices only, and the kernel refuses none
+                continue
             torch._fused_adamw_(
                 [masters[place] for place in chosen],
                 [grads[place] for place in chosen],

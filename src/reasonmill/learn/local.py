@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.layers import LearningLayers
-from reasonmill.learn.rehearsal import rehearsal_batches
+from reasonmill.learn.rehearsal import filled, rehearsal_batches
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
@@ -28,6 +28,11 @@ from reasonmill.placement import Largest
 from reasonmill.protocols import Sampler
 
 Made = TypeVar("Made")
+
+# Compiled layers see rows of so many positions at least, or as many as the longest one of the stage. torch compiles
+# them once more for rows shorter than some thousands; that takes as long again, and the code that it makes is then run
+# for longer rows, too, for which it takes more memory.
+_LEAST = 4096
 
 
 class LocalLearner(TrainedNetwork):
@@ -58,6 +63,7 @@ class LocalLearner(TrainedNetwork):
         self._temperature = temperature
         self._teacher = teacher
         self._layers = LearningLayers(decoder.network, recompute=recompute)
+        self._least = 0  # positions of a row that layers see
 
     @property
     def in_fp32(self) -> bool:
@@ -108,10 +114,11 @@ class LocalLearner(TrainedNetwork):
             Bytes that learning takes beyond what is in use now, those of a reference to be kept included.
         """
         device = self.decoder.device
+        self._least = min(largest.row, _LEAST) if self._layers.compiled else 0
         begin_compiling(f"{largest.row} {largest.text} {largest.kind}")
         begin_peak(device.type)
         before = used_bytes(device.type) or 0
-        for batch in rehearsal_batches(largest):
+        for batch in rehearsal_batches(largest, self._least):
             self.forward_backward(batch, largest.loss, float(batch.num_tokens))
             self.logprobs(batch)
             if largest.keeps_reference and self._adapter is not None:  # whose reference is other code
@@ -137,7 +144,7 @@ class LocalLearner(TrainedNetwork):
             with torch.no_grad():
                 teacher_hidden = _hidden(self._teacher, batch)
             divergence = reverse_kl(
-                _hidden(self.decoder, batch),
+                _hidden(self.decoder, batch, self._least),
                 _head(self.decoder),
                 teacher_hidden,
                 _head(self._teacher),
@@ -160,8 +167,12 @@ class LocalLearner(TrainedNetwork):
         return places.to(self.decoder.device) if 0 < len(places) < batch.num_tokens else None
 
     def _scored(self, score: Callable[..., Made], batch: Batch, places: Tensor | None) -> Made:
-        with torch.set_grad_enabled(torch.is_grad_enabled() or self._layers.compiled):
-            hidden = _hidden(self.decoder, batch)
+        if torch.is_grad_enabled() or not self._layers.compiled:
+            hidden = _hidden(self.decoder, batch, self._least)
+        else:
+            # Nothing goes backward from here, so that nothing is kept for it.
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_forget, _forget):
+                hidden = _hidden(self.decoder, batch, self._least)
         return score(
             hidden,
             self.decoder.head_weight,
@@ -185,8 +196,20 @@ class LocalLearner(TrainedNetwork):
         sampler.take(((name, p.detach()) for name, p in self._parameters.items()), version)
 
 
-def _hidden(decoder: Decoder, batch: Batch) -> Tensor:
-    return decoder.hidden(batch.inputs, batch.positions, PackedLayout(batch.lengths, decoder.device))
+def _hidden(decoder: Decoder, batch: Batch, least: int = 0) -> Tensor:
+    """[N, H]. A row of fewer positions than the least is filled up with other sequences while layers see it."""
+    missing, longest = max(0, least - batch.num_tokens), max(batch.lengths)
+    if not missing:
+        return decoder.hidden(batch.inputs, batch.positions, PackedLayout(batch.lengths, decoder.device))
+    lengths = filled(missing, longest)
+    inputs = torch.cat([batch.inputs, batch.inputs.new_zeros(missing)])
+    positions = torch.cat([batch.positions, torch.arange(missing, device=batch.positions.device) % longest])
+    layout = PackedLayout([*batch.lengths, *lengths], decoder.device)
+    return decoder.hidden(inputs, positions, layout)[: batch.num_tokens]
+
+
+def _forget(kept: Any) -> None:
+    return None
 
 
 def _head(decoder: Decoder) -> Head:

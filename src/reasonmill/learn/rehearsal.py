@@ -15,25 +15,30 @@ _IDS = 32
 _SMALLEST, _SHORTEST = 16, 5  # positions of a row, and of the longest sequence in it
 
 
-def rehearsal_batches(largest: Largest) -> Iterator[Batch]:
+def rehearsal_batches(largest: Largest, least: int) -> Iterator[Batch]:
     """A batch of sizes that are all different, the fullest one, of sequences as long as they may be, and ever smaller
-    ones, as code may be for lengths of some magnitude only.
+    ones, as code may be for lengths of some magnitude only. The fullest comes once more at the end: code that was made
+    for smaller ones may be what it is run by from then on, and take more memory.
 
     Compiled code takes sizes that are equal in the first batch to be equal in all: the number of positions, of
     sequences, the longest of these, the widths of the network. So these are odd in that one, which no width is.
+
+    Args:
+        least: positions that every row is filled up to.
     """
     row, text = max(largest.row, _SMALLEST), max(largest.text - 1, _SHORTEST)
     odd = row - 1 + row % 2
     yield _batch(_unlike(odd, text), largest)
-    yield _batch(_filled(row, text), largest)
-    while (odd := odd // 2 | 1) >= _SMALLEST:
+    yield _batch(filled(row, text), largest)
+    while (odd := odd // 2 | 1) >= max(_SMALLEST, least):
         yield _batch(_unlike(odd, text), largest)
+    yield _batch(filled(row, text), largest)
 
 
 def _unlike(row: int, longest: int) -> list[int]:
     """Lengths that fill a row, no longer than that; evenly many, so that their borders are an odd number."""
     longest = min(longest - 1 + longest % 2, 2 * (row // 3) + 1)
-    lengths = _filled(row, longest)
+    lengths = filled(row, longest)
     while len(lengths) % 2 or len(lengths) + 1 in (row, longest):
         place = max(place for place, length in enumerate(lengths) if length > 1)
         half = lengths[place] // 2
@@ -41,7 +46,8 @@ def _unlike(row: int, longest: int) -> list[int]:
     return lengths
 
 
-def _filled(row: int, longest: int) -> list[int]:
+def filled(row: int, longest: int) -> list[int]:
+    """Lengths of sequences that fill a row, all but the last as long as they may be."""
     whole, rest = divmod(row, longest)
     return [longest] * whole + [rest] * (rest > 0)
 
