@@ -289,13 +289,32 @@ class FakePasses:
         self.clock.now += 3.0
 
 
-@pytest.mark.parametrize(("budget_s", "rows"), [(1e6, [512, 512, 4096]), (5000, [512, 512])])
+@pytest.mark.parametrize(("budget_s", "rows"), [(1e6, [512, 512, 512, 4096]), (5000, [512, 512, 512])])
 def test_learning_is_measured_up_to_the_stages_own_row(budget_s: float, rows: list[int]) -> None:
     clock = Clock()
     passes = FakePasses(clock)
-    found = measure_learning(passes, row=4096, gradient_bytes=0, device="cpu", budget_s=budget_s, clock=clock)
+    found = measure_learning(passes, row=4096, device="cpu", budget_s=budget_s, clock=clock)
     assert passes.rows == rows
     assert (found.trained_s, found.scored_s, found.step_s) == (2.0, 0.5, 3.0)
+
+
+def test_activations_are_those_beside_gradients_that_are_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory(FakePasses):
+        gradients = peak = 0
+
+        def train(self, tokens: int) -> int:
+            """Ten bytes for each token go as the gradients come."""
+            self.peak = max(self.peak, self.gradients + 10 * tokens, 900)
+            self.gradients = 900
+            return super().train(tokens)
+
+        def step(self) -> None:
+            self.gradients = 0
+
+    passes = Memory(Clock())
+    monkeypatch.setattr("reasonmill.planning.probes.used_bytes", lambda device: passes.gradients)
+    monkeypatch.setattr("reasonmill.planning.probes.peak_bytes", lambda device: passes.peak)
+    assert measure_learning(passes, row=64, device="cpu", clock=passes.clock).activation_bytes == 10
 
 
 # What is kept

@@ -208,7 +208,7 @@ def _hidden(decoder: Decoder, batch: Batch, least: int = 0) -> Tensor:
     return decoder.hidden(inputs, positions, layout)[: batch.num_tokens]
 
 
-def _forget(kept: Any) -> None:
+def _forget(kept: Any) -> Any:
     return None
 
 

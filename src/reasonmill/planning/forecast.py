@@ -113,7 +113,7 @@ class _Forecaster:
         node, _ = self._open[name]
         learned = None
         if (likely.trained or likely.scored) and not self._does_not_fit(node, likely):
-            learned = self._measurements.learning(node, likely, self._policy(node))
+            learned = self._measurements.learning(node, likely)
         return self._cost(name, likely, learned), self._cost(name, most, learned)
 
     def _cost(self, name: str, work: Workload, learned: Learned | None) -> Cost:

@@ -17,11 +17,9 @@ from reasonmill.content import path_digest
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.inputs import model_path
 from reasonmill.mill.machine import machine_class
-from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import Workload
 from reasonmill.peak_memory import used_bytes
 from reasonmill.placement import SLOTS, Backend, Precision
-from reasonmill.planning.memory import GRADIENT_BYTES
 from reasonmill.planning.probes import (
     Learned,
     LearnerPasses,
@@ -119,7 +117,7 @@ class Measurements:
         shape += [tasks, _asked(settings)]
         return self._kept(Sampled, node, "sampling", shape, lambda: self._sample(node, model, slots))
 
-    def learning(self, node: Node, work: Workload, size: ModelSize | None) -> Learned | None:
+    def learning(self, node: Node, work: Workload) -> Learned | None:
         """How fast the stage's learner is on texts as long as the stage's; None where there is no model yet."""
         settings: Any = node.settings
         texts = _text_tokens(work)
@@ -133,7 +131,7 @@ class Measurements:
         lora = work.lora and work.lora.model_dump()
         shape = [digest, _precision(settings), work.row, texts, settings.kind == "reward-model", lora]
         shape.append(work.recompute)
-        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work, texts, size))
+        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work, texts))
 
     def _kept(
         self, kind: type[Found], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Found]
@@ -183,7 +181,7 @@ class Measurements:
             for index in range(ceil(count * share))
         ][:at_most]
 
-    def _learn(self, node: Node, model: Model | None, work: Workload, text: int, size: ModelSize | None) -> Learned:
+    def _learn(self, node: Node, model: Model | None, work: Workload, text: int) -> Learned:
         settings: Any = node.settings
         began = time.monotonic()
         passes: Passes
@@ -203,11 +201,9 @@ class Measurements:
             learner = self.backend.learner(model.path, settings.optimizer, **how)
             passes = LearnerPasses(learner, text)
         loading = time.monotonic() - began
-        trained = size.adapter_parameters(work.lora) if size and work.lora else size.parameters if size else 0.0
         found = measure_learning(
             passes,
             row=work.row,
-            gradient_bytes=trained * GRADIENT_BYTES,
             device=self.backend.placement.device,
         )
         return Learned(**{**asdict(found), "load_s": loading})

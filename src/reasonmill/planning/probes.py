@@ -234,7 +234,6 @@ def measure_learning(
     passes: Passes,
     *,
     row: int,
-    gradient_bytes: float,
     device: str,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.monotonic,
@@ -243,7 +242,6 @@ def measure_learning(
 
     Args:
         row: tokens of one forward pass of the stage.
-        gradient_bytes: those of all gradients, which the first pass makes.
     """
 
     def timed(do: Callable[[], Made]) -> tuple[float, Made]:
@@ -254,8 +252,11 @@ def measure_learning(
         return clock() - began, made
 
     size = min(_NARROW, row)
-    passes.train(size)  # the first one makes what later ones reuse
+    # The first ones make what later ones reuse, gradients too. These stay while rows are measured, as in a step of
+    # several rows: where the first row makes them, its activations go meanwhile, and less is in use together.
+    passes.train(size)
     passes.step()
+    passes.train(size)
     while True:
         begin_peak(device)
         before = used_bytes(device)
@@ -263,11 +264,10 @@ def measure_learning(
         peak = peak_bytes(device)
         if size == row or seconds * _WIDER > budget_s:
             break
-        passes.step()
         size = min(row, size * _WIDER)
     scoring, scored = timed(partial(passes.score, size))
     stepping, _ = timed(passes.step)
-    activations = None if before is None or peak is None else max(0.0, peak - before - gradient_bytes) / tokens
+    activations = None if before is None or peak is None else max(0, peak - before) / tokens
     return Learned(seconds / tokens, scoring / scored, stepping, activations)
 
 
