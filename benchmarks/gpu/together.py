@@ -31,7 +31,16 @@ sys.path.insert(0, str(ROOT / "src"))
 CHILD = str(Path(__file__).with_name("together_child.py"))
 SHIPPED = ROOT / "src" / "reasonmill"
 # Seconds that a part may take.
-LIMITS = {"tests": 240, "repeat": 180, "zero": 240, "lora": 300, "kills": 300, "start": 180, "memory": 480}
+LIMITS = {
+    "tests": 240,
+    "repeat": 180,
+    "zero": 240,
+    "lora": 300,
+    "kills": 300,
+    "start": 180,
+    "full_memory": 300,
+    "lora_memory": 400,
+}
 FASTER, START_S, APART = 5.0, 60.0, 0.10  # the bars: times as fast as a CPU, seconds, share of the planned memory
 KILLED = ("drawn_out",)  # the kill matrix's recipe with texts of hundreds of tokens: rl, distill
 CORES = 2  # of the CPU that is compared with
@@ -346,38 +355,41 @@ def start(report: Report, until: Until) -> None:
         print(run.said(4000), flush=True)
 
 
-def memory(report: Report, until: Until) -> None:
-    """What the plan says of memory, and what two large stages took."""
-    cases = {
-        "1.5b in full, outputs of 8k tokens": ("1.5b", {"problems": 2, "row": 8192, "tokens": 8192, "more": ""}),
-        "7b with an adapter": (
-            "7b",
-            {"problems": 8, "row": 8192, "tokens": 1024, "more": "lora = { rank = 16 }"},
-        ),
-    }
-    for name, (size, settings) in cases.items():
-        model = made(until, size)
-        if model is None:
-            report.add("memory", f"{name}: making the model", "failed", bar="made", met=False)
-            continue
-        recipe, home = until.directory / f"memory-{size}.toml", until.directory / f"memory-{size}"
-        recipe.write_text(RL.format(model=model, steps=1, **settings))
-        codes = []
-        for command in ("plan", "run"):
-            began = time.monotonic()
-            started = until.mill(command, str(recipe), "--home", str(home), "--device", "cuda")
-            codes.append(started.wait())
-            print(f"memory: {name}: {command} took {time.monotonic() - began:.0f} s", flush=True)
-            if codes[-1] != 0:
-                print(started.said(4000), flush=True)
-        plans = json.loads((home / "plans.json").read_text())["plans"] if (home / "plans.json").is_file() else []
-        used = plans[-1]["used_bytes"] if plans else None
-        if used is None:
-            report.add("memory", name, f"exit codes {codes}", bar="it trains", met=False)
-            continue
-        planned = plans[-1]["memory_bytes"]
-        said = f"planned {planned / 1e9:.1f} GB, used {used / 1e9:.1f} GB, {used / planned - 1:+.1%}"
-        report.add("memory", name, said, bar=f"within {APART:.0%}", met=abs(used / planned - 1) <= APART)
+def full_memory(report: Report, until: Until) -> None:
+    """1.5B in full, outputs of 8k tokens."""
+    memory(report, until, "1.5b", problems=2, row=8192, tokens=8192, more="")
+
+
+def lora_memory(report: Report, until: Until) -> None:
+    """7B with an adapter."""
+    memory(report, until, "7b", problems=8, row=8192, tokens=1024, more="lora = { rank = 16 }")
+
+
+def memory(report: Report, until: Until, size: str, **settings: Any) -> None:
+    """What the plan says of memory, and what a large stage took."""
+    part = until.directory.name
+    model = made(until, size)
+    if model is None:
+        report.add(part, "making the model", "failed", bar="made", met=False)
+        return
+    recipe, home = until.directory / "memory.toml", until.directory / "memory"
+    recipe.write_text(RL.format(model=model, steps=1, **settings))
+    codes = []
+    for command in ("plan", "run"):
+        began = time.monotonic()
+        started = until.mill(command, str(recipe), "--home", str(home), "--device", "cuda")
+        codes.append(started.wait())
+        print(f"{part}: {command} took {time.monotonic() - began:.0f} s", flush=True)
+        if codes[-1] != 0:
+            print(started.said(4000), flush=True)
+    plans = json.loads((home / "plans.json").read_text())["plans"] if (home / "plans.json").is_file() else []
+    used = plans[-1]["used_bytes"] if plans else None
+    if used is None:
+        report.add(part, f"{size}, {settings}", f"exit codes {codes}", bar="it trains", met=False)
+        return
+    planned = plans[-1]["memory_bytes"]
+    said = f"planned {planned / 1e9:.1f} GB, used {used / 1e9:.1f} GB, {used / planned - 1:+.1%}"
+    report.add(part, f"{size}, {settings}", said, bar=f"within {APART:.0%}", met=abs(used / planned - 1) <= APART)
 
 
 def metrics_of(home: Path) -> list[dict[str, Any]]:
@@ -392,7 +404,7 @@ def metrics_of(home: Path) -> list[dict[str, Any]]:
 
 
 PARTS: dict[str, Callable[[Report, Until], None]] = {
-    one.__name__: one for one in (tests, repeat, zero, lora, kills, start, memory)
+    one.__name__: one for one in (tests, repeat, zero, lora, kills, start, full_memory, lora_memory)
 }
 
 
