@@ -285,7 +285,7 @@ def test_a_model_of_a_recipe_may_be_an_adapter(tmp_path: Path) -> None:
             change(base_model_name_or_path=str(tmp_path / "base"))(tmp_path / "adapter")
         assert (model.directory, model.is_as_it_lies) == (tmp_path / "base", False)
     digest = model.digest
-    model.link_as_meant(tmp_path / "linked")
+    model.link_as_meant(tmp_path / "linked", model.directory)
     loaded = load_decoder(tmp_path / "linked", device="cpu", dtype=torch.float32)
     torch.testing.assert_close(hidden(loaded), hidden(decoder), rtol=1e-4, atol=1e-4)
     assert (tmp_path / "linked" / ADDED).is_symlink()

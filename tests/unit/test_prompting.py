@@ -171,9 +171,9 @@ def test_how_a_model_is_prompted_counts_for_keys(recipe: Path) -> None:
     [
         ('"chat.jinja"', '"other.jinja"', "models.mine.template: 'other.jinja' is no template"),
         ('"chat.jinja"', '"r1-zero"', "'r1-zero' says itself what is to be done: leave system out"),
-        ('path = "tiny-base"\n', "", "name exactly one of path (a directory) and hub (a repository)"),
+        ('path = "tiny-base"\n', "", "name exactly one of path (a directory or a GGUF file), hub"),
         ('path = "tiny-base"\n', 'hub = "a/b"\n', "a model of the hub needs revision and parameters"),
-        ("system =", "layers = 3\nsystem =", "layers has no effect on a model that is a directory"),
+        ("system =", "layers = 3\nsystem =", "layers has no effect on a model that has a path"),
         ('"tiny-base"', '"tiny-bas"', "models.mine: missing model: 'tiny-bas'"),
         ('["zzz"]', '[""]', "models.mine.stop.0: String should have at least 1 character"),
     ],

@@ -20,8 +20,9 @@ from reasonmill.mill.display import LineDisplay
 from reasonmill.mill.inputs import model_path
 from reasonmill.mill.pipeline import RunResult, run_recipe
 from reasonmill.mill.planning import plan
+from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.load import load_recipe
-from reasonmill.recipe.models import RecipeModel, fetch
+from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import ModelSource, shipped_bases
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
@@ -255,7 +256,7 @@ def test_a_gate_may_leave_a_model_with_a_template_in_place(
     model = recipe.models["policy"]
     with Home.open(tmp_path / "home") as home:
         directory = model_path(home, model.digest, recipe)
-        model.link_as_meant(directory)
+        model.link_as_meant(directory, model.directory)
         assert (directory / "weights.txt").read_text() == "base"
         assert (directory / "chat_template.jinja").read_text() == CHAT_TEMPLATES["r1-zero"]
 
@@ -270,5 +271,5 @@ def test_a_template_begins_as_the_models_tokenizer_begins_a_text(hub_recipe: Pat
         used = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<|user|>", "<|end|>") if mark in processor]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=processor, special_tokens=used)
         tokenizer.save_pretrained(snapshot)
-        model.link_as_meant(tmp_path / "model")
+        model.link_as_meant(tmp_path / "model", model.directory)
         assert (tmp_path / "model" / "chat_template.jinja").read_text() == beginning + CHAT_TEMPLATES["r1-zero"]

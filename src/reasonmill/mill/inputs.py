@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reasonmill.content import directory_digest, path_digest
+from reasonmill.errors import StoreError
 from reasonmill.mill.artifacts import made_digest, made_from_adopted
+from reasonmill.mill.models import known_digest, ready_directory
 from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import DirectorySource, ModelSource, StageSource
@@ -92,7 +94,8 @@ def keyed(node: Node, artifacts: Mapping[str, Artifact], home: Home | None, reci
             digest = made_digest(artifacts[source.stage], source.step)
             inputs[name] = Input(model_path(home, digest, recipe), digest)
         elif isinstance(source, ModelSource):
-            inputs[name] = Input(ready_directory(source.model, home), source.model.digest)
+            digest = _known(source.model, home)
+            inputs[name] = Input(ready_directory(source.model, digest, home), digest)
         else:
             inputs[name] = Input(source.path, path_digest(source.path))
     sources = [artifacts[name] for name in node.stage_inputs]
@@ -106,19 +109,25 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
     """The directory of an object, or of the model from outside that a gate left in place and no home holds."""
     if not home.objects.exists(digest):
         for source in {source for node in recipe.nodes for source in node.sources.values()}:
-            if isinstance(source, ModelSource) and source.model.digest == digest:
-                return ready_directory(source.model, home)
+            if isinstance(source, ModelSource) and known_digest(source.model, home) == digest:
+                return ready_directory(source.model, digest, home)
             if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
                 return source.path
     return home.objects.location(digest)
 
 
-def ready_directory(model: RecipeModel, home: Home | None) -> Path:
-    """Where stages find a model of the recipe. One that is not as it lies is made when a stage needs it."""
-    return model.directory if model.is_as_it_lies or home is None else home.scratch(f"model-{model.digest}")
+def unknown_models(node: Node, home: Home | None) -> tuple[str, ...]:
+    """What a stage reads and what the home has never had, so that nobody knows what is in it: packages."""
+    models = (source.model for source in node.sources.values() if isinstance(source, ModelSource))
+    return tuple(model.title for model in models if known_digest(model, home) is None)
 
 
-def make_ready(model: RecipeModel, home: Home) -> None:
-    """Makes the directory that stages read a model from, where that is not its own."""
-    if not model.is_as_it_lies:
-        model.link_as_meant(ready_directory(model, home))
+def _known(model: RecipeModel, home: Home | None) -> str:
+    digest = known_digest(model, home)
+    if digest is None:
+        raise StoreError(
+            f"the home has never had {model.title}, so that it knows no stage that read it",
+            fix="run the recipe, which downloads it",
+            where=str(home.path) if home is not None else "",
+        )
+    return digest

@@ -10,11 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.settings import LoraSettings
+from reasonmill.mill.models import found_directory
 from reasonmill.model.decoder import config_from
+from reasonmill.model.gguf import config_of
+from reasonmill.model.gguf_header import read_header
 from reasonmill.model.lora import linears_for_adapters
 from reasonmill.recipe.graph import Node
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.reference import DirectorySource, ModelSource, Source, StageSource
+from reasonmill.store.home import Home
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,16 @@ class ModelSize:
         return float(lora.rank * sum(chosen))
 
 
-def sizes_by_stage(nodes: tuple[Node, ...]) -> dict[str, dict[str, ModelSize | None]]:
-    """The models that each stage reads, by the key of its settings, and under "" the one that it makes."""
+def sizes_by_stage(nodes: tuple[Node, ...], home: Home | None = None) -> dict[str, dict[str, ModelSize | None]]:
+    """The models that each stage reads, by the key of its settings, and under "" the one that it makes.
+
+    Args:
+        home: where models may be that were made of GGUF files.
+    """
     sources = {source for node in nodes for source in node.sources.values()}
     sizes: dict[Source, ModelSize | None]
-    sizes = {source: _size_outside(source) for source in sources if isinstance(source, DirectorySource | ModelSource)}
+    outside = [source for source in sources if isinstance(source, DirectorySource | ModelSource)]
+    sizes = {source: _size_outside(source, home) for source in outside}
     found: dict[str, dict[str, ModelSize | None]] = {}
     for node in nodes:
         read = {
@@ -89,11 +98,15 @@ _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 _USED_EXPERTS = ("num_experts_per_tok", "moe_topk")
 
 
-def _size_outside(source: DirectorySource | ModelSource) -> ModelSize | None:
+def _size_outside(source: DirectorySource | ModelSource, home: Home | None) -> ModelSize | None:
     if isinstance(source, DirectorySource):
         return _size_in(source.path)
-    directory = source.model.directory
-    return (_size_in(directory) if (directory / "config.json").is_file() else None) or _declared(source.model)
+    model = source.model
+    directory = found_directory(model, home)
+    if directory is None and model.gguf is not None:
+        settings = config_of(read_header(model.gguf))
+        return size_of(config_from(settings.pop("model_type"), settings))
+    return (None if directory is None else _size_in(directory)) or _declared(model)
 
 
 def _size_in(directory: Path) -> ModelSize | None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from reasonmill.curation.asked import Asked
 from reasonmill.errors import Interrupted, ReasonmillError, RewardHacked, TooManyUngraded, TrainingDiverged
 from reasonmill.mill.asked import asked_by
 from reasonmill.mill.findings import FINDINGS, Watched, findings
-from reasonmill.mill.inputs import KeyedStage, keyed, make_ready
+from reasonmill.mill.inputs import KeyedStage, keyed
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
+from reasonmill.mill.models import download_package, known_digest, make_ready
 from reasonmill.mill.more_steps import shorter_stage
 from reasonmill.mill.out_of_memory import told_out_of_memory
 from reasonmill.mill.planning import plan_key
@@ -34,7 +35,7 @@ from reasonmill.peak_memory import begin_peak, give_back, peak_bytes
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.models import fetch
+from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.reference import FileSource, ModelSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.settings import ServerError
@@ -149,7 +150,7 @@ class _Run:
 
     @cached_property
     def _sizes(self) -> dict[str, dict[str, ModelSize | None]]:
-        return sizes_by_stage(self._recipe.nodes)
+        return sizes_by_stage(self._recipe.nodes, self._home)
 
     @cached_property
     def _asked(self) -> Asked:
@@ -241,6 +242,9 @@ class _Run:
 
     def _look_at(self, node: Node) -> _Stage | StageResult:
         """A stage that something is to be done for, or its result."""
+        for source in node.sources.values():
+            if isinstance(source, ModelSource):  # in no phase: a download may take long
+                download_package(source.model, self._home, partial(self._note, node.settings.name))
         with phase("reading"):
             stage = keyed(node, self._artifacts, self._home, self._recipe)
         key, ledger = stage.key, self._home.ledger
@@ -421,12 +425,16 @@ class _Run:
                 digest = stage.inputs[name].digest
                 kind = "file" if isinstance(source, FileSource) else "base"
                 self._home.ledger.register(Artifact(digest, kind, base, (), content_digest(None)))
+        note = partial(self._note, stage.name)
         for model in self._recipe.models.values():
-            if model.digest in {read.digest for read in stage.inputs.values()}:
+            if known_digest(model, self._home) in {read.digest for read in stage.inputs.values()}:
                 if model.hub is not None:
-                    self._progress.note(f"{stage.name}  looks for {model.hub}")
+                    note(f"looks for {model.hub}")
                     fetch(model)
-                make_ready(model, self._home)
+                make_ready(model, self._home, note)
+
+    def _note(self, stage: str, said: str) -> None:
+        self._progress.note(f"{stage}  {said}")
 
     def _begin_on_this_machine(self, stage: KeyedStage) -> None:
         """Records where the stage runs, and reports it if another class of machine began the stage."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from reasonmill.mill.inputs import keyed
+from reasonmill.mill.inputs import keyed, unknown_models
 from reasonmill.mill.more_steps import shorter_stage
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.settings import decisive
@@ -39,7 +39,7 @@ def plan(recipe: Recipe, home: Home | None, until: str | None) -> list[PlannedSt
     planned = []
     for node in recipe.up_to(until):
         name, kind = node.settings.name, node.settings.kind
-        missing = tuple(source for source in node.stage_inputs if source not in done)
+        missing = tuple(source for source in node.stage_inputs if source not in done) + unknown_models(node, home)
         if missing:
             planned.append(PlannedStage(name, kind, None, "unknown", waits_for=missing))
             continue

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reasonmill.mill.inputs import make_ready, model_path
+from reasonmill.mill.inputs import model_path
+from reasonmill.mill.models import known_digest, make_ready
 from reasonmill.mill.report import write_report
 from reasonmill.mill.summary import StageResult, read_summary, same_outcome
 from reasonmill.recipe.graph import Recipe
@@ -76,8 +77,9 @@ class Showcase:
         if self.has_model(digest):
             return
         for model in self._recipe.models.values():
-            if model.digest == digest:  # a gate left it in place, maybe in an earlier process
-                make_ready(model, self._home)
+            # A gate left it in place, maybe in an earlier process.
+            if digest is not None and known_digest(model, self._home) == digest:
+                make_ready(model, self._home, lambda said: None)
         source = None
         if digest is not None:
             is_own = self._home.objects.exists(digest)  # then all of it is read, unless it was already

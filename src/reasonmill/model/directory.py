@@ -6,8 +6,10 @@ Nothing is imported that takes long, so that a recipe is refused before anything
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,24 @@ from reasonmill.errors import UnsupportedModel
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
-_INDEX = "model.safetensors.index.json"
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Names of files with weights, of whatever program, and of what belongs to these alone.
+_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.ckpt",
+    "*.index.json",
+)
+# Templates beside the one that is used when nobody names one, as Hugging Face keeps them.
+_TEMPLATES = "additional_chat_templates"
 # What weights are made of where nobody has quantised them.
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Files of quantisers that wrote no `quantization_config`, and what they are called.
 _QUANTISERS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "quantization_config.json": "quantised"}
 _NO_CODE = "set trust_remote_code = true at the head of the recipe if you have read that code and trust it"
@@ -46,13 +63,14 @@ def refuse_directory(path: Path, kind: str = "model") -> None:
             fix="give the checkpoint that it was made from, in bf16 or fp32",
             where=str(path),
         )
-    missing = _missing_shards(path)
-    if missing:
-        raise UnsupportedModel(
-            f"its index names files that are not there: {listed(missing)}",
-            fix="copy or download all files of the model again",
-            where=str(path / _INDEX),
-        )
+    for index in _INDICES:
+        missing = _missing_shards(path, index)
+        if missing:
+            raise UnsupportedModel(
+                f"its index names files that are not there: {listed(missing)}",
+                fix="copy or download all files of the model again",
+                where=str(path / index),
+            )
 
 
 def refuse_foreign_code(path: Path, file: str, *, trust: bool) -> None:
@@ -72,6 +90,30 @@ def refuse_foreign_code(path: Path, file: str, *, trust: bool) -> None:
         fix=_NO_CODE,
         where=str(path / file),
     )
+
+
+def beside_weights(path: Path) -> list[Path]:
+    """The files of a model that are neither its config nor weights, whoever wrote them: tokenizer, templates, how it
+    generates, a licence, a description. Hidden ones are left out, and other directories."""
+    files = [*path.iterdir(), *(path / _TEMPLATES).glob("*")]
+    return sorted(file for file in files if file.is_file() and _is_beside_weights(file.name))
+
+
+def _is_beside_weights(name: str) -> bool:
+    return name not in (CONFIG, ADAPTER) and not any(fnmatch(name, pattern) for pattern in (".*", *_WEIGHTS))
+
+
+def kept_in(path: Path) -> str | None:
+    """The type that a directory's weights are kept in, by torch's name: that of most files' numbers; None where its
+    files do not say."""
+    counts: dict[str, int] = {}
+    for kind, numbers in _tensors(path):
+        counts[kind] = counts.get(kind, 0) + numbers
+    if counts:
+        return _FLOATS.get(max(counts, key=lambda kind: counts[kind]))
+    config = content(path / CONFIG)
+    named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    return named if named in _FLOATS.values() else None
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -114,9 +156,8 @@ def _without_config(path: Path, kind: str) -> UnsupportedModel:
     ggufs = [file.name for file in path.glob("*.gguf")] if path.is_dir() else []
     if ggufs:
         return UnsupportedModel(
-            f"the directory holds a model as GGUF ({listed(ggufs)}), whose weights are quantised as a rule",
-            fix="give the checkpoint that it was made from; or write it out as a directory of transformers: "
-            "AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE).save_pretrained(OUT), and its tokenizer alike",
+            f"the directory holds a model as GGUF ({listed(ggufs)})",
+            fix="name the file itself as the path of a recipe's [models.NAME], which makes a directory of it",
             where=str(path),
         )
     return UnsupportedModel(
@@ -134,20 +175,21 @@ def _quantised(path: Path) -> str | None:
         if found:
             return str(found.get("quant_method", "unknown method") if isinstance(found, dict) else found)
     named = next((name for file, name in _QUANTISERS.items() if (path / file).is_file()), None)
-    return named or next((f"tensors of {kind}" for kind in _kinds_of_tensors(path) if kind not in _FLOATS), None)
+    return named or next((f"tensors of {kind}" for kind, _ in _tensors(path) if kind not in _FLOATS), None)
 
 
-def _kinds_of_tensors(path: Path) -> Iterator[str]:
-    """What the tensors of the directory are made of, as safetensors calls it; a file that is broken is left to whoever
-    reads the weights."""
+def _tensors(path: Path) -> Iterator[tuple[str, int]]:
+    """What the tensors of the directory are made of, as safetensors calls it, and how many numbers each has; a file that
+    is broken is left to whoever reads the weights."""
     for file in sorted(path.glob("*.safetensors")):
         with suppress(SafetensorError), safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118  # it is no dictionary
-                yield opened.get_slice(name).get_dtype()
+                tensor = opened.get_slice(name)
+                yield tensor.get_dtype(), math.prod(tensor.get_shape())
 
 
-def _missing_shards(path: Path) -> set[str]:
-    places = content(path / _INDEX).get("weight_map", {})
+def _missing_shards(path: Path, index: str) -> set[str]:
+    places = content(path / index).get("weight_map", {})
     return {str(file) for file in _texts(places) if not (path / str(file)).is_file()}
 
 

@@ -20,8 +20,6 @@ from reasonmill.model.directory import listed
 from reasonmill.model.gguf_header import GgufHeader, GgufTensor
 from reasonmill.model.gguf_tokenizer import ends_of_turns, refuse_tokenizer, write_tokenizer
 
-# Raised when the same file is converted into other bytes that decide: then stages run again.
-CONVERSION = 1
 # Architectures by their names in ggml, which for these are transformers' too. A name of settings that is not known
 # might change what is computed.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -37,8 +35,8 @@ _NEEDED = (
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"),
     "attention.layer_norm_rms_epsilon",
 )
-# The factors by which Llama 3.1 and later slow their rotations down, as ggml has them in place of four numbers; three of
-# these are the same in all models that were published.
+# The factors by which Llama 3.1 and later slow their rotations down, as ggml has them in place of four numbers; three
+# of these are the same in all models that were published.
 _ROTATIONS = "rope_freqs.weight"
 _ORIGINAL, _SLOWEST, _FASTEST = 8192, 1.0, 4.0
 
@@ -53,7 +51,8 @@ def the_package() -> ModuleType:
         import gguf
     except ImportError as error:
         raise ReasonmillError(
-            "a model in a GGUF file needs the package gguf, which is not installed", fix="pip install 'reasonmill[gguf]'"
+            "a model in a GGUF file needs the package gguf, which is not installed",
+            fix="pip install 'reasonmill[gguf]'",
         ) from error
     return gguf
 
@@ -195,7 +194,8 @@ def _obstacle_of_weights(header: GgufHeader, package: ModuleType) -> str:
     unread = {tensor.kind for tensor in header.tensors if not _is_read(tensor.kind, package)}
     if unread:
         known = {int(kind): kind.name for kind in package.GGMLQuantizationType}
-        return f"its weights are of the types {listed(known.get(kind, f'number {kind}') for kind in unread)}, which are not read"
+        named = listed(known.get(kind, f"number {kind}") for kind in unread)
+        return f"its weights are of types that are not read: {named}"
     size = header.path.stat().st_size
     beyond = [tensor.name for tensor in header.tensors if tensor.start + _num_bytes(tensor, package) > size]
     if beyond:

@@ -15,6 +15,8 @@ from typing import Any
 
 from reasonmill.errors import UnsupportedModel
 
+# Raised when the same file is made into another model than before: then stages run again.
+CONVERSION = 1
 _VERSIONS = (2, 3)
 # Types of values: formats of `struct` by their numbers; texts and lists are none of them.
 _PLAIN = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from reasonmill.errors import TrainingDiverged, UnsupportedModel
 from reasonmill.model.decoder import is_finite, load_network
-from reasonmill.model.directory import CONFIG, content, listed
+from reasonmill.model.directory import CONFIG, beside_weights, content, kept_in, listed
 from reasonmill.model.lora import Adapter
-from reasonmill.model.tokenizer import COMPANIONS, model_tokenizer
+from reasonmill.model.tokenizer import model_tokenizer
 
 # Where a trained adapter lies in the directory of the model that has it.
 _APART = "adapter"
@@ -24,32 +26,54 @@ _APART = "adapter"
 def save_network(
     network: PreTrainedModel, target: Path, *, companions: Path | None, adapter: Adapter | None = None
 ) -> None:
-    """Writes config and weights as safetensors, and copies the files that go with them.
+    """Writes config and weights as safetensors, and copies the files that go with them as they are.
 
-    Where the chat template ends turns with a token that neither the tokenizer's settings nor the generation's name,
+    Weights are written in the type that the companions' are kept in, whatever the network computes in. Where the chat template ends turns with a token that neither the tokenizer's settings nor the generation's name,
     the latter get it: the model learned to end with it, and others who run it would not stop there.
 
     Args:
         target: an existing directory.
-        companions: the model directory whose tokenizer and generation settings the model keeps; None for a model
-            without them.
+        companions: the model directory whose tokenizer, generation settings and other files the model keeps; None for
+            a model without them.
         adapter: what was added to the network. Written are weights that have it merged in, for every program that reads
             models, and beside them the adapter itself, for those that read PEFT's.
 
     Raises:
         UnsupportedModel: `companions` holds no tokenizer to go with the model.
     """
-    if companions is not None:
-        for pattern in COMPANIONS:
-            for file in companions.glob(pattern):
-                shutil.copyfile(file, target / file.name)
-        if not any(target.glob("tokenizer*")):
-            raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
-    network.save_pretrained(target, state_dict=None if adapter is None else adapter.merged_state())
+    state = None if adapter is None else adapter.merged_state()
+    kept = None if companions is None else kept_in(companions)
+    dtype = network.dtype if kept is None else getattr(torch, kept)
+    if dtype != network.dtype:
+        state = _cast(network.state_dict() if state is None else state, dtype)
+    network.save_pretrained(target, state_dict=state)
+    if dtype != network.dtype:
+        table = {**content(target / CONFIG), "dtype": kept}
+        (target / CONFIG).write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if adapter is not None:
         adapter.write(target / _APART)
     if companions is not None:
+        _copy_beside_weights(companions, target)
         _stop_as_taught(target, companions)
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors in another type; those that are one tensor stay one."""
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            cast.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+    return {name: cast.get((tensor.data_ptr(), tensor.shape), tensor) for name, tensor in state.items()}
+
+
+def _copy_beside_weights(companions: Path, target: Path) -> None:
+    """Copies all that belongs to a model apart from its config and weights."""
+    for file in beside_weights(companions):
+        copy = target / file.relative_to(companions)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    if not any(target.glob("tokenizer*")):
+        raise UnsupportedModel("the model directory has no tokenizer", where=str(companions))
 
 
 def _stop_as_taught(target: Path, companions: Path) -> None:

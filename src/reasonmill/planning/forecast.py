@@ -77,7 +77,7 @@ class _Forecaster:
     ) -> None:
         self._open = {p.name: (node, p) for node, p in zip(nodes, planned, strict=True) if p.status != "cached"}
         self._nodes, self._measurements, self._machine = tuple(nodes), measurements, machine
-        self._sizes = sizes_by_stage(self._nodes)
+        self._sizes = sizes_by_stage(self._nodes, measurements.home)
         self._sampled: dict[str, Sampled | None] = {}
 
     def forecast(self) -> Forecast:

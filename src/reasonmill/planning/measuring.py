@@ -17,6 +17,7 @@ from reasonmill.content import path_digest
 from reasonmill.mill.artifacts import made_digest
 from reasonmill.mill.inputs import model_path
 from reasonmill.mill.machine import machine_class
+from reasonmill.mill.models import found_directory, known_digest
 from reasonmill.mill.workload import Workload
 from reasonmill.peak_memory import used_bytes
 from reasonmill.placement import SLOTS, Backend, Precision
@@ -89,13 +90,14 @@ class Measurements:
         if isinstance(source, DirectorySource):
             return Model(source.path, path_digest(source.path))
         if isinstance(source, ModelSource):
-            if not (source.model.directory / "config.json").is_file():
+            directory, digest = found_directory(source.model, self.home), known_digest(source.model, self.home)
+            if directory is None or digest is None or not (directory / "config.json").is_file():
                 return None
             if source.model.is_as_it_lies:
-                return Model(source.model.directory, source.model.digest)
+                return Model(directory, digest)
             prompted = Path(self._open.enter_context(TemporaryDirectory())) / "model"
-            source.model.link_as_meant(prompted)
-            return Model(prompted, source.model.digest)
+            source.model.link_as_meant(prompted, directory)
+            return Model(prompted, digest)
         if not isinstance(source, StageSource):
             return None
         made = self.artifacts.get(source.stage)

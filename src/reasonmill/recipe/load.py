@@ -209,7 +209,7 @@ class _Check:
                         self._add(what, (table, name), "give each a name of its own")
             for name, model in head.models.items() if head is not None else ():
                 with self._gathering(("models", name), f"models.{name}"):
-                    model.directory  # noqa: B018  # one that is a directory has to be there
+                    model.refuse()
             if head is not None and head.result is not None and head.result not in names:
                 with self._gathering(("result",)):
                     raise no_stage(head.result, names)

@@ -1,27 +1,44 @@
-"""Models of a recipe: a `[models.NAME]` table names a directory, or a commit of a repository of the Hugging Face hub,
-and may say how the model is prompted.
+"""Models of a recipe: a `[models.NAME]` table names a directory, a GGUF file, a package that carries one, or a commit
+of a repository of the Hugging Face hub, and may say how the model is prompted.
 
-The commit identifies the weights, so that a stage's key is known before the model is there, and whatever else other
-programs keep in the same cache makes no difference. A branch or a tag can move, and is refused.
+Content identifies a model: of a GGUF file its bytes, wherever it lies and however it came there. The commit identifies
+the weights of the hub, so that a stage's key is known before the model is there, and whatever else other programs keep
+in the same cache makes no difference. A branch or a tag can move, and is refused.
 """
 
 from __future__ import annotations
 
-import errno
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from reasonmill.content import directory_digest
-from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.content import directory_digest, file_digest
+from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.model.adapter_config import ADDED, is_adapter
+from reasonmill.model.gguf import refuse_gguf, the_package
+from reasonmill.model.gguf_header import CONVERSION, read_header
 from reasonmill.settings import Real
 from reasonmill.templates import CHAT_TEMPLATES, Prompting, read_template
 from reasonmill.types import content_digest
 
-_OF_HUB = ("revision", "parameters", "active_parameters", "layers", "hidden_size", "kv_heads", "head_dim")
+_SIZES = ("active_parameters", "layers", "hidden_size", "kv_heads", "head_dim")
+
+
+class _Place(NamedTuple):
+    """Where a model may be: how messages say so, the settings that it needs, and what else it takes."""
+
+    title: str
+    needs: tuple[str, ...]
+    takes: tuple[str, ...]
+
+
+_PLACES = {
+    "hub": _Place("of the hub", ("revision", "parameters"), _SIZES),
+    "package": _Place("in a package", ("version",), ("file", "parameters", *_SIZES)),
+    "path": _Place("that has a path", (), ("base",)),
+}
 
 
 class RecipeModel(BaseModel):
@@ -31,13 +48,20 @@ class RecipeModel(BaseModel):
 
     path: str | None = Field(
         default=None,
-        description="a directory, relative to the recipe's file, or a shipped base; or PEFT's of an adapter",
+        description="a directory, relative to the recipe's file, or a shipped base; PEFT's of an adapter; a GGUF file",
     )
     base: str | None = Field(
         default=None, min_length=1, description="the model that an adapter changes, where its own file names none here"
     )
     hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of the repository")
     revision: str | None = Field(default=None, description="the commit, 40 hexadecimal digits")
+    package: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?$", description="a package that carries a GGUF file"
+    )
+    version: str | None = Field(default=None, pattern=r"^[0-9][\w.!+-]*$", description="the package's")
+    file: str | None = Field(
+        default=None, min_length=1, description="which of the package's GGUF files, if it has more"
+    )
     template: str | None = Field(
         default=None, description="the chat template in place of the model's own: r1-zero, or the path of a .jinja file"
     )
@@ -77,18 +101,17 @@ class RecipeModel(BaseModel):
 
     @model_validator(mode="after")
     def _is_one_model(self) -> Self:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("name exactly one of path (a directory) and hub (a repository)")
-        if self.hub is not None:
-            missing = [name for name in ("revision", "parameters") if getattr(self, name) is None]
-            if self.base is not None:
-                raise ValueError("base belongs to an adapter that is a directory: remove it")
-            if missing:
-                raise ValueError(f"a model of the hub needs {' and '.join(missing)}")
-        else:
-            idle = [name for name in _OF_HUB if getattr(self, name) is not None]
-            if idle:
-                raise ValueError(f"{idle[0]} has no effect on a model that is a directory: remove it")
+        places = [name for name in _PLACES if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError("name exactly one of path (a directory or a GGUF file), hub (a repository) and package")
+        place = _PLACES[places[0]]
+        missing = [name for name in place.needs if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"a model {place.title} needs {' and '.join(missing)}")
+        others = (name for other in _PLACES.values() for name in (*other.needs, *other.takes))
+        idle = [name for name in others if name not in (*place.needs, *place.takes) and getattr(self, name) is not None]
+        if idle:
+            raise ValueError(f"{idle[0]} has no effect on a model {place.title}: remove it")
         _ = self.prompting  # which refuses what does not go together
         return self
 
@@ -102,7 +125,39 @@ class RecipeModel(BaseModel):
     @property
     def title(self) -> str:
         """What the ledger and messages call the model."""
+        if self.package is not None:
+            return f"{self.package} {self.version}" + (f" ({self.file})" if self.file else "")
         return self.hub or Path(str(self.path)).name
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file that the path names, if it names a file."""
+        path = (self._folder or Path()) / Path(self.path or "").expanduser()
+        return path.resolve() if self.path is not None and path.is_file() else None
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether stages read what is made of a GGUF file."""
+        return self.package is not None or self.gguf is not None
+
+    def refuse(self) -> None:
+        """Refuses a model that is on this machine and can't be used, as far as files tell that are read at once.
+
+        Raises:
+            RecipeError: it is none, or it is of a kind that is not run.
+            ReasonmillError: what reads it is not installed.
+        """
+        if self.package is not None:
+            the_package()
+        elif self.gguf is None:
+            _ = self.directory
+        elif self.base is not None:
+            raise RecipeError(f"{self.path!r} is no adapter, so that a base has no effect", fix="remove base")
+        else:
+            try:
+                refuse_gguf(read_header(self.gguf))
+            except UnsupportedModel as error:
+                raise RecipeError(f"unusable model {self.path!r}: {error.what}", fix=error.fix) from error
 
     @property
     def prompting(self) -> Prompting:
@@ -116,7 +171,11 @@ class RecipeModel(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Identifies the model's content in the keys of stages and in the ledger."""
+        """Identifies the model's content in the keys of stages and in the ledger; not that of a package, whose content
+        only a home knows that has had it.
+        """
+        if self.gguf is not None:
+            return self.converted_digest(file_digest(self.gguf))
         told: dict[str, Any] = dict(self.prompting.content)
         if self.adapter is not None:
             told["adapter"] = directory_digest(self.adapter)
@@ -124,6 +183,10 @@ class RecipeModel(BaseModel):
             return content_digest({"hub": self.hub, "revision": self.revision, **told})
         own = directory_digest(self.directory)
         return content_digest({"directory": own, **told}) if told else own
+
+    def converted_digest(self, file: str) -> str:
+        """The same of a model that is made of the GGUF file with this digest."""
+        return content_digest({"gguf": file, "conversion": CONVERSION, **self.prompting.content})
 
     @property
     def directory(self) -> Path:
@@ -155,44 +218,17 @@ class RecipeModel(BaseModel):
     @property
     def is_as_it_lies(self) -> bool:
         """Whether stages read its directory itself: nothing is added to it, and it is prompted by its own files."""
-        return self.adapter is None and not self.prompting.content
+        return self.adapter is None and not self.prompting.content and not self.is_converted
 
-    def link_as_meant(self, target: Path) -> None:
-        """Makes `target` the model as the recipe means it: links to its directory and its adapter's, which stay as they
-        are."""
+    def link_as_meant(self, target: Path, source: Path) -> None:
+        """Makes `target` the model as the recipe means it: links to a directory and its adapter's, which stay as they
+        are.
+
+        Args:
+            source: its own directory, or what was made of its GGUF file.
+        """
         from reasonmill.model.prompting import link_as_prompted
 
-        link_as_prompted(self.directory, target, self.prompting)
+        link_as_prompted(source, target, self.prompting)
         if self.adapter is not None:
             (target / ADDED).symlink_to(self.adapter)
-
-
-def fetch(model: RecipeModel) -> None:
-    """Makes sure that all files of a model of the hub are in its directory; downloads what is missing.
-
-    Raises:
-        RecipeError: the hub has no such repository or commit, or does not give it out.
-        ReasonmillError: the hub can't be reached, and the cache does not have all files.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    where = f"{model.hub} at {model.revision}"
-    try:
-        snapshot_download(str(model.hub), revision=model.revision)
-    except RevisionNotFoundError as error:
-        raise RecipeError("the hub's repository has no such commit", where=where, fix="correct the revision") from error
-    except RepositoryNotFoundError as error:  # a gated one too
-        raise RecipeError(
-            "the hub has no such repository, or does not give it to this user",
-            where=where,
-            fix="correct the name; for a closed one, accept its terms on the hub and log in with `hf auth login`",
-        ) from error
-    except Exception as error:  # the client lets through what its transport raises
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise ReasonmillError(
-            f"the model can't be downloaded: {str(error).split(chr(10), 1)[0] or type(error).__name__}",
-            where=where,
-            fix="run the same command where the hub can be reached, or put the model into its cache beforehand",
-        ) from error
