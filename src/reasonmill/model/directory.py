@@ -179,8 +179,8 @@ def _quantised(path: Path) -> str | None:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, int]]:
-    """What the tensors of the directory are made of, as safetensors calls it, and how many numbers each has; a file that
-    is broken is left to whoever reads the weights."""
+    """What the tensors of the directory are made of, as safetensors calls it, and how many numbers each has; a file
+    that is broken is left to whoever reads the weights."""
     for file in sorted(path.glob("*.safetensors")):
         with suppress(SafetensorError), safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118  # it is no dictionary

@@ -28,8 +28,9 @@ def save_network(
 ) -> None:
     """Writes config and weights as safetensors, and copies the files that go with them as they are.
 
-    Weights are written in the type that the companions' are kept in, whatever the network computes in. Where the chat template ends turns with a token that neither the tokenizer's settings nor the generation's name,
-    the latter get it: the model learned to end with it, and others who run it would not stop there.
+    Weights are written in the type that the companions' are kept in, whatever the network computes in. Where the chat
+    template ends turns with a token that neither the tokenizer's settings nor the generation's name, the latter get it:
+    the model learned to end with it, and others who run it would not stop there.
 
     Args:
         target: an existing directory.

@@ -19,7 +19,7 @@ from reasonmill.model.decoder import first_line
 from reasonmill.model.directory import content, refuse_foreign_code
 from reasonmill.transcript import TAGS
 
-# What belongs to a model apart from its config and weights: its tokenizer and how it generates.
+# The files that say how a model's texts are read, beside its config: its tokenizer and how it generates.
 COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
