@@ -1,6 +1,9 @@
 """Models of the Hugging Face hub in recipes: what is refused, what needs no network, and what a failure says."""
 
+import hashlib
+import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from contexts import BACKEND
-from reasonmill.errors import ReasonmillError, RecipeError
+from reasonmill.errors import ReasonmillError, RecipeError, UnsupportedModel
 from reasonmill.mill.display import LineDisplay
 from reasonmill.mill.inputs import model_path
 from reasonmill.mill.pipeline import RunResult, run_recipe
@@ -171,6 +174,131 @@ def refusing_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     yield codes
     server.shutdown()
     server.server_close()
+
+
+class ServingHub:
+    """A hub on this machine with one repository at one commit, and what was asked of it."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files, self.read = files, list[str]()
+        hub = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self._answer(body=False)
+
+            def do_GET(self) -> None:
+                self._answer(body=True)
+
+            def _answer(self, *, body: bool) -> None:
+                name = self.path.partition(f"/resolve/{COMMIT}/")[2]
+                if name:
+                    held = hub.files[name]
+                    hub.read += [name] if body else []
+                elif "/tree/" in self.path:
+                    held = json.dumps([entry(file, held) for file, held in hub.files.items()]).encode()
+                else:
+                    siblings = [{"rfilename": file} for file in hub.files]
+                    held = json.dumps({"id": "owner/policy", "sha": COMMIT, "siblings": siblings}).encode()
+                self.send_response(200)
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("ETag", f'"{hashlib.sha256(held).hexdigest()}"')
+                self.send_header("Content-Length", str(len(held)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(held)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+
+def entry(file: str, held: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": file, "size": len(held), "oid": hashlib.sha1(held).hexdigest()}
+
+
+@pytest.fixture
+def serving_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServingHub]:
+    base = shipped_bases()["tiny-base-weak"]
+    hub = ServingHub({file.name: file.read_bytes() for file in base.iterdir()})
+    address = f"http://127.0.0.1:{hub.server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+def test_of_weights_in_several_forms_one_is_downloaded(serving_hub: ServingHub) -> None:
+    whole = serving_hub.files.pop("model.safetensors")
+    part, index = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
+    other = {"pytorch_model.bin": b"x", "model.onnx": b"x", "original/consolidated.00.pth": b"x", "LICENSE": b"free"}
+    serving_hub.files |= {part: whole, index: json.dumps({"weight_map": {"x": part}}).encode(), **other}
+    fetch(MODEL)
+    assert sorted(serving_hub.read) == sorted(serving_hub.files.keys() - (other.keys() - {"LICENSE"}))
+    assert (MODEL.directory / part).read_bytes() == whole
+
+
+def test_only_a_pickle_of_weights_is_downloaded_if_there_is_nothing_else(serving_hub: ServingHub) -> None:
+    serving_hub.files["pytorch_model.bin"] = serving_hub.files.pop("model.safetensors")
+    fetch(MODEL)
+    assert "pytorch_model.bin" in serving_hub.read
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_type": "mamba"}, "run MambaForCausalLM: it has layers of kind linear_attention"),
+        ({"model_type": "unheard-of"}, "its architecture 'unheard-of' is not one that transformers"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
+        ({"auto_map": {"AutoConfig": "own.Config"}, "model_type": "own"}, r"code that comes with it: own\.py"),
+        (None, "the model has no tokenizer"),
+    ],
+)
+def test_what_can_not_be_run_is_refused_before_weights_are_downloaded_or_anything_is_sampled(
+    hub_recipe: Path, serving_hub: ServingHub, tmp_path: Path, stages: Any, changed: dict[str, Any] | None, said: str
+) -> None:
+    if changed is None:
+        serving_hub.files = {name: held for name, held in serving_hub.files.items() if "token" not in name}
+    else:
+        config = json.loads(serving_hub.files["config.json"])
+        serving_hub.files["config.json"] = json.dumps({**config, **changed}).encode()
+    # The first stage starts from a directory, and only the last one reads the model of the hub.
+    base = hub_recipe.parent / "base"
+    text = hub_recipe.read_text().replace('from = "policy"', f'from = "{base}"')
+    hub_recipe.write_text(text.replace('from = "second"', 'from = "policy"'))
+    with pytest.raises(UnsupportedModel, match=said):
+        run(hub_recipe, tmp_path / "home")
+    assert stages.calls == []
+    assert "config.json" in serving_hub.read
+    assert "model.safetensors" not in serving_hub.read
+
+
+def test_a_package_is_named_with_its_version_and_needs_the_extra(
+    hub_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = hub_recipe.read_text()
+    named = text.replace(f'hub = "owner/policy"\nrevision = "{COMMIT}"', 'package = "some-model"\nversion = "1.2"')
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    for changed, said in (
+        (named, r"needs the package gguf, which is not installed"),
+        (named.replace('version = "1.2"', ""), "a model in a package needs version"),
+        (named.replace('"1.2"', '">=1"'), r"models\.policy\.version: String should match pattern"),
+        (named.replace('"some-model"', '"-r x"'), r"models\.policy\.package: String should match pattern"),
+        (named.replace("version", 'base = "b"\nversion'), "base has no effect on a model in a package"),
+        (text.replace("revision", 'file = "x"\nrevision'), "file has no effect on a model of the hub"),
+    ):
+        hub_recipe.write_text(changed)
+        with pytest.raises(RecipeError, match=said) as caught:
+            load_recipe(str(hub_recipe))
+    hub_recipe.write_text(named)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(hub_recipe))
+    assert caught.value.fix == "pip install 'reasonmill[gguf]'"
 
 
 @pytest.mark.parametrize(

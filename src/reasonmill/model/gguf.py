@@ -7,6 +7,7 @@ says nothing. The arithmetic of quantised weights is the package gguf's.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonmill.errors import ReasonmillError, UnsupportedModel
+from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.model.directory import listed
 from reasonmill.model.gguf_header import GgufHeader, GgufTensor
 from reasonmill.model.gguf_tokenizer import ends_of_turns, refuse_tokenizer, write_tokenizer
@@ -45,16 +46,15 @@ def the_package() -> ModuleType:
     """The package gguf.
 
     Raises:
-        ReasonmillError: it is not installed.
+        RecipeError: it is not installed.
     """
     try:
-        import gguf
+        return importlib.import_module("gguf")
     except ImportError as error:
-        raise ReasonmillError(
+        raise RecipeError(
             "a model in a GGUF file needs the package gguf, which is not installed",
             fix="pip install 'reasonmill[gguf]'",
         ) from error
-    return gguf
 
 
 def refuse_gguf(header: GgufHeader) -> None:
@@ -63,7 +63,7 @@ def refuse_gguf(header: GgufHeader) -> None:
     Raises:
         UnsupportedModel: its architecture, a setting of it, its tokenizer or a type of its weights is not known, or the
             file is cut off.
-        ReasonmillError: the package gguf is not installed.
+        RecipeError: the package gguf is not installed.
     """
     package = the_package()
     what = _obstacle(header) or _obstacle_of_weights(header, package)

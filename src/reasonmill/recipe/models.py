@@ -144,8 +144,7 @@ class RecipeModel(BaseModel):
         """Refuses a model that is on this machine and can't be used, as far as files tell that are read at once.
 
         Raises:
-            RecipeError: it is none, or it is of a kind that is not run.
-            ReasonmillError: what reads it is not installed.
+            RecipeError: it is none, it is of a kind that is not run, or what reads it is not installed.
         """
         if self.package is not None:
             the_package()
