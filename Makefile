@@ -47,6 +47,7 @@ OLDEST := $(VENV)/oldest
 oldest: $(OLDEST)/.ready
 	PYTHONPATH=$(OLDEST) $(PYTHON) -c 'import transformers; assert transformers.__version__ == "5.0.0"'
 	PYTHONPATH=$(OLDEST) $(PYTEST) $(PARALLEL) tests/contract tests/invariants tests/unit/test_bases.py \
+		tests/unit/test_checkpoints.py \
 		tests/unit/test_episodes.py tests/unit/test_evaluate.py tests/unit/test_lora.py tests/unit/test_mismatch.py \
 		tests/unit/test_prompting.py tests/unit/test_recipe_models.py tests/unit/test_reward_model.py \
 		tests/unit/test_rl.py tests/unit/test_session.py tests/unit/test_sft.py tests/unit/test_sound_models.py \

@@ -1,8 +1,8 @@
 """GGUF files as models: what can be made of one is written as a directory in Hugging Face's format, once.
 
-The header says all that a config needs. transformers has a loader of its own, which is not used: it leaves out how
-text is split (digits alone, for SmolLM), the factors of Llama 3's rotations and tensors that it does not know, and
-says nothing. The arithmetic of quantised weights is the package gguf's.
+The header says all that a config needs. transformers has a loader of its own, which is not used: it does not know how
+SmolLM splits text, passes over the factors of Llama 3's rotations and over tensors that it does not know, and says
+nothing. The arithmetic of quantised weights is the package gguf's.
 """
 
 from __future__ import annotations
