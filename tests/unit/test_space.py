@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def test_what_reinforcement_learning_writes() -> None:
     assert writes.groups == 4000 * 100 * 9 + 100 * 10e3
     assert not writes.unknown
     assert of_rl(rl_settings(), resumes_at=75).groups == pytest.approx(writes.groups / 4)
+
+
+def test_a_model_is_written_in_the_type_that_it_was_read_in() -> None:
+    settings = rl_settings()
+    work = workload(settings, Upstream(LIKELY))
+    writes = expected_writes(settings, work, replace(MILLION, kept_bytes=2), weight_bytes=4)
+    assert (writes.states, writes.artifact) == (3 * 12e6, 4e6)
 
 
 def test_a_reference_is_a_part_of_the_state_and_short_stages_keep_fewer() -> None:

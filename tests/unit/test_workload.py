@@ -79,6 +79,7 @@ def test_the_sizes_of_a_model_on_disk_are_read_from_its_config() -> None:
         "from": (size := ModelSize(1_066_112, 1_066_112, 4, 128, 256)),
         "": size,
     }
+    assert [read and read.kept_bytes for read in sizes_by_stage(nodes)["zero"].values()] == [4, 4]
 
 
 def test_an_adapter_is_counted_by_its_layers() -> None:

@@ -1,7 +1,7 @@
 """How large models are, as far as estimates of time and memory need it. No weights are read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.settings import LoraSettings
 from reasonmill.mill.models import found_directory
 from reasonmill.model.decoder import config_from
+from reasonmill.model.directory import kept_in
 from reasonmill.model.gguf import config_of
 from reasonmill.model.gguf_header import read_header
 from reasonmill.model.lora import linears_for_adapters
@@ -28,6 +29,7 @@ class ModelSize:
     Attributes:
         active: the parameters that a token meets; fewer than all in a mixture of experts.
         cached_values: numbers that a token leaves in the cache of all layers, as the native sampler keeps them.
+        kept_bytes: of one weight in its files, and in those of what is made from it.
         linears: the inputs and outputs together of each linear layer that can have an adapter, by its name.
     """
 
@@ -36,6 +38,7 @@ class ModelSize:
     layers: int | None = None
     hidden_size: int | None = None
     cached_values: int | None = None
+    kept_bytes: int | None = field(default=None, compare=False)
     linears: tuple[tuple[str, int], ...] | None = field(default=None, compare=False, repr=False)
 
     def adapter_parameters(self, lora: LoraSettings) -> float:
@@ -91,7 +94,7 @@ def size_of(config: PreTrainedConfig) -> ModelSize:
         head_dim = getattr(text, "head_dim", None) or hidden // heads
         per_layer = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
     linears = tuple((name, one.in_features + one.out_features) for name, one in linears_for_adapters(network).items())
-    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer, linears)
+    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer, linears=linears)
 
 
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
@@ -112,9 +115,11 @@ def _size_outside(source: DirectorySource | ModelSource, home: Home | None) -> M
 def _size_in(directory: Path) -> ModelSize | None:
     """The size of a model directory; None where its config says too little."""
     try:
-        return size_of(AutoConfig.from_pretrained(directory))
+        size = size_of(AutoConfig.from_pretrained(directory))
     except (OSError, ValueError, KeyError, AttributeError):
         return None
+    kept = kept_in(directory)
+    return size if kept is None else replace(size, kept_bytes=getattr(torch, kept).itemsize)
 
 
 def _declared(model: RecipeModel) -> ModelSize | None:

@@ -83,8 +83,9 @@ def expected_writes(
         trained = size.adapter_parameters(work.lora) if size and work.lora else parameters
         each = trained * (_STATE_BYTES + (weight_bytes if "from" in work.copies else 0))
         states = each * _states(settings, steps)
-        artifact = 2 * parameters * weight_bytes  # the object, and the copy in the run's directory
-        models = len(settings.kept_steps()) * left * parameters * weight_bytes
+        kept_bytes = (size.kept_bytes if size else None) or weight_bytes
+        artifact = 2 * parameters * kept_bytes  # the object, and the copy in the run's directory
+        models = len(settings.kept_steps()) * left * parameters * kept_bytes
     if work.sampled or work.served:
         sampled = (work.sampled + work.served) * _GROUP_TOKEN_BYTES
         if work.trained:
