@@ -56,6 +56,7 @@ def write_gguf(path: Path, network: PreTrainedModel, *, kind: str = "F32", pre: 
         if value is None or key == "general.architecture":
             continue
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add[bool] = writer.add_bool
         add[type(value)](key, value)
     names = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name), 9)
     state = network.state_dict()

@@ -17,6 +17,7 @@ from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.decoder import load_decoder
 from reasonmill.model.directory import kept_in
 from reasonmill.model.lora import Adapter
+from reasonmill.model.runnable import refuse_unrunnable
 from reasonmill.model.saving import has_same_weights, refuse_unsound
 from reasonmill.recipe.reference import model_directory, shipped_bases
 
@@ -146,3 +147,27 @@ def test_a_head_that_is_the_embedding_stays_it_in_another_type(model: Path, tmp_
     learner.save_model(tmp_path / "made")
     assert weights(tmp_path / "made").keys() == state.keys()
     assert HEAD not in weights(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("model.safetensors", "the model has no weights: none of model.safetensors, pytorch_model.bin"),
+        ("tokenizer*", "the model has no tokenizer"),
+    ],
+)
+def test_what_a_model_lacks_is_said_before_it_is_loaded(model: Path, lost: str, said: str) -> None:
+    refuse_unrunnable(model, trust_remote_code=False)
+    for file in model.glob(lost):
+        file.unlink()
+    with pytest.raises(UnsupportedModel, match=said):
+        refuse_unrunnable(model, trust_remote_code=False)
+
+
+def test_a_model_is_looked_at_without_its_weights(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"no weights at all")
+    refuse_unrunnable(model, trust_remote_code=False)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rope_parameters": {"rope_type": "dynamic", "factor": 2}}))
+    with pytest.raises(UnsupportedModel, match=r"rotary embedding .dynamic. depends on the other sequences"):
+        refuse_unrunnable(model, trust_remote_code=False)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contexts import BACKEND
@@ -39,6 +40,7 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
+REAL_TOKENIZERS = Path(os.environ.get("REAL_TOKENIZERS", "/nowhere"))
 IDS = torch.arange(40)[None] * 5
 
 
@@ -126,6 +128,38 @@ def test_text_is_split_as_the_file_says(pre: str, pieces: list[str], tmp_path: P
     assert tokenizer.chat_template == TEMPLATE
 
 
+@pytest.mark.skipif(not (REAL_TOKENIZERS / "llama2").is_dir(), reason="REAL_TOKENIZERS names no folder of them")
+@pytest.mark.parametrize("starts_blank", [True, False])
+def test_sentencepiece_is_read_from_its_scores(starts_blank: bool, tmp_path: Path) -> None:
+    """A real tokenizer, whose merges are in the order of the scores that its pieces had."""
+    state = json.loads((REAL_TOKENIZERS / "llama2" / "tokenizer.json").read_text())
+    vocabulary: dict[str, int] = state["model"]["vocab"]
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    scores = dict.fromkeys(tokens, -1e6)
+    for rank, pair in reversed(list(enumerate(state["model"]["merges"]))):
+        scores["".join(pair.split(" ") if isinstance(pair, str) else pair)] = -float(rank)
+    changes = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [scores[token] for token in tokens],
+        "tokenizer.ggml.token_type": [2, 3, 3, *([6] * 256), *([1] * (len(tokens) - 259))],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": starts_blank,
+    }
+    file = write_gguf(tmp_path / "tiny.gguf", network(vocab_size=len(tokens)), **changes)
+    made = AutoTokenizer.from_pretrained(converted(file, tmp_path / "made"))
+    own = Tokenizer.from_file(str(REAL_TOKENIZERS / "llama2" / "tokenizer.json"))
+    text = "What is 17 + 4?\n\n  It's l'été — 你好 🙂</s> x  supercalifragilistic 1234.5"
+    assert made("a")["input_ids"][0] == 1
+    if starts_blank:
+        assert made(text)["input_ids"] == own.encode(text).ids
+        assert made.decode(made(text)["input_ids"]) == own.decode(own.encode(text).ids, skip_special_tokens=False)
+    else:
+        assert made.tokenize("is it") == ["is", "▁it"]
+
+
 def test_all_tokens_that_end_a_turn_are_said(tmp_path: Path) -> None:
     changes = {"tokenizer.ggml.eot_token_id": 3}
     made = converted(write_gguf(tmp_path / "tiny.gguf", network(), **changes), tmp_path / "made")
@@ -141,7 +175,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a part of the head": ({"llama.rope.dimension_count": 4}, "only a part of its heads is rotated"),
     "uneven layers": ({"llama.attention.head_count_kv": [2, 4]}, r"differ in attention\.head_count_kv"),
     "no tokenizer": ({"tokenizer.ggml.tokens": None}, "it has no tokenizer"),
-    "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "tokenizer is of kind 'llama'"),
+    "words": ({"tokenizer.ggml.model": "bert"}, "tokenizer is of kind 'bert'"),
+    "no scores": ({"tokenizer.ggml.model": "llama"}, "tokenizer has no scores"),
     "another split": ({"tokenizer.ggml.pre": "smollm-next"}, "not known here: 'smollm-next'"),
     "no end": ({"tokenizer.ggml.eos_token_id": None}, "names no token that ends a text"),
     "too many tokens": ({"tokenizer.ggml.tokens": [str(n) for n in range(999)]}, "more tokens than its embedding"),

@@ -69,13 +69,14 @@ def refuse_models(recipe: Recipe, coming: Sequence[Node], home: Home, note: Note
     """
     for source in dict.fromkeys(source for node in coming for source in node.sources.values()):
         path = source.path if isinstance(source, DirectorySource) else None
+        of_hub = isinstance(source, ModelSource) and source.model.hub is not None
         if isinstance(source, ModelSource) and not source.model.is_converted:
-            if source.model.hub is not None:
+            if of_hub:
                 note(f"looks for {source.model.hub}")
                 fetch_description(source.model)
             path = source.model.directory
         if path is not None:
-            refuse_unrunnable(path, trust_remote_code=recipe.trust_remote_code)
+            refuse_unrunnable(path, trust_remote_code=recipe.trust_remote_code, has_weights=not of_hub)
     for node in coming:
         download_packages(node, home, note)
 

@@ -19,6 +19,8 @@ from reasonmill.errors import UnsupportedModel
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
+# Weights in the order in which transformers looks for them: one file, or an index of several.
+WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Names of files with weights, of whatever program.
 WEIGHTS = (

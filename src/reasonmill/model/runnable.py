@@ -11,15 +11,26 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME
 from reasonmill.model.decoder import Decoder, first_line
-from reasonmill.model.directory import CONFIG, content, refuse_described, refuse_foreign_code
+from reasonmill.model.directory import (
+    CONFIG,
+    INDICES,
+    WHOLE,
+    content,
+    refuse_described,
+    refuse_directory,
+    refuse_foreign_code,
+)
 from reasonmill.model.tokenizer import model_tokenizer
 
 # One of them is there where there is a tokenizer.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json")
 
 
-def refuse_unrunnable(model_dir: Path, *, trust_remote_code: bool) -> None:
+def refuse_unrunnable(model_dir: Path, *, trust_remote_code: bool, has_weights: bool = True) -> None:
     """Refuses a model that the native engine can't run, or that has no tokenizer that can be used.
+
+    Args:
+        has_weights: whether they have to be there by now.
 
     A config that names no architecture is left to whoever loads it, and so is code that comes with a model and is
     trusted: none of it runs for this.
@@ -27,7 +38,7 @@ def refuse_unrunnable(model_dir: Path, *, trust_remote_code: bool) -> None:
     Raises:
         UnsupportedModel: with what stands against it.
     """
-    refuse_described(model_dir)
+    (refuse_directory if has_weights else refuse_described)(model_dir)
     named = content(model_dir / CONFIG).get("model_type")
     if named is None:
         return
@@ -39,6 +50,12 @@ def refuse_unrunnable(model_dir: Path, *, trust_remote_code: bool) -> None:
         raise UnsupportedModel(
             f"its architecture {named!r} is not one that transformers {transformers.__version__} has",
             fix="update transformers, or use another model",
+            where=str(model_dir),
+        )
+    if has_weights and not any((model_dir / name).is_file() for name in (*INDICES, *WHOLE)):
+        raise UnsupportedModel(
+            f"the model has no weights: none of {', '.join((*WHOLE, *INDICES))} is there",
+            fix="copy or download all files of the model again",
             where=str(model_dir),
         )
     if not any((model_dir / name).is_file() for name in _TOKENIZERS):

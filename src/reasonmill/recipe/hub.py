@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 
 from reasonmill.errors import ReasonmillError, RecipeError
-from reasonmill.model.directory import INDICES, WEIGHTS, shards
+from reasonmill.model.directory import INDICES, WEIGHTS, WHOLE, shards
 from reasonmill.recipe.models import RecipeModel
-
-# Weights in the order in which transformers looks for them: one file, or an index of several.
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 def fetch_description(model: RecipeModel) -> None:
@@ -30,7 +27,7 @@ def fetch(model: RecipeModel) -> None:
         ReasonmillError: the hub can't be reached, and the cache does not have all files.
     """
     fetch_description(model)
-    for whole, index in zip(_WHOLE, INDICES, strict=True):
+    for whole, index in zip(WHOLE, INDICES, strict=True):
         files = [whole, *shards(model.directory, index)]
         _download(model, only=files)
         if any((model.directory / file).is_file() for file in files):
