@@ -1,8 +1,8 @@
 """The tokenizer that a GGUF file describes, as Hugging Face's.
 
 The file has the vocabulary, the merges or scores, and for byte-level BPE the name of the way in which text is split
-before anything is merged (`tokenizer.ggml.pre`): one that is not known here is refused, because numbers, blanks or words would be read otherwise
-than the model learned them, and nothing would say so.
+before anything is merged (`tokenizer.ggml.pre`): one that is not known here is refused, because numbers, blanks or
+words would be read otherwise than the model learned them, and nothing would say so.
 """
 
 from __future__ import annotations
