@@ -78,6 +78,10 @@ NEVER_IMPORTS: dict[str, set[str]] = {
         *("torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"),
         *("reasonmill.plugins", "reasonmill.recipe", "reasonmill.stages", "reasonmill.store", "reasonmill.mill"),
     },
+    "worked": {
+        *("torch", "transformers", "reasonmill.algo", "reasonmill.model", "reasonmill.sample", "reasonmill.learn"),
+        *("reasonmill.plugins", "reasonmill.recipe", "reasonmill.stages", "reasonmill.store", "reasonmill.mill"),
+    },
     "curation": {
         *("torch", "reasonmill.algo", "reasonmill.learn", "reasonmill.sample", "reasonmill.stages"),
         "reasonmill.plugins",

@@ -38,7 +38,7 @@ from reasonmill.workers.pool import Workers
 # What rooms of this package offer, by group and name.
 _OFFERS: list[dict[str, dict[str, str]]] = [
     tomllib.loads((PACKAGE_ROOT / room / "offers.toml").read_text(encoding="utf-8"))
-    for room in ("stages", "rewards", "tasks", "published", "gym", "data", "world")
+    for room in ("stages", "rewards", "tasks", "published", "gym", "data", "worked", "world")
 ]
 
 # From the least to the most.
