@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from reasonmill.data.table import Rows
 from reasonmill.errors import RecipeError
 from reasonmill.languages import language_share
-from reasonmill.published.sets import gsm8k
+from reasonmill.tasks.graded import math
+from reasonmill.tasks.splits import SPLITS
 from reasonmill.transcript import read_transcript
 from reasonmill.types import Message, Problem
-from reasonmill.worked.data import Gsm8kSolutions, WorkedSolutions
+from reasonmill.worked.data import WorkedSolutions
+from reasonmill.worked.everyday import EverydayQuestions
 from reasonmill.worked.families import SOLVERS
 from reasonmill.worked.solution import Solution
 
@@ -156,29 +159,36 @@ def test_a_family_that_nobody_works_out_is_refused() -> None:
         worked(0, "chain_sum", {"expression": "1 + 2"})
 
 
-def test_published_solutions_are_asked_as_the_task_asks(tmp_path: Path) -> None:
+def test_rows_that_have_their_solutions_are_asked_as_the_task_asks(tmp_path: Path) -> None:
     rows = [
         {"question": "Ann has 2 apples and buys 3.", "answer": "She has 2+3=<<2+3=5>>5 apples.\nSo 5.\n#### 5"},
         {"question": "And 1,000 more?", "answer": "5+1000=<<5+1000=1005>>1,005\n#### 1,005"},
-        {"question": "And none?", "answer": "0\n#### 0"},
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = Gsm8kSolutions(file, problems=2)
-    first, second = data.conversations()
-    said = read_transcript(first.response)
-    assert (said.thinking, said.answer) == ("She has 2+3=5 apples.\nSo 5.", "5")
-    assert read_transcript(second.response).answer == "1005"
-    asked = {problem.messages for problem in gsm8k(file, split="train").problems("train", 0)}
-    assert {first.messages, second.messages} < asked
-    assert [problem.answer for problem in data.problems()["train"]] == ["5", "1005"]
+    task = math(Rows(train=file).problems(), answer_in="answer")
+    solved = {read_transcript(each.response).answer: each for each in WorkedSolutions(task, 2).conversations()}
+    assert read_transcript(solved["5"].response).thinking == "She has 2+3=5 apples.\nSo 5."
+    problems = {problem.id: problem for problem in task.problems("train", 0)}
+    for answer, each in solved.items():
+        problem = problems[each.problem_id]
+        assert (problem.messages, problem.answer) == (each.messages, answer)
+        assert task.verdict(problem, each.response).outcome == "right"
 
 
-def test_rows_that_are_not_of_the_published_set_are_refused(tmp_path: Path) -> None:
+def test_rows_without_solutions_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"question": "2 + 3 ?"}\n')
-    with pytest.raises(RecipeError, match="no 'answer'"):
-        Gsm8kSolutions(file).conversations()
+    file.write_text('{"question": "2 + 3 ?", "answer": "5"}\n')
+    with pytest.raises(RecipeError, match="no worked solutions for problems of this task"):
+        WorkedSolutions(math(Rows(train=file).problems()), 1).conversations()
+
+
+def test_everyday_questions_on_one_topic_are_in_one_split() -> None:
+    splits = EverydayQuestions().problems()
+    topics = {split: {problem.meta["cluster"] for problem in problems} for split, problems in splits.items()}
+    assert set(topics) == set(SPLITS)
+    assert all(topics.values())
+    assert sum(map(len, topics.values())) == len(set().union(*topics.values()))
 
 
 @pytest.mark.check

@@ -5,29 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
-from reasonmill.data.files import read_rows
-from reasonmill.data.values import BadRow
 from reasonmill.errors import RecipeError, suggestion
 from reasonmill.protocols import Task
-from reasonmill.published.rows import problem_of
 from reasonmill.randomness import generator
 from reasonmill.settings import Naming
 from reasonmill.types import Conversation, Problem
 from reasonmill.worked.families import SOLVERS
 from reasonmill.worked.solution import Solution
 
-# What GSM8K's solutions say to a calculator.
+# GSM8K's solutions: what they say to a calculator, and what the answer stands behind.
 _CALCULATED = re.compile(r"<<.*?>>")
+_MARK = "####"
 
 
 class WorkedSolutions:
-    """Problems of a task, each with a solution that a program worked out.
+    """Problems of a task, each with a solution: one that a program works out, or the one that its row has.
 
     Args:
-        task: a task over a family of reasoning-gym that `SOLVERS` knows.
+        task: a task over a family of reasoning-gym that `SOLVERS` knows, or over rows whose column `answer` has the
+            solution before the answer, as GSM8K's.
         problems: how many, the first of the split `train`.
         seed: another one draws others.
     """
@@ -50,7 +48,11 @@ class WorkedSolutions:
             RecipeError: nobody here works out problems of this kind.
         """
         solved = [(problem, _solved(problem, self._seed, index)) for index, problem in enumerate(self._drawn)]
-        found = [conversation(problem, solution) for problem, solution in solved if solution is not None]
+        found = [
+            Conversation(problem.messages, solution.response, "reasoning", problem.id, "train")
+            for problem, solution in solved
+            if solution is not None
+        ]
         if not found:
             raise RecipeError(
                 f"none of the {len(solved)} problems can be worked out",
@@ -65,57 +67,20 @@ class WorkedSolutions:
         return list({problem.id: problem for problem in drawn}.values())
 
 
-class Gsm8kSolutions:
-    """The training problems of GSM8K with their published solutions, in the prompts of the task `gsm8k`.
+def _solved(problem: Problem, seed: int, index: int) -> Solution | None:
+    """The solution of a problem.
 
     Args:
-        file: the published file, or one with its columns.
-        problems: how many of its rows, from the first on; all if unset.
-
-    Raises:
-        RecipeError: the file can't be read.
+        index: of the problem among those that this seed draws.
     """
-
-    def __init__(self, file: Path, problems: int | None = None) -> None:
-        self._file = file
-        self._count = problems
-
-    def problems(self) -> Mapping[str, Sequence[Problem]]:
-        """The problems that are solved."""
-        return {"train": [problem for problem, _ in self._solved]}
-
-    def conversations(self) -> Sequence[Conversation]:
-        """Each problem with its solution."""
-        return [conversation(problem, solution) for problem, solution in self._solved]
-
-    @cached_property
-    def _solved(self) -> Sequence[tuple[Problem, Solution]]:
-        found: list[tuple[Problem, Solution]] = []
-        for row in read_rows(self._file):
-            if len(found) == self._count:
-                break
-            if isinstance(row, BadRow):
-                raise RecipeError(row.what, where=row.where, fix="give the published file as it is")
-            try:
-                problem = problem_of("gsm8k", row.columns)
-            except BadRow as bad:
-                raise RecipeError(bad.what, where=row.place, fix="give the published file as it is") from bad
-            steps = _CALCULATED.sub("", row.columns["answer"]).rpartition("####")[0].strip().splitlines()
-            found.append((problem, Solution(steps, problem.answer)))
-        return found
-
-
-def conversation(problem: Problem, solution: Solution) -> Conversation:
-    """What `sft` learns of a solved problem."""
-    return Conversation(problem.messages, solution.response, "reasoning", problem.id, "train")
-
-
-def _solved(problem: Problem, seed: int, index: int) -> Solution | None:
-    family = str(problem.meta.get("family"))
+    family, written = problem.meta.get("family"), problem.meta.get("answer")
     item: Any = problem.meta.get("item")
-    if family not in SOLVERS or not isinstance(item, Mapping):
-        raise RecipeError(
-            f"there are no worked solutions for problems of the family {family!r}",
-            fix=suggestion(family, SOLVERS) or f"take one of {', '.join(SOLVERS)}",
-        )
-    return SOLVERS[family](item["metadata"], generator("worked", family, seed, index))
+    if family in SOLVERS and isinstance(item, Mapping):
+        return SOLVERS[str(family)](item["metadata"], generator("worked", str(family), seed, index))
+    if isinstance(written, str) and _MARK in written:
+        steps = _CALCULATED.sub("", written).rpartition(_MARK)[0].strip().splitlines()
+        return Solution(steps, problem.answer)
+    raise RecipeError(
+        f"there are no worked solutions for problems of {f'the family {family!r}' if family else 'this task'}",
+        fix=suggestion(str(family), SOLVERS) or f"take rows that have theirs, or a family: {', '.join(SOLVERS)}",
+    )
