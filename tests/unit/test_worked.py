@@ -124,8 +124,10 @@ class Items:
     def __init__(self, family: str, *items: dict[str, Any]) -> None:
         self._family = family
         self._items = items
+        self.asked: list[int] = []
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
+        self.asked.append(index)
         item = self._items[(index + seed) % len(self._items)]
         meta = {"family": self._family, "item": {"metadata": item}}
         return Problem("items", (Message("user", f"{item} ?"),), "", meta, split=split)
@@ -143,12 +145,20 @@ def test_a_table_of_worked_solutions_has_each_problem_once_and_none_that_is_held
     assert {split: len(rows) for split, rows in data.problems().items()} == {"train": 3}
 
 
+def test_a_table_is_worked_out_when_it_is_read() -> None:
+    items = Items("chain_sum", {"expression": "1 + 2"}, {"expression": "1 + 3"})
+    conversations = WorkedSolutions(items, 2).conversations()  # type: ignore[arg-type]
+    assert items.asked == [0]
+    assert len(conversations) == 2
+    assert items.asked == [0, 0, 1]
+
+
 def test_problems_without_a_solution_are_left_out_of_the_table() -> None:
     numbers = {"numbers": [2, 7, 79]}
     (only,) = worked(2, "countdown", {**numbers, "target": 999}, {**numbers, "target": 395}).conversations()
     assert read_transcript(only.response).answer == "(7 - 2)*79"
     with pytest.raises(RecipeError, match="none of the 1 problems can be worked out"):
-        worked(1, "countdown", {**numbers, "target": 999}).conversations()
+        list(worked(1, "countdown", {**numbers, "target": 999}).conversations())
 
 
 def test_a_family_that_nobody_works_out_is_refused() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 from reasonmill.errors import RecipeError, suggestion
 from reasonmill.protocols import Task
@@ -44,9 +44,15 @@ class WorkedSolutions:
     def conversations(self) -> Sequence[Conversation]:
         """Each problem with its solution; those that have none are left out.
 
+        They are worked out when somebody looks at them: a recipe is loaded without that.
+
         Raises:
             RecipeError: nobody here works out problems of this kind.
         """
+        _solved(self._task.problem("train", self._seed, 0), self._seed, 0)
+        return _WhenRead(self._worked_out)
+
+    def _worked_out(self) -> Sequence[Conversation]:
         solved = [(problem, _solved(problem, self._seed, index)) for index, problem in enumerate(self._drawn)]
         found = [
             Conversation(problem.messages, solution.response, "reasoning", problem.id, "train")
@@ -65,6 +71,27 @@ class WorkedSolutions:
         """The task draws with replacement; each problem is taken once."""
         drawn = (self._task.problem("train", self._seed, index) for index in range(self._count))
         return list({problem.id: problem for problem in drawn}.values())
+
+
+class _WhenRead(Sequence[Conversation]):
+    """Conversations that are made when the first of them is read."""
+
+    def __init__(self, make: Callable[[], Sequence[Conversation]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Sequence[Conversation]:
+        return self._make()
+
+    @overload
+    def __getitem__(self, place: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Conversation]: ...
+    def __getitem__(self, place: int | slice) -> Conversation | Sequence[Conversation]:
+        return self._made[place]
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 def _solved(problem: Problem, seed: int, index: int) -> Solution | None:
