@@ -36,8 +36,8 @@ def small(name: str, folder: Path) -> list[str]:
     for split in ("train", "test"):
         rows = "".join(json.dumps(row) + "\n" for row in GSM8K[split == "test" :: 2])
         (folder / f"gsm8k_{split}.jsonl").write_text(rows, encoding="utf-8")
-    rows = [f"{prompt},{'unsafe' if place % 2 else 'safe'}" for place, prompt in enumerate(PROMPTS)]
-    (folder / "xstest_prompts.csv").write_text("\n".join(["prompt,label", *rows]), encoding="utf-8")
+    asked = [f"{prompt},{'unsafe' if place % 2 else 'safe'}" for place, prompt in enumerate(PROMPTS)]
+    (folder / "xstest_prompts.csv").write_text("\n".join(["prompt,label", *asked]), encoding="utf-8")
     (folder / "simple_safety_tests.csv").write_text("\n".join(["prompts_final", *PROMPTS]), encoding="utf-8")
     return [str(path), "--home", str(folder / "home")]
 
@@ -59,7 +59,7 @@ def test_every_stage_of_r1_smollm2_runs(tmp_path: Path, without_charts: None) ->
         sampled = {"evaluate": 2, "collect": 4}.get(stage["kind"])
         if sampled:
             settings += [f"{name}.tasks={_toml(dict.fromkeys(stage['tasks'], sampled))}", f"{name}.samples=2"]
-        elif stage["kind"] == "rl":
+        elif stage["kind"] in ("rl", "distill"):
             settings += [f"{name}.steps=1", f"{name}.problems_per_step=4", f"{name}.group_size=2"]
         elif stage["kind"] == "curate":
             settings += [f"{name}.keep={{ correct = false, well_formed = false }}"]
@@ -68,6 +68,7 @@ def test_every_stage_of_r1_smollm2_runs(tmp_path: Path, without_charts: None) ->
             settings += [f"{name}.sampling.max_tokens=12"]
     settings += ["general-rollouts.tasks={ everyday = 40, harmful = 20 }", "general-rollouts.samples=4"]
     settings += [f"{name}.held_out=0.4" for name in ("helpfulness-rm", "safety-rm")]
+    settings += ["small.layers=2"]  # of four
     settings += [f"data.worked-{family}.problems=2" for family in ("gsm8k", *FAMILIES)]
     figures = run(arguments, *settings)
     assert figures.keys() == written.keys()

@@ -385,5 +385,6 @@ WORKLOADS: Mapping[str, Callable[[Any, Upstream], Workload]] = {
     "evaluate": _evaluate,
     "curate": _curate,
     "reward-model": _reward_model,
+    "shorten": lambda settings, upstream: Workload(),
     "gate": lambda settings, upstream: Workload(),
 }
