@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from contexts import a_context
 from reasonmill.errors import RecipeError
+from reasonmill.model.directory import beside_weights
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.stage import Input
 from reasonmill.stages.shorten import Settings, layers_left, run
+from reasonmill.store.commit import MANIFEST
 from reasonmill.store.home import Home
 
 BASE = shipped_bases()["tiny-base"]
@@ -60,6 +62,15 @@ def test_all_other_files_stay_and_lists_by_layer_are_shortened(tmp_path: Path) -
     written = json.loads((made / "config.json").read_text())
     assert written["num_hidden_layers"] == 3
     assert written["layer_types"] == ["full_attention", "sliding_attention", "full_attention"]
+
+
+def test_a_model_of_an_earlier_stage_is_shortened_without_the_list_of_its_files(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        digest = home.objects.put(lambda target: shutil.copytree(BASE, target, dirs_exist_ok=True))
+        earlier = home.objects.path(digest)
+    assert (earlier / MANIFEST).exists()
+    assert not (shortened(earlier, 2, tmp_path) / MANIFEST).exists()
+    assert MANIFEST not in {file.name for file in beside_weights(earlier)}
 
 
 def test_what_can_not_be_shortened_is_refused(tmp_path: Path) -> None:

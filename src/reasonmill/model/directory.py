@@ -35,6 +35,8 @@ WEIGHTS = (
     "*.ckpt",
 )
 # Templates beside the one that is used when nobody names one, as Hugging Face keeps them.
+# The store's name for it; a copy of it would be of another object.
+_MANIFEST = "manifest.json"
 _TEMPLATES = "additional_chat_templates"
 # What weights are made of where nobody has quantised them.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -100,13 +102,16 @@ def refuse_foreign_code(path: Path, file: str, *, trust: bool) -> None:
 
 def beside_weights(path: Path) -> list[Path]:
     """The files of a model that are neither its config nor weights, whoever wrote them: tokenizer, templates, how it
-    generates, a licence, a description. Hidden ones are left out, and other directories."""
+    generates, a licence, a description. Hidden ones are left out, other directories, and the list of its files that a
+    home adds to what it keeps."""
     files = [*path.iterdir(), *(path / _TEMPLATES).glob("*")]
     return sorted(file for file in files if file.is_file() and _is_beside_weights(file.name))
 
 
 def _is_beside_weights(name: str) -> bool:
-    return name not in (CONFIG, ADAPTER) and not any(fnmatch(name, pattern) for pattern in (".*", *INDICES, *WEIGHTS))
+    return name not in (CONFIG, ADAPTER, _MANIFEST) and not any(
+        fnmatch(name, pattern) for pattern in (".*", *INDICES, *WEIGHTS)
+    )
 
 
 def kept_in(path: Path) -> str | None:

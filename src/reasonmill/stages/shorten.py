@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from reasonmill.errors import RecipeError
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext, StageSettings
+from reasonmill.store.commit import MANIFEST
 
 MAKES: ArtifactKind = "model"
 
@@ -84,7 +85,8 @@ def _write(source: Path, target: Path, config: Mapping[str, Any], kept: Sequence
                 if new is not None:
                     weights[new] = opened.get_tensor(name)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    written = {_CONFIG, "model.safetensors.index.json", *(file.name for file in source.glob(_WEIGHTS))}
+    # What a home adds to what it keeps is no file of the model.
+    written = {_CONFIG, MANIFEST, "model.safetensors.index.json", *(file.name for file in source.glob(_WEIGHTS))}
     for file in source.iterdir():
         if file.is_file() and file.name not in written:
             shutil.copyfile(file, target / file.name)
