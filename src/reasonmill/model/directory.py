@@ -34,9 +34,9 @@ WEIGHTS = (
     "*.onnx",
     "*.ckpt",
 )
-# Templates beside the one that is used when nobody names one, as Hugging Face keeps them.
-# The store's name for it; a copy of it would be of another object.
+# What a home adds to the files of what it keeps: their list, which is that of no other model.
 _MANIFEST = "manifest.json"
+# Templates beside the one that is used when nobody names one, as Hugging Face keeps them.
 _TEMPLATES = "additional_chat_templates"
 # What weights are made of where nobody has quantised them.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
