@@ -31,6 +31,10 @@ def shortened(source: Path, layers: int, folder: Path) -> Path:
     return target
 
 
+def copy_base(target: Path) -> None:
+    shutil.copytree(BASE, target, dirs_exist_ok=True)
+
+
 @pytest.mark.parametrize(
     ("depth", "left", "kept"), [(4, 2, (0, 3)), (30, 4, (0, 10, 19, 29)), (5, 4, (0, 1, 3, 4)), (3, 2, (0, 2))]
 )
@@ -66,7 +70,7 @@ def test_all_other_files_stay_and_lists_by_layer_are_shortened(tmp_path: Path) -
 
 def test_a_model_of_an_earlier_stage_is_shortened_without_the_list_of_its_files(tmp_path: Path) -> None:
     with Home.open(tmp_path / "home") as home:
-        digest = home.objects.put(lambda target: shutil.copytree(BASE, target, dirs_exist_ok=True))
+        digest = home.objects.put(copy_base)
         earlier = home.objects.path(digest)
     assert (earlier / MANIFEST).exists()
     assert not (shortened(earlier, 2, tmp_path) / MANIFEST).exists()
