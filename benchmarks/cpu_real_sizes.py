@@ -93,7 +93,9 @@ def _cpu_s(of: int = resource.RUSAGE_SELF) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _turns(options: argparse.Namespace, unit: str, ours: Callable[[], int], others: Callable[[], int]) -> dict[str, Any]:
+def _turns(
+    options: argparse.Namespace, unit: str, ours: Callable[[], int], others: Callable[[], int]
+) -> dict[str, Any]:
     """Milliseconds of both, for each of the tokens that they return; a first turn is not counted."""
     taken: dict[str, list[float]] = {"reasonmill": [], "others": []}
     for turn in range(options.repeat + 1):

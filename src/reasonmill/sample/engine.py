@@ -63,8 +63,16 @@ class NativeEngine(Queue):
         elif self._slots.running:
             self._draw(self._decode(), first=0)
         self._collect_finished()
-        if not self._slots.running and not self._waiting:
-            self._packed.drop()  # a learner may need the memory, and will change the weights
+        self._drop_copies_if_idle()
+
+    def copied_bytes(self, sequences: int) -> int:
+        """Those of `PackedWeights`."""
+        return self._packed.num_bytes(min(sequences, self._num_slots))
+
+    def _drop_copies_if_idle(self) -> None:
+        """A learner may need the memory, and will change the weights."""
+        if not self._waiting and all(running.is_cancelled for running in self._slots.running):
+            self._packed.drop()
 
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
@@ -89,6 +97,7 @@ class NativeEngine(Queue):
         for running in self._slots.running:
             if running.ticket == ticket:
                 running.is_cancelled = True  # its slot is free from the next step on
+        self._drop_copies_if_idle()
 
     def _may_admit(self) -> bool:
         """Whether a slot is free for the request that waits longest, which may take new memory."""

@@ -38,12 +38,17 @@ class PackedWeights:
         pays = (
             decoder.device.type == "cpu"
             and decoder.dtype == torch.float32
-            and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+            and torch.backends.mkl.is_available()
             and sum(linear.weight.numel() for linear in linears) >= _LARGE
         )
         self._linears = linears if pays else []
         self._packed: list[_Packed] = []
         self._rows = 0
+
+    def num_bytes(self, rows: int) -> int:
+        """Bytes of all copies where so many rows are read."""
+        weights = [linear.weight for linear in self._linears] if rows >= _FEWEST else []
+        return sum(weight.numel() * weight.element_size() for weight in weights)
 
     def drop(self) -> None:
         """Lets go of the copies: they are of no use, or of weights that have changed."""
@@ -96,7 +101,7 @@ class _Packed:
         if rows < self.rows:
             flat = F.pad(flat, (0, 0, 0, self.rows - rows))
         out: Tensor = torch.ops.mkl._mkl_linear(flat, self.weight, linear.weight, linear.bias, self.rows)
-        return out[:rows].unflatten(0, states.shape[:-1])
+        return out[:rows].view(*states.shape[:-1], -1)
 
 
 def _rounded(rows: int) -> int:
