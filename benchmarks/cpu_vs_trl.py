@@ -53,7 +53,7 @@ def main() -> int:
         say(f"warning: the load average is {load:.1f}; threads that wait for a shared core spoil the timings")
     batch_size, pilot = _fastest_batch_size(base, options.trl_batch_sizes, options.pilot_steps)
     sides: dict[str, Callable[[Workload], Measured]] = {
-        "reasonmill": _run_reasonmill,
+        "reasonmill": run_reasonmill,
         "trl": lambda workload: run_trl(workload, batch_size),
     }
     runs: dict[str, list[Measured]] = {name: [] for name in sides}
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 # --- reasonmill -----------------------------------------------------------------------------------------------------
 
 
-def _run_reasonmill(workload: Workload) -> Measured:
+def run_reasonmill(workload: Workload) -> Measured:
     """Runs a recipe of one `rl` stage by the command line and reads what the ledger says of it."""
     with tempfile.TemporaryDirectory(prefix="cpu-vs-trl-") as work:
         recipe, home = Path(work) / "recipe.toml", Path(work) / "mill"

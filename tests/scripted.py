@@ -51,6 +51,9 @@ class ScriptedEngine:
     def reserve(self, need: MemoryNeed) -> int:
         return 0
 
+    def copied_bytes(self, sequences: int) -> int:
+        return 0
+
     def submit(self, request: Request) -> int:
         ticket = next(self._tickets)
         self._waiting[ticket] = request

@@ -86,8 +86,8 @@ class Engine(Protocol):
     """Runs many requests at the same time, one token or a few of each in a step. Its memory is kept from one to the
     next.
 
-    A completion depends on its request and the weights alone, wherever and beside whatever it runs; on CUDA up to
-    rounding, which other shapes of a batch change.
+    A completion depends on its request and the weights alone, wherever and beside whatever it runs; on CUDA, and of a
+    large network anywhere, up to rounding, which other shapes of a batch change.
     """
 
     @property
@@ -101,6 +101,9 @@ class Engine(Protocol):
     @property
     def in_fp32(self) -> bool:
         """Whether a network of this process computes the log-probs, all of it in fp32."""
+
+    def copied_bytes(self, sequences: int) -> int:
+        """Bytes of copies of weights that it holds while so many sequences run."""
 
     def reserve(self, need: MemoryNeed) -> int:
         """Makes its memory while nothing runs; returns for how many tokens, or 0 where no bit depends on that.
@@ -143,6 +146,9 @@ class Sampler(Protocol):
     @property
     def in_fp32(self) -> bool:
         """As of `Engine`: then its log-probs are those of a learner with the same weights that is in fp32, too."""
+
+    def copied_bytes(self, sequences: int) -> int:
+        """Bytes of copies of weights that it holds while so many sequences run."""
 
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None

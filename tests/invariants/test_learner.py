@@ -10,6 +10,7 @@ from torch import Tensor
 from reasonmill.algo.examples import denominator
 from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
+from reasonmill.learn import local
 from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
@@ -80,6 +81,21 @@ def test_a_packed_row_is_padded_rows_of_a_plain_network(decoder: Decoder, temper
 
 
 # Optimizer
+
+
+def test_context_goes_through_no_head_of_a_large_vocabulary(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = ragged_examples(6)
+    (batch,) = pack(examples, WHOLE)
+    weighed = batch.weights != 0
+    learner = LocalLearner(decoder, OptimizerSettings())
+
+    def passes() -> list[Tensor]:
+        return [learner.logprobs(batch)[weighed], *gradients(decoder, examples, WHOLE, LossSettings())]
+
+    expected = passes()
+    monkeypatch.setattr(local, "_LARGE_VOCABULARY", 1)
+    torch.testing.assert_close(passes(), expected)
+    assert learner.logprobs(batch).count_nonzero() == weighed.count_nonzero() < batch.num_tokens
 
 
 def test_the_optimizer_is_adamw_with_clipping() -> None:

@@ -58,6 +58,7 @@ def test_the_divergence_is_that_of_plain_softmaxes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logprobs, "_CPU_LOGITS", chunk * VOCABULARY)
+    monkeypatch.setattr(logprobs, "_CPU_POSITIONS", 1)
     hidden, weight, teacher_hidden, teacher_weight, above = case
     doubles = hidden.double().requires_grad_(), weight.double().requires_grad_()
     policy = plain_logprobs(*doubles, temperature, softcap)

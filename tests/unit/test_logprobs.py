@@ -45,6 +45,7 @@ def test_log_probs_are_those_of_a_plain_softmax(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logprobs, "_CPU_LOGITS", chunk * VOCABULARY)
+    monkeypatch.setattr(logprobs, "_CPU_POSITIONS", 1)
     hidden, weight, targets, above = case
     expected = plain(hidden, weight, targets, above, temperature, softcap)
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -68,7 +69,8 @@ def test_positions_that_are_not_asked_for_have_no_part(case: tuple[Tensor, Tenso
     assert values.count_nonzero() == len(places)
 
 
-def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row() -> None:
+def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "_CPU_POSITIONS", 1)
     vocabulary = logprobs._CPU_LOGITS + 1
     hidden = torch.tensor([[1.0], [-1.0]])
     weight = torch.zeros(vocabulary, 1)
@@ -77,6 +79,13 @@ def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row() -> None:
     rest = torch.tensor(float(vocabulary - 1)).double()
     expected = [3.0 - torch.log(rest + torch.tensor(3.0).double().exp()), -3.0 - torch.log(rest + 0.049787068)]
     assert values.tolist() == pytest.approx([float(value) for value in expected], rel=1e-6)
+
+
+def test_chunks_fit_the_cache_or_have_positions_enough_for_a_large_vocabulary() -> None:
+    """Those of the tiny world's vocabulary decide the bits of its recipes."""
+    hidden = torch.zeros(3000, 1)
+    assert logprobs.chunks(hidden, torch.zeros(896, 1))[:1] == [slice(0, 1170)]
+    assert logprobs.chunks(hidden, torch.zeros(49_152, 1))[:1] == [slice(0, 256)]
 
 
 def test_huge_logits_stay_finite() -> None:

@@ -61,6 +61,7 @@ def test_sampling_takes_what_was_measured_where_that_is_more_than_the_cache() ->
     assert peak(plain).total == 40 + 2 * 3 * 5
     assert peak(replace(plain, sampling_bytes=7)).total == 40 + 2 * 3 * 7
     assert peak(replace(plain, sampling_bytes=4)).total == 40 + 2 * 3 * 5
+    assert peak(replace(plain, sampling_copies=9)).total == 40 + 2 * 3 * 5 + 9
 
 
 def test_what_is_not_known_of_the_memory_is_said() -> None:
@@ -214,6 +215,9 @@ class FakeSampler:
     repeatable: bool = True
     in_fp32: bool = True
 
+    def copied_bytes(self, sequences: int) -> int:
+        return 1000 * sequences
+
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> Iterator[tuple[int, Completion]]:
@@ -258,6 +262,7 @@ def test_sampling_is_measured_up_to_the_stages_own_shape() -> None:
     assert asked == [(1, 8), (1, 8), (8, 8), (16, 8), (16, 64), (16, 100)]
     assert (found.prompt_s, found.step_s, found.token_s) == pytest.approx((1.0, 10.0, 0.1))
     assert (found.prompt, found.response, found.longest) == (3, 20, 20)
+    assert found.copied_bytes == 16_000
 
 
 def test_sampling_that_takes_long_is_measured_on_a_smaller_shape() -> None:

@@ -14,6 +14,9 @@ from reasonmill.algo.fused import fused
 # reads and writes the gradient of the whole head once.
 _CPU_LOGITS = 1 << 20
 _GPU_SHARE = 40
+# But so many positions at least: of a large vocabulary, what fits the cache are few, and for few positions a CPU's
+# products take longer, and so does the head's gradient.
+_CPU_POSITIONS = 256
 # A matrix product on a GPU is cut into tiles of so many rows.
 _TILE = 128
 # Rows of a head in bf16 that a CPU, which has no product of bf16 into fp32, holds in fp32 at the same time.
@@ -100,7 +103,7 @@ def _product_gradient(
     above = of_target[:, None]
     if of_entropy is not None:
         above = above + of_entropy[:, None] * (of_all + entropy[:, None])
-    spread = torch.exp(of_all).mul_(-above)
+    spread = of_all.exp_().mul_(-above)
     return to_product(_add_at(spread, targets, of_target), slope, temperature, dtype)
 
 
@@ -123,7 +126,7 @@ def _add_at(values: Tensor, targets: Tensor, added: Tensor) -> Tensor:
 
 def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Runs of positions whose logits are made together; the same in forward and backward."""
-    size = max(1, _logits_at_once(hidden.device) // weight.shape[0])
+    size = max(_CPU_POSITIONS if hidden.device.type == "cpu" else 1, _logits_at_once(hidden.device) // weight.shape[0])
     if hidden.device.type == "cuda" and size > _TILE:
         size -= size % _TILE
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
@@ -167,7 +170,11 @@ def scaled_logits(
 
 def to_product(gradient: Tensor, slope: Tensor | None, temperature: float, dtype: torch.dtype) -> Tensor:
     """The gradient of raw logits, in `dtype`, from that of scaled ones."""
-    return (gradient / temperature if slope is None else gradient * slope).to(dtype)
+    if slope is not None:
+        gradient = gradient * slope
+    elif temperature != 1.0:
+        gradient = gradient / temperature
+    return gradient.to(dtype)
 
 
 def head_gradients(

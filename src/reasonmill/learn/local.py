@@ -33,6 +33,8 @@ Made = TypeVar("Made")
 # them once more for rows shorter than some thousands; that takes as long again, and the code that it makes is then run
 # for longer rows, too, for which it takes more memory.
 _LEAST = 4096
+# Tokens from which on a CPU's head is much of the work: SmolLM2's 49,152 are a fifth of it.
+_LARGE_VOCABULARY = 8192
 
 
 class LocalLearner(TrainedNetwork):
@@ -129,7 +131,8 @@ class LocalLearner(TrainedNetwork):
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N] of the batch's targets under the current weights; on a GPU 0 for context."""
+        """Log-probabilities [N] of the batch's targets under the current weights; 0 for context, on a CPU of a
+        large vocabulary only."""
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
         # that are compiled without gradients would be others.
@@ -159,9 +162,11 @@ class LocalLearner(TrainedNetwork):
         return *token_losses(policy_logprobs, batch, loss, entropies), policy_logprobs.detach()
 
     def _places(self, batch: Batch) -> Tensor | None:
-        """On a GPU, where the head is most of the work for small models, the positions of a batch on the CPU that its
-        loss weighs; None for all."""
-        if self.decoder.device.type != "cuda":
+        """Where the head is much of the work, the positions of a batch on the CPU that its loss weighs; None for all.
+
+        That is so on a GPU, and of a large vocabulary.
+        """
+        if self.decoder.device.type != "cuda" and self.decoder.head_weight.shape[0] < _LARGE_VOCABULARY:
             return None
         places = batch.weights.nonzero().squeeze(1)
         return places.to(self.decoder.device) if 0 < len(places) < batch.num_tokens else None

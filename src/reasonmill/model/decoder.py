@@ -76,6 +76,11 @@ class Decoder:
         """[V, H]"""
         return self._head.weight
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Raw logits [N, V] of hidden states [N, H], as the head's module makes them: in the type of the weights."""
+        logits: Tensor = self._head(hidden)
+        return logits
+
     def hidden(self, inputs: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Final hidden states [N, H] of a row of token ids [N] at the given positions [N] of their sequences."""
         output = self.network.get_decoder()(

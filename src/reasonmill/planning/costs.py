@@ -138,6 +138,7 @@ def numbers_of(
         longest=work.longest,
         cached_bytes=None if cached is None else float(cached * weight_bytes),
         sampling_bytes=(sampled.slot_bytes or 0.0) if sampled else 0.0,
+        sampling_copies=sampled.copied_bytes if sampled else 0.0,
         row=work.row,
         activation_bytes=measured
         if measured is not None

@@ -33,6 +33,7 @@ class Numbers:
         cached_bytes: keys and values of one token, in all layers.
         sampling_bytes: what each token of a sequence takes while it is sampled, where that is more than its keys and
             values.
+        sampling_copies: bytes of copies of weights that are held while it samples.
         row: tokens of one forward pass of training.
         activation_bytes: what the backward pass needs of one token of a row.
         process: bytes that are in use before a model is loaded.
@@ -48,6 +49,7 @@ class Numbers:
     longest: int = 0
     cached_bytes: float | None = 0.0
     sampling_bytes: float = 0.0
+    sampling_copies: float = 0.0
     row: int = 0
     activation_bytes: float | None = 0.0
     process: float = 0.0
@@ -76,7 +78,8 @@ def peak(numbers: Numbers) -> Peak:
     cache = numbers.sequences * numbers.longest * (numbers.cached_bytes or 0.0)
     unknown = ["the cache of keys and values"] if numbers.sequences and numbers.cached_bytes is None else []
     sampling = max(cache, numbers.sequences * numbers.longest * numbers.sampling_bytes)
-    moments: list[dict[Part, float]] = [{**held, "keys and values": sampling}]
+    copied_too = held["weights"] + numbers.sampling_copies
+    moments: list[dict[Part, float]] = [{**held, "weights": copied_too, "keys and values": sampling}]
     if numbers.is_trained:
         trained = numbers.parameters if numbers.adapter is None else numbers.adapter
         # An adapter's own numbers are no part of the model's, and count as its master weights.

@@ -47,7 +47,9 @@ class Sampled:
     Attributes:
         response, longest: tokens of the mean and of the longest response; None where too many were cut off.
         prompt: tokens of the mean prompt.
-        slot_bytes: of each token of a sequence, what was in use beyond the model; None where the system does not say.
+        slot_bytes: of each token of a sequence, what was in use beyond the model and copies of its weights; None where
+            the system does not say.
+        copied_bytes: of copies of weights while all sequences of the stage run.
         load_s: what it took to make the sampler.
     """
 
@@ -58,6 +60,7 @@ class Sampled:
     response: float | None
     longest: float | None
     slot_bytes: float | None
+    copied_bytes: int = 0
     load_s: float = 0.0
 
 
@@ -148,7 +151,8 @@ def measure_sampling(
     is_known = limit == params.max_tokens or cut_off <= _CUT_OFF
     prompt_s, step_s, token_s = _fit([(run.prompts, run.steps, run.tokens) for run in runs], [r.seconds for r in runs])
     asked = {problem.messages for problem in problems}
-    used = None if before_bytes is None or peak is None else max(0, peak - before_bytes)
+    copied = sampler.copied_bytes(sequences)
+    used = None if before_bytes is None or peak is None else max(0, peak - before_bytes - copied)
     prompt = sum(len(renderer.render(messages)) for messages in asked) / len(asked)
     return Sampled(
         prompt_s,
@@ -158,6 +162,7 @@ def measure_sampling(
         response=sum(lengths) / len(lengths) if is_known else None,
         longest=float(max(lengths)) if is_known else None,
         slot_bytes=None if used is None else used / (sequences * (prompt + limit)),
+        copied_bytes=sampler.copied_bytes(together),
     )
 
 

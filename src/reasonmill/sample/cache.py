@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reasonmill.model.attention import AttentionRule, PackedLayout, attend_where
+
+# Bytes that torch's own tensors begin at multiples of.
+_ALIGNED = 64
 
 
 class SlotCache:
@@ -36,8 +41,8 @@ class SlotCache:
         """The layer's keys and values; `key` and `value` [K, N, D] give their shape and type."""
         if layer not in self._keys:
             shape = (self.num_slots, key.shape[0], self.length)
-            self._keys[layer] = key.new_zeros((*shape, key.shape[2]))
-            self._values[layer] = value.new_zeros((*shape, value.shape[2]))
+            self._keys[layer] = _zeros((*shape, key.shape[2]), key)
+            self._values[layer] = _zeros((*shape, value.shape[2]), value)
         return self._keys[layer], self._values[layer]
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
@@ -47,6 +52,17 @@ class SlotCache:
         for tensors in (self._keys, self._values):
             for tensor in tensors.values():
                 tensor[target, :, :reach] = tensor[source, :, :reach]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of a tensor's type on its device. On a CPU they take no memory until something is written: of many slots,
+    few may ever run, and none up to its end."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    memory = np.zeros(size + _ALIGNED, np.uint8)
+    start = -memory.ctypes.data % _ALIGNED
+    return torch.from_numpy(memory[start : start + size]).view(like.dtype).view(shape)
 
 
 class PrefillLayout:

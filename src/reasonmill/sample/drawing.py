@@ -49,10 +49,13 @@ def draw(logits: Tensor, filters: Filters, noise: Tensor) -> tuple[Tensor, Tenso
         that at temperature 1, since the one-point distribution would always report 0.
     """
     greedy = filters.temperature == 0
-    logprobs = torch.log_softmax(logits / torch.where(greedy, 1.0, filters.temperature)[:, None], dim=-1)
+    temperature = torch.where(greedy, 1.0, filters.temperature)
+    # To divide by 1 changes nothing, and takes as long as any pass over the logits.
+    tempered = logits if bool((temperature == 1).all()) else logits / temperature[:, None]
+    logprobs = torch.log_softmax(tempered, dim=-1)
     if filters.sorts:
         logprobs = _filtered(logprobs, filters)
-    cumulative = logprobs.exp().cumsum(-1)
+    cumulative = logprobs.exp().cumsum_(-1)
     # The total is 1 up to rounding; scaling by it keeps the last token from being drawn by rounding alone.
     total = cumulative[:, -1]
     # noise * total can round up to the total itself, which no token lies above.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from reasonmill.activity import beat
-from reasonmill.algo.logprobs import scaled_logits
+from reasonmill.algo.logprobs import scaled, scaled_logits
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder, is_finite
 from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.cache import DecodeLayout, PrefillLayout
 from reasonmill.sample.drawing import Filters, draw, uniform
+from reasonmill.sample.packed import PackedWeights
 from reasonmill.sample.queue import Queue
 from reasonmill.sample.requests import completion, longest, not_finite, reach, says, stop_strings
 from reasonmill.sample.slots import Running, Slots
@@ -44,6 +45,7 @@ class NativeEngine(Queue):
         self._prefill_tokens = prefill_tokens
         self._stop_tokens = torch.tensor(sorted(renderer.stop_tokens), device=decoder.device)
         self._slots = Slots(0, 0, decoder.device)
+        self._packed = PackedWeights(decoder)
 
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
@@ -61,6 +63,21 @@ class NativeEngine(Queue):
         elif self._slots.running:
             self._draw(self._decode(), first=0)
         self._collect_finished()
+        self._drop_copies_if_idle()
+
+    def copied_bytes(self, sequences: int) -> int:
+        """Those of `PackedWeights`."""
+        return self._packed.num_bytes(min(sequences, self._num_slots))
+
+    def _drop_copies_if_idle(self) -> None:
+        """A learner may need the memory, and will change the weights."""
+        if not self._waiting and all(running.is_cancelled for running in self._slots.running):
+            self._packed.drop()
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
+        super().take(weights, version)
+        self._packed.drop()
 
     def reserve(self, need: MemoryNeed) -> int:
         """Nothing: slots grow with the longest request, and no draw depends on them."""
@@ -80,6 +97,7 @@ class NativeEngine(Queue):
         for running in self._slots.running:
             if running.ticket == ticket:
                 running.is_cancelled = True  # its slot is free from the next step on
+        self._drop_copies_if_idle()
 
     def _may_admit(self) -> bool:
         """Whether a slot is free for the request that waits longest, which may take new memory."""
@@ -130,7 +148,12 @@ class NativeEngine(Queue):
         running, rows = self._slots.running, self._slots.rows
         positions = rows.position[: len(running)]
         layout = DecodeLayout(self._slots.cache, positions, max(one.length for one in running))
-        return self._logits(self._decoder.hidden(rows.last_token[: len(running)], positions, layout))
+        with self._packed.used(len(running)) as is_packed:
+            hidden = self._decoder.hidden(rows.last_token[: len(running)], positions, layout)
+            if not is_packed:
+                return self._logits(hidden)
+            logits, _ = scaled(self._decoder.head(hidden), 1.0, self._decoder.softcap)
+            return logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits, _ = scaled_logits(hidden, self._decoder.head_weight, 1.0, self._decoder.softcap)

@@ -83,6 +83,10 @@ class HttpSampler:
         self._renderer = ConversationRenderer()
         self._instructions = settings.instructions
 
+    def copied_bytes(self, sequences: int) -> int:
+        """None: the weights are elsewhere."""
+        return 0
+
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> Iterator[tuple[int, Completion]]:

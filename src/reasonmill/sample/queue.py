@@ -33,6 +33,10 @@ class Queue:
     def in_fp32(self) -> bool:
         return self._decoder.in_fp32
 
+    def copied_bytes(self, sequences: int) -> int:
+        """None: it reads the weights where they are."""
+        return 0
+
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
         self._decoder.take(weights)

@@ -29,6 +29,10 @@ class EngineSampler:
     def in_fp32(self) -> bool:
         return self._engine.in_fp32
 
+    def copied_bytes(self, sequences: int) -> int:
+        """Bytes of copies of weights that the engine holds while so many sequences run."""
+        return self._engine.copied_bytes(sequences)
+
     def reserve(self, need: MemoryNeed) -> int:
         """Makes the engine's memory while nothing runs; see `Engine`."""
         return self._engine.reserve(need)

@@ -1,0 +1,97 @@
+"""Copies of weights that a CPU's products read faster: the same numbers, of the weights as they are now."""
+
+import pytest
+import torch
+from torch import nn
+
+from reasonmill.model.decoder import Decoder
+from reasonmill.randomness import generator, key
+from reasonmill.sample import packed
+from reasonmill.sample.engine import NativeEngine
+from reasonmill.types import Completion, Request, SamplingParams
+from tiny_models import VOCABULARY, NumberRenderer, tiny_decoder
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are copied however small they are."""
+    monkeypatch.setattr(packed, "_LARGE", 0)
+
+
+def drained(engine: NativeEngine, count: int = 24) -> list[Completion]:
+    """Of more requests than there are slots, of ragged lengths, so that the number of rows falls and rises."""
+    numbers = generator("packed")
+    for index in range(count):
+        prompt = tuple(numbers.randrange(2, VOCABULARY) for _ in range(numbers.randint(1, 9)))
+        engine.submit(Request(prompt, SamplingParams(max_tokens=numbers.choice([2, 9, 30])), key("packed", index)))
+    found: list[tuple[int, Completion]] = []
+    while len(found) < count:
+        engine.step()
+        found += engine.finished()
+    return [completion for _, completion in sorted(found, key=lambda pair: pair[0])]
+
+
+def engine(decoder: Decoder) -> NativeEngine:
+    return NativeEngine(decoder, NumberRenderer(), num_slots=16)
+
+
+def same(found: list[Completion], expected: list[Completion]) -> None:
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "qwen3_moe"])
+def test_completions_are_those_of_the_weights_themselves(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = drained(engine(tiny_decoder(architecture)))
+    monkeypatch.setattr(packed, "_LARGE", 0)
+    used: list[int] = []
+    product = packed._Packed.product
+    monkeypatch.setattr(packed._Packed, "product", lambda self, x: used.append(self.rows) or product(self, x))
+    same(drained(engine(tiny_decoder(architecture))), expected)
+    assert {16} <= set(used) <= {8, 16}
+
+
+@pytest.mark.usefixtures("of_any_size")
+def test_weights_that_a_learner_has_changed_are_read() -> None:
+    """It changes them in their place, between two calls."""
+    ours, others = tiny_decoder(), tiny_decoder(seed=1)
+    sampler = engine(ours)
+    drained(sampler)
+    ours.take(others.network.named_parameters())
+    same(drained(sampler), drained(engine(others)))
+
+
+@pytest.mark.usefixtures("of_any_size")
+def test_weights_that_are_published_while_something_runs_are_read() -> None:
+    def run(published: int) -> list[int]:
+        sampler = engine(tiny_decoder())
+        tickets = [sampler.submit(Request((2, 3), SamplingParams(max_tokens=30), place)) for place in range(16)]
+        for step in range(6):
+            if step == published:
+                sampler.take(tiny_decoder(seed=1).network.named_parameters(), 1)
+            sampler.step()
+        return [token for ticket in tickets for token in sampler.drawn(ticket)]
+
+    of_old, of_new = run(6), run(3)
+    assert of_old != of_new
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packed, "_LARGE", 1 << 25)
+        assert (of_old, of_new) == (run(6), run(3))
+
+
+@pytest.mark.usefixtures("of_any_size")
+def test_nothing_is_kept_where_nothing_runs() -> None:
+    """The learner has the memory, and modules have their own products."""
+    decoder = tiny_decoder()
+    sampler = engine(decoder)
+    drained(sampler)
+    assert not sampler._packed._packed
+    assert not any("forward" in vars(module) for module in decoder.network.modules() if isinstance(module, nn.Linear))
+
+
+def test_small_networks_are_left_as_they_are() -> None:
+    with packed.PackedWeights(tiny_decoder()).used(16) as is_packed:
+        assert not is_packed
