@@ -6,7 +6,7 @@ really killed, so that nothing of it is cleaned up. Fsyncs are left out here: a 
 `power_loss` looks after them. A case begins with the part of the scenario in which the fault is, and in the short form
 it ends with that part. Where two cases leave the same home, the run goes on from it once.
 
-    python -m chaos.crash_points [--long] [--part K/N] [--controls]
+    python -m chaos.crash_points [--long] [--every N] [--part K/N] [--controls]
 
 prints one JSON object; `test_crash_points.py` reads it.
 """
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from chaos import condition, scenario
 from chaos.faults import CLOSING, KILLS, WRITES, Case, Fault, Hit, every_fault, first_faults, hits_at, name_of
@@ -329,20 +329,24 @@ def drawn(key: str, below: int, count: int) -> list[int]:
 def main() -> int:
     options_parser = argparse.ArgumentParser(description=__doc__)
     options_parser.add_argument("--long", action="store_true", help="every operation, and second crashes")
+    options_parser.add_argument("--every", type=int, default=1, help="one case in so many, and one of each operation")
     options_parser.add_argument("--part", default="1/1", help="which part of the cases, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
     gc.freeze()  # a collection in a child would copy every page that it looks at
     with tempfile.TemporaryDirectory(dir=FAST) as work, groups_known():
-        found = _controls(Path(work)) if options.controls else _survey(Path(work), options.part, long=options.long)
+        if options.controls:
+            found: dict[str, Any] = _controls(Path(work))
+        else:
+            found = _survey(Path(work), options.part, options.every, long=options.long)
     json.dump(found, sys.stdout, indent=1)
     return 0
 
 
-def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
+def _survey(work: Path, part: str, every: int, *, long: bool) -> dict[str, Any]:
     number, parts = map(int, part.split("/"))
     runner = Runner(work, to_the_end=long)
-    first = (every_fault if long else first_faults)(runner.operations)
+    first = thinned((every_fault if long else first_faults)(runner.operations), every)
     ours = [case for place, case in enumerate(first) if place // TOGETHER % parts == number - 1]
     cases = list(explore(runner, ours, second_crashes=SECOND_CRASHES if long else 0))
     hit = {name_of(hit.entry) for case, _ in cases for hits in case.attempts for hit in hits}
@@ -352,6 +356,19 @@ def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
         "hit": sorted(hit),
         "problems": [told for _, problems in cases for told in problems],
     }
+
+
+def thinned(cases: Iterable[Case], every: int) -> Iterator[Case]:
+    """One case in so many, and one of each operation at least."""
+    seen: set[str] = set()
+    since = every
+    for case in cases:
+        since += 1
+        names = {name_of(hit.entry) for hits in case.attempts for hit in hits}
+        if since >= every or not names <= seen:
+            seen |= names
+            since = 0
+            yield case
 
 
 def _controls(work: Path) -> dict[str, str | None]:

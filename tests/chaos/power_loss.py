@@ -7,7 +7,7 @@ The scenario runs once. For each moment between two operations `disk_model` give
 all of them where few operations are pending, else none, all, each alone, all but each, and some that are drawn. Each is
 looked at, and laid out in a directory where the run goes on from it.
 
-    python -m chaos.power_loss [--long] [--part K/N] [--controls]
+    python -m chaos.power_loss [--long] [--every N] [--part K/N] [--controls]
 
 prints one JSON object; `test_power_loss.py` reads it.
 """
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from chaos import condition, scenario
 from chaos.crash_points import FAST, drawn, standing_in
@@ -221,26 +222,31 @@ def problems_of(judge: Judge, wrong: Disk, first: int) -> Iterator[str]:
 def main() -> int:
     options_parser = argparse.ArgumentParser(description=__doc__)
     options_parser.add_argument("--long", action="store_true", help="go on with the run from every state")
+    options_parser.add_argument("--every", type=int, default=1, help="one moment in so many")
     options_parser.add_argument("--part", default="1/1", help="which part of the moments, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
     with tempfile.TemporaryDirectory(dir=FAST) as work, groups_known():
-        found = _controls(Path(work)) if options.controls else _survey(Path(work), options.part, long=options.long)
+        if options.controls:
+            found: dict[str, Any] = _controls(Path(work))
+        else:
+            found = _survey(Path(work), options.part, options.every, long=options.long)
     json.dump(found, sys.stdout, indent=1)
     return 0
 
 
-def _survey(work: Path, part: str, *, long: bool) -> dict[str, object]:
+def _survey(work: Path, part: str, every: int, *, long: bool) -> dict[str, Any]:
     number, parts = map(int, part.split("/"))
     recorder, expected = record(work)
     judge = Judge(work, recorder, expected)
     disk = Disk(recorder.events, recorder.ledger)
     problems = []
-    for moment in disk.moments[number - 1 :: parts]:
+    moments = disk.moments[::every][number - 1 :: parts]
+    for moment in moments:
         for left in states(disk, moment):
             problems += judge.look(disk, moment, left, continued_share=1 if long else CONTINUED_SHARE)
     return {
-        "moments": len(disk.moments[number - 1 :: parts]),
+        "moments": len(moments),
         "states": judge.num_states,
         "continued": judge.num_continued,
         "second cuts": judge.num_second_cuts,

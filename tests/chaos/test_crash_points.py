@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 import reasonmill
 from chaos.own_process import answers
 from chaos.sabotage import SEEN_BY_KILLS
@@ -33,11 +35,15 @@ VERBS = {
 }
 
 
-def test_every_operation_survives_every_fault(chaos_long: bool, chaos_jobs: int) -> None:
-    parts = answers("chaos.crash_points", *(["--long"] if chaos_long else []), jobs=chaos_jobs)
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.check)])
+def test_every_operation_survives_every_fault(chaos_long: bool, chaos_jobs: int, every: int) -> None:
+    if chaos_long and every > 1:
+        pytest.skip("the long form takes every case")
+    long = ["--long"] if chaos_long else []
+    parts = answers("chaos.crash_points", *long, "--every", str(every), jobs=chaos_jobs)
 
     assert [problem for part in parts for problem in part["problems"]] == []
-    assert sum(part["cases"] for part in parts) > (10000 if chaos_long else 250)
+    assert sum(part["cases"] for part in parts) > (10000 if chaos_long else 250 // every)
     # What the scenario does not come by would not be tested: then it is the scenario that lacks something.
     hit = {name for part in parts for name in part["hit"]}
     assert [operation for operation in operations_in_the_code() if not operation & hit] == []

@@ -11,13 +11,17 @@ from chaos.sabotage import REORDERED
 from reasonmill.store import disk
 
 
-def test_nothing_is_lost_when_the_power_goes(chaos_long: bool, chaos_jobs: int) -> None:
-    parts = answers("chaos.power_loss", *(["--long"] if chaos_long else []), jobs=chaos_jobs)
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.check)])
+def test_nothing_is_lost_when_the_power_goes(chaos_long: bool, chaos_jobs: int, every: int) -> None:
+    if chaos_long and every > 1:
+        pytest.skip("the long form takes every moment")
+    long = ["--long"] if chaos_long else []
+    parts = answers("chaos.power_loss", *long, "--every", str(every), jobs=chaos_jobs)
 
     assert [problem for part in parts for problem in part["problems"]] == []
-    assert sum(part["states"] for part in parts) > 5000
-    assert sum(part["continued"] for part in parts) > (5000 if chaos_long else 50)
-    assert sum(part["second cuts"] for part in parts) > (1000 if chaos_long else 10)
+    assert sum(part["states"] for part in parts) > 5000 // every
+    assert sum(part["continued"] for part in parts) > (5000 if chaos_long else 50 // every)
+    assert sum(part["second cuts"] for part in parts) > (1000 if chaos_long else 10 // every)
 
 
 def test_a_missing_fsync_or_a_wrong_order_is_noticed() -> None:

@@ -80,7 +80,8 @@ def read_all(home: Path) -> int:
     return num_rollouts
 
 
-def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("sessions", [2, pytest.param(4, marks=pytest.mark.check)])
+def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[str], sessions: int) -> None:
     home = tmp_path / "home"
     writer = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITE), str(home)],
@@ -101,7 +102,7 @@ def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     evaluation = ("eval", "r/base", "--task", "countdown-3", "--problems", 1, "--samples", 1, "--max-tokens", 4)
     try:
         assert writer.stdout.readline() == "0 4\n"
-        for session in range(1, 5):
+        for session in range(1, sessions + 1):
             # The writer goes on with the next session, however far the readers are.
             writer.stdin.write("\n")
             writer.stdin.flush()
@@ -117,4 +118,5 @@ def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[s
         writer.kill()
         writer.communicate(timeout=60)
     with Home.open(home) as opened:
-        assert len([incident for incident in opened.ledger.incidents() if incident.file == "ledger.sqlite"]) == 5
+        files = [incident.file for incident in opened.ledger.incidents()]
+    assert files.count("ledger.sqlite") == 1 + sessions

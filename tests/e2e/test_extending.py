@@ -25,6 +25,15 @@ calculator = my_lab.calculator:Calculator
 [reasonmill.stages]
 average = my_lab.average
 """
+# Reports have no charts there: to draw them takes longer than all else (as `without_charts` of conftest.py).
+IN_SITE = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from reasonmill.cli import main
+from reasonmill.mill import report
+report._chart = lambda *_: None
+main()
+"""
 # The same recipe where the names are offered by an installed package.
 OFFERED = """
 name = "offered"
@@ -150,8 +159,7 @@ def test_an_installed_package_offers_its_own_by_entry_points(tmp_path: Path) -> 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-lab\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (tmp_path / "offered.toml").write_text(OFFERED)
-    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); from reasonmill.cli import main; main()"
-    said = fork_server().run(program, site, "run", tmp_path / "offered.toml", "--home", tmp_path / "home")
+    said = fork_server().run(IN_SITE, site, "run", tmp_path / "offered.toml", "--home", tmp_path / "home")
     assert said.returncode == 0, said.stderr
     summary = json.loads((tmp_path / "home" / "runs" / "offered" / "summary.json").read_text())
     assert [stage["kind"] for stage in summary["stages"]] == ["rl", "average"]

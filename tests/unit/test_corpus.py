@@ -59,18 +59,23 @@ def test_every_reasoning_problem_is_of_the_train_split(problems: list[tuple[str,
     assert {split_of(task, *identity) for _, (task, identity) in problems} == {"train"}
 
 
-@pytest.mark.parametrize("split", ["dev", pytest.param("test", marks=pytest.mark.check)])
-def test_no_problem_that_evaluation_asks_is_in_the_corpus(split: str, problems: list[tuple[str, Identity]]) -> None:
+@pytest.mark.parametrize(
+    ("split", "seeds"),
+    [("dev", 1), *(pytest.param(split, 2, marks=pytest.mark.check) for split in ("dev", "test"))],
+)
+def test_no_problem_that_evaluation_asks_is_in_the_corpus(
+    split: str, seeds: int, problems: list[tuple[str, Identity]]
+) -> None:
     """The same without the split's own arithmetic: the problems that an evaluation would ask are looked for."""
     asked = {
         identity_of(installed().task(name).problem(split, seed, index).messages[0].content)[1]
         for name in installed().names("tasks")
         if installed().plugin("tasks", name).target.module.startswith("reasonmill.world.")
         and installed().task(name).domain == "reasoning"
-        for seed in (0, 1)
+        for seed in range(seeds)
         for index in range(250)
     }
-    assert len(asked) > 1000
+    assert len(asked) > 500 * seeds
     assert asked.isdisjoint(identity for _, identity in problems)
 
 
