@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,12 +26,17 @@ from reasonmill.lasting_streams import lasting, open_closed_streams
 from reasonmill.options import (
     DEFAULT_HOME,
     AcceptOption,
+    DeviceOption,
     HomeOption,
     JsonOption,
+    ModelArgument,
     OverridesOption,
     RecipeArgument,
     RecipeOption,
     SplitOption,
+    StopOption,
+    SystemOption,
+    TemplateOption,
     UntilOption,
     WorkersOption,
 )
@@ -50,21 +55,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is a GPU.")
-]
-ModelArgument = Annotated[
-    str, typer.Argument(help="A directory, a shipped base, run/stage of the home, or the beginning of a digest.")
-]
-TemplateOption = Annotated[
-    str | None,
-    typer.Option("--template", metavar="NAME|FILE", help="Chat template: r1-zero, or a .jinja file; the model's own."),
-]
-SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message of each prompt.")]
-StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends a reply, too; repeatable.")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -259,6 +249,65 @@ def evaluate(
         print_table(console, read_results({"stages": [stage]}))
         for finding in findings([], metrics, None, None):
             note_on(console, f"warning: {finding}", style="yellow")
+
+
+@app.command()
+def fitness(
+    model: ModelArgument,
+    tasks: Annotated[list[str], typer.Option("--task", help="Task to learn; repeatable.")],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward", metavar="NAME[=WEIGHT]", help="What RL would reward; repeatable. Accuracy and format alike."
+        ),
+    ] = None,
+    problems: Annotated[int, typer.Option("--problems", min=2, help="Problems of each task.")] = 128,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="Attempts at each problem: RL's group_size.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", min=1e-6, help="That of RL.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Length limit of an attempt.")] = 256,
+    split: SplitOption = "train",
+    template: TemplateOption = None,
+    system: SystemOption = None,
+    stop: StopOption = None,
+    recipe: RecipeOption = None,
+    device: DeviceOption = "auto",
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+    accept_unisolated_code: AcceptOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Says whether a model is good enough for RL on a task, or what a cold start would have to bring."""
+    catalogue = _catalogue(recipe)
+    asked = [catalogue.task(name) for name in tasks]
+    for task in asked:
+        # What is wrong with a task, a reward or the prompting is reported before the model is loaded.
+        task.problem(split, seed, problems - 1)
+    prompting = _prompting(template, system, stop)
+
+    from reasonmill.fitness.command import Asking, fitness_of, print_fitness, rewards_of
+    from reasonmill.mill.artifacts import find_model
+    from reasonmill.stages.sampling import SamplingSettings
+
+    try:
+        sampling = SamplingSettings(temperature=temperature, max_tokens=max_tokens)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    rewards = rewards_of(reward or ["accuracy", "format"], asked, catalogue)
+    directory = find_model(model, home, note_to_user)
+
+    from reasonmill.backends.native import NativeBackend
+    from reasonmill.mill.display import make_progress
+    from reasonmill.model.prompting import as_prompted
+
+    with (
+        as_prompted(directory, prompting) as prompted,
+        make_progress(Console(stderr=True)) as progress,
+        catalogue.workers.limited_to(workers),
+    ):
+        asking = Asking(problems, samples, sampling, split, seed)
+        found = fitness_of(prompted, asked, rewards, asking, NativeBackend(_placement(device)), progress)
+    print_fitness(model, found, as_json=as_json)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,5 +53,19 @@ AcceptOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="Graders that run at the same time; it changes no result.")
+]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is a GPU.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A directory, a shipped base, run/stage of the home, or the beginning of a digest.")
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", metavar="NAME|FILE", help="Chat template: r1-zero, or a .jinja file; the model's own."),
+]
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message of each prompt.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends a reply, too; repeatable.")
 ]
 DEFAULT_HOME = Path("mill")

@@ -107,6 +107,7 @@ NEVER_IMPORTS: dict[str, set[str]] = {
     "backends": {"reasonmill.stages", "reasonmill.mill", "reasonmill.store", "reasonmill.world"},
     # What is measured is what a backend makes; what is looked at is what runs use.
     "planning": {"reasonmill.stages", *WHAT_COMPUTES},
+    "fitness": {*WHAT_COMPUTES},
     "peak_memory": {"reasonmill"},
     "doctor": {"transformers", "reasonmill.stages", "reasonmill.mill", *WHAT_COMPUTES},
 }

@@ -14,7 +14,7 @@ from reasonmill.placement import SLOTS
 from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
 from reasonmill.protocols import Progress, Renderer, Sampler
 from reasonmill.randomness import Part
-from reasonmill.rewards.combination import ACCURACY_ALONE
+from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights
 from reasonmill.rollouts import collect, refuse_ungraded
 from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageContext, StageSettings
@@ -109,11 +109,13 @@ def sample_in_parts(
     sampler: Sampler,
     renderer: Renderer,
     around: Surroundings,
+    rewards: RewardWeights = ACCURACY_ALONE,
 ) -> list[Group]:
     """The graded samples of all problems, part by part: what is kept of a part is not sampled again.
 
     Args:
         parts: problems, and what names their draw.
+        rewards: what samples are graded with.
 
     Raises:
         Interrupted: the user asked to stop; what is kept are the parts that are finished.
@@ -126,7 +128,7 @@ def sample_in_parts(
             renderer,
             tasks,
             problems,
-            rewards=ACCURACY_ALONE,
+            rewards=rewards,
             num_samples=settings.samples,
             params=settings.sampling.params(),
             noise=noise,
