@@ -215,6 +215,17 @@ def test_a_model_is_asked_at_once_and_after_what_it_said_without_an_answer(openi
     assert max(params.max_tokens for _, params in sampler.asked) == 32
 
 
+def test_where_the_grader_looks_for_answers_elsewhere_none_is_asked_for() -> None:
+    class Elsewhere(Sums):
+        def grade(self, problem: Problem, completions: Sequence[Completion]) -> list[Grade]:
+            return [Grade(float("boxed{16}" in completion.text)) for completion in completions]
+
+    sampler, group = Answering(Letters()), attempts(0, PROSE)
+    task = NamedTask("sums", Elsewhere())
+    (found,) = probe(sampler, Letters(), task, [group], params=SamplingParams(), noise=(0,), progress=KeptProgress())
+    assert (found.at_once, found.continued, sampler.asked) == ((), {}, [])
+
+
 def test_an_answer_has_no_more_room_than_the_attempt_had() -> None:
     sampler, group = Answering(Letters()), attempts(0, PROSE)
     (found,) = probe(
@@ -270,6 +281,7 @@ HARD: dict[str, Any] = {"signal": about(0.05), "pass_at": {1: about(0.01), 16: a
         ({"pass_at": {1: about(0.96)}, "truncated": about(0.6)}, "saturated", ()),
         ({"pass_at": {1: about(0.85)}, "signal": about(0.1)}, "saturated", ()),
         (HARD, "cold-start", ("knowledge",)),
+        (HARD | {"gain": None, "at_once": None}, "cold-start", ("knowledge",)),
         (HARD | {"reach": about(0.2)}, "cold-start", ("knowledge",)),
         (HARD | {"format": about(0.02)}, "cold-start", ("format",)),
         (HARD | {"gain": about(0.0)}, "cold-start", ("thinking",)),

@@ -11,13 +11,15 @@ from reasonmill.randomness import Part, key
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN, read_transcript
-from reasonmill.types import Completion, Grade, Group, Request, Rollout, SamplingParams
+from reasonmill.types import Completion, Grade, Group, Problem, Request, Rollout, SamplingParams
 
 # Tokens of an answer that is given at once, at least; where the gold answer is long, twice as many as that has. More
 # would let a model think within its answer.
 ANSWER_TOKENS = 32
 # Attempts at a problem that are made to answer after all: each is read once more.
 CONTINUED = 2
+# How a turn begins that leaves no room for thinking.
+AT_ONCE = f"{THINK_OPEN}{THINK_CLOSE}{ANSWER_OPEN}"
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,14 @@ def probe(
 ) -> list[Probed]:
     """Asks for answers in R1's format whose thinking is empty, or what the model said without an answer.
 
-    A task with an environment has none: there an attempt is a conversation.
+    There are none where they could not be right: where an attempt is a conversation with an environment, and where the
+    grader does not take most gold answers in this format.
 
     Args:
         params: those of the attempts.
         noise: names the draw.
     """
-    if task.environment is not None:
+    if task.environment is not None or not _takes_golds(task, [group.problem for group in groups], noise):
         return [Probed(group, (), {}) for group in groups]
     asked = [turn for place, group in enumerate(groups) for turn in _turns(place, group)]
     requests = [_request(turn, groups[turn.place], renderer, params, noise) for turn in asked]
@@ -96,15 +99,19 @@ def probe(
     return [_graded(task, group, said.get(place, {}), (*noise, place)) for place, group in enumerate(groups)]
 
 
+def _takes_golds(task: NamedTask, problems: Sequence[Problem], noise: tuple[Part, ...]) -> bool:
+    """Whether most gold answers are right where a model is made to answer."""
+    right = 0
+    for problem in problems:
+        gold = Completion((), None, (), f"{AT_ONCE}{problem.answer}{ANSWER_CLOSE}", "stop", 0)
+        (grade,) = ACCURACY_ALONE.grade(task, problem, [gold], noise=noise)
+        right += grade.reward == 1.0
+    return right > len(problems) / 2
+
+
 def _turns(place: int, group: Group) -> list[_Asked]:
-    at_once = [
-        _Asked(place, sample, f"{THINK_OPEN}{THINK_CLOSE}{ANSWER_OPEN}", at_once=True)
-        for sample in range(len(group.rollouts))
-    ]
-    texts = (
-        (number, rollout.completion.text) for number, rollout in enumerate(group.rollouts) if _can_continue(rollout)
-    )
-    unanswered = list(texts)
+    at_once = [_Asked(place, sample, AT_ONCE, at_once=True) for sample in range(len(group.rollouts))]
+    unanswered = [(n, rollout.completion.text) for n, rollout in enumerate(group.rollouts) if _can_continue(rollout)]
     continued = [
         _Asked(place, number, f"{THINK_OPEN}{_without_tags(text)}{THINK_CLOSE}{ANSWER_OPEN}", at_once=False)
         for number, text in unanswered[:CONTINUED]

@@ -72,7 +72,7 @@ def _with_a_signal(figures: Figures) -> Verdict:
     found = f"{_mixed(figures)} That is what reinforcement learning learns from."
     gain = figures.gain
     if figures.at_once is None:
-        said = "Whether thinking pays is not known: an attempt is a conversation."
+        said = "Whether thinking pays is not known: nobody can say here whether an answer at once is right."
         return Verdict("signal", (), (found, said, "Zero would work."))
     if gain is None:
         said = "But the model does not think before it answers: it will learn to guess."
@@ -107,9 +107,9 @@ def _needs(figures: Figures) -> Iterator[tuple[Need, str]]:
     if lacks_knowledge:
         solved = f"{_shown(figures.reach)} of the problems are solved by any attempt or any answer it was made to give"
         yield "knowledge", f"It has to bring knowledge of the task: {solved}."
-    if figures.gain is None:
+    if figures.gain is None and figures.at_once is not None:
         yield "thinking", "It has to bring thinking: the model shows none that an answer follows."
-    elif figures.gain.low <= 0:
+    elif figures.gain is not None and figures.gain.low <= 0:
         yield "thinking", f"It has to bring thinking that pays: {_compared(figures)}."
     elif not lacks_format and not lacks_knowledge:
         yield "knowledge", "It has to bring worked solutions of such problems."
