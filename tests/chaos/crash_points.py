@@ -329,7 +329,7 @@ def drawn(key: str, below: int, count: int) -> list[int]:
 def main() -> int:
     options_parser = argparse.ArgumentParser(description=__doc__)
     options_parser.add_argument("--long", action="store_true", help="every operation, and second crashes")
-    options_parser.add_argument("--every", type=int, default=1, help="one case in so many, and one of each operation")
+    options_parser.add_argument("--every", type=int, default=1, help="one case in so many, and one of each kind")
     options_parser.add_argument("--part", default="1/1", help="which part of the cases, for example 2/3")
     options_parser.add_argument("--controls", action="store_true", help="wrong stores, until each is noticed")
     options = options_parser.parse_args()
@@ -359,14 +359,15 @@ def _survey(work: Path, part: str, every: int, *, long: bool) -> dict[str, Any]:
 
 
 def thinned(cases: Iterable[Case], every: int) -> Iterator[Case]:
-    """One case in so many, and one of each operation at least."""
-    seen: set[str] = set()
+    """One case in so many, and at least one of each operation and one of each fault of each verb."""
+    seen: set[object] = set()
     since = every
     for case in cases:
         since += 1
-        names = {name_of(hit.entry) for hits in case.attempts for hit in hits}
-        if since >= every or not names <= seen:
-            seen |= names
+        hits = [hit for hits in case.attempts for hit in hits]
+        kinds = {kind for hit in hits for kind in (name_of(hit.entry), (hit.entry.partition("|")[0], hit.fault))}
+        if since >= every or not kinds <= seen:
+            seen |= kinds
             since = 0
             yield case
 

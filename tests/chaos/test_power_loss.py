@@ -11,7 +11,7 @@ from chaos.sabotage import REORDERED
 from reasonmill.store import disk
 
 
-@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.check)])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.check)])
 def test_nothing_is_lost_when_the_power_goes(chaos_long: bool, chaos_jobs: int, every: int) -> None:
     if chaos_long and every > 1:
         pytest.skip("the long form takes every moment")
