@@ -124,7 +124,7 @@ def test_rl_samples_trains_and_scores(guess: Guess, response: int) -> None:
     work = work_of(rl().settings, guess)
     assert (work.sampled, work.trained) == (24 * response, 24 * text)
     assert (work.prompts, work.scored, work.copies) == (120, {}, ())
-    assert (work.sequences, work.longest, work.row) == (8, 120, 4096)
+    assert (work.sequences, work.longest, work.row) == (8, 120, 12 * 120)
     assert (work.responses, work.calls, work.updates, work.text) == (24, 2, 2, text)
     with_reference = work_of(rl(loss={"kl_coefficient": 0.1}).settings, guess)
     assert with_reference.scored == {"from": 24 * text}

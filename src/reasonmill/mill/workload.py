@@ -292,7 +292,9 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
         asked = settings.curve.num_points(settings.steps) * settings.curve.answers
         sampled += asked * guess.response(max_tokens)
         sampling = replace(sampling, responses=sampling.responses + asked)
-    row = max(settings.tokens_per_batch, sampling.longest)
+    # A row holds no more than all texts of a step.
+    whole = settings.problems_per_step * settings.group_size * sampling.longest
+    row = max(min(settings.tokens_per_batch, whole), sampling.longest)
     # Without its adapter, a policy is its own reference.
     copies = tuple(key for key in readers if key != "from" or settings.lora is None)
     learned = replace(sampling, trained=texts, scored=scored, row=row, copies=copies)
