@@ -165,12 +165,12 @@ def test_a_stage_that_is_cached_is_left_out_and_one_that_resumes_is_its_rest(pla
 
 
 def test_what_does_not_fit_is_not_tried_and_says_what_to_change(planner: Planner) -> None:
-    found = planner.plan(replace(AMPLE, free_bytes=1e6, memory_bytes=1e8))
+    found = planner.plan(replace(AMPLE, free_bytes=1e6, memory_bytes=2e7))
     assert planner.backend.made == []
     for cost in found.likely.values():
         assert cost.seconds is None
         assert any("too little memory is free" in why for why in cost.unknown)
-    assert found.likely["zero"].memory_bytes > 1e8
+    assert found.likely["zero"].memory_bytes > 2e7
     assert found.likely["zero"].fix == "set zero.recompute = true"
     assert found.likely["zero-eval"].fix == ""  # it would fit if others left it the memory
     assert found.plans == ()
