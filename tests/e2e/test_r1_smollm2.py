@@ -78,7 +78,7 @@ def test_every_stage_of_r1_smollm2_runs(tmp_path: Path, without_charts: None) ->
 
 def test_the_laptop_s_share_runs(tmp_path: Path, without_charts: None) -> None:
     arguments = small("r1-smollm2-laptop", tmp_path)
-    tasks = [f"{name}.tasks.sums=4" for name in ("before", "after")]
+    tasks = [f"{name}.tasks.sums=4" for name in ("before", "told", "after")]
     small_rl = ["trained.steps=1", "trained.problems_per_step=4", "trained.group_size=2"]
     figures = run(arguments, *tasks, *small_rl, "data.worked.problems=20")
     assert figures["taught"]["conversations"] == 20
