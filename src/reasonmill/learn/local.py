@@ -131,8 +131,8 @@ class LocalLearner(TrainedNetwork):
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N] of the batch's targets under the current weights; 0 for context, on a CPU of a
-        large vocabulary only."""
+        """Log-probabilities [N] of the batch's targets under the current weights. For context, which the loss does not
+        weigh, 0 on a GPU and for large vocabularies, and its own elsewhere."""
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
         # that are compiled without gradients would be others.
