@@ -1,4 +1,4 @@
-"""Tokens a second of rollouts on one GPU, and how far their log-probs are from fp32.
+"""Tokens a second of rollouts on one GPU; `logprobs.py` says how exact they are.
 
 Random weights of the shapes of Qwen2.5, or of another architecture with its sizes, through the sampler that `rl` uses.
 Nothing is fetched. Two loads, each in groups of 8 behind prompts of 128 tokens: `fixed`, 512 requests of 512 tokens,
@@ -12,7 +12,6 @@ and `ragged`, 1,024 requests of 1 to 1,024 tokens, each as likely as any other.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from typing import Any
 
 import torch
 from shapes import COMMON, SIZES
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from reasonmill.model.attention import NAME
@@ -144,44 +142,6 @@ def used_gib() -> float:
     return (whole - free) / 2**30
 
 
-@torch.inference_mode()
-def scored(network: Any, request: Request, completion: Completion) -> Tensor:
-    """Log-probs of a completion's tokens by a plain forward pass of transformers."""
-    row = torch.tensor([request.prompt_tokens + completion.tokens], device="cuda")
-    first = len(request.prompt_tokens) - 1
-    logits = network(row, use_cache=False).logits[0, first:-1].float()
-    return torch.log_softmax(logits, -1).gather(1, row[0, first + 1 :, None]).squeeze(1).double().cpu()
-
-
-def errors(decoder: Decoder, requests: Sequence[Request], completions: Sequence[Completion]) -> dict[str, float]:
-    """Mean and largest distance from fp32, of the sampler's log-probs and of transformers' in bf16."""
-    sums = {"sampler": [0.0, 0.0], "transformers": [0.0, 0.0]}
-    tokens = 0
-    networks = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        config = copy.deepcopy(decoder.config)
-        with torch.device("cuda"):
-            network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-        network.load_state_dict(decoder.network.state_dict())
-        networks[dtype] = network.eval()
-    for request, completion in zip(requests, completions, strict=True):
-        exact = scored(networks[torch.float32], request, completion)
-        others = {
-            "sampler": torch.tensor(completion.logprobs, dtype=torch.float64),
-            "transformers": scored(networks[torch.bfloat16], request, completion),
-        }
-        tokens += len(completion.tokens)
-        for name, logprobs in others.items():
-            distance = (logprobs - exact).abs()
-            sums[name][0] += float(distance.sum())
-            sums[name][1] = max(sums[name][1], float(distance.max()))
-    return {
-        "tokens": tokens,
-        **{f"{name}_mean": one[0] / tokens for name, one in sums.items()},
-        **{f"{name}_max": one[1] for name, one in sums.items()},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.5b")
@@ -192,7 +152,6 @@ def main() -> None:
     parser.add_argument("--load", choices=("fixed", "ragged"), nargs="+", default=["fixed", "ragged"])
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--stop", action="append", default=[], help="a stop string")
-    parser.add_argument("--check", type=int, default=0, metavar="N", help="log-probs of N completions against fp32")
     parser.add_argument("--write", type=Path, metavar="FILE", help="prompts, and lengths of what was sampled, as JSON")
     args = parser.parse_args()
     written = {}
@@ -212,8 +171,6 @@ def main() -> None:
             "prompts": [request.prompt_tokens for request in requests],
             "lengths": [len(completion.tokens) for completion in once],
         }
-        if args.check:
-            result["logprobs"] = errors(decoder, requests[: args.check], once[: args.check])
         print(json.dumps(result), flush=True)
         del engine
     if args.write:
