@@ -211,6 +211,40 @@ def test_tokens_and_log_probs_are_those_of_the_plain_draw(top_k: bool, top_p: bo
         assert (rows.token[row], rows.position[row], rows.running[row]) == (tokens[row], 10, RUNNING)
 
 
+def key_of_the_largest_number(position: int) -> int:
+    """The key whose uniform number for the token behind a position is the largest below 1: SplitMix64 backwards."""
+    bits = (1 << 64) - 1
+    state = bits
+    for shift, factor in ((31, 1), (27, 0x94D049BB133111EB), (30, 0xBF58476D1CE4E5B9)):
+        state = state * pow(factor, -1, 1 << 64) & bits
+        mixed = state
+        for _ in range(64 // shift):
+            mixed = state ^ (mixed >> shift)
+        state = mixed
+    return ((state - (position + 2) * 0x9E3779B97F4A7C15 + (1 << 63)) & bits) - (1 << 63)
+
+
+def test_the_largest_number_draws_a_token_of_the_vocabulary() -> None:
+    count, vocabulary = (512, 151_936) if on_triton.DEVICE == "cuda" else (8, 5_000)
+    rows = drawing_rows(count)
+    rows.noise_key.fill_(key_of_the_largest_number(9))
+    assert float(uniform(rows.noise_key, rows.position + 1)[0]) == 1 - 2.0**-53
+    # The last chunk has no weight: the last token that has any stands in an earlier one.
+    logits = torch.randn((count, vocabulary), generator=generated(6))
+    logits[1::2, 4096:] = -200.0
+    memory = Drawn(4 * count)
+    Draw(count, vocabulary, [], None, DEVICE)(logits.to(DEVICE), rows, memory, top_k=False, top_p=False)  # type: ignore[arg-type]
+    drawn = memory.tokens.cpu()[2::4].long()
+    assert int(drawn.max()) < vocabulary
+    warm = rows.temperature.cpu() > 0
+    warm[2] = False  # does not run
+    near = torch.arange(count)[warm]
+    behind = torch.stack([logits[row, drawn[row] + 1 :].double().exp().sum() for row in near.tolist()])
+    whole = logits.double().exp().sum(1)[near]
+    # Hot and cold rows too: what lies behind the token is a matter of rounding.
+    assert float((behind / whole).max()) < 1e-3
+
+
 def test_a_border_is_exact_also_where_a_sample_of_the_row_misleads() -> None:
     random, count, vocabulary = generated(8), 8, 20_000
     logits = torch.randn((count, vocabulary), generator=random) * 0.6

@@ -60,7 +60,10 @@ def _choose(
     target = tl.minimum(noise.to(tl.float32) * reached, reached * (1.0 - 1.0 / 8388608.0))
     greedy = tl.load(temperature + row) == 0
     hit = tl.where(greedy, chunk_tops == top, (cumulative > target) & (weights > 0))
-    chunk = tl.min(tl.where(hit, i, CHUNKS_TILE - 1), 0)
+    # Sums are added up in another order for each place, and may be a rounding larger behind the last chunk than at it:
+    # a number within that of 1 finds none, and takes the last that has any weight.
+    last_chunk = tl.max(tl.where(weights > 0, i, 0), 0)
+    chunk = tl.minimum(tl.min(tl.where(hit, i, CHUNKS_TILE), 0), last_chunk)
     before = tl.max(tl.where(i < chunk, cumulative, 0.0), 0)
 
     c = tl.arange(0, CHUNK)
