@@ -18,6 +18,7 @@ from reasonmill.algo.reverse_kl import Head, reverse_kl
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.layers import LearningLayers
 from reasonmill.learn.rehearsal import filled, rehearsal_batches
+from reasonmill.learn.routers import Routers
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
 from reasonmill.model.attention import PackedLayout
@@ -65,6 +66,7 @@ class LocalLearner(TrainedNetwork):
         self._temperature = temperature
         self._teacher = teacher
         self._layers = LearningLayers(decoder.network, recompute=recompute)
+        self._routers = Routers(decoder.network)
         self._least = 0  # positions of a row that layers see
 
     @property
@@ -84,7 +86,9 @@ class LocalLearner(TrainedNetwork):
         beat()
         refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
         moved, places = batch.to(self.decoder.device), self._places(batch)
-        with deterministic(self.decoder.device), self._layers.used():
+        if not self._rows:
+            self._routers.forget()  # what was scored before
+        with deterministic(self.decoder.device), self._routers.counted(), self._layers.used():
             losses, statistics, policy_logprobs = self._token_losses(moved, loss, places)
             total = (losses * moved.weights).sum() / denominator
             total.backward()
@@ -101,6 +105,10 @@ class LocalLearner(TrainedNetwork):
             loss=summed,
         )
         return {"loss": summed, **sums}
+
+    def optim_step(self, learning_rate: float) -> dict[str, float]:
+        """One AdamW step, as `TrainedNetwork` makes it; and how evenly experts were chosen in its batches."""
+        return {**super().optim_step(learning_rate), **self._routers.balance()}
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -136,7 +144,7 @@ class LocalLearner(TrainedNetwork):
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
         # that are compiled without gradients would be others.
-        with deterministic(self.decoder.device), self._layers.used():
+        with deterministic(self.decoder.device), self._routers.counted(), self._layers.used():
             return self._scored(token_logprobs, batch.to(self.decoder.device), self._places(batch)).detach()
 
     def _token_losses(
