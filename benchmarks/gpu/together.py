@@ -139,7 +139,7 @@ class Started:
 
 def tests(report: Report, until: Until) -> None:
     files = ["tests/unit/test_cuda_kernels.py", "tests/contract/test_engine.py", "tests/invariants/test_cuda_engine.py"]
-    files += ["tests/invariants/test_learner.py", "tests/unit/test_lora.py"]
+    files += ["tests/invariants/test_experts.py", "tests/invariants/test_learner.py", "tests/unit/test_lora.py"]
     for name in files:
         started = until.start("-m", "pytest", "-q", "-x", "-m", "check or not check", "-p", "no:cacheprovider", name)
         code = started.wait()
