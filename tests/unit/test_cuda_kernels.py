@@ -325,3 +325,53 @@ def test_an_engine_of_them_gives_the_native_engines_completions(
     for place, one in got.items():
         assert (one.tokens, one.finish) == (wanted[place].tokens, wanted[place].finish)
         assert one.logprobs == pytest.approx(wanted[place].logprobs, abs=1e-4)
+
+
+class Lent:
+    """Room for keys and values in which nothing stays that was given back."""
+
+    size = 0
+
+    def __init__(self, engine: CudaEngine) -> None:
+        assert engine._parts is not None
+        self.memory = engine._parts.memory
+        self.is_there = True
+
+    def take(self) -> None:
+        self.is_there = True
+
+    def give_back(self) -> None:
+        self.is_there = False
+        for part in (*self.memory.keys.values(), *self.memory.values.values()):
+            part.fill_(torch.nan)
+
+
+def test_an_engine_that_rested_reads_nothing_of_what_lay_in_its_memory_before() -> None:
+    decoder = tiny_decoder("qwen2")
+    decoder.network.to(DEVICE)
+    engine = CudaEngine(decoder, NumberRenderer(), num_slots=3, stride=2)
+    asked = [Request((5, 9, 4), SamplingParams(max_tokens=4 + place), place) for place in range(4)]
+    wanted = dict(EngineSampler(engine).generate(asked))
+    parts = engine._parts
+    assert parts is not None
+    parts.memory._lent = lent = Lent(engine)  # type: ignore[assignment]
+    for _ in range(2):
+        engine.rest()
+    assert not lent.is_there
+    assert dict(EngineSampler(engine).generate(asked)) == wanted
+    assert lent.is_there
+    assert engine._parts is parts
+    for request in asked[:2]:
+        engine.submit(request)
+    engine.step()
+    with pytest.raises(RuntimeError, match="while requests run"):
+        engine.rest()
+    assert lent.is_there
+    given_up = EngineSampler(engine).generate(asked)
+    next(given_up)
+    given_up.close()
+    for ticket in [one.ticket for one in parts.table.running()]:
+        engine.cancel(ticket)
+    engine.rest()  # what was given up runs no more
+    assert not lent.is_there
+    assert dict(EngineSampler(engine).generate(asked)) == wanted

@@ -91,7 +91,7 @@ def test_gaps_are_closed_by_the_last_rows() -> None:
 
 def size_of(*, free: int, tokens: int | None = None, beside: int = 0) -> int:
     """For 4 sequences of 100 tokens, 10 bytes each, on a card of 160,000 bytes, 10,000 of which stay free."""
-    return _needed(free - beside, 160_000, 500, 10, MemoryNeed(4, 100, beside, tokens))
+    return _needed(free - beside, 160_000, 500, 10, MemoryNeed(4, 100, beside, tokens=tokens))
 
 
 def test_memory_is_for_what_is_needed_or_what_is_left_and_stays_so() -> None:
@@ -103,4 +103,4 @@ def test_memory_is_for_what_is_needed_or_what_is_left_and_stays_so() -> None:
         size_of(free=6_399, tokens=640)
     with pytest.raises(OutOfMemory, match="sequence of 100 tokens") as caught:
         size_of(free=32_000, beside=20_000)
-    assert "recompute = true" in caught.value.fix
+    assert "lora" in caught.value.fix

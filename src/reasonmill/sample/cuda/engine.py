@@ -64,7 +64,8 @@ class CudaEngine(Queue):
     of a request that runs.
 
     Memory is sized once: by `reserve`, or else for the first request, by the whole card, the slots and the model's
-    context.
+    context. While the engine rests, that of keys and values is given back; no prompt that was read outlasts the last
+    request that shares it, so that nothing of it is missed.
 
     Beside others, products of other shapes round otherwise and a completion may take another course. But which requests
     run beside each other is decided by the requests, their order and the size of memory alone: by what each step
@@ -109,12 +110,28 @@ class CudaEngine(Queue):
         """Makes the memory and what goes with it, graphs of plain draws included, anew.
 
         Raises:
-            OutOfMemory: it does not fit beside what others take.
+            OutOfMemory: it does not fit beside what others take, or they do not fit where it is given back.
         """
         self._parts = self._pending = None
         self._parts = self._made(need)
         self._parts.steps.prepare(Filtered(top_k=False, top_p=False))
+        self._parts.memory.require(need.in_turn)
         return self.memory_tokens
+
+    @torch.inference_mode()
+    def rest(self) -> None:
+        """Gives back the memory of keys and values, until a request is admitted. Graphs stay: they hold its addresses.
+
+        Raises:
+            RuntimeError: a request runs, whose keys and values would be lost.
+        """
+        if self._parts is None:
+            return
+        self._settle()
+        self._drop_cancelled(self._parts)
+        if any(self._parts.table.running()):
+            raise RuntimeError("an engine does not rest while requests run")
+        self._parts.memory.give_back()
 
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
@@ -176,6 +193,7 @@ class CudaEngine(Queue):
         """Starts waiting requests, if there are rows and memory for enough of them."""
         if not self._waiting:
             return
+        parts.memory.take()
         table = parts.table
         is_idle = table.num_free == self._num_slots
         if is_idle:
