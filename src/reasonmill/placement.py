@@ -24,6 +24,8 @@ SLOTS = 512
 MARGIN = 1 / 16
 # Of a GPU's memory, what keys and values get where nobody learns; the rest is for weights and whatever else there is.
 SAMPLING_SHARE = 0.4
+# Tokens of a GPU engine's memory that a sequence takes at most beyond its own.
+SEQUENCE_REST = 128
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from reasonmill.errors import OutOfMemory
 from reasonmill.protocols import MemoryNeed
 from reasonmill.randomness import generator
 from reasonmill.sample.cuda.memory import _needed
-from reasonmill.sample.cuda.runs import UNIT, Runs, run_length
+from reasonmill.sample.cuda.runs import UNIT, Runs, run_length, sequence_tokens
 from reasonmill.sample.cuda.table import Running, Table
 from reasonmill.types import Request, SamplingParams
 
@@ -40,6 +40,7 @@ def test_runs_begin_at_odd_multiples_and_hold_what_they_are_for() -> None:
     for tokens in range(1, 300):
         assert tokens <= run_length(tokens) < tokens + 2 * UNIT
         assert run_length(tokens) // UNIT % 2 == 1
+        assert all(run_length(n) + run_length(tokens - n) <= sequence_tokens(tokens) for n in range(tokens))
 
 
 def a_request(prompt: int, most: int = 10) -> Request:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import Workload
+from reasonmill.placement import SEQUENCE_REST
 from reasonmill.planning.memory import Numbers, Peak, activation_bytes
 from reasonmill.planning.probes import Learned, Sampled
 
@@ -117,6 +118,7 @@ def numbers_of(
     sampled: Sampled | None,
     learned: Learned | None,
     process: float,
+    card: float | None = None,
 ) -> Numbers:
     """What the stage's memory is made of.
 
@@ -124,6 +126,7 @@ def numbers_of(
         sampled: has what a sampler used, if that was measured.
         learned: has the activations, if they were measured; else they are computed from the sizes.
         process: bytes that are in use before a model is loaded.
+        card: all bytes of the GPU that it runs on, if it does on one.
     """
     copies = sum((sizes.get(key) or policy).parameters for key in work.copies)
     measured = learned.activation_bytes if learned else None
@@ -144,6 +147,10 @@ def numbers_of(
         if measured is not None
         else activation_bytes(policy.layers, policy.hidden_size, weight_bytes, recompute=work.recompute),
         process=process,
+        card=card,
+        # A sequence as long as the context would still run.
+        spare=(policy.context or work.longest) + SEQUENCE_REST if work.trained else 0,
+        scores=any(key.startswith("reward_models.") for key in work.copies),
     )
 
 
