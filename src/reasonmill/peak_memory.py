@@ -75,12 +75,12 @@ def give_back(device: str) -> None:
 
 
 def memory_of(device: str) -> tuple[int, int]:
-    """(bytes that nobody uses, all bytes) of the device."""
+    """(bytes that nobody uses, those that torch keeps for later among them; all bytes) of the device."""
     if device == "cuda":
         import torch
 
         free, whole = torch.cuda.mem_get_info()
-        return free, whole
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated(), whole
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _read(_MEMINFO, "MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), whole
 

@@ -69,6 +69,15 @@ def test_requests_share_a_prompt_that_the_same_weights_read_and_free_it_with_the
     assert runs.take(10_000) == 0
 
 
+def test_as_many_run_together_as_there_are_rows_or_as_there_is_memory() -> None:
+    request = a_request(5, most=1000)
+    assert Table(4, Runs(100_000)).most_like(request) == 4
+    table = Table(512, Runs(run_length(39) + 3 * run_length(1000)))
+    assert table.most_like(request) == 3
+    assert [table.place(ticket, request, 0) is not None for ticket in range(4)] == [True, True, True, False]
+    assert table.most_like(a_request(5, most=100_000)) == 1
+
+
 def test_what_finds_no_memory_takes_none() -> None:
     runs = Runs(run_length(10) + run_length(39) - 1)
     table = Table(4, runs)

@@ -347,6 +347,13 @@ def test_activations_are_those_beside_gradients_that_are_there_already(monkeypat
     monkeypatch.setattr("reasonmill.planning.probes.used_bytes", lambda device: passes.gradients)
     monkeypatch.setattr("reasonmill.planning.probes.peak_bytes", lambda device: passes.peak)
     assert measure_learning(passes, row=64, device="cpu", clock=passes.clock).activation_bytes == 10
+    # A row that would need more than is free is not tried.
+    for free, rows in ((20_000, [512] * 3), (50_000, [512, 512, 512, 4096])):
+        monkeypatch.setattr("reasonmill.planning.probes.memory_of", lambda device, free=free: (free, 1e6))
+        wide = Memory(Clock())
+        passes = wide
+        measure_learning(wide, row=4096, device="cpu", budget_s=1e6, clock=wide.clock)
+        assert wide.rows == rows
 
 
 # What is kept

@@ -23,8 +23,8 @@ from reasonmill.sample.queue import Queue
 from reasonmill.sample.requests import completion, longest, not_finite, reach, says, stop_strings
 from reasonmill.types import Finish, Request
 
-# So many rows must be free before requests are admitted beside others: to read the prompt of one alone takes as long as
-# several steps of all.
+# Of the requests that can run together, so many must find a place before they are admitted beside others: to read the
+# prompt of one alone takes as long as several steps of all.
 _ADMITTED_TOGETHER = 1 / 16
 
 
@@ -198,7 +198,8 @@ class CudaEngine(Queue):
         is_idle = table.num_free == self._num_slots
         if is_idle:
             parts.rows.clear()
-        enough = 1 if is_idle else min(len(self._waiting), max(1, int(self._num_slots * _ADMITTED_TOGETHER)))
+        together = table.most_like(next(iter(self._waiting.values())))
+        enough = 1 if is_idle else min(len(self._waiting), max(1, int(together * _ADMITTED_TOGETHER)))
         if table.num_free < enough:
             return
         new: list[Running] = []
