@@ -47,7 +47,7 @@ def give_back() -> dict[str, Any]:
     learner = LocalLearner(decoder_of("0.5b"), OptimizerSettings())
     learning, kept = learner.rehearse(Largest(ROW, LONGEST, "pg", LossSettings()))
     engine = CudaEngine(learner.decoder, Words(), num_slots=SEQUENCES)
-    tokens = engine.reserve(MemoryNeed(SEQUENCES, LONGEST, kept, learning))
+    tokens = engine.reserve(MemoryNeed(SEQUENCES, LONGEST, 128, kept, learning))
     begun = {name: tensor.to("cpu", copy=True) for name, tensor in learner._optimizer.state().items()}
     found: dict[str, Any] = {"memory_bytes": tokens * (engine._parts.memory.bytes_per_token if engine._parts else 0)}
     for way in ("held", "given_back"):
@@ -57,7 +57,7 @@ def give_back() -> dict[str, Any]:
     after, _ = run(engine, last)
     engine.rest()
     fresh = CudaEngine(learner.decoder, Words(), num_slots=SEQUENCES)
-    fresh.reserve(MemoryNeed(SEQUENCES, LONGEST, kept, learning, tokens))
+    fresh.reserve(MemoryNeed(SEQUENCES, LONGEST, 128, kept, learning, tokens))
     found["fresh"] = digest_of(after) == digest_of(run(fresh, last)[0])
     return found
 
@@ -98,7 +98,7 @@ def long_outputs(seconds: float) -> dict[str, Any]:
     learning, kept = learner.rehearse(Largest(length, length, "pg", LossSettings()))
     found: dict[str, Any] = {"planned_bytes": peak(numbers).total, "rehearsal_bytes": peak_bytes("cuda")}
     engine = CudaEngine(decoder, Words())
-    found["memory_tokens"] = engine.reserve(MemoryNeed(LONG_SEQUENCES, length, kept, learning))
+    found["memory_tokens"] = engine.reserve(MemoryNeed(LONG_SEQUENCES, length, LONG, kept, learning))
     draws = generator("long outputs")
     begin_peak("cuda")
     prompts = [tuple(draws.randrange(150_000) for _ in range(PROMPT)) for _ in range(LONG_SEQUENCES)]

@@ -56,6 +56,7 @@ class Largest:
         kind: what the loss of its batches is made from; `loss` says more of it.
         keeps_reference: whether a frozen copy of the weights is held beside them.
         sequences, longest: how many sequences are sampled together at most, and tokens of the longest; 0 if none are.
+        prompt: tokens of the longest prompt.
         scores: whether reward models compute while it samples.
     """
 
@@ -66,6 +67,7 @@ class Largest:
     keeps_reference: bool = False
     sequences: int = 0
     longest: int = 0
+    prompt: int = 0
     scores: bool = False
 
 

@@ -72,6 +72,7 @@ class MemoryNeed:
 
     Attributes:
         sequences, longest: more than so many sequences do not run together, and none is longer.
+        prompt: tokens of the longest prompt.
         beside: bytes that others will take on the same device while it is there.
         in_turn: bytes that others will take while it is given back.
         tokens: the size that it had when the stage began; None where it begins.
@@ -79,6 +80,7 @@ class MemoryNeed:
 
     sequences: int
     longest: int
+    prompt: int = 0
     beside: int = 0
     in_turn: int = 0
     tokens: int | None = None

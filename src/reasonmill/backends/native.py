@@ -124,7 +124,8 @@ class NativeBackend:
             return 0
         # What reward models take was not rehearsed: it is less than what learning takes.
         beside = learning if largest.scores else kept
-        return sampler.reserve(MemoryNeed(largest.sequences, largest.longest, beside, learning, tokens))
+        need = MemoryNeed(largest.sequences, largest.longest, largest.prompt, beside, learning, tokens)
+        return sampler.reserve(need)
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"

@@ -126,7 +126,7 @@ def numbers_of(
         sampled: has what a sampler used, if that was measured.
         learned: has the activations, if they were measured; else they are computed from the sizes.
         process: bytes that are in use before a model is loaded.
-        card: all bytes of the GPU that it runs on, if it does on one.
+        card: bytes of the GPU that nobody else uses, if it runs on one.
     """
     copies = sum((sizes.get(key) or policy).parameters for key in work.copies)
     measured = learned.activation_bytes if learned else None
@@ -140,7 +140,8 @@ def numbers_of(
         sequences=work.sequences,
         longest=work.longest,
         cached_bytes=None if cached is None else float(cached * weight_bytes),
-        sampling_bytes=(sampled.slot_bytes or 0.0) if sampled else 0.0,
+        # An engine on a GPU has its memory before; what it uses beside is of its steps, and not of sequences.
+        sampling_bytes=(sampled.slot_bytes or 0.0) if sampled and card is None else 0.0,
         sampling_copies=sampled.copied_bytes if sampled else 0.0,
         row=work.row,
         activation_bytes=measured

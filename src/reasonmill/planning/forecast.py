@@ -163,7 +163,7 @@ class _Forecaster:
         name = node.settings.name
         process = self._measurements.process_bytes if self._machine.device == "cpu" else 0
         sampled = self._sampled.get(name)
-        card = self._machine.memory_bytes if self._machine.device == "cuda" else None
+        card = self._machine.free_bytes if self._machine.device == "cuda" else None
         return numbers_of(work, policy, self._sizes[name], self._weight_bytes(node), sampled, learned, process, card)
 
     def _fix(self, node: Node, work: Workload, found: Peak | None, learned: Learned | None) -> str:

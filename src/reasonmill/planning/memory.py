@@ -39,9 +39,9 @@ class Numbers:
         row: tokens of one forward pass of training.
         activation_bytes: what the backward pass needs of one token of a row.
         process: bytes that are in use before a model is loaded.
-        card: all bytes of a GPU, whose engine takes no more for keys and values than is left of it while it samples,
-            lets sequences wait, and gives them back while the learner learns; None where as many sequences run as are
-            asked for, and their cache stays.
+        card: bytes of a GPU that nobody else uses. Its engine takes no more for keys and values than is left of them
+            while it samples, lets sequences wait, and gives them back while the learner learns; None where as many
+            sequences run as are asked for, and their cache stays.
         spare: tokens for which the engine has memory beside its sequences.
         scores: whether reward models compute while it samples, for which as much stays free as the learner computes
             with.

@@ -137,7 +137,8 @@ class Policy:
         settings = self._settings
         own = stage_seed(self._context.seed, settings.name)
         asked = {self.mix.problem("train", own, index).messages for index in range(settings.problems_per_step)}
-        longest = max(len(self._renderer.render(messages)) for messages in asked) + settings.sampling.max_tokens
+        prompt = max(len(self._renderer.render(messages)) for messages in asked)
+        longest = prompt + settings.sampling.max_tokens
         return Largest(
             row=max(settings.tokens_per_batch, longest),
             text=longest,
@@ -146,6 +147,7 @@ class Policy:
             keeps_reference=kind == "pg" and loss.kl_coefficient > 0,
             sequences=settings.problems_per_step * settings.group_size,
             longest=longest,
+            prompt=prompt,
             scores=scores,
         )
 

@@ -15,7 +15,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.cuda.draw import Draw
-from reasonmill.sample.cuda.memory import Memory, PromptLayout, numbers_in
+from reasonmill.sample.cuda.memory import PREFILL_TOKENS, Memory, PromptLayout, numbers_in
 from reasonmill.sample.cuda.rows import NOT_FINITE, RUNNING, Rows
 from reasonmill.sample.cuda.steps import Filtered, Steps, has_experts
 from reasonmill.sample.cuda.table import Prompt, Running, Table
@@ -84,7 +84,7 @@ class CudaEngine(Queue):
         renderer: Renderer,
         *,
         num_slots: int = 512,
-        prefill_tokens: int = 16384,
+        prefill_tokens: int = PREFILL_TOKENS,
         stride: int = 8,
     ) -> None:
         super().__init__(decoder, renderer)

@@ -102,7 +102,10 @@ class LentMemory:
 
     def tensor(self) -> Tensor:
         """All of it as bytes [size]. It is made while the memory is there, and used only then."""
-        return torch.as_tensor(self, device=self._device)
+        made = torch.as_tensor(self, device=self._device)
+        if made.data_ptr() != self._mapped.address:
+            raise RuntimeError("torch has copied memory that it was to take as it lies")
+        return made
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from math import prod
 from typing import Any
@@ -21,6 +22,10 @@ from reasonmill.sample.cuda.runs import UNIT, Runs, sequence_tokens
 
 # Bytes: the layers' parts begin at multiples, as torch's own blocks do.
 _ALIGNED = 512
+# Prompt tokens that are read in one forward pass, for which the margin suffices; of longer prompts, each alone.
+PREFILL_TOKENS = 16384
+# Numbers that a layer holds for each token while it reads prompts, in units of its width, and of its MLP's.
+_WIDTHS, _MLP_WIDTHS = 12, 4
 # What Triton's interpreter gets, which runs the kernels on a CPU to test them.
 _INTERPRETED = 1 << 26
 
@@ -57,6 +62,9 @@ class Memory:
         self.bytes_per_token = 8 + sum(
             part.shape[0] * part.shape[2] * part.element_size() for pair in shapes.of.values() for part in pair
         )
+        if need is not None:
+            more = max(0, need.prompt - PREFILL_TOKENS) * _reading_bytes(decoder)
+            need = replace(need, beside=need.beside + more)
         size = _size(device, num_rows, decoder.context, self.bytes_per_token, need)
         self.runs = Runs(size)
         parts = {(layer, place): part for layer, pair in shapes.of.items() for place, part in enumerate(pair)}
@@ -97,6 +105,13 @@ class Memory:
                 f"learning takes {_mib(others)} of the GPU's memory beside what stays there, and {_mib(left)} are left",
                 fix="set recompute = true, lower tokens_per_batch or sampling.max_tokens, or train an adapter (lora)",
             )
+
+
+def _reading_bytes(decoder: Decoder) -> int:
+    """About how many bytes each token of a prompt takes while it is read."""
+    config = decoder.config.get_text_config()
+    mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(decoder.dtype.itemsize * (_WIDTHS * config.hidden_size + _MLP_WIDTHS * mlp))
 
 
 def _whole(size: int) -> int:
