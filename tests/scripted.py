@@ -51,6 +51,9 @@ class ScriptedEngine:
     def reserve(self, need: MemoryNeed) -> int:
         return 0
 
+    def rest(self) -> None:
+        pass
+
     def copied_bytes(self, sequences: int) -> int:
         return 0
 

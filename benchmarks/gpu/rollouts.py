@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from reasonmill.model.attention import NAME
 from reasonmill.model.decoder import Decoder, config_from
 from reasonmill.model.joined import join_projections
+from reasonmill.peak_memory import peak_bytes
 from reasonmill.randomness import generator, key
 from reasonmill.sample.cuda.engine import CudaEngine
 from reasonmill.sample.sampler import EngineSampler
@@ -63,7 +64,7 @@ class Words:
     """A renderer whose text is a word of two letters a token, for the price of a dictionary's look-up."""
 
     stop_tokens = frozenset({151643, 151645})
-    stop_strings = ()
+    stop_strings: tuple[str, ...] = ()
     opening = ""
     _words = tuple(chr(97 + n // 26) + chr(97 + n % 26) for n in range(676))
 
@@ -84,10 +85,15 @@ class Words:
 
 
 def decoder_of(
-    size: str, architecture: str = "qwen2", *, by_kernels: bool = True, dtype: torch.dtype = torch.bfloat16
+    size: str,
+    architecture: str = "qwen2",
+    *,
+    by_kernels: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+    context: int = COMMON["max_position_embeddings"],
 ) -> Decoder:
     """Random weights; `by_kernels` lets the sampler's own layers run where it has them for the architecture."""
-    settings = {**COMMON, **TOKENS, **SIZES[size], **ARCHITECTURES[architecture]}
+    settings = {**COMMON, **TOKENS, **SIZES[size], **ARCHITECTURES[architecture], "max_position_embeddings": context}
     settings.setdefault("head_dim", settings["hidden_size"] // settings["num_attention_heads"])
     torch.manual_seed(0)
     with torch.device("cuda"):
@@ -130,7 +136,7 @@ def rate(engine: CudaEngine, requests: Sequence[Request], times: int = 3) -> dic
         "tokens_per_s": [round(one) for one in rates],
         "first_call_s": round(first_s, 2),
         "first_end": first_end,
-        "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "memory_gib": round((peak_bytes("cuda") or 0) / 2**30, 1),
         "used_gib": round(used_gib(), 1),
         "memory_tokens": engine.memory_tokens,
     }

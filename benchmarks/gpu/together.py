@@ -14,19 +14,18 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from memory_parts import APART, give_back, long_outputs
+from processes import ROOT, Report, Until
+
 sys.path.insert(0, str(ROOT / "src"))
 CHILD = str(Path(__file__).with_name("together_child.py"))
 SHIPPED = ROOT / "src" / "reasonmill"
@@ -40,101 +39,12 @@ LIMITS = {
     "start": 180,
     "full_memory": 300,
     "lora_memory": 400,
+    "give_back": 120,
+    "long_outputs": 150,
 }
-FASTER, START_S, APART = 5.0, 60.0, 0.10  # the bars: times as fast as a CPU, seconds, share of the planned memory
+FASTER, START_S = 5.0, 60.0  # the bars: times as fast as a CPU, seconds
 KILLED = ("drawn_out",)  # the kill matrix's recipe with texts of hundreds of tokens: rl, distill
 CORES = 2  # of the CPU that is compared with
-
-
-@dataclass
-class Line:
-    """A figure; `met` is None where there is no bar."""
-
-    part: str
-    what: str
-    value: Any
-    bar: str = ""
-    met: bool | None = None
-
-    def __str__(self) -> str:
-        verdict = "" if self.met is None else f"   [{self.bar}: {'met' if self.met else 'MISSED'}]"
-        return f"{self.part}: {self.what}: {self.value}{verdict}"
-
-
-@dataclass
-class Report:
-    """Lines of all parts, printed as they come."""
-
-    path: Path | None
-    lines: list[Line] = field(default_factory=list)
-
-    def add(self, part: str, what: str, value: Any, *, bar: str = "", met: bool | None = None) -> None:
-        line = Line(part, what, value, bar, met)
-        self.lines.append(line)
-        print(line, flush=True)
-        if self.path:
-            self.path.write_text(json.dumps([asdict(one) for one in self.lines], indent=1) + "\n")
-
-
-class Until:
-    """Starts processes that end when the part's time is over."""
-
-    def __init__(self, limit_s: float, directory: Path) -> None:
-        self.end = time.monotonic() + limit_s
-        self.directory = directory
-
-    @property
-    def left_s(self) -> float:
-        return max(0.0, self.end - time.monotonic())
-
-    def start(self, *arguments: str, prefix: Sequence[str] = (), **more: str) -> Started:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]), **more}
-        if given := os.environ.get("PYTHONPATH"):
-            environment["PYTHONPATH"] += os.pathsep + given
-        log = self.directory / f"{time.monotonic_ns()}.log"
-        with log.open("w") as said:
-            process = subprocess.Popen(
-                [*prefix, sys.executable, *arguments],
-                cwd=ROOT,
-                env=environment,
-                stdout=said,
-                stderr=said,
-                text=True,
-                start_new_session=True,
-            )
-        return Started(process, log, self)
-
-    def mill(self, *arguments: str, **more: Any) -> Started:
-        return self.start("-m", "reasonmill", *arguments, **more)
-
-
-@dataclass
-class Started:
-    """A process, and what it says."""
-
-    process: subprocess.Popen[str]
-    log: Path
-    until: Until
-
-    def wait(self) -> int | None:
-        """Its exit code; None where its time was over and it was ended."""
-        try:
-            return self.process.wait(self.until.left_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return None
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def said(self, last: int = 1500) -> str:
-        """The end of what it said, and where that was cut off the beginning of the error, which may be long."""
-        text = self.log.read_text(errors="replace")
-        raised = text.rfind("\nTraceback")
-        cause = re.search(r"\n\w*(Error|Exception)\b.*", text[raised:]) if raised >= 0 else None
-        return text[-last:] if cause is None else cause[0][:last] + text[-last:]
 
 
 def tests(report: Report, until: Until) -> None:
@@ -404,7 +314,8 @@ def metrics_of(home: Path) -> list[dict[str, Any]]:
 
 
 PARTS: dict[str, Callable[[Report, Until], None]] = {
-    one.__name__: one for one in (tests, repeat, zero, lora, kills, start, full_memory, lora_memory)
+    one.__name__: one
+    for one in (tests, repeat, zero, lora, kills, start, full_memory, lora_memory, give_back, long_outputs)
 }
 
 

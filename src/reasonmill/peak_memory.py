@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -12,11 +13,32 @@ _MEMINFO = Path("/proc/meminfo")
 _FORGET_PEAK = "5"  # what proc(5) says to write
 
 
+@dataclass
+class _Beside:
+    """Bytes of the GPU that were taken beside torch, and the most that was in use before that last changed."""
+
+    held: int = 0
+    peak: int = 0
+
+
+_beside = _Beside()
+
+
+def count_beside(size: int) -> None:
+    """Counts bytes of the GPU that were taken from its driver beside torch; less than 0 were given back."""
+    import torch
+
+    _beside.peak = peak_bytes("cuda") or 0
+    torch.cuda.reset_peak_memory_stats()
+    _beside.held += size
+
+
 def begin_peak(device: str) -> None:
     """Makes `peak_bytes` speak of what is in use from now on, where the system lets it."""
     if device == "cuda":
         import torch
 
+        _beside.peak = 0
         torch.cuda.reset_peak_memory_stats()
         return
     try:
@@ -30,7 +52,7 @@ def peak_bytes(device: str) -> int | None:
     if device == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return max(_beside.peak, torch.cuda.max_memory_allocated() + _beside.held)
     return _resident("VmHWM")
 
 
@@ -39,7 +61,7 @@ def used_bytes(device: str) -> int | None:
     if device == "cuda":
         import torch
 
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_allocated() + _beside.held
     return _resident("VmRSS")
 
 
@@ -53,12 +75,12 @@ def give_back(device: str) -> None:
 
 
 def memory_of(device: str) -> tuple[int, int]:
-    """(bytes that nobody uses, all bytes) of the device."""
+    """(bytes that nobody uses, those that torch keeps for later among them; all bytes) of the device."""
     if device == "cuda":
         import torch
 
         free, whole = torch.cuda.mem_get_info()
-        return free, whole
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated(), whole
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _read(_MEMINFO, "MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), whole
 

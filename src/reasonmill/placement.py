@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 on CUDA, fp32 elsewhere
 # Sequences that a sampler runs at the same time, by default.
 SLOTS = 512
+# Of a GPU's memory, what is left free beside all that is planned: for what a step of the engine computes, graphs, and
+# holes between blocks.
+MARGIN = 1 / 16
+# Of a GPU's memory, what keys and values get where nobody learns; the rest is for weights and whatever else there is.
+SAMPLING_SHARE = 0.4
+# Tokens of a GPU engine's memory that a sequence takes at most beyond its own.
+SEQUENCE_REST = 128
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Largest:
         kind: what the loss of its batches is made from; `loss` says more of it.
         keeps_reference: whether a frozen copy of the weights is held beside them.
         sequences, longest: how many sequences are sampled together at most, and tokens of the longest; 0 if none are.
+        prompt: tokens of the longest prompt.
+        scores: whether reward models compute while it samples.
     """
 
     row: int
@@ -58,6 +67,8 @@ class Largest:
     keeps_reference: bool = False
     sequences: int = 0
     longest: int = 0
+    prompt: int = 0
+    scores: bool = False
 
 
 class Backend(Protocol):
@@ -119,7 +130,8 @@ class Backend(Protocol):
     def rehearse(self, learner: Learner, largest: Largest, sampler: Sampler | None, tokens: int | None) -> int:
         """Goes once through the largest step of a stage before its first, and forgets it: it moves no bit of what is
         sampled and trained. So what does not fit into a GPU's memory fails in the first minute, and code is compiled
-        for the same shapes wherever the stage begins or resumes. Then the sampler's memory is made beside it.
+        for the same shapes wherever the stage begins or resumes. Then the sampler's memory is made, which is given
+        back while the learner learns.
 
         Args:
             tokens: the size of that memory when the stage began; None where it begins.

@@ -72,19 +72,23 @@ class MemoryNeed:
 
     Attributes:
         sequences, longest: more than so many sequences do not run together, and none is longer.
-        beside: bytes that others will take on the same device.
+        prompt: tokens of the longest prompt.
+        beside: bytes that others will take on the same device while it is there.
+        in_turn: bytes that others will take while it is given back.
         tokens: the size that it had when the stage began; None where it begins.
     """
 
     sequences: int
     longest: int
+    prompt: int = 0
     beside: int = 0
+    in_turn: int = 0
     tokens: int | None = None
 
 
 class Engine(Protocol):
     """Runs many requests at the same time, one token or a few of each in a step. Its memory is kept from one to the
-    next.
+    next, unless it rests in between.
 
     A completion depends on its request and the weights alone, wherever and beside whatever it runs; on CUDA, and of a
     large network anywhere, up to rounding, which other shapes of a batch change.
@@ -111,6 +115,10 @@ class Engine(Protocol):
         Raises:
             OutOfMemory: it does not fit.
         """
+
+    def rest(self) -> None:
+        """Gives back, while nothing runs, what memory it can take again for the next request, as large and in the same
+        place. No bit depends on it."""
 
     def submit(self, request: Request) -> int:
         """Puts a request behind those that wait; returns its ticket, which no other request ever has."""
@@ -162,6 +170,9 @@ class Sampler(Protocol):
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one completion as they are drawn."""
+
+    def rest(self) -> None:
+        """Gives back memory that it needs only while it samples, for others to use until it is asked again."""
 
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name: how a learner publishes them."""

@@ -1,13 +1,16 @@
 """The engine on CUDA: the completions of the native engine, whatever the stride, the filters and the stop strings."""
 
+import gc
 from dataclasses import replace
 
 import pytest
 import torch
 
+from reasonmill import peak_memory
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder, new_decoder
 from reasonmill.model.joined import join_projections
+from reasonmill.peak_memory import used_bytes
 from reasonmill.protocols import MemoryNeed
 from reasonmill.randomness import generator, key
 from reasonmill.sample.engine import NativeEngine
@@ -128,3 +131,36 @@ def test_an_idle_engine_gives_the_same_bits_whatever_it_did_before_and_whoever_m
     again = CudaEngine(decoder, NumberRenderer(), num_slots=9)
     assert again.reserve(MemoryNeed(36, 100, tokens=64 * 9)) == 64 * 9
     assert {one.finish for one in completions(again, asked[:9])} <= {"stop", "length"}
+
+
+def test_memory_that_was_given_back_is_the_cards_and_graphs_find_it_again_where_it_was() -> None:
+    from reasonmill.sample.cuda.engine import CudaEngine
+
+    decoder, asked = on_card(), requests(stop=("44 ",))
+    engine = CudaEngine(decoder, NumberRenderer(), num_slots=9)
+    tokens = engine.reserve(MemoryNeed(sequences=9, longest=100, tokens=1 << 20))
+    wanted = completions(engine, asked)
+    for _ in range(2):
+        free, used = torch.cuda.mem_get_info()[0], used_bytes("cuda") or 0
+        engine.rest()
+        given_back = torch.cuda.mem_get_info()[0] - free
+        assert abs(given_back - (used - (used_bytes("cuda") or 0))) < 4 << 20 < tokens * 100 < given_back
+        # A half of it becomes something else meanwhile.
+        others = torch.full((given_back // 8,), torch.nan, device="cuda")
+        del others
+        assert completions(engine, asked) == wanted
+    fresh = CudaEngine(decoder, NumberRenderer(), num_slots=9)
+    fresh.reserve(MemoryNeed(sequences=9, longest=100, tokens=tokens))
+    assert completions(fresh, asked) == wanted
+
+
+def test_an_engine_that_is_dropped_leaves_no_memory_behind() -> None:
+    from reasonmill.sample.cuda.engine import CudaEngine
+
+    before = peak_memory._beside.held
+    engine = CudaEngine(on_card(), NumberRenderer(), num_slots=9)
+    engine.reserve(MemoryNeed(sequences=9, longest=100, tokens=1 << 16))
+    assert peak_memory._beside.held > before + (1 << 16) * 100
+    del engine
+    gc.collect()
+    assert peak_memory._beside.held == before

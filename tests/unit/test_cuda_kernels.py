@@ -92,6 +92,27 @@ def test_a_new_token_attends_to_its_sequence_and_to_nothing_else(
         assert torch.equal(moved[4][:, start + own].cpu(), value[row])
 
 
+def test_places_beyond_2_to_the_31_numbers_of_a_memory_are_found() -> None:
+    tokens, dim, owns = 2**27 + 4096, 16, 40
+    rows, random = Rows(1, DEVICE), generated(4)
+    rows.running.fill_(RUNNING)
+    rows.prompt_start.fill_(tokens - 3000)
+    rows.prompt_length.fill_(70)
+    rows.start.fill_(tokens - 900)
+    rows.position.fill_(70 + owns)
+    # Keys and values in one, 8 GB, next to nothing of which is touched.
+    memory = torch.empty((2, tokens, dim), dtype=torch.float16, device=DEVICE)
+    runs = (slice(tokens - 3000, tokens - 2930), slice(tokens - 900, tokens - 900 + owns))
+    for run in runs:
+        memory[:, run] = torch.randn((2, run.stop - run.start, dim), generator=random).half().to(DEVICE)
+    query, new = torch.randn((1, 2, dim), generator=random).half(), torch.randn((1, 2, dim), generator=random).half()
+    rule = AttentionRule(0.3, None, None)
+    out = attend_new(query.to(DEVICE), new.to(DEVICE), new.to(DEVICE), memory, memory, rows, rule)
+    assert torch.equal(memory[:, tokens - 900 + owns].cpu(), new[0])
+    seen = torch.cat([*(memory[:, run].cpu() for run in runs), new[0, :, None]], 1)
+    torch.testing.assert_close(out[0].cpu().double(), attended(query[0], seen, seen, rule), rtol=0, atol=2e-3)
+
+
 def test_queries_and_keys_are_normed_and_turned_on_the_way() -> None:
     random, rows = generated(2), rows_at([0, 0, 0], [0, 1, 0])
     query, key, value = (torch.randn((3, heads, 16), generator=random) for heads in (4, 2, 2))
@@ -325,3 +346,53 @@ def test_an_engine_of_them_gives_the_native_engines_completions(
     for place, one in got.items():
         assert (one.tokens, one.finish) == (wanted[place].tokens, wanted[place].finish)
         assert one.logprobs == pytest.approx(wanted[place].logprobs, abs=1e-4)
+
+
+class Lent:
+    """Room for keys and values in which nothing stays that was given back."""
+
+    size = 0
+
+    def __init__(self, engine: CudaEngine) -> None:
+        assert engine._parts is not None
+        self.memory = engine._parts.memory
+        self.is_there = True
+
+    def take(self) -> None:
+        self.is_there = True
+
+    def give_back(self) -> None:
+        self.is_there = False
+        for part in (*self.memory.keys.values(), *self.memory.values.values()):
+            part.fill_(torch.nan)
+
+
+def test_an_engine_that_rested_reads_nothing_of_what_lay_in_its_memory_before() -> None:
+    decoder = tiny_decoder("qwen2")
+    decoder.network.to(DEVICE)
+    engine = CudaEngine(decoder, NumberRenderer(), num_slots=3, stride=2)
+    asked = [Request((5, 9, 4), SamplingParams(max_tokens=4 + place), place) for place in range(4)]
+    wanted = dict(EngineSampler(engine).generate(asked))
+    parts = engine._parts
+    assert parts is not None
+    parts.memory._lent = lent = Lent(engine)  # type: ignore[assignment]
+    for _ in range(2):
+        engine.rest()
+    assert not lent.is_there
+    assert dict(EngineSampler(engine).generate(asked)) == wanted
+    assert lent.is_there
+    assert engine._parts is parts
+    for request in asked[:2]:
+        engine.submit(request)
+    engine.step()
+    with pytest.raises(RuntimeError, match="while requests run"):
+        engine.rest()
+    assert lent.is_there
+    given_up = EngineSampler(engine).generate(asked)
+    next(given_up)
+    given_up.close()
+    for ticket in [one.ticket for one in parts.table.running()]:
+        engine.cancel(ticket)
+    engine.rest()  # what was given up runs no more
+    assert not lent.is_there
+    assert dict(EngineSampler(engine).generate(asked)) == wanted

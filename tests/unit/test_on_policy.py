@@ -51,6 +51,10 @@ class FakeLearner:
 
 class FakeSampler:
     version = 0
+    rests = False
+
+    def rest(self) -> None:
+        self.rests = True
 
 
 @pytest.fixture
@@ -86,9 +90,14 @@ def train(
     seen: list[Sequence[Group]] | None = None,
 ) -> dict[str, float]:
     """Trains for as many steps as the course has; each step has the updates that stand there."""
-    learner = FakeLearner()
+    learner, sampler = FakeLearner(), FakeSampler()
+
+    def drawn(step: int) -> list[Group]:
+        sampler.rests = False
+        return sample(step)
 
     def updates(step: int, groups: Sequence[Group]) -> tuple[Mapping[str, float], Iterator[Update]]:
+        assert sampler.rests  # the memory is the learner's
         return {"mismatch/mean": 0.25}, of_step(step, groups)
 
     def of_step(step: int, groups: Sequence[Group]) -> Iterator[Update]:
@@ -101,14 +110,14 @@ def train(
 
     metrics, _ = train_on_policy(
         run,
-        FakeSampler(),  # type: ignore[arg-type]
+        sampler,  # type: ignore[arg-type]
         learner,  # type: ignore[arg-type]
         name="stage",
         steps=len(course),
         state_every=2,
         dispatched=lambda groups: 6,
         fates=ALWAYS | {"flat", "ungraded"},
-        sample=sample,
+        sample=drawn,
         updates=updates,
         measure=lambda groups: {"tokens/sampled": 1.0},
     )

@@ -14,7 +14,7 @@ from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import LIKELY, Workload
 from reasonmill.planning.costs import Cost, missing, numbers_of, priced, seconds_of, total
 from reasonmill.planning.lengths import GROWN, GROWTH, expected_length, guess_of, taught_steps
-from reasonmill.planning.memory import Numbers, activation_bytes, peak, what_lowers
+from reasonmill.planning.memory import Numbers, activation_bytes, at_a_time, peak, what_lowers
 from reasonmill.planning.past import past_errors
 from reasonmill.planning.probes import Learned, Sampled, measure_learning, measure_sampling
 from reasonmill.protocols import FollowUp
@@ -46,14 +46,37 @@ def test_memory_is_that_of_the_fullest_moment() -> None:
     }
     passing = peak(replace(plain, activation_bytes=1e6))
     assert passing.total == 2e9 + 2e9 + 12e9 + 4e9 + 8 * 120 * 2000 + 10_000 * 1e6
-    given_back = peak(replace(plain, activation_bytes=1e6, keeps_cache=False))
-    assert given_back.total == passing.total - 8 * 120 * 2000
     # In fp32 the weights are the masters.
     wide = peak(Numbers(1e9, 4, is_trained=True, row=10, activation_bytes=1.0, process=5.0))
     assert wide.parts == {"process": 5.0, "weights": 4e9, "optimizer": 12e9, "gradients": 4e9}
     # Of an adapter's numbers there are masters, moments and denominators, and gradients; the model has none.
     narrow = peak(Numbers(1e9, 2, is_trained=True, adapter=1e6, row=10, activation_bytes=1.0))
     assert narrow.parts == {"weights": 2e9, "optimizer": 16e6, "gradients": 4e6}
+
+
+def test_on_a_card_keys_and_values_and_what_learning_takes_are_there_in_turn() -> None:
+    card = 64e9
+    plain = Numbers(1e9, 2, copied=1e9, is_trained=True, sequences=8, longest=1000, cached_bytes=1e6, row=10_000)
+    plain = replace(plain, card=card, spare=500, activation_bytes=1e6)
+    held, learning = 2e9 + 2e9 + 12e9, 4e9 + 10_000 * 1e6
+    sequence = (1000 + 128) * 1e6
+    wanted = 8 * sequence + 500 * 1e6
+    assert peak(plain).total == held + max(learning, wanted)
+    assert peak(replace(plain, row=1000)).total == held + wanted
+    assert at_a_time(plain) == 8
+    # What is left of the card beside what stays while it samples, and what else is to be free: a sixteenth.
+    many = replace(plain, sequences=100)
+    assert peak(many).total == card * 15 / 16
+    assert at_a_time(many) == (card * 15 / 16 - held) // sequence
+    scored = replace(many, scores=True)
+    assert at_a_time(scored) == (card * 15 / 16 - held - learning) // sequence
+    # One sequence at least, or it does not run; then fewer slots would not help.
+    narrow = replace(many, card=20e9, longest=20_000, row=1000)
+    assert at_a_time(narrow) == 1
+    assert peak(narrow).total == held + 20_128 * 1e6
+    assert what_lowers(peak(narrow), narrow, "s", 20e9, has_slots=True).startswith("lower s.sampling.max_tokens")
+    # Of stages that only sample, a share of the card.
+    assert peak(replace(many, is_trained=False)).total == 4e9 + 0.4 * card
 
 
 def test_sampling_takes_what_was_measured_where_that_is_more_than_the_cache() -> None:
@@ -131,6 +154,10 @@ def test_the_numbers_of_a_stage_are_measured_or_computed() -> None:
     measured = replace(LEARNED, activation_bytes=5.0)
     found = numbers_of(work, BILLION, {}, 2, replace(SAMPLED, slot_bytes=9.0), measured, 7.0)
     assert (found.sampling_bytes, found.activation_bytes, found.process) == (9.0, 5.0, 7.0)
+    assert (found.card, found.spare, found.scores) == (None, 30 + 128, False)
+    judged = replace(work, copies=("from", "reward_models.safety"))
+    found = numbers_of(judged, replace(BILLION, context=500), {}, 2, None, None, 7.0, 80e9)
+    assert (found.card, found.spare, found.scores) == (80e9, 500 + 128, True)
 
 
 def test_money_is_that_of_device_hours() -> None:
@@ -320,6 +347,13 @@ def test_activations_are_those_beside_gradients_that_are_there_already(monkeypat
     monkeypatch.setattr("reasonmill.planning.probes.used_bytes", lambda device: passes.gradients)
     monkeypatch.setattr("reasonmill.planning.probes.peak_bytes", lambda device: passes.peak)
     assert measure_learning(passes, row=64, device="cpu", clock=passes.clock).activation_bytes == 10
+    # A row that would need more than is free is not tried.
+    for free, rows in ((20_000, [512] * 3), (50_000, [512, 512, 512, 4096])):
+        monkeypatch.setattr("reasonmill.planning.probes.memory_of", lambda device, free=free: (free, 1e6))
+        wide = Memory(Clock())
+        passes = wide
+        measure_learning(wide, row=4096, device="cpu", budget_s=1e6, clock=wide.clock)
+        assert wide.rows == rows
 
 
 # What is kept

@@ -62,7 +62,8 @@ def test_a_rehearsal_moves_no_bit_of_what_is_learned(kind: Any) -> None:
     for rehearses in (False, True):
         learner = LocalLearner(tiny_decoder(), OptimizerSettings())
         if rehearses:
-            assert learner.rehearse(Largest(64, 20, kind, loss, keeps_reference=True)) > 0
+            learning, kept = learner.rehearse(Largest(64, 20, kind, loss, keeps_reference=True))
+            assert learning >= kept == 4 * learner.num_parameters
             assert all(parameter.grad is None for parameter in learner.decoder.network.parameters())
         learner.forward_backward(pack([example], 8)[0], PLAIN, 3.0)
         assert learner.optim_step(1e-2)["optim/skipped"] == 0

@@ -119,10 +119,13 @@ class NativeBackend:
         """See `Backend`; on a CPU nothing is done."""
         if self.placement.device == "cpu" or not isinstance(learner, LocalLearner):
             return 0
-        beside = learner.rehearse(largest)
+        learning, kept = learner.rehearse(largest)
         if not isinstance(sampler, EngineSampler):
             return 0
-        return sampler.reserve(MemoryNeed(largest.sequences, largest.longest, beside, tokens))
+        # What reward models take was not rehearsed: it is less than what learning takes.
+        beside = learning if largest.scores else kept
+        need = MemoryNeed(largest.sequences, largest.longest, largest.prompt, beside, learning, tokens)
+        return sampler.reserve(need)
 
     def reward_learner(
         self, policy: Path, optimizer: OptimizerSettings, *, view: View, precision: Precision = "auto"

@@ -115,13 +115,14 @@ class LocalLearner(TrainedNetwork):
         """Says where layers are not compiled on a GPU."""
         return self._layers.remarks
 
-    def rehearse(self, largest: Largest) -> int:
+    def rehearse(self, largest: Largest) -> tuple[int, int]:
         """Gathers the gradients of the largest batches that there will be, scores them, and forgets all of it.
 
         On a CPU, whose memory gives way and whose code is not compiled, there is no need for it.
 
         Returns:
-            Bytes that learning takes beyond what is in use now, those of a reference to be kept included.
+            Bytes that learning takes beyond what is in use now, and those of them that stay taken between steps, which
+            are a reference's.
         """
         device = self.decoder.device
         self._least = min(largest.row, _LEAST) if self._layers.compiled else 0
@@ -135,7 +136,8 @@ class LocalLearner(TrainedNetwork):
                 self.reference_logprobs([batch])
         needed = max(0, (peak_bytes(device.type) or 0) - before)
         self._forget()
-        return needed + (self._reference.num_bytes if largest.keeps_reference else 0)
+        kept = self._reference.num_bytes if largest.keeps_reference else 0
+        return needed + kept, kept
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:

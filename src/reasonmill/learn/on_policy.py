@@ -98,6 +98,7 @@ def train_on_policy(
         began = time.monotonic()
         groups = committed_groups(run.home, run.key, step, partial(sample, step))
         sampled = time.monotonic()
+        sampler.rest()  # the learner needs the memory
         taken, trained = [], 0
         with phase("update"):
             measured, planned = updates(step, usable(groups, step))

@@ -29,6 +29,7 @@ class ModelSize:
     Attributes:
         active: the parameters that a token meets; fewer than all in a mixture of experts.
         cached_values: numbers that a token leaves in the cache of all layers, as the native sampler keeps them.
+        context: tokens that a sequence may have.
         kept_bytes: of one weight in its files, and in those of what is made from it.
         linears: the inputs and outputs together of each linear layer that can have an adapter, by its name.
     """
@@ -38,6 +39,7 @@ class ModelSize:
     layers: int | None = None
     hidden_size: int | None = None
     cached_values: int | None = None
+    context: int | None = field(default=None, compare=False)
     kept_bytes: int | None = field(default=None, compare=False)
     linears: tuple[tuple[str, int], ...] | None = field(default=None, compare=False, repr=False)
 
@@ -94,7 +96,8 @@ def size_of(config: PreTrainedConfig) -> ModelSize:
         head_dim = getattr(text, "head_dim", None) or hidden // heads
         per_layer = 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim
     linears = tuple((name, one.in_features + one.out_features) for name, one in linears_for_adapters(network).items())
-    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer, linears=linears)
+    context = getattr(config, "max_position_embeddings", None)
+    return ModelSize(parameters, parameters - idle, layers, hidden, layers * per_layer, context, linears=linears)
 
 
 _EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from reasonmill.errors import OutOfMemory
+from reasonmill.peak_memory import used_bytes
 
 _ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 
@@ -34,7 +35,7 @@ def _what(error: torch.OutOfMemoryError) -> str:
     asked = _ASKED.search(str(error))
     more = f"{asked[1]} more are needed" if asked else "more is needed"
     free, whole = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
-    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    held = used_bytes("cuda") or 0 if torch.cuda.is_available() else 0
     return (
         f"the GPU's memory is full: {more}, of its {whole / 1e9:.1f} GB this stage holds {held / 1e9:.1f} GB, and "
         f"{free / 1e9:.1f} GB are free"

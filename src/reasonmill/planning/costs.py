@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import Workload
+from reasonmill.placement import SEQUENCE_REST
 from reasonmill.planning.memory import Numbers, Peak, activation_bytes
 from reasonmill.planning.probes import Learned, Sampled
 
@@ -117,6 +118,7 @@ def numbers_of(
     sampled: Sampled | None,
     learned: Learned | None,
     process: float,
+    card: float | None = None,
 ) -> Numbers:
     """What the stage's memory is made of.
 
@@ -124,6 +126,7 @@ def numbers_of(
         sampled: has what a sampler used, if that was measured.
         learned: has the activations, if they were measured; else they are computed from the sizes.
         process: bytes that are in use before a model is loaded.
+        card: bytes of the GPU that nobody else uses, if it runs on one.
     """
     copies = sum((sizes.get(key) or policy).parameters for key in work.copies)
     measured = learned.activation_bytes if learned else None
@@ -137,13 +140,18 @@ def numbers_of(
         sequences=work.sequences,
         longest=work.longest,
         cached_bytes=None if cached is None else float(cached * weight_bytes),
-        sampling_bytes=(sampled.slot_bytes or 0.0) if sampled else 0.0,
+        # An engine on a GPU has its memory before; what it uses beside is of its steps, and not of sequences.
+        sampling_bytes=(sampled.slot_bytes or 0.0) if sampled and card is None else 0.0,
         sampling_copies=sampled.copied_bytes if sampled else 0.0,
         row=work.row,
         activation_bytes=measured
         if measured is not None
         else activation_bytes(policy.layers, policy.hidden_size, weight_bytes, recompute=work.recompute),
         process=process,
+        card=card,
+        # A sequence as long as the context would still run.
+        spare=(policy.context or work.longest) + SEQUENCE_REST if work.trained else 0,
+        scores=any(key.startswith("reward_models.") for key in work.copies),
     )
 
 

@@ -15,7 +15,7 @@ from reasonmill.peak_memory import memory_of
 from reasonmill.planning.costs import Cost, missing, numbers_of, priced, seconds_of
 from reasonmill.planning.lengths import Lengths, expected_length, guess_of, taught_steps
 from reasonmill.planning.measuring import Measurements
-from reasonmill.planning.memory import Numbers, Peak, peak, what_lowers
+from reasonmill.planning.memory import Numbers, Peak, at_a_time, peak, what_lowers
 from reasonmill.planning.probes import Learned, Sampled
 from reasonmill.recipe.graph import Node
 from reasonmill.store.plans import Plan
@@ -128,6 +128,8 @@ class _Forecaster:
         computes = bool(work.sampled or work.trained or work.scored)
         is_here = not computes or settings.kind == "pretrain" or self._measurements.model(node) is not None
         refused = self._does_not_fit(node, work) if is_here else ""
+        if policy:  # where memory is short, sequences wait
+            work = replace(work, sequences=at_a_time(self._numbers(node, work, policy, learned)))
         seconds = None if work.served else seconds_of(work, self._sampled.get(name), learned, policy, sizes)
         writes = expected_writes(settings, work, policy, weight_bytes=width, resumes_at=stage.resumes_at)
         cost = Cost(
@@ -161,7 +163,8 @@ class _Forecaster:
         name = node.settings.name
         process = self._measurements.process_bytes if self._machine.device == "cpu" else 0
         sampled = self._sampled.get(name)
-        return numbers_of(work, policy, self._sizes[name], self._weight_bytes(node), sampled, learned, process)
+        card = self._machine.free_bytes if self._machine.device == "cuda" else None
+        return numbers_of(work, policy, self._sizes[name], self._weight_bytes(node), sampled, learned, process, card)
 
     def _fix(self, node: Node, work: Workload, found: Peak | None, learned: Learned | None) -> str:
         policy = self._policy(node)

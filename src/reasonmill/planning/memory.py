@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from reasonmill.placement import MARGIN, SAMPLING_SHARE, SEQUENCE_REST
+
 Part = Literal["process", "weights", "frozen copies", "optimizer", "gradients", "keys and values", "activations"]
 # Of each parameter in fp32: its gradient, AdamW's two moments, and the optimizer step's denominator.
 GRADIENT_BYTES, MOMENT_BYTES, DENOMINATOR_BYTES, MASTER_BYTES = 4.0, 8.0, 4.0, 4.0
@@ -37,7 +39,12 @@ class Numbers:
         row: tokens of one forward pass of training.
         activation_bytes: what the backward pass needs of one token of a row.
         process: bytes that are in use before a model is loaded.
-        keeps_cache: whether the memory of keys and values stays while the learner learns.
+        card: bytes of a GPU that nobody else uses. Its engine takes no more for keys and values than is left of them
+            while it samples, lets sequences wait, and gives them back while the learner learns; None where as many
+            sequences run as are asked for, and their cache stays.
+        spare: tokens for which the engine has memory beside its sequences.
+        scores: whether reward models compute while it samples, for which as much stays free as the learner computes
+            with.
     """
 
     parameters: float
@@ -53,7 +60,9 @@ class Numbers:
     row: int = 0
     activation_bytes: float | None = 0.0
     process: float = 0.0
-    keeps_cache: bool = True
+    card: float | None = None
+    spare: int = 0
+    scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,25 +84,61 @@ def peak(numbers: Numbers) -> Peak:
         "weights": numbers.parameters * numbers.weight_bytes,
         "frozen copies": numbers.copied * numbers.weight_bytes,
     }
-    cache = numbers.sequences * numbers.longest * (numbers.cached_bytes or 0.0)
+    cache = _cache(numbers)
     unknown = ["the cache of keys and values"] if numbers.sequences and numbers.cached_bytes is None else []
-    sampling = max(cache, numbers.sequences * numbers.longest * numbers.sampling_bytes)
+    sampling = max(cache, at_a_time(numbers) * numbers.longest * numbers.sampling_bytes)
     copied_too = held["weights"] + numbers.sampling_copies
     moments: list[dict[Part, float]] = [{**held, "weights": copied_too, "keys and values": sampling}]
     if numbers.is_trained:
-        trained = numbers.parameters if numbers.adapter is None else numbers.adapter
-        # An adapter's own numbers are no part of the model's, and count as its master weights.
-        master = MASTER_BYTES if numbers.adapter is not None or numbers.weight_bytes < MASTER_BYTES else 0.0
-        held["optimizer"] = trained * (MOMENT_BYTES + master)
+        held["optimizer"] = _optimizer(numbers)
         moments[0] |= {"optimizer": held["optimizer"]}
-        held["gradients"] = trained * GRADIENT_BYTES
-        held["keys and values"] = cache if numbers.keeps_cache else 0.0
+        held["gradients"] = _trained(numbers) * GRADIENT_BYTES
+        held["keys and values"] = cache if numbers.card is None else 0.0
         unknown += ["activations"] if numbers.activation_bytes is None else []
-        moments.append({**held, "activations": numbers.row * (numbers.activation_bytes or 0.0)})
-        stepping = held["optimizer"] + trained * DENOMINATOR_BYTES
-        moments.append({**held, "optimizer": stepping})
+        moments.append({**held, "activations": _activations(numbers)})
+        denominators = _trained(numbers) * DENOMINATOR_BYTES if numbers.card is None else 0.0  # a GPU's step is fused
+        moments.append({**held, "optimizer": held["optimizer"] + denominators})
     fullest = max(moments, key=lambda moment: sum(moment.values()))
     return Peak({part: size for part, size in fullest.items() if size}, tuple(unknown))
+
+
+def at_a_time(numbers: Numbers) -> int:
+    """How many sequences are sampled at the same time: as many as there is memory for, one at least."""
+    if numbers.card is None or not numbers.cached_bytes or not numbers.longest:
+        return numbers.sequences
+    fitting = _cache(numbers) / (numbers.cached_bytes * (numbers.longest + SEQUENCE_REST))
+    return max(1, min(numbers.sequences, int(fitting)))
+
+
+def _cache(numbers: Numbers) -> float:
+    """Bytes of keys and values: what sequences need, or on a GPU what is left for them."""
+    each = numbers.cached_bytes or 0.0
+    if numbers.card is None or not numbers.sequences:
+        return numbers.sequences * numbers.longest * each
+    length = numbers.longest + SEQUENCE_REST
+    if numbers.is_trained:
+        held = (numbers.parameters + numbers.copied) * numbers.weight_bytes + _optimizer(numbers)
+        beside = _trained(numbers) * GRADIENT_BYTES + _activations(numbers) if numbers.scores else 0.0
+        left = numbers.card * (1 - MARGIN) - held - beside
+    else:
+        left = numbers.card * SAMPLING_SHARE
+    return max(length * each, min((numbers.sequences * length + numbers.spare) * each, left))
+
+
+def _trained(numbers: Numbers) -> float:
+    """How many parameters have gradients."""
+    return numbers.parameters if numbers.adapter is None else numbers.adapter
+
+
+def _optimizer(numbers: Numbers) -> float:
+    """Bytes of moments and master weights."""
+    # An adapter's own numbers are no part of the model's, and count as its master weights.
+    master = MASTER_BYTES if numbers.adapter is not None or numbers.weight_bytes < MASTER_BYTES else 0.0
+    return _trained(numbers) * (MOMENT_BYTES + master)
+
+
+def _activations(numbers: Numbers) -> float:
+    return numbers.row * (numbers.activation_bytes or 0.0)
 
 
 def activation_bytes(
@@ -124,7 +169,7 @@ def what_lowers(
     largest = max(movable, key=lambda part: movable[part])
     if largest == "keys and values":
         fitting = int(numbers.sequences * (1 - over / movable[largest]))
-        if fitting >= 1 and has_slots:
+        if fitting >= 1 and has_slots and numbers.card is None:
             return f"lower {stage}.sampling.slots to {fitting}, or {stage}.sampling.max_tokens"
         return f"lower {stage}.sampling.max_tokens, or take a smaller model"
     if largest == "activations":

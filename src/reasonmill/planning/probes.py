@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import Batch, TextRow, pack, pack_texts
-from reasonmill.peak_memory import begin_peak, peak_bytes, used_bytes
+from reasonmill.peak_memory import begin_peak, memory_of, peak_bytes, used_bytes
 from reasonmill.protocols import Learner, Renderer, RewardLearner, Sampler
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect
@@ -267,9 +267,11 @@ def measure_learning(
         before = used_bytes(device)
         seconds, tokens = timed(partial(passes.train, size))
         peak = peak_bytes(device)
-        if size == row or seconds * _WIDER > budget_s:
+        wider = min(row, size * _WIDER)
+        needed = 0 if before is None or peak is None else (peak - before) / tokens * wider
+        if size == row or seconds * _WIDER > budget_s or needed > memory_of(device)[0]:
             break
-        size = min(row, size * _WIDER)
+        size = wider
     scoring, scored = timed(partial(passes.score, size))
     stepping, _ = timed(passes.step)
     activations = None if before is None or peak is None else max(0, peak - before) / tokens

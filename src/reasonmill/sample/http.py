@@ -87,6 +87,9 @@ class HttpSampler:
         """None: the weights are elsewhere."""
         return 0
 
+    def rest(self) -> None:
+        """Nothing: it holds no memory."""
+
     def generate(
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> Iterator[tuple[int, Completion]]:

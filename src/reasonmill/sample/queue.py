@@ -37,6 +37,9 @@ class Queue:
         """None: it reads the weights where they are."""
         return 0
 
+    def rest(self) -> None:
+        """Nothing is given back."""
+
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; those that are the decoder's own tensors already need no copy."""
         self._decoder.take(weights)

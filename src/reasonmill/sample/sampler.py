@@ -37,6 +37,10 @@ class EngineSampler:
         """Makes the engine's memory while nothing runs; see `Engine`."""
         return self._engine.reserve(need)
 
+    def rest(self) -> None:
+        """Gives back what memory the engine can take again."""
+        self._engine.rest()
+
     def take(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Takes new weights by name; completions that start afterwards carry `version`."""
         self._engine.take(weights, version)

@@ -132,12 +132,13 @@ class Policy:
             noise=(seed, *noise),
         )
 
-    def _largest(self, kind: LossKind, loss: LossSettings) -> Largest:
+    def _largest(self, kind: LossKind, loss: LossSettings, scores: bool) -> Largest:
         """The largest step, as far as the problems of the first one show how long prompts are."""
         settings = self._settings
         own = stage_seed(self._context.seed, settings.name)
         asked = {self.mix.problem("train", own, index).messages for index in range(settings.problems_per_step)}
-        longest = max(len(self._renderer.render(messages)) for messages in asked) + settings.sampling.max_tokens
+        prompt = max(len(self._renderer.render(messages)) for messages in asked)
+        longest = prompt + settings.sampling.max_tokens
         return Largest(
             row=max(settings.tokens_per_batch, longest),
             text=longest,
@@ -146,6 +147,8 @@ class Policy:
             keeps_reference=kind == "pg" and loss.kl_coefficient > 0,
             sequences=settings.problems_per_step * settings.group_size,
             longest=longest,
+            prompt=prompt,
+            scores=scores,
         )
 
     def train(
@@ -157,15 +160,17 @@ class Policy:
         loss: LossSettings,
         fates: AbstractSet[Fate] = ALWAYS,
         problems: Callable[[Sequence[Group]], int] | None = None,
+        scores: bool = False,
     ) -> Outcome:
         """Takes all steps; the outcome is the trained model. Arguments and errors as of `train_on_policy`.
 
         Args:
             kind: what the updates' loss is made from, and `loss` what it is.
             problems: how many of them a step has drawn, where it is not `problems_per_step`.
+            scores: whether reward models look at what is drawn.
         """
         settings = self._settings
-        self._context.rehearse(self.learner, partial(self._largest, kind, loss), self._sampler)
+        self._context.rehearse(self.learner, partial(self._largest, kind, loss, scores), self._sampler)
         metrics, tokens = train_on_policy(
             self._context,
             self._sampler,

@@ -250,7 +250,9 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
             asked += missing
         return asked
 
-    outcome = policy.train(sample, updates, kind="pg", loss=loss, fates=settings.fates, problems=problems)
+    outcome = policy.train(
+        sample, updates, kind="pg", loss=loss, fates=settings.fates, problems=problems, scores=bool(scorers)
+    )
     context.drop_judged()
     return outcome
 

@@ -15,7 +15,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.decoder import Decoder
 from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.cuda.draw import Draw
-from reasonmill.sample.cuda.memory import Memory, PromptLayout, numbers_in
+from reasonmill.sample.cuda.memory import PREFILL_TOKENS, Memory, PromptLayout, numbers_in
 from reasonmill.sample.cuda.rows import NOT_FINITE, RUNNING, Rows
 from reasonmill.sample.cuda.steps import Filtered, Steps, has_experts
 from reasonmill.sample.cuda.table import Prompt, Running, Table
@@ -23,8 +23,8 @@ from reasonmill.sample.queue import Queue
 from reasonmill.sample.requests import completion, longest, not_finite, reach, says, stop_strings
 from reasonmill.types import Finish, Request
 
-# So many rows must be free before requests are admitted beside others: to read the prompt of one alone takes as long as
-# several steps of all.
+# Of the requests that can run together, so many must find a place before they are admitted beside others: to read the
+# prompt of one alone takes as long as several steps of all.
 _ADMITTED_TOGETHER = 1 / 16
 
 
@@ -64,7 +64,8 @@ class CudaEngine(Queue):
     of a request that runs.
 
     Memory is sized once: by `reserve`, or else for the first request, by the whole card, the slots and the model's
-    context.
+    context. While the engine rests, that of keys and values is given back; no prompt that was read outlasts the last
+    request that shares it, so that nothing of it is missed.
 
     Beside others, products of other shapes round otherwise and a completion may take another course. But which requests
     run beside each other is decided by the requests, their order and the size of memory alone: by what each step
@@ -83,7 +84,7 @@ class CudaEngine(Queue):
         renderer: Renderer,
         *,
         num_slots: int = 512,
-        prefill_tokens: int = 16384,
+        prefill_tokens: int = PREFILL_TOKENS,
         stride: int = 8,
     ) -> None:
         super().__init__(decoder, renderer)
@@ -109,12 +110,28 @@ class CudaEngine(Queue):
         """Makes the memory and what goes with it, graphs of plain draws included, anew.
 
         Raises:
-            OutOfMemory: it does not fit beside what others take.
+            OutOfMemory: it does not fit beside what others take, or they do not fit where it is given back.
         """
         self._parts = self._pending = None
         self._parts = self._made(need)
         self._parts.steps.prepare(Filtered(top_k=False, top_p=False))
+        self._parts.memory.require(need.in_turn)
         return self.memory_tokens
+
+    @torch.inference_mode()
+    def rest(self) -> None:
+        """Gives back the memory of keys and values, until a request is admitted. Graphs stay: they hold its addresses.
+
+        Raises:
+            RuntimeError: a request runs, whose keys and values would be lost.
+        """
+        if self._parts is None:
+            return
+        self._settle()
+        self._drop_cancelled(self._parts)
+        if any(self._parts.table.running()):
+            raise RuntimeError("an engine does not rest while requests run")
+        self._parts.memory.give_back()
 
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
@@ -176,11 +193,13 @@ class CudaEngine(Queue):
         """Starts waiting requests, if there are rows and memory for enough of them."""
         if not self._waiting:
             return
+        parts.memory.take()
         table = parts.table
         is_idle = table.num_free == self._num_slots
         if is_idle:
             parts.rows.clear()
-        enough = 1 if is_idle else min(len(self._waiting), max(1, int(self._num_slots * _ADMITTED_TOGETHER)))
+        together = table.most_like(next(iter(self._waiting.values())))
+        enough = 1 if is_idle else min(len(self._waiting), max(1, int(together * _ADMITTED_TOGETHER)))
         if table.num_free < enough:
             return
         new: list[Running] = []

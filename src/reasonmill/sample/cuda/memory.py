@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
+from math import prod
 from typing import Any
 
 import torch
@@ -12,14 +14,18 @@ from torch import Tensor
 from reasonmill.errors import OutOfMemory
 from reasonmill.model.attention import AttentionRule, PackedLayout
 from reasonmill.model.decoder import Decoder
+from reasonmill.placement import MARGIN, SAMPLING_SHARE
 from reasonmill.protocols import MemoryNeed
+from reasonmill.sample.cuda.lent_memory import LentMemory
 from reasonmill.sample.cuda.rows import sent
 from reasonmill.sample.cuda.runs import UNIT, Runs, sequence_tokens
 
-# Of the card's memory, where nobody says what is needed; the rest is for weights and whatever else there may be.
-_SHARE = 0.4
-# Of the card's memory, left free beside what is needed: for what a step computes, graphs, and holes between blocks.
-_MARGIN = 1 / 16
+# Bytes: the layers' parts begin at multiples, as torch's own blocks do.
+_ALIGNED = 512
+# Prompt tokens that are read in one forward pass, for which the margin suffices; of longer prompts, each alone.
+PREFILL_TOKENS = 16384
+# Numbers that a layer holds for each token while it reads prompts, in units of its width, and of its MLP's.
+_WIDTHS, _MLP_WIDTHS = 12, 4
 # What Triton's interpreter gets, which runs the kernels on a CPU to test them.
 _INTERPRETED = 1 << 26
 
@@ -38,7 +44,8 @@ class _Shapes:
 class Memory:
     """Keys [K, tokens, D] and values [K, tokens, E] of every layer, and what was drawn: tokens and log-probs [tokens].
 
-    Nothing of it is ever cleared: attention loads no key or value that is not the sequence's.
+    Nothing of it is ever cleared: attention loads no key or value that is not the sequence's. So keys and values may be
+    given back to the card where no sequence runs, and what lies in their place later is never read.
 
     Args:
         num_rows: more sequences than so many don't run together.
@@ -55,12 +62,67 @@ class Memory:
         self.bytes_per_token = 8 + sum(
             part.shape[0] * part.shape[2] * part.element_size() for pair in shapes.of.values() for part in pair
         )
+        if need is not None:
+            more = max(0, need.prompt - PREFILL_TOKENS) * _reading_bytes(decoder)
+            need = replace(need, beside=need.beside + more)
         size = _size(device, num_rows, decoder.context, self.bytes_per_token, need)
         self.runs = Runs(size)
-        self.keys = {layer: key.new_empty((key.shape[0], size, key.shape[2])) for layer, (key, _) in shapes.of.items()}
-        self.values = {layer: v.new_empty((v.shape[0], size, v.shape[2])) for layer, (_, v) in shapes.of.items()}
+        parts = {(layer, place): part for layer, pair in shapes.of.items() for place, part in enumerate(pair)}
+        sizes = [_whole(part.shape[0] * size * part.shape[2] * part.element_size()) for part in parts.values()]
+        self._lent = LentMemory(sum(sizes), device) if device.type == "cuda" else None
+        numbers = self._lent.tensor() if self._lent else torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        found = {
+            where: _as(run, part, size) for (where, part), run in zip(parts.items(), numbers.split(sizes), strict=True)
+        }
+        self.keys = {layer: found[layer, 0] for layer in shapes.of}
+        self.values = {layer: found[layer, 1] for layer in shapes.of}
         self.tokens = torch.zeros(size, dtype=torch.int32, device=device)
         self.logprobs = torch.zeros(size, dtype=torch.float32, device=device)
+
+    def take(self) -> None:
+        """Makes room for keys and values, where it was given back.
+
+        Raises:
+            OutOfMemory: there is none.
+        """
+        if self._lent:
+            self._lent.take()
+
+    def give_back(self) -> None:
+        """Gives the room of all keys and values back to the card; what was drawn stays."""
+        if self._lent:
+            self._lent.give_back()
+
+    def require(self, others: int) -> None:
+        """Looks whether others find so many bytes where the room of keys and values is given back.
+
+        Raises:
+            OutOfMemory: they do not.
+        """
+        left = _free(self.tokens.device)[0] + self._lent.size if self._lent else others
+        if left < others:
+            raise OutOfMemory(
+                f"learning takes {_mib(others)} of the GPU's memory beside what stays there, and {_mib(left)} are left",
+                fix="set recompute = true, lower tokens_per_batch or sampling.max_tokens, or train an adapter (lora)",
+            )
+
+
+def _reading_bytes(decoder: Decoder) -> int:
+    """About how many bytes each token of a prompt takes while it is read."""
+    config = decoder.config.get_text_config()
+    mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(decoder.dtype.itemsize * (_WIDTHS * config.hidden_size + _MLP_WIDTHS * mlp))
+
+
+def _whole(size: int) -> int:
+    """Bytes of a part with what is left free behind it."""
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _as(numbers: Tensor, like: Tensor, tokens: int) -> Tensor:
+    """The first of these bytes as [K, tokens, D], of the type and with the K and D of `like`."""
+    shape = (like.shape[0], tokens, like.shape[2])
+    return numbers.view(like.dtype)[: prod(shape)].view(shape)
 
 
 def numbers_in(numbers: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Iterator[list[Any]]:
@@ -86,7 +148,7 @@ def _size(device: torch.device, num_rows: int, context: int | None, bytes_each: 
         free = room = whole = _INTERPRETED
     else:
         free, whole = _free(device)
-        room = int(whole * _SHARE)
+        room = int(whole * SAMPLING_SHARE)
     if need is None:
         size = _whole_units(room // bytes_each, None if context is None else num_rows * sequence_tokens(context))
         if size * bytes_each > free:
@@ -112,13 +174,13 @@ def _needed(free: int, whole: int, context: int | None, bytes_each: int, need: M
     longest = need.longest if context is None else min(need.longest, context)
     # One sequence may have a prompt as long as the context: the longest one of later steps is not known.
     most = need.sequences * sequence_tokens(longest) + sequence_tokens(context or longest)
-    size = _whole_units((free - int(whole * _MARGIN)) // bytes_each, most)
+    size = _whole_units((free - int(whole * MARGIN)) // bytes_each, most)
     least = sequence_tokens(longest)
     if size < least:
         raise OutOfMemory(
             f"keys and values of a sequence of {longest:,} tokens take {_mib(least * bytes_each)} of the GPU's memory, "
-            f"and {_mib(max(0, size) * bytes_each)} are left of it beside what learning takes",
-            fix="set recompute = true, lower tokens_per_batch or sampling.max_tokens, or train an adapter (lora)",
+            f"and {_mib(max(0, size) * bytes_each)} are left of it beside what stays there while it is sampled",
+            fix="lower sampling.max_tokens, train an adapter (lora), whose optimizer is small, or take a smaller model",
         )
     return size
 
@@ -132,10 +194,10 @@ def _mib(size: int) -> str:
 
 
 def _free(device: torch.device) -> tuple[int, int]:
-    """Bytes that nobody uses, those that torch keeps for later included; all bytes of the card."""
+    """Bytes that nobody has; all bytes of the card. What torch keeps for later is freed, but for holes between blocks,
+    which only torch can use."""
     torch.cuda.empty_cache()
-    free, whole = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), whole
+    return torch.cuda.mem_get_info(device)
 
 
 class PromptLayout:

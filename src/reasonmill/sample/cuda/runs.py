@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 
+from reasonmill.placement import SEQUENCE_REST
+
 # Runs are odd multiples of so many tokens: where sequences begin at multiples of a large power of two, what reads many
 # of them at a time meets the same few channels of the card's memory (measured: 139 µs against 119).
 UNIT = 32
@@ -17,7 +19,7 @@ def run_length(tokens: int) -> int:
 
 def sequence_tokens(length: int) -> int:
     """Tokens of memory that a sequence of so many takes at most, with its prompt for itself."""
-    return length + 4 * UNIT  # it has two runs, each of which may be two units longer than its tokens
+    return length + SEQUENCE_REST  # it has two runs, each of which may be two units longer than its tokens
 
 
 class Runs:

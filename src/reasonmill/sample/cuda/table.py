@@ -77,6 +77,11 @@ class Table:
         """Behind the last row that is in use."""
         return 1 + max((running.row for running in self.running()), default=-1)
 
+    def most_like(self, request: Request) -> int:
+        """How many requests like that can run together, by rows and memory; 1 also where there is memory for none."""
+        shared = run_length(len(request.prompt_tokens) - 1)
+        return max(1, min(len(self._rows), (self._runs.size - shared) // run_length(request.params.max_tokens)))
+
     def place(self, ticket: int, request: Request, version: int) -> Running | None:
         """Finds memory and a row for a request; None where one of them is missing.
 
