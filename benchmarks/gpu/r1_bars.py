@@ -58,8 +58,8 @@ class Found:
     def read(cls, path: Path, run: str) -> Found:
         """What a home has of a run."""
         with Home.open(path, write=False) as home:
-            (own,) = [each for each in home.ledger.runs() if each.name == run]
-            records = {stage.name: home.ledger.stage(stage.key) for stage in own.stages}
+            begun = [stage for each in home.ledger.runs() if each.name == run for stage in each.stages]
+            records = {stage.name: home.ledger.stage(stage.key) for stage in begun}
             stages = {name: record for name, record in records.items() if record is not None}
             return cls(
                 path,

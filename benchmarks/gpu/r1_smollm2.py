@@ -126,10 +126,17 @@ def write_recipe(options: argparse.Namespace, place: Path, name: str, stages: Co
 
 
 def settings_of(options: argparse.Namespace, recipe: Path, form: Form | None) -> list[str]:
-    """All that `--set` says: the seed, what makes the form, the control's reward, and what the caller asks."""
-    found = [f"seed={options.seed}", *([] if form is None else smaller(recipe.read_text(encoding="utf-8"), form))]
+    """All that `--set` says: the seed, what makes the form, the control's reward, and what the caller asks.
+
+    What the caller asks of stages that a smaller recipe lacks is left out, so that the same command serves both.
+    """
+    text = recipe.read_text(encoding="utf-8")
+    found = [f"seed={options.seed}", *([] if form is None else smaller(text, form))]
     found += ["dev2.rewards={ shuffled = 1.0 }"] if options.shuffled else []
-    return [word for setting in (*found, *options.overrides) for word in ("--set", setting)]
+    whole = tomllib.loads((SHIPPED / "recipes" / f"{RECIPE}.toml").read_text(encoding="utf-8"))
+    missing = {stage["name"] for stage in whole["stage"]} - {stage["name"] for stage in tomllib.loads(text)["stage"]}
+    found += [asked for asked in options.overrides if asked.partition(".")[0] not in missing]
+    return [word for setting in found for word in ("--set", setting)]
 
 
 def smaller(text: str, form: Form) -> list[str]:
@@ -180,7 +187,7 @@ def _sitting(options: argparse.Namespace, place: Path) -> int:
     said = started.log.read_text(errors="replace")
     print(said[-3000:], flush=True)
     report = Report(None)
-    if code not in (0, None) and "stopped" not in said:
+    if code not in (0, None) and "the same command resumes" not in said:
         report.add("run", "reasonmill run", f"exit code {code}", bar="exit code 0", met=False)
     found = r1_bars.Found.read(home, name)
     if options.shuffled:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from reasonmill.protocols import Attempt, Measured
 from reasonmill.randomness import generator
+from reasonmill.rewards.grades import ACCURACY, own_grades
 from reasonmill.tasks.named import NamedTask
 
 
@@ -20,12 +21,19 @@ class Shuffled:
     def require(self, task: NamedTask) -> None:
         """Takes any task."""
 
-    def measure(self, attempt: Attempt) -> float | None:
+    def measure(self, attempt: Attempt) -> float | Measured | None:
         """That of a lone attempt is its own."""
-        return attempt.accuracy
+        (measured,) = self.measure_group([attempt])
+        return measured
 
     def measure_group(self, attempts: Sequence[Attempt]) -> list[Measured]:
-        """The accuracies in another order, which the first attempt's name decides."""
-        given = [Measured(attempt.accuracy) for attempt in attempts]
+        """The accuracies in another order, which the first attempt's name decides.
+
+        Workers measure it, and don't know what the grader said: the task is asked once more.
+        """
+        given = []
+        for attempt in attempts:
+            (grade,) = own_grades(attempt.task, attempt.problem, [attempt.completion])
+            given.append(Measured(grade.parts.get(ACCURACY), grade.error or ""))
         generator("shuffled", *attempts[0].noise).shuffle(given)
         return given

@@ -21,8 +21,8 @@ import reasonmill
 from reasonmill.errors import ReasonmillError, RecipeError
 
 _PACKAGE_FOLDER = Path(reasonmill.__file__).parents[1]
-# Answers that are kept. The evaluations of a recipe ask the same held-out items; Countdown's take some 100 ms each, because
-# few of those drawn are held out.
+# Answers that are kept. The evaluations of a recipe ask the same held-out items; Countdown's take some 100 ms each,
+# because few of those drawn are held out.
 _KEPT = 1 << 16
 
 
