@@ -28,6 +28,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 152064,
         "tie_word_embeddings": False,
     },
+    # None of Qwen's: to try a script without a GPU.
+    "trial": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "vocab_size": 4096,
+    },
 }
 
 
