@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory_parts import APART
+from processes import Report, Until
 from safetensors import safe_open
 from shapes import SIZES
-from together import APART, SHIPPED, Report, Until, workplace
+from together import SHIPPED, workplace
 
 from reasonmill.mill.planning import plan_key
 from reasonmill.recipe.graph import Recipe

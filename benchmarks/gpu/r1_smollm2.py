@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import r1_bars
-from together import SHIPPED, Report, Started, Until
+from processes import Report, Started, Until
+from together import SHIPPED
 
 from reasonmill.randomness import generator
 
