@@ -72,7 +72,8 @@ class Memory:
         self._lent = LentMemory(sum(sizes), device) if device.type == "cuda" else None
         numbers = self._lent.tensor() if self._lent else torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         found = {
-            where: _as(run, part, size) for (where, part), run in zip(parts.items(), numbers.split(sizes), strict=True)
+            where: _as(run, part, size)
+            for (where, part), run in zip(parts.items(), numbers[: sum(sizes)].split(sizes), strict=True)
         }
         self.keys = {layer: found[layer, 0] for layer in shapes.of}
         self.values = {layer: found[layer, 1] for layer in shapes.of}
