@@ -30,7 +30,7 @@ from reasonmill.algo.packing import Batch, pack, unpack
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.model.attention import PackedLayout
+from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
 from reasonmill.plugins.catalogue import installed
 from reasonmill.randomness import generator, key

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.attention import Layout, PackedLayout
+from reasonmill.model.attention import Layout
+from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder
 from reasonmill.randomness import generator, key
 from reasonmill.sample.sampler import EngineSampler

@@ -16,7 +16,7 @@ from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.adapter_config import ADDED, read_adapter_config
-from reasonmill.model.attention import PackedLayout
+from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder, load_decoder
 from reasonmill.model.lora import Adapter, LoraLinear, Switch, merge_adapter
 from reasonmill.recipe.models import RecipeModel

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from reasonmill.algo.fused import strictly_compiled
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.attention import PackedLayout
+from reasonmill.model.packed import PackedLayout
 
 
 class LearningLayers:

@@ -1,15 +1,15 @@
 """Attention over packed rows, registered with transformers under the name "reasonmill".
 
 A model runs on one row of tokens that holds many sequences; the `layout` that goes with the call knows where each
-sequence lies and which keys a token may see. Models pass the layout through to this function untouched.
+sequence lies and which keys a token may see (model/packed.py and sample/ have them). Models pass the layout through to
+this function untouched.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.flash import Extent, attend_flash, runs_flash
 
 NAME = "reasonmill"
 # What some architectures pass along and our attention honours or may ignore; anything else is refused by name.
@@ -108,110 +107,11 @@ def _knows_window(config: type) -> bool:
 AttentionInterface.register(NAME, _reasonmill_attention)
 
 
-class PackedLayout:
-    """Whole sequences end to end: each token sees those before it in its own sequence.
-
-    On CUDA they attend as they lie, where flash attention knows how (`runs_flash`). Elsewhere they are padded on the
-    right to the longest of the row while they attend. Causal attention never looks to the right, so that the padding
-    needs no mask.
-    """
-
-    def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
-        self._lengths = lengths
-        self._device = torch.device(device)
-        self._extent = self._on_device() if self._device.type == "cuda" else None
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        if self._extent is not None and runs_flash(query, value, rule.softcap):
-            states = (query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1))
-            return attend_flash(*states, self._extent, rule.scale, rule.window)
-        padded: Tensor = self._attend_padded(query, key, value, rule)
-        return padded
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        padding = self._padding
-        out = attend_causally(padding.pad(query), padding.pad(key), padding.pad(value), rule)  # [B, H, L, E]
-        return padding.unpad(out)
-
-    def _on_device(self) -> Extent:
-        ends = torch.zeros(len(self._lengths) + 1, dtype=torch.int32)
-        ends[1:] = torch.cumsum(torch.tensor(self._lengths), 0)
-        return Extent(ends.to(self._device), max(self._lengths))
-
-    @cached_property
-    def _padding(self) -> _Padding:
-        return _Padding(self._lengths, self._device)
-
-
-class _Padding:
-    """Sequences [H, N, D] that lie end to end, padded to [B, H, L, D] and back."""
-
-    def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
-        sizes = torch.tensor(lengths)
-        self._shape = (len(lengths), int(sizes.max()))
-        starts = torch.cumsum(sizes, 0) - sizes
-        columns = torch.arange(self._shape[1])
-        inside = columns < sizes[:, None]
-        self._is_dense = bool(inside.all())
-        # Padding reads token 0 of the row: any real number would do, since nothing looks at the result.
-        self._row_index = torch.where(inside, starts[:, None] + columns, 0).flatten().to(device)
-        self._inside = inside.flatten().to(device)
-        self._kept = inside.flatten().nonzero().squeeze(1).to(device)
-
-    def pad(self, states: Tensor) -> Tensor:
-        """[H, N, D] -> [B, H, L, D]"""
-        rows = states.transpose(0, 1)
-        if not self._is_dense:
-            rows = _Pad.apply(rows, self._row_index, self._kept)  # type: ignore[no-untyped-call]
-        return rows.reshape(*self._shape, *rows.shape[1:]).transpose(1, 2)
-
-    def unpad(self, out: Tensor) -> Tensor:
-        """[B, H, L, E] -> [N, H, E]"""
-        out = out.transpose(1, 2).flatten(0, 1)
-        if self._is_dense:
-            return out
-        kept: Tensor = _Unpad.apply(out, self._kept, self._row_index, self._inside)  # type: ignore[no-untyped-call]
-        return kept
-
-
-class _Pad(torch.autograd.Function):
-    """Rows [N, H, D] to padded ones [B * L, H, D].
-
-    The gradient of the padding is 0 and is left out. Left to autograd it would be added to that of token 0, which takes
-    long, as all of it meets in one place.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, row_index: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
-        return rows.index_select(0, row_index)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (kept,) = ctx.saved_tensors
-        return grads[0].index_select(0, kept), None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """Padded rows [B * L, H, E] to those of tokens [N, H, E]; its gradient is copied, and nothing is added up."""
-
-    @staticmethod
-    def forward(ctx: Any, padded: Tensor, kept: Tensor, row_index: Tensor, inside: Tensor) -> Tensor:
-        ctx.save_for_backward(row_index, inside)
-        return padded.index_select(0, kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        row_index, inside = ctx.saved_tensors
-        return grads[0].index_select(0, row_index).mul_(inside[:, None, None]), None, None, None
-
-
 def attend_causally(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """query [B, H, L, D], key [B, K, L, D], value [B, K, L, E] of the same positions -> [B, H, L, E]."""
     length = query.shape[2]
     repeats = query.shape[1] // key.shape[1]
-    key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
+    key, value = repeat_heads(key, repeats), repeat_heads(value, repeats)
     if rule.softcap is None and (rule.window is None or rule.window >= length):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=rule.scale)
     offsets = torch.arange(length, device=query.device)
@@ -229,7 +129,8 @@ def attend_where(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rul
     return torch.softmax(scores, dim=-1).to(value.dtype) @ value
 
 
-def _repeat_heads(states: Tensor, repeats: int) -> Tensor:
+def repeat_heads(states: Tensor, repeats: int) -> Tensor:
+    """[B, K, L, D] -> [B, K * repeats, L, D], the copies of a head after each other."""
     if repeats == 1:
         return states
     batch, heads, length, dim = states.shape

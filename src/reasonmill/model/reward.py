@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from reasonmill.algo.packing import TextRow, pack_texts
 from reasonmill.errors import UnsupportedModel
-from reasonmill.model.attention import NAME, PackedLayout
+from reasonmill.model.attention import NAME
+from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import (
     first_line,
     load_decoder,

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasonmill.model.attention import AttentionRule, PackedLayout, attend_where
+from reasonmill.model.attention import AttentionRule, attend_where
+from reasonmill.model.packed import PackedLayout
 
 # Bytes that torch's own tensors begin at multiples of.
 _ALIGNED = 64

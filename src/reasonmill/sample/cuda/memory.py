@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from reasonmill.errors import OutOfMemory
-from reasonmill.model.attention import AttentionRule, PackedLayout
+from reasonmill.model.attention import AttentionRule
+from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder
 from reasonmill.placement import MARGIN, SAMPLING_SHARE
 from reasonmill.protocols import MemoryNeed
