@@ -245,7 +245,7 @@ def _with_gradients(decoder: Decoder, batch: Batch) -> Tensor:
     """The forward pass of an update, which may run other kernels than one without gradients."""
     moved = batch.to(decoder.device)
     with deterministic(decoder.device):
-        hidden = decoder.hidden(moved.inputs, moved.positions, PackedLayout(moved.lengths, decoder.device))
+        hidden = decoder.hidden(moved.inputs, moved.positions, PackedLayout(moved.lengths, decoder.device, moved.continued))
         return token_logprobs(hidden, decoder.head_weight, moved.targets, softcap=decoder.softcap).detach()
 
 

@@ -84,7 +84,7 @@ class LocalLearner(TrainedNetwork):
             UnsupportedModel: a sequence is longer than the model's positions, or has a token without a row.
         """
         beat()
-        refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), max(batch.lengths))
+        refuse_beyond(self._network, torch.maximum(batch.inputs, batch.targets), batch.longest)
         moved, places = batch.to(self.decoder.device), self._places(batch)
         if not self._rows:
             self._routers.forget()  # what was scored before
@@ -215,11 +215,12 @@ def _hidden(decoder: Decoder, batch: Batch, least: int = 0) -> Tensor:
     """[N, H]. A row of fewer positions than the least is filled up with other sequences while layers see it."""
     missing, longest = max(0, least - batch.num_tokens), max(batch.lengths)
     if not missing:
-        return decoder.hidden(batch.inputs, batch.positions, PackedLayout(batch.lengths, decoder.device))
+        layout = PackedLayout(batch.lengths, decoder.device, batch.continued)
+        return decoder.hidden(batch.inputs, batch.positions, layout)
     lengths = filled(missing, longest)
     inputs = torch.cat([batch.inputs, batch.inputs.new_zeros(missing)])
     positions = torch.cat([batch.positions, torch.arange(missing, device=batch.positions.device) % longest])
-    layout = PackedLayout([*batch.lengths, *lengths], decoder.device)
+    layout = PackedLayout([*batch.lengths, *lengths], decoder.device, batch.continued)
     return decoder.hidden(inputs, positions, layout)[: batch.num_tokens]
 
 
