@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reasonmill.algo.correction import mismatch
 from reasonmill.algo.losses import Algorithm, KLEstimator, LossSettings, kl_to_reference, token_losses
-from reasonmill.algo.packing import Batch
+from reasonmill.algo.packing import Batch, Piece
 from reasonmill.types import Example
 
 # Two sequences of two tokens; their ratios are 2, 1/2 and 1/2, 11/10, and their advantages 1 and -2.
@@ -26,7 +26,8 @@ ADVANTAGE = [1.0, 1.0, -2.0, -2.0]
 def a_batch(**changes: Any) -> Batch:
     fields: dict[str, Any] = {
         "loss": "pg",
-        "lengths": (2, 2),
+        "pieces": (Piece(0, 0, 2), Piece(1, 0, 2)),
+        "continued": (),
         "inputs": torch.zeros(4, dtype=torch.int64),
         "targets": torch.zeros(4, dtype=torch.int64),
         "positions": torch.tensor([0, 1, 0, 1]),

@@ -13,7 +13,7 @@ from torch import Tensor
 from contexts import KEY, a_context
 from kept_progress import KeptProgress
 from reasonmill.algo.losses import LossSettings
-from reasonmill.algo.packing import pack
+from reasonmill.algo.packing import SHARED_FROM, pack
 from reasonmill.backends.native import NativeBackend
 from reasonmill.errors import OutOfMemory
 from reasonmill.learn.layers import LearningLayers
@@ -39,7 +39,8 @@ def home(home_path: Path) -> Iterator[Home]:
 
 @pytest.mark.parametrize(("row", "text"), [(4096, 300), (300, 300), (64, 6), (4096, 66), (1000, 999), (16, 40), (8, 8)])
 def test_the_first_batch_has_no_two_sizes_alike_and_none_is_too_large(row: int, text: int) -> None:
-    first, fullest, *smaller, last = rehearsal_batches(Largest(row, text, "ce", PLAIN), 0)
+    batches = rehearsal_batches(Largest(row, text, "ce", PLAIN), 0)
+    first, fullest, *smaller, last = (batch for batch in batches if not batch.continued)
     sizes = [first.num_tokens, max(first.lengths), len(first.lengths) + 1]
     assert len(set(sizes)) == 3
     assert all(size % 2 for size in sizes)
@@ -50,8 +51,19 @@ def test_the_first_batch_has_no_two_sizes_alike_and_none_is_too_large(row: int, 
         assert batch.num_tokens <= fullest.num_tokens
         assert max(batch.lengths) < text
     assert last.lengths == fullest.lengths  # by code that was made for the smaller ones, maybe
-    sizes = [batch.num_tokens for batch in rehearsal_batches(Largest(row, text, "ce", PLAIN), 100)]
+    batches = rehearsal_batches(Largest(row, text, "ce", PLAIN), 100)
+    sizes = [batch.num_tokens for batch in batches if not batch.continued]
     assert sizes == [size for size in sizes if size >= min(100, row - 1)]
+
+
+@pytest.mark.parametrize(("row", "text"), [(4096, 400), (400, 400), (300, 256), (256, 256)])
+def test_a_batch_full_of_texts_that_share_is_rehearsed_where_texts_are_long_enough(row: int, text: int) -> None:
+    batches = list(rehearsal_batches(Largest(row, text, "pg", PLAIN), 0))
+    sharing = [batch for batch in batches if batch.continued]
+    assert len(sharing) == (text > SHARED_FROM)
+    for batch in sharing:
+        assert row - (text - SHARED_FROM) < batch.num_tokens <= row
+        assert batch.longest < text
 
 
 @pytest.mark.parametrize("kind", ["ce", "pg"])

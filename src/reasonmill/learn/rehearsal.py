@@ -6,19 +6,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reasonmill.algo.packing import Batch, pack
+from reasonmill.algo.packing import SHARED_FROM, Batch, pack
 from reasonmill.placement import Largest
 from reasonmill.types import Example
 
 # Token ids that every vocabulary has.
 _IDS = 32
 _SMALLEST, _SHORTEST = 16, 5  # positions of a row, and of the longest sequence in it
+# The fewest positions that are shared: what is left of a row, its queries, attends twice.
+_CONTEXT = SHARED_FROM - 1
 
 
 def rehearsal_batches(largest: Largest, least: int) -> Iterator[Batch]:
     """A batch of sizes that are all different, the fullest one, of sequences as long as they may be, and ever smaller
-    ones, as code may be for lengths of some magnitude only. The fullest comes once more at the end: code that was made
-    for smaller ones may be what it is run by from then on, and take more memory.
+    ones, as code may be for lengths of some magnitude only. Where texts are long enough to share a context, so is one
+    that is full of texts that do: its attention takes more memory. The fullest comes once more at the end: code that was
+    made for smaller ones may be what it is run by from then on, and take more memory.
 
     Compiled code takes sizes that are equal in the first batch to be equal in all: the number of positions, of
     sequences, the longest of these, the widths of the network. So these are odd in that one, which no width is.
@@ -32,6 +35,9 @@ def rehearsal_batches(largest: Largest, least: int) -> Iterator[Batch]:
     yield _batch(filled(row, text), largest)
     while (odd := odd // 2 | 1) >= max(_SMALLEST, least):
         yield _batch(_unlike(odd, text), largest)
+    own = min(text - _CONTEXT, (row - _CONTEXT) // 2)  # positions of each that are not shared
+    if own > 0:
+        yield _batch([_CONTEXT + own] * ((row - _CONTEXT) // own), largest, context=_CONTEXT)
     yield _batch(filled(row, text), largest)
 
 
@@ -52,13 +58,13 @@ def filled(row: int, longest: int) -> list[int]:
     return [longest] * whole + [rest] * (rest > 0)
 
 
-def _batch(lengths: list[int], largest: Largest) -> Batch:
-    """A batch of sequences with so many positions each."""
+def _batch(lengths: list[int], largest: Largest, *, context: int = 0) -> Batch:
+    """A batch of sequences with so many positions each, which share the first `context` of them."""
     examples = []
     for length in lengths:
         numbers = np.zeros(length + 1, np.float32)
         weights = np.ones(length + 1, np.float32)
-        weights[0] = 0.0
+        weights[: context + 1] = 0.0
         is_pg = largest.kind == "pg"
         examples.append(
             Example(
