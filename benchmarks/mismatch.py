@@ -30,8 +30,8 @@ from reasonmill.algo.packing import Batch, pack, unpack
 from reasonmill.learn.deterministic import deterministic
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
+from reasonmill.model.packed import PackedLayout
 from reasonmill.plugins.catalogue import installed
 from reasonmill.randomness import generator, key
 from reasonmill.render import renderer_for
@@ -245,7 +245,9 @@ def _with_gradients(decoder: Decoder, batch: Batch) -> Tensor:
     """The forward pass of an update, which may run other kernels than one without gradients."""
     moved = batch.to(decoder.device)
     with deterministic(decoder.device):
-        hidden = decoder.hidden(moved.inputs, moved.positions, PackedLayout(moved.lengths, decoder.device, moved.continued))
+        hidden = decoder.hidden(
+            moved.inputs, moved.positions, PackedLayout(moved.lengths, decoder.device, moved.continued)
+        )
         return token_logprobs(hidden, decoder.head_weight, moved.targets, softcap=decoder.softcap).detach()
 
 

@@ -15,8 +15,8 @@ from reasonmill.algo.packing import pack, unpack
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder, load_decoder, new_decoder
+from reasonmill.model.packed import PackedLayout
 from reasonmill.randomness import generator, key
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.types import Completion, Example, Request, SamplingParams

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import Layout
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder
+from reasonmill.model.packed import PackedLayout
 from reasonmill.randomness import generator, key
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Completion, Request, SamplingParams

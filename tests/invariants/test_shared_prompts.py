@@ -19,7 +19,7 @@ from reasonmill.model.flash import attend_flash, extent_of
 from reasonmill.model.packed import PackedLayout
 from reasonmill.randomness import generator
 from reasonmill.types import Example
-from tiny_models import ARCHITECTURES, VOCABULARY, WINDOW, tiny_decoder
+from tiny_models import ARCHITECTURES, VOCABULARY, tiny_decoder
 from training import WHOLE, gradients
 
 PROMPTS = (9, 12)

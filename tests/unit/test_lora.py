@@ -16,9 +16,9 @@ from reasonmill.errors import RecipeError, UnsupportedModel
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model.adapter_config import ADDED, read_adapter_config
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder, load_decoder
 from reasonmill.model.lora import Adapter, LoraLinear, Switch, merge_adapter
+from reasonmill.model.packed import PackedLayout
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.types import Example, Request, SamplingParams
 from tiny_models import NumberRenderer, learner_state, native_sampler, plain_network, tiny_decoder

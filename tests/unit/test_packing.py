@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonmill.algo.packing import pack, pack_texts, unpack
+from reasonmill.algo import packing
+from reasonmill.algo.packing import SHARED_FROM, group_positions, pack, pack_texts, unpack
 from reasonmill.types import Example
 
 
@@ -98,13 +99,15 @@ def test_moving_a_batch_keeps_all_that_it_holds() -> None:
 @pytest.mark.check
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 8), st.sampled_from([1, 3, 4])), min_size=1, max_size=8),
     st.integers(1, 20),
 )
-def test_unpack_gives_every_example_its_own_values(lengths: list[int], tokens_per_batch: int) -> None:
-    numbers = iter(range(1, 100))
-    examples = [an_example([next(numbers) for _ in range(length)]) for length in lengths]
-    batches = pack(examples, tokens_per_batch)
+def test_unpack_gives_every_example_its_own_values(lengths: list[tuple[int, int]], tokens_per_batch: int) -> None:
+    numbers = iter(range(11, 100))
+    examples = [completed(list(range(context)), *(next(numbers) for _ in range(own))) for own, context in lengths]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packing, "SHARED_FROM", 3)
+        batches = pack(examples, tokens_per_batch)
     values = torch.cat([batch.targets for batch in batches] or [torch.zeros(0)]).float()
     assert unpack(values, batches, examples) == [[0.0, *map(float, e.tokens[1:])] for e in examples]
 
@@ -113,6 +116,71 @@ def test_unpack_refuses_values_of_other_batches() -> None:
     examples = [an_example([1, 2, 3])]
     with pytest.raises(ValueError, match="belong"):
         unpack(torch.zeros(3), pack(examples, 10), examples)
+
+
+# Contexts that are shared
+
+
+@pytest.fixture
+def three_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SHARED_FROM", 3)
+
+
+def completed(context: list[int], *own: int) -> Example:
+    return an_example([*context, *own], weights=[0.0] * len(context) + [1.0] * len(own))
+
+
+@pytest.mark.usefixtures("three_are_shared")
+def test_a_row_with_a_shared_context_by_hand() -> None:
+    alone, short, long = completed([5, 6], 7), completed([1, 2, 3], 8), completed([1, 2, 3], 4, 5)
+    (batch,) = pack([alone, short, long], 100)
+    # The context but for its last token, which both go on from; the longer one first.
+    assert batch.continued == (2,)
+    assert batch.lengths == (2, 2, 1, 2)
+    assert batch.inputs.tolist() == [1, 2, 3, 4, 3, 5, 6]
+    assert batch.targets.tolist() == [2, 3, 4, 5, 8, 6, 7]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
+    assert batch.sequence.tolist() == [0, 0, 1, 1, 2, 3, 3]
+    assert batch.weights.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    assert batch.advantages is not None
+    assert batch.advantages.tolist() == [20.0, 30.0, 40.0, 50.0, 80.0, 60.0, 70.0]
+    assert batch.longest == 4
+
+
+@pytest.mark.usefixtures("three_are_shared")
+@pytest.mark.parametrize(
+    "others",
+    [
+        [completed([1, 2, 9], 4, 5)],  # another context
+        [completed([1, 2, 3, 4], 5)],  # a longer one
+        [completed([1, 2], 3, 4)],  # that the loss weighs in part
+    ],
+)
+def test_what_has_another_context_shares_nothing(others: list[Example]) -> None:
+    (batch,) = pack([completed([1, 2, 3], 6), *others], 100)
+    assert batch.continued == ()
+    assert sorted(batch.lengths) == sorted([3, len(others[0].tokens) - 1])
+
+
+@pytest.mark.usefixtures("three_are_shared")
+def test_who_shares_a_context_is_in_one_batch_if_it_holds_all_of_them() -> None:
+    context = [1, 2, 3, 4]  # 3 positions are shared
+    examples = [completed([9, 9], *range(8)), *(completed(context, *own) for own in ([1, 2], [3, 4], [5, 6]))]
+    assert [batch.lengths for batch in pack(examples, 18)] == [(3, 2, 2, 2, 9)]
+    assert [batch.lengths for batch in pack(examples, 17)] == [(9,), (3, 2, 2, 2)]
+    # Too many for one: the context again. And what is alone in the end shares with nobody.
+    assert [batch.lengths for batch in pack(examples[1:], 8)] == [(3, 2, 2), (5,)]
+    assert [batch.continued for batch in pack(examples[1:], 8)] == [(2,), ()]
+    assert [batch.lengths for batch in pack(examples[1:], 4)] == [(5,), (5,), (5,)]
+
+
+def test_how_many_positions_a_group_takes_is_told_beforehand() -> None:
+    prompt = [7] * SHARED_FROM
+    examples = [completed(prompt, *range(10, 30)) for _ in range(5)]
+    for limit in (1000, SHARED_FROM + 50, 100):
+        taken = sum(batch.num_tokens for batch in pack(examples, limit))
+        assert abs(group_positions(5, SHARED_FROM, 20, limit) - taken) <= 5
+    assert group_positions(5, SHARED_FROM - 1, 20, 1000) == 5 * (SHARED_FROM + 19)
 
 
 # Whole texts

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from reasonmill.algo.packing import SHARED_FROM
 from reasonmill.learn.settings import LoraSettings
 from reasonmill.mill.model_size import ModelSize, size_of, sizes_by_stage
 from reasonmill.mill.workload import (
@@ -129,6 +130,17 @@ def test_rl_samples_trains_and_scores(guess: Guess, response: int) -> None:
     with_reference = work_of(rl(loss={"kl_coefficient": 0.1}).settings, guess)
     assert with_reference.scored == {"from": 24 * text}
     assert with_reference.copies == ("from",)
+
+
+def test_a_long_prompt_is_trained_on_once_for_those_that_share_it() -> None:
+    guess = replace(AT_MOST, prompt_tokens=1000)
+    settings = {"loss": {"kl_coefficient": 0.1}, "tokens_per_batch": 4096}
+    work = work_of(rl(**settings).settings, guess)
+    assert work.trained == work.scored["from"] == 6 * (1000 + 4 * 100)
+    # Two updates have two of a group's four each; and a row of 1,200 holds no more than two.
+    assert work_of(rl(**settings, updates_per_step=2).settings, guess).trained == 12 * (1000 + 2 * 100)
+    assert work_of(rl(tokens_per_batch=1200).settings, guess).trained == 6 * (2 * 1000 + 4 * 100)
+    assert work_of(rl().settings, replace(guess, prompt_tokens=SHARED_FROM - 1)).trained == 24 * (SHARED_FROM - 1 + 100)
 
 
 @pytest.mark.parametrize(("guess", "text"), [(LIKELY, 45), (AT_MOST, 120)])

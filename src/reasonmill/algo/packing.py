@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -162,8 +163,8 @@ def _families(examples: Sequence[Example]) -> list[_Family]:
 def _context(example: Example) -> tuple[int, ...]:
     """The tokens before the first that the loss weighs, if they are enough to be shared; else none."""
     last = len(example.tokens) - 1
-    count = next((place for place, weight in enumerate(example.weights) if weight), last)
-    return tuple(np.asarray(example.tokens[: min(count, last)]).tolist()) if count >= SHARED_FROM else ()
+    count = next((place for place in range(last) if example.weights[place]), last)
+    return tuple(np.asarray(example.tokens[:count]).tolist()) if count >= SHARED_FROM else ()
 
 
 def _pack_row(examples: Sequence[Example], row: Sequence[_Family]) -> Batch:
@@ -211,6 +212,14 @@ def _optional(examples: Sequence[Example], pieces: Sequence[Piece], name: str) -
     if len(present) < len(rows):
         raise ValueError(f"only {len(present)} of {len(rows)} examples of a batch have {name}")
     return _join(_predicted(examples, pieces, name), np.float32)
+
+
+def group_positions(completions: float, prompt: float, completion: float, tokens_per_batch: int) -> float:
+    """About how many positions the completions of one problem are packed into, each of `completion` tokens."""
+    if prompt < SHARED_FROM or completions <= 1:
+        return completions * (prompt + completion)
+    together = max(1, (tokens_per_batch - prompt) // max(completion, 1))
+    return ceil(completions / together) * prompt + completions * completion
 
 
 def unpack(values: Tensor, batches: Sequence[Batch], examples: Sequence[Example]) -> list[list[float]]:

@@ -21,9 +21,9 @@ from reasonmill.learn.rehearsal import filled, rehearsal_batches
 from reasonmill.learn.routers import Routers
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.learn.trained import TrainedNetwork
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder, refuse_beyond
 from reasonmill.model.lora import Adapter
+from reasonmill.model.packed import PackedLayout
 from reasonmill.peak_memory import begin_peak, peak_bytes, used_bytes
 from reasonmill.placement import Largest
 from reasonmill.protocols import Sampler

@@ -19,9 +19,9 @@ _CONTEXT = SHARED_FROM - 1
 
 def rehearsal_batches(largest: Largest, least: int) -> Iterator[Batch]:
     """A batch of sizes that are all different, the fullest one, of sequences as long as they may be, and ever smaller
-    ones, as code may be for lengths of some magnitude only. Where texts are long enough to share a context, so is one
-    that is full of texts that do: its attention takes more memory. The fullest comes once more at the end: code that was
-    made for smaller ones may be what it is run by from then on, and take more memory.
+    ones, as code may be for lengths of some magnitude only. Where texts are long enough to share a context, one is full
+    of texts that do, whose attention takes more memory. The fullest comes once more at the end: code that was made for
+    smaller ones may be what it is run by from then on, and take more memory.
 
     Compiled code takes sizes that are equal in the first batch to be equal in all: the number of positions, of
     sequences, the longest of these, the widths of the network. So these are odd in that one, which no width is.

@@ -12,6 +12,7 @@ from math import ceil, comb
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from reasonmill.algo.packing import group_positions
 from reasonmill.data.items import NO_TASK
 from reasonmill.placement import SLOTS
 from reasonmill.plugins.catalogue import rows_of
@@ -284,9 +285,15 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
         text=guess.text(max_tokens),
     )
     texts = problems * settings.group_size * guess.text(max_tokens)
+    # What completions share is read once by the learner, its reference and a teacher. An update of rl has a part of
+    # each group, and one of distill whole groups.
+    parts = settings.updates_per_step if settings.kind == "rl" else 1
+    response, limit = guess.response(max_tokens), settings.tokens_per_batch
+    of_part = group_positions(settings.group_size / parts, guess.prompt_tokens, response, limit)
+    packed = problems * parts * of_part
     scored = {**sampling.scored}
     for key, share in readers.items():
-        scored[key] = scored.get(key, 0.0) + texts * share
+        scored[key] = scored.get(key, 0.0) + share * (packed if key in ("from", "teacher") else texts)
     sampled = sampling.sampled
     if settings.curve is not None:
         asked = settings.curve.num_points(settings.steps) * settings.curve.answers
@@ -297,7 +304,7 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
     row = max(min(settings.tokens_per_batch, whole), sampling.longest)
     # Without its adapter, a policy is its own reference.
     copies = tuple(key for key in readers if key != "from" or settings.lora is None)
-    learned = replace(sampling, trained=texts, scored=scored, row=row, copies=copies)
+    learned = replace(sampling, trained=packed, scored=scored, row=row, copies=copies)
     return replace(learned, sampled=sampled, lora=settings.lora, recompute=settings.recompute)
 
 

@@ -1,8 +1,7 @@
 """Attention of texts that begin with the same tokens, which a row holds once: each sees these, and its own before it.
 
-A softmax over two sets of keys is put together from those over each, by their normalisers; so no key is copied. Backward,
-each set has the gradient that it has in the whole: attention's own backward pass gives it from the output and the
-normalisers of the whole.
+A softmax over two sets of keys is put together from those over each, by their normalisers, so that no key is copied.
+Backward, attention's own backward pass gives the gradients of each set from the output and normalisers of the whole.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def attend_continuing(own: States, first: States, padding: Padding, rule: Attent
         own: of the N tokens of the sequences, end to end; `padding` knows where each lies.
         first: of the sequence that they continue, all of which precedes each of them.
     """
-    query, key, value = own
+    query, _, value = own
     knows = query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and rule.softcap is None
     if knows and not _hides(rule, first, padding):
         out: Tensor = _Continuing.apply(*own, *first[1:], padding, rule.scale)  # type: ignore[no-untyped-call]

@@ -81,7 +81,7 @@ def runs_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
 
 def attend_flash(query: Tensor, key: Tensor, value: Tensor, extent: Extent, scale: float, window: int | None) -> Tensor:
     """query [N, H, D], key and value [N, K, D] of the same positions -> [N, H, D]; a position sees itself and those
-    before it in its sequence and in the one that this continues, at most `window` in all, which the extent must know."""
+    before it in its sequence and in the one that this continues, at most `window` in all, which `extent` must know."""
     states = (query.contiguous(), key.contiguous(), value.contiguous())
     before = _NO_WINDOW if window is None else window - 1
     out: Tensor = _forward(*states, extent.places, extent.sizes, scale, before)[0]
@@ -122,7 +122,8 @@ def _row(places: Tensor, sizes: Tensor, before: int) -> _Row:
     own = _Borders(ends, ends, longest, longest, True, before)
     to_first = None
     if len(others):
-        to_first = _Borders(*others.chunk(2), longest_following, longest_first, False, _NO_WINDOW)
+        queries, keys = others.chunk(2)
+        to_first = _Borders(queries, keys, longest_following, longest_first, False, _NO_WINDOW)
     return _Row(own, to_first, slice(0, first), slice(first, following))
 
 

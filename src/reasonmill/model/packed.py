@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reasonmill.model.attention import AttentionRule, attend_causally
-from reasonmill.model.continued import attend_continuing
+from reasonmill.model.continued import States, attend_continuing
 from reasonmill.model.flash import Extent, attend_flash, extent_of, runs_flash
 from reasonmill.model.padding import Padding
 
@@ -47,14 +47,13 @@ class PackedLayout:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _attend_padded(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         if not self._continued:
-            return _attend_whole(query, key, value, self._paddings[0], rule)
+            return _attend_whole((query, key, value), self._paddings[0], rule)
         count = len(self._continued)
-        parts = list(zip(*(states.split(self._sizes, 1) for states in (query, key, value)), strict=True))
-        begun = zip(*(states.split(list(self._lengths[:count]), 1) for states in parts[0]), strict=True)
-        first, *following = self._paddings
-        attended = [_attend_whole(*parts[0], first, rule)]
-        attended += map(attend_continuing, parts[1:], begun, following, repeat(rule))
-        attended += [_attend_whole(*parts[-1], following[-1], rule)] if len(following) > count else []
+        first, *others = _split((query, key, value), self._sizes)
+        of_first, *paddings = self._paddings
+        attended = [_attend_whole(first, of_first, rule)]
+        attended += map(attend_continuing, others, _split(first, self._lengths[:count]), paddings, repeat(rule))
+        attended += map(_attend_whole, others[count:], paddings[count:], repeat(rule))
         return torch.cat(attended)
 
     @cached_property
@@ -72,6 +71,12 @@ class PackedLayout:
         return [Padding(lengths, self._device) for lengths in self._parts]
 
 
-def _attend_whole(query: Tensor, key: Tensor, value: Tensor, padding: Padding, rule: AttentionRule) -> Tensor:
-    out = attend_causally(padding.pad(query), padding.pad(key), padding.pad(value), rule)  # [B, H, L, E]
-    return padding.unpad(out)
+def _split(states: States, sizes: Sequence[int]) -> list[States]:
+    """The states of positions of so many tokens each."""
+    query, key, value = (of_row.split(list(sizes), 1) for of_row in states)
+    return list(zip(query, key, value, strict=True))
+
+
+def _attend_whole(states: States, padding: Padding, rule: AttentionRule) -> Tensor:
+    query, key, value = map(padding.pad, states)
+    return padding.unpad(attend_causally(query, key, value, rule))  # of [B, H, L, E]

@@ -14,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from reasonmill.algo.packing import TextRow, pack_texts
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.attention import NAME
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import (
     first_line,
     load_decoder,
@@ -23,6 +22,7 @@ from reasonmill.model.decoder import (
     refuse_not_finite,
     refuse_unsupported,
 )
+from reasonmill.model.packed import PackedLayout
 from reasonmill.protocols import View
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from reasonmill.errors import OutOfMemory
 from reasonmill.model.attention import AttentionRule
-from reasonmill.model.packed import PackedLayout
 from reasonmill.model.decoder import Decoder
+from reasonmill.model.packed import PackedLayout
 from reasonmill.placement import MARGIN, SAMPLING_SHARE
 from reasonmill.protocols import MemoryNeed
 from reasonmill.sample.cuda.lent_memory import LentMemory
