@@ -7,6 +7,12 @@ product of bf16 matrices that is measured in the same command.
 
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b 1.5b
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b --any-order --profile
+
+With groups, completions of one prompt follow each other, and each load is measured twice: packed as the learner packs it,
+which reads a long prompt once in a row, and as if no prompt were long enough for that. Positions that must be computed
+are counted once for a group then, for both.
+
+    PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b --group 8 --prompt 2048 --sequences 64
 """
 
 from __future__ import annotations
@@ -17,8 +23,8 @@ import hashlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,8 +34,9 @@ from shapes import SIZES as QWEN
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from reasonmill.algo import packing
 from reasonmill.algo.losses import LossSettings
-from reasonmill.algo.packing import Batch, pack
+from reasonmill.algo.packing import Batch, pack, unpack
 from reasonmill.learn import local
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
@@ -58,8 +65,9 @@ def main() -> int:
     device = torch.device(options.device)
     if device.type == "cuda":
         print(f"card: {torch.cuda.get_device_name(device)}; torch {torch.__version__}")
+    packing.SHARED_FROM = options.shared_from
     if not options.no_checks:
-        _check(device)
+        (_check if options.group == 1 else _check_groups)(device)
     if options.any_order:
         local.deterministic = lambda device: nullcontext()
     peak = matrix_rate(device)
@@ -73,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="*", choices=["0.5b", "1.5b", "small"], default=["0.5b", "1.5b"])
     parser.add_argument("--sequences", type=int, default=128, help="of an update")
+    parser.add_argument("--group", type=int, default=1, help="of them that have the same prompt")
+    parser.add_argument("--prompt", type=int, default=PROMPT, help="tokens of each")
+    parser.add_argument("--longest", type=int, default=LONGEST, help="tokens of a completion at most")
+    parser.add_argument(
+        "--shared-from", type=int, default=packing.SHARED_FROM, help="tokens of a prompt that is shared"
+    )
     parser.add_argument("--tokens", type=int, default=16384, help="positions of a batch")
     parser.add_argument("--updates", type=int, default=3, help="that are timed, after one that is not")
     parser.add_argument("--device", default="cuda")
@@ -83,15 +97,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examples(number: int, vocabulary: int, *, longest: int = LONGEST, prompt: int = PROMPT) -> list[Example]:
+def _examples(
+    number: int, vocabulary: int, *, longest: int = LONGEST, prompt: int = PROMPT, group: int = 1
+) -> list[Example]:
     numbers = generator("learner benchmark", number)
     made = []
+    asked: list[int] = []
     for index in range(number):
         length = prompt + numbers.randrange(1, longest + 1)
         weights = [0.0] * prompt + [1.0] * (length - prompt)
+        tokens = [numbers.randrange(vocabulary) for _ in range(length)]
+        asked = tokens[:prompt] if index % group == 0 else asked
         made.append(
             Example(
-                tokens=[numbers.randrange(vocabulary) for _ in range(length)],
+                tokens=asked + tokens[prompt:],
                 weights=weights,
                 loss="pg",
                 advantages=[float(1 - 2 * (index % 2))] * length,
@@ -103,16 +122,53 @@ def _examples(number: int, vocabulary: int, *, longest: int = LONGEST, prompt: i
 
 def _measure(size: str, device: torch.device, peak: float, options: argparse.Namespace) -> None:
     config = config_from("qwen2", {**COMMON, **SIZES[size]})
-    batches = pack(_examples(options.sequences, config.vocab_size), options.tokens)
-    positions = sum(batch.num_tokens for batch in batches)
-    trained = float(sum(batch.weights.sum() for batch in batches))
+    load = {"longest": options.longest, "prompt": options.prompt, "group": options.group}
+    examples = _examples(options.sequences, config.vocab_size, **load)
+    needed = _positions(pack(examples, sys.maxsize))
+    cases = {"": pack(examples, options.tokens)}
+    if options.group > 1:
+        with _nothing_shared():
+            repeated = pack(examples, options.tokens)
+        cases = {", each prompt once in a row": cases[""], ", with each completion": repeated}
     with device:  # drawn there, which takes a moment; `new_decoder` draws the same weights everywhere
         decoder = Decoder(AutoModelForCausalLM.from_config(config, attn_implementation=NAME, dtype=torch.bfloat16))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    began = time.perf_counter()
     keywords = {"recompute": True} if options.recompute else {}
     learner = LocalLearner(decoder, OptimizerSettings(), **keywords)
+    for name, batches in cases.items():
+        began = time.perf_counter()
+        learner.forward_backward(batches[0], LossSettings(), 1.0)
+        learner.optim_step(1e-6)
+        wait(device)
+        print(f"{size}{name}: first step after {time.perf_counter() - began:.1f} s")
+        _report(learner, batches, needed, device, peak, options)
+
+
+def _positions(batches: Sequence[Batch]) -> int:
+    return sum(batch.num_tokens for batch in batches)
+
+
+@contextmanager
+def _nothing_shared() -> Iterator[None]:
+    """In the block, no prompt is long enough to be shared."""
+    before, packing.SHARED_FROM = packing.SHARED_FROM, sys.maxsize
+    try:
+        yield
+    finally:
+        packing.SHARED_FROM = before
+
+
+def _report(
+    learner: LocalLearner,
+    batches: Sequence[Batch],
+    needed: int,
+    device: torch.device,
+    peak: float,
+    options: argparse.Namespace,
+) -> None:
+    """Prints what an update by these batches takes, for `needed` positions that no update can do without."""
+    trained = float(sum(batch.weights.sum() for batch in batches))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
     def gradients() -> None:
         for batch in batches:
@@ -126,25 +182,22 @@ def _measure(size: str, device: torch.device, peak: float, options: argparse.Nam
         for batch in batches:
             learner.logprobs(batch)
 
-    learner.forward_backward(batches[0], LossSettings(), trained)
-    learner.optim_step(1e-6)
-    wait(device)
-    first = time.perf_counter() - began
     update()
     whole = statistics.median(seconds(device, update) for _ in range(options.updates))
     scoring = [seconds(device, scores) for _ in range(2)][-1]
     gathered = seconds(device, gradients)
     stepping = seconds(device, lambda: learner.optim_step(1e-6))
-    rate = 6 * learner.num_parameters * positions / whole
+    rate = 6 * learner.num_parameters * needed / whole
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     order = "any order" if options.any_order else "deterministic"
     how = f"{order}, recomputed" if options.recompute else order
     print(
-        f"{size}, {how}: {learner.num_parameters / 1e9:.3f} billion parameters, "
-        f"{len(batches)} batches of {positions} positions\n"
-        f"  {rate / 1e12:.0f} TFLOP/s, {rate / peak:.1%} of the matrix rate; {positions / whole:,.0f} positions/s\n"
-        f"  update {whole:.3f} s (gradients {gathered:.3f}, optimizer {stepping:.3f}); scoring {scoring:.3f} s\n"
-        f"  first step after {first:.1f} s; peak of memory {memory:.1f} GiB",
+        f"  {how}: {learner.num_parameters / 1e9:.3f} billion parameters, {len(batches)} batches of "
+        f"{_positions(batches)} positions, of which {needed} must be, and {trained:.0f} are trained on\n"
+        f"  {rate / 1e12:.0f} TFLOP/s, {rate / peak:.1%} of the matrix rate; {needed / whole:,.0f} positions/s, "
+        f"{trained / whole:,.0f} trained on\n"
+        f"  update {whole:.3f} s (gradients {gathered:.3f}, optimizer {stepping:.3f}); scoring {scoring:.3f} s; "
+        f"peak of memory {memory:.1f} GiB",
         flush=True,
     )
     if options.profile:
@@ -166,20 +219,65 @@ def _profile(work: Callable[[], object]) -> None:
         print(f"    {event.self_device_time_total / 1e3:8.2f} ms {share:6.1%} {event.count:6} x {event.key[:100]}")
 
 
+def _decoders(config: Any, device: torch.device) -> tuple[Decoder, Decoder]:
+    """The same weights in fp32 and in bf16."""
+    exact = new_decoder(config, seed=0, device="cpu", dtype=torch.bfloat16)  # weights that bf16 holds exactly
+    rounded = new_decoder(config, seed=0, device=str(device), dtype=torch.bfloat16)
+    return Decoder(exact.network.float().to(device)), rounded
+
+
+def _check_groups(device: torch.device) -> None:
+    """Rows that hold a prompt once and rows that repeat it, in bf16 against fp32; and the same bits twice."""
+    config = config_from("qwen2", {**COMMON, **SIZES["small"]})
+    examples = _examples(48, config.vocab_size, longest=256, prompt=512, group=8)
+    exact, rounded = _decoders(config, device)
+    once = pack(examples, 8192)
+    with _nothing_shared():
+        repeated = pack(examples, 8192)
+    trained = torch.cat([torch.tensor(example.weights) for example in examples]) > 0
+    cases = {
+        "fp32, each prompt once in a row": (exact, once),
+        "bf16, with each completion": (rounded, repeated),
+        "bf16, each prompt once in a row": (rounded, once),
+    }
+
+    def scored(decoder: Decoder, batches: Sequence[Batch]) -> tuple[Tensor, list[Tensor]]:
+        logprobs, gradients = _scored(decoder, batches)
+        rows = unpack(logprobs, batches, examples)
+        return torch.tensor([value for row in rows for value in row])[trained], gradients
+
+    wanted, exact_gradients = scored(exact, repeated)
+    print(
+        f"{_positions(repeated)} positions, or {_positions(once)}: log-probs of {len(wanted)} tokens against fp32 with "
+        "each completion, mean and largest difference, and the gradients' relative error"
+    )
+    for name, (decoder, batches) in cases.items():
+        found, gradients = scored(decoder, batches)
+        gap = (found - wanted).abs()
+        print(f"  {name}: {gap.mean():.7f}, {gap.max():.6f}; {_distance(gradients, exact_gradients):.7f}")
+    _print_whether_same((found, *gradients), scored(rounded, once))
+
+
+def _print_whether_same(first: Sequence[Tensor], again: tuple[Tensor, list[Tensor]]) -> None:
+    digest = hashlib.blake2b(digest_size=8)
+    for values in first:
+        digest.update(values.numpy().tobytes())
+    same = all(map(torch.equal, first, (again[0], *again[1])))
+    print(f"the same bits twice: {same}; another process must print {digest.hexdigest()}, too", flush=True)
+
+
 def _check(device: torch.device) -> None:
     """Log-probs and gradients in bf16 against fp32, beside those of transformers; and the same bits twice."""
     config = config_from("qwen2", {**COMMON, **SIZES["small"]})
     examples = _examples(64, config.vocab_size, longest=512)
-    exact = new_decoder(config, seed=0, device="cpu", dtype=torch.bfloat16)  # weights that bf16 holds exactly
-    rounded = new_decoder(config, seed=0, device=str(device), dtype=torch.bfloat16)
-    exact = Decoder(exact.network.float().to(device))
+    exact, rounded = _decoders(config, device)
     plain = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa", dtype=torch.bfloat16)
     plain.load_state_dict(rounded.network.state_dict())
     plain = plain.to(device).eval()
     batches = pack(examples, 8192)
     wanted, exact_gradients = _scored(exact, batches)
     found, own_gradients = _scored(rounded, batches)
-    again, gradients_again = _scored(rounded, batches)
+    again = _scored(rounded, batches)
     other_batches = pack(examples, 3000)
     cut, cut_gradients = _scored(rounded, other_batches)
     theirs = torch.cat([_plain_logprobs(plain, batch) for batch in batches])
@@ -192,11 +290,7 @@ def _check(device: torch.device) -> None:
     print(f"  reasonmill in smaller batches, against itself: {gap.mean():.5f}, {gap.max():.4f}")
     for name, gradients in (("one size of batches", own_gradients), ("smaller batches", cut_gradients)):
         print(f"gradients, {name}, relative error against fp32: {_distance(gradients, exact_gradients):.4f}")
-    same = torch.equal(found, again) and all(map(torch.equal, own_gradients, gradients_again))
-    digest = hashlib.blake2b(digest_size=8)
-    for values in (found, *own_gradients):
-        digest.update(values.numpy().tobytes())
-    print(f"the same bits twice: {same}; another process must print {digest.hexdigest()}, too", flush=True)
+    _print_whether_same((found, *own_gradients), again)
 
 
 def _scored(decoder: Decoder, batches: Sequence[Batch]) -> tuple[Tensor, list[Tensor]]:

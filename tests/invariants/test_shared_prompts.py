@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config as dynamo_config
 from torch import Tensor
 
 from reasonmill.algo import packing
@@ -15,12 +16,13 @@ from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model import continued, flash
 from reasonmill.model.attention import AttentionRule
+from reasonmill.model.decoder import new_decoder
 from reasonmill.model.flash import attend_flash, extent_of
 from reasonmill.model.packed import PackedLayout
 from reasonmill.randomness import generator
 from reasonmill.types import Example
-from tiny_models import ARCHITECTURES, VOCABULARY, tiny_decoder
-from training import WHOLE, gradients
+from tiny_models import ARCHITECTURES, VOCABULARY, tiny_config, tiny_decoder
+from training import WHOLE, gradients, ragged_examples
 
 PROMPTS = (9, 12)
 LOSS = LossSettings(kl_coefficient=0.1, entropy_coefficient=0.1)
@@ -165,3 +167,34 @@ def test_around_flash_attention_a_row_is_put_together_as_on_a_cpu(
     assert_close(*(torch.autograd.grad(out, states, above) for out in (found, expected)))
     reach = max((4 + 3, 6 + 5)[: len(following)], default=1)
     assert [extent.knows(window) for window in (None, reach, reach - 1)] == [True, True, not following]
+
+
+# Flash attention; a window; a soft cap and narrow heads, which are padded.
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("architecture", ["qwen2", "mistral", "gemma2"])
+def test_a_gpu_shares_prompts_as_a_cpu_does_in_fp32(architecture: str) -> None:
+    exact, rounded = tiny_decoder(architecture), tiny_decoder(architecture, dtype=torch.bfloat16)
+    exact.network.load_state_dict(rounded.network.state_dict())
+    rounded.network.to("cuda")
+    (batch,) = pack(groups(), WHOLE)
+    trained = batch.weights > 0
+    wanted, found = (LocalLearner(d, OptimizerSettings()).logprobs(batch).cpu()[trained] for d in (exact, rounded))
+    assert float((wanted - found).abs().mean()) < 0.05
+    expected = gradients(exact, groups(), WHOLE, LossSettings())
+    first, again = (gradients(rounded, groups(), WHOLE, LossSettings()) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+    squares = [sum(float(g.double().square().sum()) for g in gs) for gs in (map(_gap, first, expected), expected)]
+    assert squares[0] < 0.1**2 * squares[1]
+
+
+def _gap(found: Tensor, expected: Tensor) -> Tensor:
+    return found.cpu() - expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_with_and_without_a_shared_prompt_are_run_by_the_same_compiled_code() -> None:
+    config = tiny_config("qwen2", num_hidden_layers=3, hidden_size=64)
+    decoder = new_decoder(config, seed=0, device="cuda", dtype=torch.bfloat16)
+    gradients(decoder, ragged_examples(8), WHOLE, LossSettings())
+    with dynamo_config.patch(error_on_recompile=True):
+        gradients(decoder, groups(), WHOLE, LossSettings())

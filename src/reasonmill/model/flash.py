@@ -139,8 +139,8 @@ def _forward(
         first, of_first, _ = _attend(query[row.queries], key[row.keys], value[row.keys], row.first, scale)
         own, of_own = out[row.queries], normalisers[:, row.queries]
         of_both = torch.logaddexp(of_own, of_first)
-        shares = (torch.exp(of_part - of_both).T[:, :, None] for of_part in (of_own, of_first))
-        own.copy_(own * next(shares) + first * next(shares))
+        own_share, first_share = (torch.exp(of_part - of_both).T[:, :, None] for of_part in (of_own, of_first))
+        own.copy_((own * own_share).addcmul_(first, first_share))  # in fp32
         of_own.copy_(of_both)
     return out, normalisers, state
 
