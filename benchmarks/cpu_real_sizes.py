@@ -15,7 +15,7 @@ import os
 import resource
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from cpu_vs_trl import run_reasonmill
 from grpo_workload import TASK, Workload, say
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl_side import run_trl
 
 from reasonmill.algo.losses import LossSettings
@@ -39,8 +39,14 @@ from reasonmill.sample.engines import engine_of
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Example, Request, SamplingParams
 
-BARS = {"sampling": 2.0, "passes": 1.0, "step": 1.5}  # how many times as many CPU-seconds the others must take
+BARS = {
+    "sampling": 2.0,
+    "passes": 1.0,
+    "prompts": 3.0,
+    "step": 1.5,
+}  # how many times as many CPU-seconds the others must take
 GROUP = 8  # completions of a problem
+PROMPT = 512  # tokens of a long one
 
 
 def main() -> int:
@@ -54,6 +60,8 @@ def main() -> int:
             figures |= {f"sampling {count}": _sampling(options, count) for count in options.sequences}
         elif part == "passes":
             figures[part] = _passes(options)
+        elif part == "prompts":
+            figures[part] = _prompts(options)
         else:
             figures[part] = _step(options)
     missed = False
@@ -151,13 +159,37 @@ def _sampling(options: argparse.Namespace, count: int) -> dict[str, Any]:
 
 def _passes(options: argparse.Namespace) -> dict[str, Any]:
     """Forward and backward of ragged sequences, two thirds of which are completions that the loss weighs."""
-    model = Path(options.model)
     numbers = np.random.default_rng(options.seed)
+    texts = [numbers.integers(0, _tokens(options), length) for length in (96, 88, 80, 72, 64, 60, 56, 52)]
+    return _on_texts(options, texts, [len(text) // 3 for text in texts])
+
+
+def _prompts(options: argparse.Namespace) -> dict[str, Any]:
+    """Forward and backward of a group's completions of 32 to 88 tokens, after one long prompt."""
+    numbers = np.random.default_rng(options.seed)
+    prompt = numbers.integers(0, _tokens(options), PROMPT)
+    own = [numbers.integers(0, _tokens(options), 32 + 8 * place) for place in range(GROUP)]
+    return _on_texts(options, [np.concatenate([prompt, completion]) for completion in own], [PROMPT] * GROUP)
+
+
+def _tokens(options: argparse.Namespace) -> int:
+    """How many tokens the model knows."""
+    return int(AutoConfig.from_pretrained(options.model).vocab_size)
+
+
+def _on_texts(options: argparse.Namespace, texts: Sequence[Any], contexts: Sequence[int]) -> dict[str, Any]:
+    """Forward and backward of texts: the learner on a packed row, transformers on a padded batch.
+
+    Args:
+        contexts: the tokens at the beginning of each that the loss does not weigh.
+    """
+    model = Path(options.model)
+    lengths = [len(text) for text in texts]
     learner = LocalLearner(load_decoder(model, device="cpu", dtype=torch.float32), OptimizerSettings())
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    lengths = [96, 88, 80, 72, 64, 60, 56, 52]
-    texts = [numbers.integers(0, network.config.vocab_size, length) for length in lengths]
-    weighed = [(np.arange(len(text)) >= len(text) // 3).astype(np.float32) for text in texts]
+    weighed = [
+        (np.arange(length) >= context).astype(np.float32) for length, context in zip(lengths, contexts, strict=True)
+    ]
     (batch,) = pack([Example(text, weights, "ce") for text, weights in zip(texts, weighed, strict=True)], sum(lengths))
     ids = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)

@@ -8,9 +8,9 @@ product of bf16 matrices that is measured in the same command.
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b 1.5b
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b --any-order --profile
 
-With groups, completions of one prompt follow each other, and each load is measured twice: packed as the learner packs it,
-which reads a long prompt once in a row, and as if no prompt were long enough for that. Positions that must be computed
-are counted once for a group then, for both.
+With groups, completions of one prompt follow each other, and each load is measured twice: packed as the learner packs
+it, which reads a long prompt once in a row, and as if no prompt were long enough for that. Positions of prompts are
+counted once for a group then, for both.
 
     PYTHONPATH=src python benchmarks/gpu/learner.py --size 0.5b --group 8 --prompt 2048 --sequences 64
 """

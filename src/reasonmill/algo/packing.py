@@ -22,7 +22,7 @@ from torch import Tensor
 from reasonmill.types import Example, LossKind, Numbers
 
 # Tokens of context from which on examples that begin with it share it (docs/performance.md has what that is worth).
-SHARED_FROM = 256
+SHARED_FROM = 128
 
 
 class Piece(NamedTuple):
