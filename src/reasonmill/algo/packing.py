@@ -164,7 +164,7 @@ def _context(example: Example) -> tuple[int, ...]:
     """The tokens before the first that the loss weighs, if they are enough to be shared; else none."""
     last = len(example.tokens) - 1
     count = next((place for place in range(last) if example.weights[place]), last)
-    return tuple(np.asarray(example.tokens[:count]).tolist()) if count >= SHARED_FROM else ()
+    return tuple(example.tokens[:count]) if count >= SHARED_FROM else ()
 
 
 def _pack_row(examples: Sequence[Example], row: Sequence[_Family]) -> Batch:
