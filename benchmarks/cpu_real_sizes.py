@@ -15,8 +15,9 @@ import os
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ import numpy as np
 import torch
 from cpu_vs_trl import run_reasonmill
 from grpo_workload import TASK, Workload, say
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from trl_side import run_trl
 
+from reasonmill.algo import packing
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.learn.local import LocalLearner
@@ -39,14 +41,9 @@ from reasonmill.sample.engines import engine_of
 from reasonmill.sample.sampler import EngineSampler
 from reasonmill.types import Example, Request, SamplingParams
 
-BARS = {
-    "sampling": 2.0,
-    "passes": 1.0,
-    "prompts": 3.0,
-    "step": 1.5,
-}  # how many times as many CPU-seconds the others must take
+# How many times as many CPU-seconds the others must take.
+BARS = {"sampling": 2.0, "passes": 1.0, "prompts": 3.0, "step": 1.5}
 GROUP = 8  # completions of a problem
-PROMPT = 512  # tokens of a long one
 
 
 def main() -> int:
@@ -87,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=list(BARS), default=list(BARS))
     parser.add_argument("--sequences", type=int, nargs="+", default=[16, 64], help="that are sampled together")
     parser.add_argument("--max-tokens", type=int, default=64, help="length limit of a completion")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt that a group shares (prompts)")
     parser.add_argument("--repeat", type=int, default=3, help="turns of sampling and of passes; medians are compared")
     parser.add_argument("--steps", type=int, default=2, help="GRPO steps that are counted")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side")
@@ -159,37 +157,13 @@ def _sampling(options: argparse.Namespace, count: int) -> dict[str, Any]:
 
 def _passes(options: argparse.Namespace) -> dict[str, Any]:
     """Forward and backward of ragged sequences, two thirds of which are completions that the loss weighs."""
-    numbers = np.random.default_rng(options.seed)
-    texts = [numbers.integers(0, _tokens(options), length) for length in (96, 88, 80, 72, 64, 60, 56, 52)]
-    return _on_texts(options, texts, [len(text) // 3 for text in texts])
-
-
-def _prompts(options: argparse.Namespace) -> dict[str, Any]:
-    """Forward and backward of a group's completions of 32 to 88 tokens, after one long prompt."""
-    numbers = np.random.default_rng(options.seed)
-    prompt = numbers.integers(0, _tokens(options), PROMPT)
-    own = [numbers.integers(0, _tokens(options), 32 + 8 * place) for place in range(GROUP)]
-    return _on_texts(options, [np.concatenate([prompt, completion]) for completion in own], [PROMPT] * GROUP)
-
-
-def _tokens(options: argparse.Namespace) -> int:
-    """How many tokens the model knows."""
-    return int(AutoConfig.from_pretrained(options.model).vocab_size)
-
-
-def _on_texts(options: argparse.Namespace, texts: Sequence[Any], contexts: Sequence[int]) -> dict[str, Any]:
-    """Forward and backward of texts: the learner on a packed row, transformers on a padded batch.
-
-    Args:
-        contexts: the tokens at the beginning of each that the loss does not weigh.
-    """
     model = Path(options.model)
-    lengths = [len(text) for text in texts]
+    numbers = np.random.default_rng(options.seed)
     learner = LocalLearner(load_decoder(model, device="cpu", dtype=torch.float32), OptimizerSettings())
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    weighed = [
-        (np.arange(length) >= context).astype(np.float32) for length, context in zip(lengths, contexts, strict=True)
-    ]
+    lengths = [96, 88, 80, 72, 64, 60, 56, 52]
+    texts = [numbers.integers(0, network.config.vocab_size, length) for length in lengths]
+    weighed = [(np.arange(len(text)) >= len(text) // 3).astype(np.float32) for text in texts]
     (batch,) = pack([Example(text, weights, "ce") for text, weights in zip(texts, weighed, strict=True)], sum(lengths))
     ids = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -208,6 +182,37 @@ def _on_texts(options: argparse.Namespace, texts: Sequence[Any], contexts: Seque
         return sum(lengths)
 
     return _turns(options, "ms a token of forward and backward", ours, others)
+
+
+def _prompts(options: argparse.Namespace) -> dict[str, Any]:
+    """Forward and backward of a group's completions after one prompt, against rows that repeat it for each of them."""
+    learner = LocalLearner(load_decoder(Path(options.model), device="cpu", dtype=torch.float32), OptimizerSettings())
+    numbers = np.random.default_rng(options.seed)
+    prompt, *own = (
+        numbers.integers(0, learner.decoder.head_weight.shape[0], length)
+        for length in (options.prompt, *range(32, 32 + 8 * GROUP, 8))
+    )
+    trained = sum(map(len, own))
+    examples = [
+        Example(np.concatenate([prompt, text]), np.repeat(np.float32([0, 1]), [len(prompt), len(text)]), "ce")
+        for text in own
+    ]
+    packed = {}
+    shared_from = packing.SHARED_FROM
+    for name, packing.SHARED_FROM in (("once", 1), ("repeated", sys.maxsize)):
+        packed[name] = pack(examples, 4096)
+        positions = [batch.num_tokens for batch in packed[name]]
+        say(f"prompt {name}: {sum(positions)} positions in rows of {positions}")
+    packing.SHARED_FROM = shared_from
+
+    def passes(name: str) -> int:
+        for batch in packed[name]:
+            learner.forward_backward(batch, LossSettings(), float(trained))
+        learner.decoder.network.zero_grad(set_to_none=True)
+        return trained
+
+    unit = f"ms a token of a completion, forward and backward, prompt of {options.prompt}"
+    return _turns(options, unit, partial(passes, "once"), partial(passes, "repeated"))
 
 
 def _step(options: argparse.Namespace) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def main() -> int:
         (_check if options.group == 1 else _check_groups)(device)
     if options.any_order:
         local.deterministic = lambda device: nullcontext()
+    if not options.size:
+        return 0
     peak = matrix_rate(device)
     print(f"product of bf16 matrices of {MATRIX}: {peak / 1e12:.0f} TFLOP/s")
     for size in options.size:
