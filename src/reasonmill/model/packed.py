@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reasonmill.model.attention import AttentionRule, attend_causally
-from reasonmill.model.continued import States, attend_continuing
+from reasonmill.model.continued import States, attend_continuing, split
 from reasonmill.model.flash import Extent, attend_flash, extent_of, runs_flash
 from reasonmill.model.padding import Padding
 
@@ -49,10 +49,10 @@ class PackedLayout:
         if not self._continued:
             return _attend_whole((query, key, value), self._paddings[0], rule)
         count = len(self._continued)
-        first, *others = _split((query, key, value), self._sizes)
+        first, *others = split((query, key, value), self._sizes)
         of_first, *paddings = self._paddings
         attended = [_attend_whole(first, of_first, rule)]
-        attended += map(attend_continuing, others, _split(first, self._lengths[:count]), paddings, repeat(rule))
+        attended += map(attend_continuing, others, split(first, self._lengths[:count]), paddings, repeat(rule))
         attended += map(_attend_whole, others[count:], paddings[count:], repeat(rule))
         return torch.cat(attended)
 
@@ -69,12 +69,6 @@ class PackedLayout:
     @cached_property
     def _paddings(self) -> list[Padding]:
         return [Padding(lengths, self._device) for lengths in self._parts]
-
-
-def _split(states: States, sizes: Sequence[int]) -> list[States]:
-    """The states of positions of so many tokens each."""
-    query, key, value = (of_row.split(list(sizes), 1) for of_row in states)
-    return list(zip(query, key, value, strict=True))
 
 
 def _attend_whole(states: States, padding: Padding, rule: AttentionRule) -> Tensor:

@@ -13,11 +13,13 @@ class Padding:
     """Sequences [H, N, D] that lie end to end, padded to [B, H, L, D] and back.
 
     Attributes:
-        longest: positions of the longest, L.
+        lengths: of the sequences.
+        longest: that of the longest, L.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str) -> None:
         sizes = torch.tensor(lengths)
+        self.lengths = lengths
         self.longest = int(sizes.max())
         self._shape = (len(lengths), self.longest)
         starts = torch.cumsum(sizes, 0) - sizes
