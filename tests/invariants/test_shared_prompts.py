@@ -1,6 +1,7 @@
 """Completions of one prompt that share it in a row: the same numbers as each in a row of its own."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from reasonmill.algo import packing
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack, unpack
 from reasonmill.learn.local import LocalLearner
+from reasonmill.learn.scoring import scored
 from reasonmill.learn.settings import OptimizerSettings
 from reasonmill.model import continued, flash
 from reasonmill.model.attention import AttentionRule
@@ -74,6 +76,16 @@ def test_log_probs_and_all_gradients_are_those_of_rows_of_their_own(architecture
     scores = [unpack(torch.cat(list(map(learner.logprobs, rows))), rows, examples) for rows in (shared, alone)]
     assert_close(*([torch.tensor(row) for row in rows] for rows in scores))
     assert_close(gradients(decoder, examples, WHOLE, LOSS), gradients(decoder, examples, 1, LOSS))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_before_an_update_nothing_is_apart_from_what_was_scored(architecture: str) -> None:
+    learner = LocalLearner(tiny_decoder(architecture), OptimizerSettings())
+    score = partial(scored, name="old_logprobs", tokens_per_batch=WHOLE)
+    (examples,) = score([groups()], score=lambda batches: torch.cat(list(map(learner.logprobs, batches))))
+    (batch,) = pack(examples, WHOLE)
+    assert batch.continued
+    assert learner.forward_backward(batch, LossSettings(drift_coefficient=1.0), 1.0)["policy/drift"] == 0.0
 
 
 def test_a_window_that_hides_nothing_of_a_row_takes_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
