@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from reasonmill.algo.examples import denominator
 from reasonmill.algo.losses import Algorithm, LossSettings
@@ -78,6 +79,37 @@ def test_a_packed_row_is_padded_rows_of_a_plain_network(decoder: Decoder, temper
     got = [parameter.grad for parameter in decoder.network.parameters() if parameter.grad is not None]
     assert_gradients_close(got, wanted)
     decoder.network.zero_grad()
+
+
+def test_layers_run_without_the_gradients_that_are_gathered(decoder: Decoder) -> None:
+    """torch compiles in pieces what reads a bf16 weight with an fp32 gradient."""
+    learner = LocalLearner(decoder, OptimizerSettings())
+    (batch,) = pack(ragged_examples(4, loss="ce"), WHOLE)
+    learner.forward_backward(batch, LossSettings(), 1.0)
+    parameters = list(decoder.network.parameters())
+    once = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+    seen: list[bool] = []
+    layer = decoder.network.get_decoder().layers[-1]
+    hook = layer.register_forward_hook(lambda *_: seen.append(any(one.grad is not None for one in parameters)))
+    learner.logprobs(batch)
+    learner.forward_backward(batch, LossSettings(), 1.0)
+    hook.remove()
+    assert seen == [False, False]
+    for parameter, gradient in zip(parameters, once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=1e-4, atol=1e-7)
+    decoder.network.zero_grad()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles layers on a GPU")
+def test_layers_are_compiled_whole_for_lengths_of_all_kinds() -> None:
+    config = tiny_config("llama", num_hidden_layers=2, hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
+    decoder = new_decoder(config, seed=0, device="cuda", dtype=torch.bfloat16)
+    learner = LocalLearner(decoder, OptimizerSettings())
+    counters.clear()
+    for count in (1200, 300, 1200, 30, 90):  # rows of some 13,000, 3,000 and fewer positions, all in one update
+        (batch,) = pack(ragged_examples(count, loss="ce"), 100_000)
+        learner.forward_backward(batch, LossSettings(), 1.0)
+    assert not counters["graph_break"]
 
 
 # Optimizer

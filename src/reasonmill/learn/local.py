@@ -89,7 +89,8 @@ class LocalLearner(TrainedNetwork):
         if not self._rows:
             self._routers.forget()  # what was scored before
         with deterministic(self.decoder.device), self._routers.counted(), self._layers.used():
-            losses, statistics, policy_logprobs = self._token_losses(moved, loss, places)
+            with self._gradients_aside():
+                losses, statistics, policy_logprobs = self._token_losses(moved, loss, places)
             total = (losses * moved.weights).sum() / denominator
             total.backward()
         sums = {name: float((values * moved.weights).sum()) for name, values in statistics.items()}
@@ -146,8 +147,9 @@ class LocalLearner(TrainedNetwork):
         beat()
         # With the kernels of the forward pass that is differentiated: before an update the two must not differ. Layers
         # that are compiled without gradients would be others.
-        with deterministic(self.decoder.device), self._routers.counted(), self._layers.used():
-            return self._scored(token_logprobs, batch.to(self.decoder.device), self._places(batch)).detach()
+        device = self.decoder.device
+        with deterministic(device), self._routers.counted(), self._layers.used(), self._gradients_aside():
+            return self._scored(token_logprobs, batch.to(device), self._places(batch)).detach()
 
     def _token_losses(
         self, batch: Batch, loss: LossSettings, places: Tensor | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -57,6 +59,22 @@ class TrainedNetwork:
             self.skipped_batch = digest_of(self._rows)
         self._rows, self._faults = [], set()
         return updated
+
+    @contextmanager
+    def _gradients_aside(self) -> Iterator[None]:
+        """In the block, parameters have no gradients; those that are gathered are back after it.
+
+        torch does not trace what reads a parameter whose gradient has another dtype. A layer that meets a new kind of
+        length while gradients are gathered would be compiled in pieces, and run in these from then on.
+        """
+        gathered = [(parameter, parameter.grad) for parameter in self._parameters.values()]
+        for parameter, _ in gathered:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in gathered:
+                parameter.grad = gradient
 
     def _forget(self) -> None:
         """Drops the update that is being gathered."""
