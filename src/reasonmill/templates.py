@@ -1,7 +1,7 @@
 """How models are prompted otherwise than by their own files: chat templates, system messages, stop strings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Prompting:
         named: the name of one of this package's templates.
         template: the text of another one.
         system: the system message of conversations that begin without one.
+        examples: turns that stand before every conversation, behind its system message: what a user asks, and what the
+            model says.
         stop: texts that end a turn, beside the model's stop tokens.
 
     Raises:
@@ -42,11 +44,14 @@ class Prompting:
     named: str | None = None
     template: str | None = None
     system: str | None = None
+    examples: tuple[tuple[str, str], ...] = ()
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.named is not None and self.system is not None:
             raise ValueError(f"the template {self.named!r} says itself what is to be done: leave system out")
+        if self.named is not None and self.examples:
+            raise ValueError(f"the template {self.named!r} is for a single question: leave examples out")
         if self.system == "" or "" in self.stop:
             raise ValueError("an empty system message has no effect, and an empty stop string ends every reply at once")
 
@@ -54,7 +59,7 @@ class Prompting:
     def content(self) -> dict[str, Any]:
         """What it says, as JSON; empty where it says nothing."""
         template = self.template if self.named is None else CHAT_TEMPLATES[self.named]
-        told = {"template": template, "system": self.system, "stop": list(self.stop)}
+        told = {"template": template, "system": self.system, "examples": self.examples, "stop": list(self.stop)}
         return {name: value for name, value in told.items() if value}
 
 
@@ -75,11 +80,26 @@ def read_template(text: str, folder: Path) -> str:
     return file.read_text(encoding="utf-8-sig")
 
 
-def with_system(template: str, system: str) -> str:
-    """A chat template that shows conversations with this system message where they begin without one."""
-    message = json.dumps({"role": "system", "content": system}, ensure_ascii=False)
-    return (
-        "{% if not messages or messages[0].role != 'system' %}"
-        f"{{% set messages = [{message}] + messages %}}"
-        f"{{% endif %}}{template}"
-    )
+def with_turns(template: str, system: str | None, examples: Sequence[tuple[str, str]]) -> str:
+    """A chat template that shows conversations with this system message where they begin without one, and with these
+    turns of user and assistant before their own."""
+    shown = template
+    if examples:
+        turns = [turn for user, said in examples for turn in (_message("user", user), _message("assistant", said))]
+        listed = f"[{', '.join(turns)}]"
+        shown = (
+            "{% if messages and messages[0].role == 'system' %}"
+            f"{{% set messages = [messages[0]] + {listed} + messages[1:] %}}"
+            f"{{% else %}}{{% set messages = {listed} + messages %}}{{% endif %}}{shown}"
+        )
+    if system is not None:
+        shown = (
+            "{% if not messages or messages[0].role != 'system' %}"
+            f"{{% set messages = [{_message('system', system)}] + messages %}}"
+            f"{{% endif %}}{shown}"
+        )
+    return shown
+
+
+def _message(role: str, content: str) -> str:
+    return json.dumps({"role": role, "content": content}, ensure_ascii=False)

@@ -42,6 +42,25 @@ def test_a_system_message_stands_where_a_conversation_begins_without_one(tmp_pat
     assert own == "<system> Be long . <user> hello <assistant>"
 
 
+def test_examples_stand_behind_the_system_message_and_before_the_conversation(tmp_path: Path) -> None:
+    examples = (("red", "<think> a </think> b"), ("blue", "c"))
+    turns = "<user> red <assistant> <think> a </think> b <user> blue <assistant> c"
+    model = prompted(tmp_path, template=CHAT, system="Be brief .", examples=examples)
+    assert shown(model, Message("user", "hello")) == f"<system> Be brief . {turns} <user> hello <assistant>"
+    own = shown(model, Message("system", "Be long ."), Message("user", "hello"))
+    assert own == f"<system> Be long . {turns} <user> hello <assistant>"
+    model = prompted(tmp_path, template=CHAT, examples=examples)
+    assert shown(model, Message("user", "hello")) == f"{turns} <user> hello <assistant>"
+
+
+def test_examples_that_a_template_does_not_show_whole_are_refused(tmp_path: Path) -> None:
+    silent = "{% for message in messages %}{{ message.content.split('</think>')[-1] }} {% endfor %}"
+    with pytest.raises(UnsupportedModel, match="leaves out a part of example 2"):
+        prompted(tmp_path, template=silent, examples=(("red", "c"), ("blue", "<think> a </think> b")))
+    with pytest.raises(ValueError, match="single question: leave examples out"):
+        Prompting(named="r1-zero", examples=(("red", "c"),))
+
+
 def test_any_text_may_be_a_system_message(tmp_path: Path) -> None:
     from reasonmill.model.tokenizer import model_tokenizer
 
@@ -58,7 +77,7 @@ def test_a_system_message_that_a_template_leaves_out_is_refused(tmp_path: Path) 
 def test_a_system_message_needs_a_template(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(BASE, bare, ignore=shutil.ignore_patterns("chat_template*"))
-    with pytest.raises(UnsupportedModel, match="no chat template that a system message could stand in"):
+    with pytest.raises(UnsupportedModel, match="no chat template that a system message or examples could stand in"):
         link_as_prompted(bare, tmp_path / "model", Prompting(system="Be brief ."))
 
 

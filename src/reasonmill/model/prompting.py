@@ -1,7 +1,7 @@
 """Model directories that are prompted otherwise than their own files say, whoever reads them.
 
-A template, a system message and stop strings become files of the directory, in Hugging Face's formats, so that
-samplers, stages, chats and other programs need not know of them, and a model that is trained from it keeps them.
+A template, a system message, examples and stop strings become files of the directory, in Hugging Face's formats, so
+that samplers, stages, chats and other programs need not know of them, and a model that is trained from it keeps them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from reasonmill.errors import UnsupportedModel
 from reasonmill.model.directory import content
 from reasonmill.model.tokenizer import STOP_STRINGS, model_tokenizer
-from reasonmill.templates import CHAT_TEMPLATES, Prompting, with_system
+from reasonmill.templates import CHAT_TEMPLATES, Prompting, with_turns
 
 # Where Hugging Face keeps a chat template today, and where it kept it before.
 _TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
@@ -29,7 +29,7 @@ def link_as_prompted(model: Path, target: Path, prompting: Prompting) -> None:
     how the model is prompted.
 
     Raises:
-        UnsupportedModel: a system message is asked for, and the model has no template that shows it.
+        UnsupportedModel: a system message or examples are asked for, and the model has no template that shows them.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -49,12 +49,23 @@ def link_as_prompted(model: Path, target: Path, prompting: Prompting) -> None:
     if prompting.named is not None:
         template = _beginning(target) + template
     (target / _TEMPLATE).write_text(template, encoding="utf-8")
-    if prompting.system is not None and not model_tokenizer(target).shows(prompting.system):
+    if prompting.system is None and not prompting.examples:
+        return
+    tokenizer = model_tokenizer(target)
+    if prompting.system is not None and not tokenizer.shows(prompting.system):
         raise UnsupportedModel(
             "the model's chat template leaves the system message out",
             fix="give a template that shows it, or leave the system message out",
             where=str(model),
         )
+    # Templates of reasoning models leave out what was thought in earlier turns.
+    for number, (asked, said) in enumerate(prompting.examples, start=1):
+        if not tokenizer.shows(asked) or not tokenizer.shows(said):
+            raise UnsupportedModel(
+                f"the model's chat template leaves out a part of example {number}",
+                fix="give a template that shows whole turns, thinking included, or leave the examples out",
+                where=str(model),
+            )
 
 
 @contextmanager
@@ -76,18 +87,18 @@ def as_prompted(model: Path, prompting: Prompting) -> Iterator[Path]:
 def _template(model: Path, prompting: Prompting) -> str | None:
     """The template that the model gets; None where its own stays."""
     template = prompting.template if prompting.named is None else CHAT_TEMPLATES[prompting.named]
-    if prompting.system is None:
+    if prompting.system is None and not prompting.examples:
         return template
     if template is None:
         own = model_tokenizer(model).plain.chat_template
         template = own.get("default") if isinstance(own, dict) else own
     if template is None:
         raise UnsupportedModel(
-            "the model has no chat template that a system message could stand in",
+            "the model has no chat template that a system message or examples could stand in",
             fix="give it a template, too",
             where=str(model),
         )
-    return with_system(template, prompting.system)
+    return with_turns(template, prompting.system, prompting.examples)
 
 
 def _without_template(model: Path) -> dict[str, Any]:

@@ -41,6 +41,15 @@ _PLACES = {
 }
 
 
+class Turns(BaseModel):
+    """A question and what the model says to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str = Field(min_length=1)
+    assistant: str = Field(min_length=1)
+
+
 class RecipeModel(BaseModel):
     """A `[models.NAME]` table. Its sizes are for estimates only; those of a model that is on disk go before them."""
 
@@ -67,6 +76,9 @@ class RecipeModel(BaseModel):
     )
     system: str | None = Field(
         default=None, min_length=1, description="the system message of conversations that have none of their own"
+    )
+    examples: tuple[Turns, ...] = Field(
+        default=(), description="worked examples, turns that stand before every conversation: user, assistant"
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), description="texts that end a turn, beside the model's own stop tokens"
@@ -165,6 +177,7 @@ class RecipeModel(BaseModel):
             named=self.template if self._own_template is None else None,
             template=self._own_template,
             system=self.system,
+            examples=tuple((turns.user, turns.assistant) for turns in self.examples),
             stop=self.stop,
         )
 
