@@ -51,7 +51,15 @@ def begin_without_waiting(database: sqlite3.Connection, *, synced: bool) -> None
 
 
 # Files of tests are taken in their order: so many that take long come first that none of them is the last.
-TAKE_LONG = ("chaos", "e2e", "unit/test_keys", "unit/test_more_steps", "unit/test_recovery", "unit/test_workers")
+TAKE_LONG = (
+    "chaos",
+    "e2e",
+    "knobs/test_stage",
+    "unit/test_keys",
+    "unit/test_more_steps",
+    "unit/test_recovery",
+    "unit/test_workers",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

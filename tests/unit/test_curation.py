@@ -121,6 +121,8 @@ def test_thinking_is_not_judged_where_the_problems_language_can_not_be_told() ->
 def test_bounds_that_nothing_can_meet_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 3 and at most 2"):
         Keep(min_thinking_words=3, max_thinking_words=2)
+    with pytest.raises(ValueError, match="repetition_words has no effect where everything may be repeated"):
+        Keep(repetition_words=4)
 
 
 # Rewriting
@@ -299,7 +301,7 @@ keeps = st.builds(
     well_formed=st.booleans(),
     min_thinking_words=st.integers(0, 2),
     max_thinking_words=st.none() | st.integers(2, 5),
-    max_repetition=st.sampled_from([0.0, 0.3, 1.0]),
+    max_repetition=st.sampled_from([0.0, 0.3, 0.99]),
     repetition_words=st.integers(1, 3),
     min_language=st.sampled_from([0.0, 0.5, 1.0]),
     per_problem=st.none() | st.integers(1, 3),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from reasonmill.data.files import BadRow
+from reasonmill.data.hub import HubRows
 from reasonmill.errors import RecipeError
 from reasonmill.published import sets
 from reasonmill.published.rows import problem_of
@@ -230,6 +231,8 @@ def test_a_file_of_something_else_is_refused_by_its_lines(tmp_path: Path) -> Non
     assert f"{file}:2, column 'question'" in refused.value.what
     with pytest.raises(RecipeError, match="no problems of split 'test'"):
         sets.gsm8k().problem("test", 0, 0)
+    with pytest.raises(RecipeError, match="split says what the rows of a file are, and gsm8k has none"):
+        sets.gsm8k(hub=HubRows(name="lab/sums", revision="0" * 40), split="train")
 
 
 def reward(task: Any, problem: Problem, text: str) -> float | None:

@@ -53,6 +53,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("gym")
 def test_what_it_does_not_know_is_refused() -> None:
+    with pytest.raises(RecipeError, match="config is that of a family, and none is named"):
+        ReasoningGym(config={"min_terms": 2})
     with pytest.raises(RecipeError, match="no family of reasoning-gym is named"):
         ReasoningGym().problem("train", 0, 0)
     with pytest.raises(RecipeError, match="no family 'chain_sums'") as refused:

@@ -316,6 +316,7 @@ def test_nothing_to_score_and_nothing_finite_stop_no_run() -> None:
         ({"flat_groups": "drop", "loss": {"advantage": "per_reward"}}, "use flat_groups = 'keep'"),
         ({"old_policy": "sampler", "loss": {"correction": {"level": "token", "rule": "band"}}}, "has no effect where"),
         ({"lora": {}, "reference_every": 5}, "reference_every has no effect with lora"),
+        ({"reference_every": 5}, "reference_every has no effect without a loss.kl_coefficient"),
         ({"soft_overlong": 7}, "soft_overlong must be at most sampling.max_tokens, which is 6"),
     ],
 )
@@ -334,5 +335,6 @@ def test_the_preset_is_the_papers_objective() -> None:
     assert (
         Settings.model_validate({**given, "preset": "r1", "lora": {}}).steps == 650
     )  # without what has no effect there
+    assert Settings.model_validate({**given, "preset": "r1", "loss": {"kl_coefficient": 0}}).loss.kl_coefficient == 0
     other = Settings.model_validate({**given, "preset": "r1", "loss": {"algorithm": "gspo"}})
     assert (other.loss.constants["clip_high"], other.loss.kl_coefficient) == (4e-4, 0.001)

@@ -29,7 +29,9 @@ def test_a_cosine_of_few_steps_stays_between_its_ends(steps: int) -> None:
     assert [schedule.at(step, steps) for step in range(steps)] == [0.5, 1.0, 1.0][:steps]
 
 
-@pytest.mark.parametrize("settings", [{"peak": 0}, {"peak": 1, "final_share": 2}, {"peak": 1, "warmup": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"peak": 0}, {"peak": 1, "final_share": 2}, {"peak": 1, "warmup": 3}, {"peak": 1, "final_share": 0.5}]
+)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Schedule(**settings)

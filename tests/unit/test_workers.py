@@ -258,7 +258,10 @@ def test_users_code_is_graded_in_another_process_unless_the_recipe_says_otherwis
     own: Catalogue, tmp_path: Path
 ) -> None:
     assert graded(own, [""])[0].parts["process"] != os.getpid()
-    assert graded(brought(tmp_path, isolation="none"), [""])[0].parts["process"] == os.getpid()
+    here = brought(tmp_path, isolation="none", limits=None)
+    assert graded(here, [""])[0].parts["process"] == os.getpid()
+    error = refused(lambda: brought(tmp_path, isolation="none").task("obeying"))
+    assert "is graded in this process, where limits have no effect" in error.what
 
 
 def test_what_ships_stays_in_the_process_unless_the_recipe_says_otherwise() -> None:

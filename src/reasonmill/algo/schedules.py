@@ -1,9 +1,11 @@
 """Learning-rate schedules."""
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonmill.settings import Real
 
@@ -17,6 +19,12 @@ class Schedule(BaseModel):
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
     final_share: Real = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _final_share_has_effect(self) -> Schedule:
+        if self.decay == "constant" and "final_share" in self.model_fields_set:
+            raise ValueError("final_share has no effect on a constant rate; remove it, or set decay")
+        return self
 
     def against_more_steps(self) -> str | None:
         """Why the rates of the first steps depend on the number of steps; None where they do not."""

@@ -55,6 +55,12 @@ class Keep(BaseModel):
     per_problem: int | None = Field(default=None, ge=1, description="samples kept of each problem; all if unset")
 
     @model_validator(mode="after")
+    def _repetition_counts(self) -> Keep:
+        if self.max_repetition == 1 and "repetition_words" in self.model_fields_set:
+            raise ValueError("repetition_words has no effect where everything may be repeated; lower max_repetition")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_met(self) -> Keep:
         if self.max_thinking_words is not None and self.min_thinking_words > self.max_thinking_words:
             raise ValueError(

@@ -23,12 +23,17 @@ class ReasoningGym:
         family: as reasoning-gym calls it, such as "chain_sum"; without one, the task grades and has no problems.
         config: what its configuration takes, but for `seed` and `size`.
         ask: whether prompts end with where to write the answer, which R1-Zero's template says already.
+
+    Raises:
+        RecipeError: a configuration is given, and no family.
     """
 
     domain: Domain = "reasoning"
     isolation: Isolation = GymGrader.isolation
 
     def __init__(self, family: str | None = None, config: dict[str, Any] | None = None, ask: bool = True) -> None:
+        if config and family is None:
+            raise RecipeError("config is that of a family, and none is named", fix='name one: family = "chain_sum"')
         # Another version has other items: what says the version counts for keys.
         self.files = _says_the_version()
         self._family = family

@@ -118,7 +118,8 @@ def _size_outside(source: DirectorySource | ModelSource, home: Home | None) -> M
 def _size_in(directory: Path) -> ModelSize | None:
     """The size of a model directory; None where its config says too little."""
     try:
-        size = size_of(AutoConfig.from_pretrained(directory))
+        # Never code of the model's own, and no question whether it may run.
+        size = size_of(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     kept = kept_in(directory)

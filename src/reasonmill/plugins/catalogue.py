@@ -171,6 +171,12 @@ class Catalogue:
             )
         isolation = told or own or ("none" if plugin.target.root[0] == PACKAGE else "worker")
         told_limits = use.limits if isinstance(use, RewardUse) else None
+        if told_limits is not None and isolation == "none":
+            raise RecipeError(
+                f"{plugin.title} is graded in this process, where limits have no effect",
+                fix='remove limits, or set isolation = "worker"',
+                where=f"[{group}.{name}]",
+            )
         limits = told_limits or getattr(plugin.made, "limits", None) or Limits()
         return None if isolation == "none" else partial(self.workers.ask, plugin, isolation=isolation, limits=limits)
 

@@ -25,48 +25,48 @@ from reasonmill.types import Problem
 _NAMED = 5
 
 
-def gsm8k(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def gsm8k(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """GSM8K (Cobbe et al. 2021): 1,319 test problems; the answer is the last number of the reply."""
     return _task("gsm8k", MathGrader(answer_in="last-number"), file, hub, split)
 
 
-def math_500(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def math_500(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """MATH-500 (Lightman et al. 2023): 500 problems of MATH's test split; the answer is in the last box."""
     return _task("math-500", MathGrader(answer_in="boxed"), file, hub, split)
 
 
-def aime(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def aime(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """AIME, 30 problems a year, answers from 0 to 999; the answer is in the last box."""
     return _task("aime", MathGrader(answer_in="boxed"), file, hub, split)
 
 
-def gpqa(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def gpqa(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """GPQA (Rein et al. 2023): 198 questions in its subset diamond, four options each."""
     return _task("gpqa", ChoiceGrader(), file, hub, split)
 
 
-def mmlu(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def mmlu(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """MMLU (Hendrycks et al. 2021): 14,042 test questions, four options each."""
     return _task("mmlu", ChoiceGrader(), file, hub, split)
 
 
-def humaneval(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def humaneval(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """HumanEval (Chen et al. 2021): 164 functions, judged by tests in the jail."""
     return _task("humaneval", _code(), file, hub, split)
 
 
-def mbpp(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def mbpp(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """MBPP (Austin et al. 2021): 500 test problems, 257 in the sanitized version, judged by tests in the jail."""
     return _task("mbpp", _code(), file, hub, split)
 
 
-def livecodebench(file: Path | None = None, hub: HubRows | None = None, split: Split = "test") -> RowsTask:
+def livecodebench(file: Path | None = None, hub: HubRows | None = None, split: Split | None = None) -> RowsTask:
     """LiveCodeBench (Jain et al. 2024), code generation: programs and functions, judged by hidden tests in the jail."""
     return _task("livecodebench", _code(), file, hub, split)
 
 
 def ifeval(
-    file: Path | None = None, hub: HubRows | None = None, split: Split = "test", by: Strictness = "strict"
+    file: Path | None = None, hub: HubRows | None = None, split: Split | None = None, by: Strictness = "strict"
 ) -> RowsTask:
     """IFEval (Zhou et al. 2023): 541 prompts with one to three instructions each.
 
@@ -86,23 +86,28 @@ def _code() -> CodeGrader:
     return CodeGrader()
 
 
-def _task(name: str, grader: Grader, file: Path | None, hub: HubRows | None, split: Split) -> RowsTask:
+def _task(name: str, grader: Grader, file: Path | None, hub: HubRows | None, split: Split | None) -> RowsTask:
     """The task of a set.
 
     Args:
         file: the rows, in any format that `[data.NAME]` reads.
         hub: a data set of the hub, whose splits are taken, in place of a file. Without any of the two, the task grades
             and has no problems of its own.
-        split: what the rows of a file are; only a training set is trained on.
+        split: what the rows of a file are, "test" where nothing is said; only a training set is trained on.
 
     Raises:
-        RecipeError: both a file and a data set are given.
+        RecipeError: both a file and a data set are given, or a split without a file.
     """
     if file is not None and hub is not None:
         raise RecipeError(f"the problems of {name} come from a file or from the hub", fix="remove one of the two")
+    if file is None and split is not None:
+        raise RecipeError(
+            f"split says what the rows of a file are, and {name} has none",
+            fix="remove split; splits of a data set are named in hub = { splits = ... }",
+        )
 
     def read() -> Mapping[str, list[Problem]]:
-        rows = {split: read_rows(file)} if file is not None else read_hub(hub) if hub is not None else {}
+        rows = {split or "test": read_rows(file)} if file is not None else read_hub(hub) if hub is not None else {}
         return {split: _problems(name, split, each) for split, each in rows.items()}
 
     return RowsTask(grader, _WhenAsked(read))

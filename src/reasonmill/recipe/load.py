@@ -36,7 +36,7 @@ _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
 
-class _File(BaseModel):
+class RecipeFile(BaseModel):
     """What stands outside of the stages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -193,7 +193,7 @@ class _Check:
             RecipeError: one for all mistakes.
         """
         self._look_for_wide_integers(self._table, ())
-        head = self._settings(_File, self._table, ())
+        head = self._settings(RecipeFile, self._table, ())
         entries = self._table.get("stage")
         nodes: list[Node] = []
         catalogue = Catalogue({group: getattr(head, group) for group in TABLES if head is not None}, self._folder)
@@ -272,7 +272,7 @@ class _Check:
         return len(self._mistakes) == before
 
     def _nodes(
-        self, entries: Sequence[dict[str, Any]], names: Sequence[str], head: _File | None, catalogue: Catalogue
+        self, entries: Sequence[dict[str, Any]], names: Sequence[str], head: RecipeFile | None, catalogue: Catalogue
     ) -> list[Node]:
         """The stages whose settings are right, with all that they refer to."""
         makes: dict[str, ArtifactKind] = {}  # by the name of each stage so far whose kind is known

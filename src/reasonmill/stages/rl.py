@@ -97,8 +97,9 @@ class Settings(OnPolicySettings):
         if not isinstance(data, dict) or data.get("preset") != "r1":
             return data
         filled = dict(_PRESETS["r1"])
-        if data.get("lora") is not None:
-            del filled["reference_every"]
+        loss = data.get("loss")
+        if data.get("lora") is not None or (isinstance(loss, dict) and loss.get("kl_coefficient") == 0):
+            del filled["reference_every"]  # which would have no effect
         for name, value in data.items():
             preset = filled.get(name)
             filled[name] = {**preset, **value} if isinstance(preset, dict) and isinstance(value, dict) else value
@@ -151,6 +152,8 @@ class Settings(OnPolicySettings):
             raise ValueError(
                 "reference_every has no effect with lora, whose reference is the model without the adapter"
             )
+        if not self.loss.kl_coefficient and "reference_every" in self.model_fields_set:
+            raise ValueError("reference_every has no effect without a loss.kl_coefficient; remove it, or set that")
         if self.soft_overlong is not None and _OVERLONG in self.rewards:
             raise ValueError(
                 f"soft_overlong is a part of the reward that is called {_OVERLONG!r}, as is one of rewards"
