@@ -22,6 +22,7 @@ from reasonmill.recipe.deadlines import Deadlines
 from reasonmill.recipe.graph import Node, Recipe, no_stage
 from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.origin import KeyPath, Origins, key_path
+from reasonmill.recipe.overrides import TABLES, override, stage_names
 from reasonmill.recipe.reference import Source, StageSource, find_source, references
 from reasonmill.rewards.combination import NOT_RULES
 from reasonmill.settings import Naming, Real, marks
@@ -30,9 +31,6 @@ from reasonmill.types import held_out
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Tables in which a recipe brings its own data and code; those of parts stand before those that name them.
-TABLES: tuple[Group, ...] = ("data", "environments", "rewards", "tasks", "stages")
-_BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 _REPEATED = re.compile(r"[^.]*-g[0-9]+\s*\.")
 
 
@@ -76,22 +74,29 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file, an override or a setting is wrong.
     """
     file = _find(name_or_path)
-    table, origins = _parse(file)
-    written = _names(table)
+    table, origins = parse(file)
+    written = stage_names(table)
     late = [text for text in overrides if _REPEATED.match(text) and text.split(".")[0].strip() not in written]
     folder = file.absolute().parent
-    recipe = _recipe(table, origins, folder, [text for text in overrides if text not in late])
+    recipe = checked(table, origins, folder, [text for text in overrides if text not in late])
     if "cycle" in table:
         expand(table, origins, recipe.nodes)
-    return _recipe(table, origins, folder, late) if "cycle" in table or late else recipe
+    return checked(table, origins, folder, late) if "cycle" in table or late else recipe
 
 
-def _recipe(table: dict[str, Any], origins: Origins, folder: Path, overrides: Sequence[str]) -> Recipe:
-    """Changes the table as the overrides ask, and checks it."""
+def checked(table: dict[str, Any], origins: Origins, folder: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a table, which is first changed as the overrides ask.
+
+    Args:
+        folder: what its paths are relative to.
+
+    Raises:
+        RecipeError: an override or a setting is wrong.
+    """
     mistakes: list[RecipeError] = []
     for text in overrides:
         with _gathered(mistakes, f"--set {text}"):
-            _override(table, origins, text)
+            override(table, origins, text)
     _refuse(mistakes)
     return _Check(table, origins, folder).recipe()
 
@@ -120,7 +125,12 @@ def _find(name_or_path: str) -> Path:
     )
 
 
-def _parse(file: Path) -> tuple[dict[str, Any], Origins]:
+def parse(file: Path) -> tuple[dict[str, Any], Origins]:
+    """What a recipe's file says, and where.
+
+    Raises:
+        RecipeError: it is no TOML.
+    """
     try:
         text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         return tomllib.loads(text), Origins(text, str(file))
@@ -130,51 +140,6 @@ def _parse(file: Path) -> tuple[dict[str, Any], Origins]:
         line = re.search(r"at line (\d+)", str(error))
         place = f"{file}:{line.group(1)}" if line else str(file)
         raise RecipeError(f"the recipe is not valid TOML: {error}", where=place) from error
-
-
-def _override(table: dict[str, Any], origins: Origins, text: str) -> None:
-    """Changes the table as `--set` asks."""
-    keys, value = _parse_override(text)
-    path: KeyPath = tuple(keys)
-    names = _names(table)
-    if len(keys) > 1 and keys[0] in names:
-        path = ("stage", names.index(keys[0]), *keys[1:])
-    elif len(keys) > 1 and keys[0] not in ("cycle", "models", "watchdog", *TABLES):
-        raise no_stage(keys[0], names)
-    inner: Any = table
-    for key in path[:-1]:
-        inner = inner[key] if isinstance(key, int) else inner.setdefault(key, {})
-        if not isinstance(inner, dict) and inner is not table.get("stage"):
-            raise RecipeError(f"{key!r} is no table, so it has no key {path[-1]!r}")
-    inner[path[-1]] = value
-    origins.override(path, value, f"--set {text}")
-
-
-def _parse_override(text: str) -> tuple[list[str], Any]:
-    """The dotted keys and the value of `stage.key=value`."""
-    left, equals, right = text.partition("=")
-    right = right.strip()
-    try:
-        target: Any = tomllib.loads(f"{left} = 0") if equals and "\n" not in left else {}
-    except tomllib.TOMLDecodeError:
-        target = {}
-    keys = []
-    while isinstance(target, dict) and target:
-        ((key, target),) = target.items()
-        keys.append(key)
-    if not keys or not right:
-        raise RecipeError("the override can't be read", fix="write it as stage.key=value or seed=value")
-    try:
-        parsed = tomllib.loads(f"value = {right}")
-        if len(parsed) == 1:
-            return keys, parsed["value"]
-    except tomllib.TOMLDecodeError:
-        if _BARE_WORD.fullmatch(right):
-            return keys, right
-    raise RecipeError(
-        f"{right!r} is neither a TOML value nor one word",
-        fix="quote a text for TOML and for the shell: --set 'stage.key=\"some text\"'",
-    )
 
 
 class _Check:
@@ -199,7 +164,7 @@ class _Check:
         catalogue = Catalogue({group: getattr(head, group) for group in TABLES if head is not None}, self._folder)
         # Where plug-ins are wrong, what names them would be wrong for the same reason.
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries) and self._has_own(catalogue):
-            names = _names(self._table)
+            names = stage_names(self._table)
             nodes = self._nodes(entries, names, head, catalogue)
             for table in ("models", "data") if head is not None else ():
                 for name in getattr(head, table):
@@ -396,14 +361,6 @@ def _refuse_held_out(stage: str, earlier: Sequence[Node]) -> None:
             f"stage {stage!r} draws from the held-out split {splits[0]!r}, and nothing of it is trained on",
             fix=f'let a stage with split = "train" draw what is trained on: {stage!r} is for looking at',
         )
-
-
-def _names(table: Mapping[str, Any]) -> list[str]:
-    """The names of the stages as they are written; empty where one is missing or no text."""
-    entries = table.get("stage")
-    listed = entries if isinstance(entries, list) else []
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in listed]
-    return [name if isinstance(name, str) else "" for name in names]
 
 
 def _said(model: type[BaseModel], detail: ErrorDetails, location: KeyPath) -> tuple[str, str]:
