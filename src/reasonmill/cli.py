@@ -26,6 +26,7 @@ from reasonmill.lasting_streams import lasting, open_closed_streams
 from reasonmill.options import (
     DEFAULT_HOME,
     AcceptOption,
+    ApiKeyOption,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -33,8 +34,10 @@ from reasonmill.options import (
     OverridesOption,
     RecipeArgument,
     RecipeOption,
+    ServerOption,
     SplitOption,
     StopOption,
+    SuiteOption,
     SystemOption,
     TemplateOption,
     UntilOption,
@@ -43,11 +46,13 @@ from reasonmill.options import (
 from reasonmill.stop_signals import StopSignals
 from reasonmill.store.commit import error_of_disk
 from reasonmill.templates import CHAT_TEMPLATES, Prompting, read_template
-from reasonmill.types import Message, SamplingParams
+from reasonmill.types import Message
 
 if TYPE_CHECKING:
+    from reasonmill.mill.pipeline import RunResult
     from reasonmill.placement import Placement
     from reasonmill.plugins.catalogue import Catalogue
+    from reasonmill.recipe.graph import Recipe
 
 app = typer.Typer(
     help="Turns a base language model into a reasoning model.",
@@ -106,33 +111,11 @@ def run(
         show_what_would_run(loaded, home, until)
         return
 
-    from reasonmill.backends.native import NativeBackend
-    from reasonmill.mill.display import make_progress, output_console
-    from reasonmill.mill.pipeline import run_recipe
+    from reasonmill.mill.display import output_console
     from reasonmill.mill.results import print_table, read_stages
-    from reasonmill.store.home import Home
 
     loaded.up_to(until)  # a mistake here is reported before a home is made
-    backend = NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code)
-    with StopSignals() as stop, loaded.catalogue.workers.limited_to(workers):
-        try:
-            with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
-                result = run_recipe(
-                    loaded,
-                    opened,
-                    progress,
-                    until=until,
-                    backend=backend,
-                    stop_requested=stop.requested,
-                    repair=repair,
-                )
-        except Interrupted as error:
-            _show_stop(error)
-            raise typer.Exit(stop.exit_code(error)) from error
-        except KeyboardInterrupt as error:
-            at_once = Interrupted("stopped at once, without saving a state; what was committed is safe")
-            _show_stop(at_once)
-            raise typer.Exit(at_once.exit_code) from error
+    result = _run(loaded, home, device, workers, until=until, repair=repair)
     console = output_console()
     print_table(console, read_stages(result.summary))
     for stage in result.stages:
@@ -180,18 +163,27 @@ def plan(
 
 
 @app.command("eval")
+@lasting("stdout")
 def evaluate(
     model: ModelArgument,
-    tasks: Annotated[list[str], typer.Option("--task", help="Task to evaluate on; repeatable.")],
-    problems: Annotated[int, typer.Option("--problems", min=1, help="Problems of each task.")] = 100,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each problem.")] = 4,
+    suite: SuiteOption = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Task to evaluate on, in place of a suite; repeatable.")
+    ] = None,
+    problems: Annotated[int | None, typer.Option("--problems", min=1, help="Problems of each task.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each problem.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Length limit of an answer.")] = 256,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Length limit of an answer.")] = None,
     max_ungraded: Annotated[
-        float, typer.Option("--max-ungraded", min=0, max=1, help="Share of ungraded answers that ends it.")
-    ] = 0.05,
-    split: SplitOption = "test",
+        float | None, typer.Option("--max-ungraded", min=0, max=1, help="Share of ungraded answers that ends it.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="dev or test.")] = None,
+    server: ServerOption = None,
+    api_key_env: ApiKeyOption = None,
+    name: Annotated[str | None, typer.Option("--name", help="Under which it is kept; of suite and model.")] = None,
+    overrides: OverridesOption = None,
     template: TemplateOption = None,
     system: SystemOption = None,
     stop: StopOption = None,
@@ -202,53 +194,35 @@ def evaluate(
     accept_unisolated_code: AcceptOption = False,
     workers: WorkersOption = None,
 ) -> None:
-    """Measures how many problems a model solves."""
-    catalogue = _catalogue(recipe)
-    asked = [catalogue.task(name) for name in tasks]
-    for task in asked:
-        # A wrong task or split, or one with too few problems, is reported before the model is loaded.
-        task.problem(split, seed, problems - 1)
-    try:
-        params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    prompting = _prompting(template, system, stop)
+    """Measures how many problems a model solves, and keeps all that it said. An interrupted evaluation resumes sample
+    by sample, and a finished one is shown again."""
+    from reasonmill.evaluation.command import Asking, evaluation_of, print_evaluation, refuse_other_run
 
-    from reasonmill.mill.artifacts import find_model
-
-    directory = find_model(model, home, note_to_user)
-
-    from reasonmill.backends.native import NativeBackend
-    from reasonmill.mill.display import make_progress, output_console
-    from reasonmill.mill.findings import findings
-    from reasonmill.mill.results import print_table, read_results
-    from reasonmill.model.prompting import as_prompted
-    from reasonmill.stages.evaluate import Settings, evaluate_model
-    from reasonmill.stages.sampling import EvaluationSampling
-
-    backend = NativeBackend(_placement(device))
-    settings = Settings.model_construct(
-        name=directory.name,
-        tasks=dict.fromkeys([task.name for task in asked], problems),
-        samples=samples,
-        max_ungraded=max_ungraded,
-        split=split,
-        sampling=EvaluationSampling(temperature=params.temperature, max_tokens=params.max_tokens),
+    options = {
+        "problems": problems,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "max_ungraded": max_ungraded,
+        "split": split,
+    }
+    asking = Asking(
+        model,
+        suite,
+        tuple(tasks or ()),
+        recipe,
+        {key: value for key, value in options.items() if value is not None},
+        seed,
+        name,
+        server,
+        api_key_env,
+        _prompting(template, system, stop),
+        template,
     )
-    with (
-        as_prompted(directory, prompting) as prompted,
-        make_progress(Console(stderr=True)) as progress,
-        catalogue.workers.limited_to(workers),
-    ):
-        metrics = evaluate_model(prompted, settings, asked, seed, backend, progress)
-    if as_json:
-        print(json.dumps({"model": model, **metrics}, indent=2, ensure_ascii=False))
-    else:
-        stage = {"name": "eval", "kind": "evaluate", "reads": {"from": model}, "metrics": metrics}
-        console = output_console()
-        print_table(console, read_results({"stages": [stage]}))
-        for finding in findings([], metrics, None, None):
-            note_on(console, f"warning: {finding}", style="yellow")
+    loaded = evaluation_of(asking, overrides or [], home, note_to_user)
+    refuse_other_run(loaded.name, home)
+    print_evaluation(model, _run(loaded, home, device, workers), home, as_json=as_json)
 
 
 @app.command()
@@ -380,6 +354,37 @@ app.command()(history.lineage)
 app.command()(history.adopt)
 app.command()(upkeep.verify)
 app.command()(upkeep.gc)
+
+
+def _run(
+    recipe: Recipe, home: Path, device: str, workers: int | None, *, until: str | None = None, repair: bool = False
+) -> RunResult:
+    """Runs a recipe until it is finished; a signal to stop ends the command."""
+    from reasonmill.backends.native import NativeBackend
+    from reasonmill.mill.display import make_progress
+    from reasonmill.mill.pipeline import run_recipe
+    from reasonmill.store.home import Home
+
+    backend = NativeBackend(_placement(device), trust_remote_code=recipe.trust_remote_code)
+    with StopSignals() as stop, recipe.catalogue.workers.limited_to(workers):
+        try:
+            with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
+                return run_recipe(
+                    recipe,
+                    opened,
+                    progress,
+                    until=until,
+                    backend=backend,
+                    stop_requested=stop.requested,
+                    repair=repair,
+                )
+        except Interrupted as error:
+            _show_stop(error)
+            raise typer.Exit(stop.exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            at_once = Interrupted("stopped at once, without saving a state; what was committed is safe")
+            _show_stop(at_once)
+            raise typer.Exit(at_once.exit_code) from error
 
 
 def _catalogue(recipe: str | None) -> Catalogue:

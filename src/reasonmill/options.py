@@ -68,4 +68,14 @@ SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", he
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="Text that ends a reply, too; repeatable.")
 ]
+SuiteOption = Annotated[
+    str | None, typer.Option("--suite", metavar="NAME|FILE", help="A shipped suite, or a TOML file of one.")
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Of an OpenAI-compatible API; MODEL is the name that it knows."),
+]
+ApiKeyOption = Annotated[
+    str | None, typer.Option("--api-key-env", metavar="NAME", help="Variable that holds the server's API key.")
+]
 DEFAULT_HOME = Path("mill")

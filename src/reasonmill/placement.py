@@ -95,6 +95,9 @@ class Backend(Protocol):
     def renderer(self, model: Path | TeacherSettings) -> Renderer:
         """The renderer that the model's sampler needs."""
 
+    def positions(self, model: Path | TeacherSettings) -> int | None:
+        """How many tokens a sequence of the model may have; None where nothing says that."""
+
     def learner(
         self,
         model: Path,

@@ -140,7 +140,21 @@ class Engine(Protocol):
         """Takes new weights by name, without a copy where they are the engine's own already."""
 
 
-class Sampler(Protocol):
+class Draws(Protocol):
+    """What draws completions."""
+
+    def generate(
+        self, requests: Sequence[Request], follow_up: FollowUp | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yields (index into `requests`, completion) as completions finish. A call that is given up is forgotten.
+
+        Args:
+            follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
+                under the same index in place of the completion, which is not yielded.
+        """
+
+
+class Sampler(Draws, Protocol):
     """Draws completions from the policy's current weights."""
 
     @property
@@ -157,16 +171,6 @@ class Sampler(Protocol):
 
     def copied_bytes(self, sequences: int) -> int:
         """Bytes of copies of weights that it holds while so many sequences run."""
-
-    def generate(
-        self, requests: Sequence[Request], follow_up: FollowUp | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yields (index into `requests`, completion) as completions finish. A call that is given up is forgotten.
-
-        Args:
-            follow_up: asked about all completions that finish in the same step. Where it gives a request, that one runs
-                under the same index in place of the completion, which is not yielded.
-        """
 
     def stream(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one completion as they are drawn."""
@@ -277,10 +281,14 @@ class Task(Protocol):
     """Problems and what decides whether an attempt solves one.
 
     A task may also have `measures` (a mapping of names to Measure), `files` (paths whose content its problems or grades
-    depend on) and a method `language_share(text, language)` that raises ValueError for languages that it does not know;
-    what it leaves out is filled in by `tasks/named.py`. A problem names its language in `meta["language"]`; otherwise
-    that of its last message is detected. Problems that are wordings of one thing, which a model knows or does not know,
-    name it in `meta["cluster"]`: intervals count them as one observation.
+    depend on), a method `language_share(text, language)` that raises ValueError for languages that it does not know,
+    and a method `answer_of(response)`, which gives the final answer or None. With that, attempts can vote: two answers
+    are the same if one is right where the other is the problem's `answer`. What a task leaves out is filled in by
+    `tasks/named.py`.
+
+    A problem names its language in `meta["language"]`; otherwise that of its last message is detected. Problems that
+    are wordings of one thing, which a model knows or does not know, name it in `meta["cluster"]`: intervals count them
+    as one observation.
     """
 
     domain: Domain

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from reasonmill.activity import each, phase
 from reasonmill.episodes import Ended, Episodes, begun
 from reasonmill.errors import TooManyUngraded
-from reasonmill.protocols import Renderer, Sampler
+from reasonmill.protocols import Draws, Renderer
 from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import Begun, BegunGroup, RewardWeights
 from reasonmill.tasks.named import NamedTask
@@ -40,7 +40,7 @@ class TaskMix:
 
 
 def collect(
-    sampler: Sampler,
+    sampler: Draws,
     renderer: Renderer,
     tasks: Mapping[str, NamedTask],
     problems: Sequence[Problem],

@@ -191,6 +191,7 @@ class StageContext:
     # What computes, as the backend makes it: see `Backend`.
     sampler = _from_backend(Backend.sampler, need="sampler")
     renderer = _from_backend(Backend.renderer)
+    positions = _from_backend(Backend.positions)
     learner = _from_backend(Backend.learner, need="learner")
     new_learner = _from_backend(Backend.new_learner, need="learner")
     reward_learner = _from_backend(Backend.reward_learner, need="reward-learner")

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from contexts import BACKEND, KEY, a_context
+from contexts import KEY, a_context
 from kept_progress import KeptProgress
 from reasonmill.errors import Interrupted, RecipeError, TooManyUngraded
 from reasonmill.plugins.catalogue import installed
 from reasonmill.protocols import Domain, Measure
 from reasonmill.recipe.reference import shipped_bases
 from reasonmill.rewards.combination import ACCURACY_ALONE
-from reasonmill.stage import Input, Outcome
+from reasonmill.stage import Input, Outcome, StageContext
 from reasonmill.stages import evaluate
 from reasonmill.stages.measures import MEASURES_FILE, TaskMeasure, measure_of, measures_of, read_measures
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
@@ -275,14 +275,6 @@ def test_the_order_of_the_tasks_does_not_change_the_chunks(home: Home) -> None:
     assert counted == TASKS
 
 
-def test_an_evaluation_outside_of_a_recipe_has_the_same_figures(home: Home) -> None:
-    outcome, _ = run(home)
-    base = shipped_bases()["tiny-base-weak"]
-    tasks = [installed().task(name) for name in TASKS]
-    metrics = evaluate.evaluate_model(base, settings(), tasks, 0, BACKEND, KeptProgress())
-    assert metrics["tasks"] == outcome.metrics["tasks"]
-
-
 class UngradedFacts:
     """Facts of whose answers nobody can tell whether they are right."""
 
@@ -298,18 +290,14 @@ class UngradedFacts:
         return [Grade(None, error="timed out") for _ in completions]
 
 
-def test_an_evaluation_that_can_not_be_graded_ends_with_an_error(home: Home) -> None:
-    tasks = [NamedTask("facts", UngradedFacts())]
-    base = shipped_bases()["tiny-base-weak"]
-
-    def ran(**changes: Any) -> dict[str, Any]:
-        chosen = settings(tasks={"facts": 1}, **changes)
-        return evaluate.evaluate_model(base, chosen, tasks, 0, BACKEND, KeptProgress())
-
+def test_an_evaluation_that_can_not_be_graded_ends_with_an_error(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StageContext, "task", lambda context, name: NamedTask(name, UngradedFacts()))
     with pytest.raises(TooManyUngraded, match="2 of 2 rollouts could not be graded, for example: timed out") as caught:
-        ran()
+        run(home, tasks={"facts": 1})
     assert "max_ungraded" in caught.value.fix
-    assert ran(max_ungraded=1.0)["tasks"]["facts"]["ungraded"] == 2
+    outcome, _ = run(home, tasks={"facts": 1}, max_ungraded=1.0)
+    figures = outcome.metrics["tasks"]["facts"]
+    assert (figures["ungraded"], figures["could_not_tell_rate"]["value"]) == (2, 1.0)
 
 
 # Measures of tasks

@@ -209,13 +209,14 @@ def test_mistakes_are_told(recipe: Path, old: str, new: str, said: str) -> None:
 
 def test_an_evaluation_prompts_the_model_as_it_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def evaluated(*options: str) -> int | str | None:
-        arguments = ["eval", "tiny-base", "--task", "countdown-3", "--problems", "3", "--samples", "1", "--json"]
+        arguments = ["eval", "tiny-base", "--home", str(tmp_path / "home"), "--task", "countdown-3", "--problems", "3", "--samples", "1", "--json"]
         with pytest.raises(SystemExit) as ended:
             main([*arguments, "--device", "cpu", "--max-tokens", "4", *options])
         return ended.value.code
 
     def length() -> float:
-        tokens: float = json.loads(capfd.readouterr().out)["tasks"]["countdown-3"]["response_tokens"]["value"]
+        told = json.loads(capfd.readouterr().out)["evaluations"]["eval"]
+        tokens: float = told["tasks"]["countdown-3"]["response_tokens"]["value"]
         return tokens
 
     assert evaluated() == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from transformers import AutoConfig
 
 from reasonmill.errors import UnsupportedModel
 from reasonmill.learn.local import LocalLearner
@@ -78,6 +79,13 @@ class NativeBackend:
         if isinstance(model, TeacherSettings):
             return ConversationRenderer()
         return renderer_for(model, trust_remote_code=self._trusts)
+
+    def positions(self, model: Path | TeacherSettings) -> int | None:
+        """See `Backend`; a server does not say it."""
+        if isinstance(model, TeacherSettings):
+            return None
+        config = AutoConfig.from_pretrained(model, trust_remote_code=self._trusts)
+        return getattr(config.get_text_config(), "max_position_embeddings", None)
 
     def learner(
         self,

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
-from reasonmill.algo.pass_at_k import pass_at_k
+from reasonmill.algo.pass_at_k import pass_at_curve
 from reasonmill.fitness.probing import Probed, said_before
 from reasonmill.protocols import Renderer
 from reasonmill.rewards.grades import reasons
@@ -92,7 +92,7 @@ def figures_of(probed: Sequence[Probed], renderer: Renderer) -> Figures:
     return Figures(
         problems=len(probed),
         samples=max(len(each.group.rollouts) for each in probed),
-        pass_at=_curve(probed),
+        pass_at=pass_at_curve(_counts(probed)),
         signal=of_problems([float(0 < sum(found := _own(each)) < len(found)) for each in probed]),
         reward_signal=of_problems([float(not each.group.is_flat) for each in probed]),
         reach=of_problems([float(any(_all_grades(each))) for each in probed]),
@@ -111,15 +111,9 @@ def figures_of(probed: Sequence[Probed], renderer: Renderer) -> Figures:
     )
 
 
-def _curve(probed: Sequence[Probed]) -> dict[int, Estimate]:
-    """pass@k for k = 1, 2, 4, ... and all attempts at a problem."""
-    counted = [(each.group.problem, len(found), int(sum(found))) for each in probed if (found := _own(each))]
-    most = max((samples for _, samples, _ in counted), default=0)
-    curve = {}
-    for k in sorted({most, *(1 << power for power in range(most.bit_length()))} - {0}):
-        values = [(problem, pass_at_k(right, samples, k)) for problem, samples, right in counted if samples >= k]
-        curve[k] = clustered_share([value for _, value in values], _clusters(problem for problem, _ in values))
-    return curve
+def _counts(probed: Sequence[Probed]) -> list[tuple[Hashable, int, int]]:
+    """Of each problem its cluster, and its graded attempts: all, and those that are right."""
+    return [(each.group.problem.cluster, len(found), int(sum(found))) for each in probed if (found := _own(each))]
 
 
 def _own(probed: Probed) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from reasonmill.grading.math_spelling import plain_mathematics, without_markup
 from reasonmill.grading.math_words import without_marks
-from reasonmill.grading.places import ASKS, Place, check_place, find_answer
+from reasonmill.grading.places import ASKS, Place, answer_text, check_place, find_answer
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
 
@@ -48,6 +48,10 @@ class ChoiceGrader:
         self._place = answer_in
         self._first = first
         self.asks = ASKS[answer_in].replace("answer", "answer, the letter of one option,", 1)
+
+    def answer_of(self, response: str) -> str | None:
+        """The final answer of a response, as it writes it; None where there is none."""
+        return answer_text(find_answer(response, self._place, self._pattern))
 
     def judge(self, problem: Problem, response: str) -> Verdict:
         """Judges one response by the letters that its final answer names."""

@@ -34,7 +34,7 @@ from reasonmill.grading.math_special import Undecided, based_answer, same_congru
 from reasonmill.grading.math_spelling import plain_mathematics
 from reasonmill.grading.math_tokens import Unreadable
 from reasonmill.grading.math_values import NoValue, TooLarge, exact_value, real_order, same_value, symbols
-from reasonmill.grading.places import ASKS, Place, check_place, find_answer
+from reasonmill.grading.places import ASKS, Place, answer_text, check_place, find_answer
 from reasonmill.grading.symbolic import require_math_verify, second_opinion
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
@@ -81,6 +81,10 @@ class MathGrader:
         self._place = answer_in
         self._tolerance = check_tolerance(tolerance)
         self.asks = ASKS[answer_in]
+
+    def answer_of(self, response: str) -> str | None:
+        """The final answer of a response, as it writes it; None where there is none."""
+        return answer_text(find_answer(response, self._place, self._pattern))
 
     def judge(self, problem: Problem, response: str) -> Verdict:
         """Judges one response by its final answer.

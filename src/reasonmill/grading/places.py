@@ -172,6 +172,11 @@ def find_answer(response: str, place: Place, pattern: re.Pattern[str] | None = N
     return _anywhere(said)
 
 
+def answer_text(found: Found) -> str | None:
+    """What stands there, in one text; None where there is no answer."""
+    return ", ".join(found.texts) or None
+
+
 def after_thinking(response: str) -> str | None:
     """What is said after the thinking; None where the thinking does not end."""
     said = response.rpartition(THINK_CLOSE)[2]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from reasonmill.errors import RecipeError
 from reasonmill.grading.math_words import NEGATIONS
-from reasonmill.grading.places import ASKS, Place, check_place, find_answer
+from reasonmill.grading.places import ASKS, Place, answer_text, check_place, find_answer
 from reasonmill.grading.verdict import Isolation, Verdict
 from reasonmill.types import Problem
 
@@ -57,6 +57,10 @@ class TextGrader:
         self._pattern = check_place(answer_in, pattern)
         self._place = answer_in
         self.asks = ASKS[answer_in]
+
+    def answer_of(self, response: str) -> str | None:
+        """The final answer of a response, as it writes it; None where there is none."""
+        return answer_text(find_answer(response, self._place, self._pattern))
 
     def judge(self, problem: Problem, response: str) -> Verdict:
         """Judges one response; the part `similarity` is that of its answer to the reference that is closest."""

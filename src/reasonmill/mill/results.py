@@ -18,6 +18,8 @@ from reasonmill.mill.display import UNBOUNDED_WIDTH
 Place = tuple[str, tuple[str, ...], bool]  # label, place in the metrics, whether it is a share
 
 _TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+# Figures of attempts at a problem, one and several, which stand first.
+_OF_ONE, _OF_ATTEMPTS = ("pass@1",), ("pass@", "cons@")
 # Rows of the table of stages behind those of the reasoning tasks.
 STAGE_ROWS: tuple[Place, ...] = tuple((label, tuple(place), share) for label, place, share in _TABLES["stages"]["rows"])
 
@@ -73,7 +75,11 @@ def _task_results(task: str, evaluations: Sequence[Mapping[str, Any]]) -> TaskRe
     """A task's results; an evaluation without the task is empty."""
     found = dict.fromkeys(name for metrics in evaluations for name, value in metrics.items() if _is_figure(value))
     known = {name: label for name, label in _TABLES["metrics"].items() if name in found}
-    labels = {**known, **{name: (name, name.startswith("pass@")) for name in found if name not in known}}
+    others = {name: (name, name.startswith(_OF_ATTEMPTS)) for name in found if name not in known}
+    # What several attempts say stands beside what one says.
+    beside = {name: label for name, label in others.items() if label[1]}
+    first = {name: label for name, label in known.items() if name in _OF_ONE}
+    labels = {**first, **beside, **known, **others}
     places: list[Place] = [(label, (name,), is_share) for name, (label, is_share) in labels.items()]
     places[1:1] = reversed(_measures(evaluations))
     settings = dict.fromkeys(_setting(metrics) for metrics in evaluations if metrics)
@@ -109,7 +115,8 @@ def _evaluations(summary: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], t
     """
     made = {stage["name"]: float(place) for place, stage in enumerate(summary["stages"])}
     evaluations = [stage for stage in summary["stages"] if stage["kind"] == "evaluate"]
-    models = [stage["reads"]["from"] for stage in evaluations]
+    # A model behind a server is none that the stage reads: its column has the stage's name.
+    models = [stage["reads"].get("from", stage["name"]) for stage in evaluations]
     # A model that a stage kept on its way comes right before what the stage made.
     made |= {m: made[m.partition("@")[0]] - 0.25 for m in models if m not in made and m.partition("@")[0] in made}
     places = [
@@ -117,7 +124,7 @@ def _evaluations(summary: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], t
         for number, model in enumerate(models)
     ]
     ordered = [stage for _, stage in sorted(zip(places, evaluations, strict=True), key=lambda pair: pair[0])]
-    columns = tuple((stage["reads"]["from"], stage["name"]) for stage in ordered)
+    columns = tuple((stage["reads"].get("from", stage["name"]), stage["name"]) for stage in ordered)
     return [stage["metrics"] for stage in ordered], columns
 
 

@@ -312,8 +312,12 @@ def _collect(settings: collect.Settings, upstream: Upstream) -> Workload:
     together = min(settings.sampling.slots, settings.problems_per_commit * settings.samples)
     calls = ceil(sum(settings.tasks.values()) / settings.problems_per_commit)
     sampled = replace(_samples(settings, together, upstream.guess), calls=calls)
-    if settings.teacher is None or sampled.makes is None:
-        return sampled
+    return sampled if settings.teacher is None else _served(sampled)
+
+
+def _served(sampled: Workload) -> Workload:
+    """The same from a server."""
+    assert sampled.makes is not None
     return Workload(served=sampled.makes.texts * sampled.makes.tokens_each, makes=sampled.makes)
 
 
@@ -321,7 +325,8 @@ def _evaluate(settings: evaluate.Settings, upstream: Upstream) -> Workload:
     from reasonmill.stages.evaluate import CHUNK  # which loads nothing that its settings did not
 
     calls = sum(ceil(count / CHUNK) for count in settings.tasks.values())
-    return replace(_samples(settings, min(SLOTS, CHUNK * settings.samples), upstream.guess), calls=calls)
+    sampled = replace(_samples(settings, min(SLOTS, CHUNK * settings.samples), upstream.guess), calls=calls)
+    return sampled if settings.server is None else _served(sampled)
 
 
 def _samples(settings: collect.Settings | evaluate.Settings, together: int, guess: Guess) -> Workload:

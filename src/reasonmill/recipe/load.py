@@ -73,7 +73,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file, an override or a setting is wrong.
     """
-    file = _find(name_or_path)
+    file = find_recipe(name_or_path)
     table, origins = parse(file)
     written = stage_names(table)
     late = [text for text in overrides if _REPEATED.match(text) and text.split(".")[0].strip() not in written]
@@ -111,7 +111,12 @@ def _gathered(mistakes: list[RecipeError], where: str, key: str = "") -> Iterato
         mistakes.append(RecipeError(what, where=where, fix=error.fix))
 
 
-def _find(name_or_path: str) -> Path:
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a shipped recipe, or the one that a path names.
+
+    Raises:
+        RecipeError: there is none.
+    """
     shipped = shipped_recipes()
     if name_or_path in shipped:
         return shipped[name_or_path]

@@ -8,13 +8,19 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from reasonmill.algo.intervals import clustered_share
-from reasonmill.plugins.catalogue import known
 from reasonmill.recipe.reference import ModelRef
 from reasonmill.rollouts import stage_seed
 from reasonmill.servers.settings import TeacherSettings
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
 from reasonmill.stages.measures import graded_part, values_of
-from reasonmill.stages.sampling import CollectSampling, SampledSettings, Surroundings, num_sampled, sample_in_parts
+from reasonmill.stages.sampling import (
+    CollectSampling,
+    SampledSettings,
+    Surroundings,
+    num_sampled,
+    refuse_of_server,
+    sample_in_parts,
+)
 from reasonmill.store.groups import GROUPS_FILE, write_groups
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Group, Problem
@@ -43,18 +49,9 @@ class Settings(SampledSettings):
         if (self.from_ is None) == (self.teacher is None):
             raise ValueError("name exactly one of from (a model of this recipe or a directory) and teacher (a server)")
         if self.teacher is not None:
-            if self.sampling.top_k > 0:
-                raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
             if "slots" in self.sampling.model_fields_set or "precision" in self.model_fields_set:
                 raise ValueError("slots and precision are decided by the teacher's server: leave them out")
-            if untold := self.teacher.without(self.sampling.model_fields_set):
-                raise ValueError(f"teacher.parameters leaves {untold[0]} out, so it can't be set in sampling")
-            for name in self.tasks:
-                if known(info).task(name).environment is not None:
-                    raise ValueError(
-                        f"task {name!r} has an environment, whose episodes need tokens, which a server does not give: "
-                        "sample it from a model (from), or leave the environment out"
-                    )
+            refuse_of_server(self, self.teacher, "teacher", info)
         return self
 
 

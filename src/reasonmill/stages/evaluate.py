@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from reasonmill.algo.comparison import win_rate
 from reasonmill.algo.intervals import Estimate, clustered_mean, clustered_share
 from reasonmill.errors import RecipeError
-from reasonmill.placement import SLOTS, Backend
-from reasonmill.protocols import Measure, Progress, Renderer, Sampler
+from reasonmill.kept_samples import KeptSampler
+from reasonmill.protocols import Draws, Measure, Renderer
 from reasonmill.recipe.reference import EvaluationRef, ModelRef
 from reasonmill.rewards.grades import reasons
 from reasonmill.rollouts import thinking_tokens
+from reasonmill.servers.settings import TeacherSettings
 from reasonmill.stage import ArtifactKind, Input, Outcome, StageContext
+from reasonmill.stages.attempts import attempt_figures
 from reasonmill.stages.measures import (
     MEASURES_FILE,
     Figure,
@@ -27,7 +29,15 @@ from reasonmill.stages.measures import (
     values_of,
     write_measures,
 )
-from reasonmill.stages.sampling import EvaluationSampling, SampledSettings, Surroundings, num_sampled, sample_in_parts
+from reasonmill.stages.sampling import (
+    EvaluationSampling,
+    Keep,
+    SampledSettings,
+    Surroundings,
+    num_sampled,
+    refuse_of_server,
+    sample_in_parts,
+)
 from reasonmill.store.groups import GROUPS_FILE, read_groups, write_groups
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
@@ -43,23 +53,50 @@ class Settings(SampledSettings):
     """Settings of an `evaluate` stage."""
 
     kind: Literal["evaluate"]
-    from_: ModelRef = Field(alias="from")
+    from_: ModelRef | None = Field(default=None, alias="from", description="the model, or else `server`")
+    server: TeacherSettings | None = Field(default=None, description="a model behind an OpenAI-compatible server")
     sampling_seed: int | None = Field(default=None, description="seed of the samples, not of the problems")
     against: EvaluationRef | None = Field(
         default=None, description="an evaluation of the same prompts, for the share of them answered more helpfully"
     )
     split: Literal["dev", "test"] = "test"
     sampling: EvaluationSampling = EvaluationSampling()
+    up_to_context: bool = Field(
+        default=False, description="whether answers are shorter than max_tokens where the model's context is too short"
+    )
+    resume: Literal["parts", "samples"] = Field(
+        default="parts",
+        description="what of an interrupted evaluation is not drawn again: parts of 256 problems, or single samples, "
+        "of which the last bit of a log-probability then depends on where it was interrupted",
+    )
+
+    @model_validator(mode="after")
+    def _asks_one_model(self, info: ValidationInfo) -> Self:
+        if (self.from_ is None) == (self.server is None):
+            raise ValueError("name exactly one of from (a model of this recipe or a directory) and server")
+        if self.server is not None:
+            if self.resume == "samples" or self.up_to_context:
+                raise ValueError(
+                    "what a server says is kept reply by reply, and it knows its context: leave resume and "
+                    "up_to_context out"
+                )
+            refuse_of_server(self, self.server, "server", info)
+        return self
 
 
 def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) -> Outcome:
     """Evaluates the model `from` refers to; the outcome holds every transcript and the figures."""
-    model = inputs["from"].path
+    model = settings.server or inputs["from"].path
     tasks = {name: context.task(name) for name in settings.tasks}
     measures = measures_of(tasks.values())
     reasoning = [name for name, task in tasks.items() if task.domain == "reasoning"]
-    sampler, renderer = context.sampler(model), context.renderer(model)
-    metrics, groups = _evaluate(settings, tasks, context.seed, sampler, renderer, Surroundings.of(context))
+    renderer, around = context.renderer(model), Surroundings.of(context)
+    settings = _fitting(settings, tasks, context.seed, renderer, context.positions(model))
+    sampler: Draws = context.sampler(model, replies=context.replies)
+    if settings.resume == "samples":
+        sampler = kept = KeptSampler(sampler, context.home, context.key, context.stop_requested)
+        around = replace(around, keep=_and_then(around.keep, kept.drop))
+    metrics, groups = _evaluate(settings, tasks, context.seed, sampler, renderer, around)
     if settings.against is not None:
         others = read_groups(inputs["against"].path / GROUPS_FILE)
         metrics["win_rate"] = helpfulness_win_rate(groups, others).as_metric()
@@ -71,25 +108,36 @@ def run(settings: Settings, inputs: Mapping[str, Input], context: StageContext) 
     return Outcome(write, metrics, num_sampled(groups))
 
 
-def evaluate_model(
-    model_dir: Path, settings: Settings, tasks: Sequence[NamedTask], seed: int, backend: Backend, progress: Progress
-) -> dict[str, Any]:
-    """Evaluates a model directory outside of a recipe, where nothing is kept; {"tasks": {task: figures}}.
+def _and_then(keep: Keep, drop: Callable[[], None]) -> Keep:
+    """Keeps a part's groups, and then forgets the samples that they were made of."""
 
-    Args:
-        tasks: those that the settings name.
-        seed: that of the problems and, unless the settings have another, of the samples.
-    """
-    sampler, renderer = backend.sampler(model_dir, slots=SLOTS, precision="auto"), backend.renderer(model_dir)
-    named = {task.name: task for task in tasks}
-    return _evaluate(settings, named, seed, sampler, renderer, Surroundings(progress))[0]
+    def kept(part: int, sample: Callable[[], Sequence[Group]]) -> Sequence[Group]:
+        groups = keep(part, sample)
+        drop()
+        return groups
+
+    return kept
+
+
+def _fitting(
+    settings: Settings, tasks: Mapping[str, NamedTask], seed: int, renderer: Renderer, positions: int | None
+) -> Settings:
+    """The settings with shorter answers, where they ask for that and the longest prompt leaves no room for more."""
+    if not settings.up_to_context or positions is None:
+        return settings
+    asked = (
+        tasks[name].problem(settings.split, seed, i) for name, count in settings.tasks.items() for i in range(count)
+    )
+    room = max(1, positions - max(len(renderer.render(problem.messages)) for problem in asked))
+    sampling = settings.sampling.model_copy(update={"max_tokens": min(settings.sampling.max_tokens, room)})
+    return settings.model_copy(update={"sampling": sampling})
 
 
 def _evaluate(
     settings: Settings,
     tasks: Mapping[str, NamedTask],
     seed: int,
-    sampler: Sampler,
+    sampler: Draws,
     renderer: Renderer,
     around: Surroundings,
 ) -> tuple[dict[str, Any], list[Group]]:
@@ -117,12 +165,14 @@ def _evaluate(
     by_task = {
         name: {
             **task_figures(of([name]), tasks, renderer),
+            **attempt_figures(of([name]), task),
             # The accuracy is pass@1 already.
             "measures": measured({n: m for n, m in task.measures.items() if m.part != "accuracy"}, [name]),
             **_could_not_tell(of([name])),
             "domain": task.domain,
             "problems": counts[name],
             "samples": settings.samples,
+            "sampling": settings.sampling.model_dump(),
             "seed": seed,
             "split": split,
         }
@@ -160,8 +210,8 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
 
     shares = {**_SHARES, "language": language}
     amounts: dict[str, Figure] = {
-        "thinking_tokens": lambda _, rollout: float(thinking_tokens(rollout, renderer)),
-        "response_tokens": lambda _, rollout: float(rollout.completion.num_sampled),
+        "thinking_tokens": lambda _, rollout: _if_known(rollout, thinking_tokens(rollout, renderer)),
+        "response_tokens": lambda _, rollout: _if_known(rollout, rollout.completion.num_sampled),
     }
     figures: dict[str, Any] = {
         "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
@@ -174,6 +224,11 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
             figure = (clustered_share if name in shares else clustered_mean)(values, clusters)
             figures[name] = replace(figure, low=max(0.0, figure.low)).as_metric()  # no amount here is below 0
     return figures
+
+
+def _if_known(rollout: Rollout, tokens: int) -> float | None:
+    """A number of tokens; None of a reply from a server, whose tokens are not known here."""
+    return None if rollout.completion.logprobs is None else float(tokens)
 
 
 def _could_not_tell(groups: Sequence[Group]) -> dict[str, Any]:

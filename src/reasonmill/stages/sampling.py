@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from reasonmill.errors import Interrupted
 from reasonmill.placement import SLOTS
 from reasonmill.plugins.catalogue import ProblemCounts, known, require_split
-from reasonmill.protocols import Progress, Renderer, Sampler
+from reasonmill.protocols import Draws, Progress, Renderer
 from reasonmill.randomness import Part
 from reasonmill.rewards.combination import ACCURACY_ALONE, RewardWeights
 from reasonmill.rollouts import collect, refuse_ungraded
+from reasonmill.servers.settings import TeacherSettings
 from reasonmill.settings import INCIDENTAL, Real
 from reasonmill.stage import StageContext, StageSettings
 from reasonmill.store.steps import committed_groups
@@ -78,17 +79,42 @@ class SampledSettings(StageSettings):
         return self
 
 
+def refuse_of_server(settings: SampledSettings, server: TeacherSettings, key: str, info: ValidationInfo) -> None:
+    """Refuses what a model behind a server can't be asked for.
+
+    Args:
+        key: the setting that names the server.
+
+    Raises:
+        ValueError: there is such a thing in the settings.
+    """
+    if settings.sampling.top_k > 0:
+        raise ValueError("an OpenAI-compatible server takes no top_k: leave it at 0, or use top_p")
+    if untold := server.without(settings.sampling.model_fields_set):
+        raise ValueError(f"{key}.parameters leaves {untold[0]} out, so it can't be set in sampling")
+    for name in settings.tasks:
+        if known(info).task(name).environment is not None:
+            raise ValueError(
+                f"task {name!r} has an environment, whose episodes need tokens, which a server does not give: "
+                "sample it from a model (from), or leave the environment out"
+            )
+
+
+# Makes the groups of a part from its number and from what samples it, or has them already.
+Keep = Callable[[int, Callable[[], Sequence[Group]]], Sequence[Group]]
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What is done around sampling; nothing is kept unless it says so.
 
     Attributes:
-        keep: makes the groups of a part from its number and from what samples it, or has them already.
+        keep: how the groups of a part are kept; not at all if nothing is said.
     """
 
     progress: Progress
     stop_requested: Callable[[], bool] = lambda: False
-    keep: Callable[[int, Callable[[], Sequence[Group]]], Sequence[Group]] = lambda part, sample: sample()
+    keep: Keep = lambda part, sample: sample()
 
     @classmethod
     def of(cls, context: StageContext) -> Surroundings:
@@ -106,7 +132,7 @@ def sample_in_parts(
     settings: SampledSettings,
     tasks: Mapping[str, NamedTask],
     parts: Iterable[tuple[Sequence[Problem], tuple[Part, ...]]],
-    sampler: Sampler,
+    sampler: Draws,
     renderer: Renderer,
     around: Surroundings,
     rewards: RewardWeights = ACCURACY_ALONE,

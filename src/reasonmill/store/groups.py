@@ -69,7 +69,7 @@ def read_groups(path: Path) -> list[Group]:
         StoreError: the file can't be read or holds something else.
     """
     table = read_table(path, "groups", _SCHEMAS)
-    columns = {name: _values(table.column(name).combine_chunks()) for name in table.column_names}
+    columns = {name: column_values(table.column(name).combine_chunks()) for name in table.column_names}
     columns = {name: [None] * table.num_rows for name in _ADDED} | columns
     problems: list[Problem] = []
     rollouts: list[list[Rollout]] = []
@@ -115,7 +115,7 @@ def _fields(record: Completion | Grade) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
-def _values(column: pa.Array) -> list[Any]:
+def column_values(column: pa.Array) -> list[Any]:
     """Python values of a column; lists of numbers become tuples, and go by way of one flat array for speed."""
     if not pa.types.is_list(column.type) or pa.types.is_struct(column.type.value_type):
         values: list[Any] = column.to_pylist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -37,6 +37,13 @@ class NamedTask:
     def measures(self) -> Mapping[str, Measure]:
         """What evaluations report and gates compare besides pass@1, by name; none where the task names none."""
         return getattr(self.task, "measures", {})
+
+    @property
+    def answer_of(self) -> Callable[[str], str | None] | None:
+        """Gives the final answer of a response, or None where it has none. None itself for tasks whose answers can't be
+        put to the vote."""
+        found: Callable[[str], str | None] | None = getattr(self.task, "answer_of", None)
+        return found
 
     def problem(self, split: str, seed: int, index: int) -> Problem:
         """Problem `index` of a split; the same arguments give the same problem everywhere.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -98,6 +98,12 @@ class RowsTask(Rows):
     def is_open(self) -> bool:
         """Whether many answers are right, so that nothing is known of one that is not the reference."""
         return bool(getattr(self._grader, "is_open", False))
+
+    @property
+    def answer_of(self) -> Callable[[str], str | None] | None:
+        """Gives the final answer of a response; None where answers can't be compared with each other."""
+        found: Callable[[str], str | None] | None = getattr(self._grader, "answer_of", None)
+        return found
 
     def verdict(self, problem: Problem, response: str) -> Verdict:
         """What the grader says of a response, with its reason."""

@@ -61,6 +61,12 @@ class Arithmetic(WorldTask):
             language=language,
         )
 
+    def answer_of(self, text: str) -> str | None:
+        """The number that a response gives."""
+        answer = read_transcript(text).answer
+        number = None if answer is None else number_said(answer)
+        return None if number is None else str(number)
+
     def judge(self, problem: Problem, text: str) -> dict[str, float]:
         answer = read_transcript(text).answer
         return {"accuracy": float(answer is not None and number_said(answer) == int(problem.answer))}

@@ -1,0 +1,1 @@
+"""What the commands `eval` and `compare` do: evaluations of any model, and what sets them apart."""
