@@ -36,11 +36,12 @@ class ChatServerFake:
 
 
 @contextmanager
-def chat_server(respond: Callable[[dict[str, Any], int], Answer]) -> Iterator[ChatServerFake]:
+def chat_server(respond: Callable[[dict[str, Any], int], Answer], port: int = 0) -> Iterator[ChatServerFake]:
     """Serves until the block ends.
 
     Args:
         respond: (body of the request, number of requests before it) to the answer; called from many threads.
+        port: where; any that is free for 0.
     """
     lock = threading.Lock()
     at_once = 0
@@ -71,7 +72,7 @@ def chat_server(respond: Callable[[dict[str, Any], int], Answer]) -> Iterator[Ch
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     fake = ChatServerFake(f"http://127.0.0.1:{server.server_port}/v1")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

@@ -106,8 +106,6 @@ def test_a_dry_run_writes_nothing(call: Call, recipe_file: Path, home: Path, sta
         (["run", "RECIPE", "--until", "frist", "--dry-run"], "did you mean 'first'?"),
         (["problems", "no-such-task"], "unknown task 'no-such-task'"),
         (["problems", "countdown", "--split", "exam"], "unknown split 'exam'"),
-        (["eval", "MODEL", "--task", "no-such-task"], "unknown task 'no-such-task'"),
-        (["eval", "MODEL", "--task", "countdown", "--temperature", "-1"], "--temperature -1"),
         (["eval", "no-such-model", "--task", "countdown"], "missing model: 'no-such-model'"),
         (["chat", "no-such-model"], "missing model: 'no-such-model'"),
     ],

@@ -209,7 +209,19 @@ def test_mistakes_are_told(recipe: Path, old: str, new: str, said: str) -> None:
 
 def test_an_evaluation_prompts_the_model_as_it_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def evaluated(*options: str) -> int | str | None:
-        arguments = ["eval", "tiny-base", "--home", str(tmp_path / "home"), "--task", "countdown-3", "--problems", "3", "--samples", "1", "--json"]
+        arguments = [
+            "eval",
+            "tiny-base",
+            "--home",
+            str(tmp_path / "home"),
+            "--task",
+            "countdown-3",
+            "--problems",
+            "3",
+            "--samples",
+            "1",
+            "--json",
+        ]
         with pytest.raises(SystemExit) as ended:
             main([*arguments, "--device", "cpu", "--max-tokens", "4", *options])
         return ended.value.code
