@@ -15,6 +15,8 @@ from reasonmill.data.hub import HubRows
 from reasonmill.errors import RecipeError
 from reasonmill.published import sets
 from reasonmill.published.rows import problem_of
+from reasonmill.recipe.reference import shipped_bases
+from reasonmill.recipe.suite import Asked, put_to, read_suite, shipped_suites
 from reasonmill.types import Completion, Problem
 
 BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -239,3 +241,29 @@ def reward(task: Any, problem: Problem, text: str) -> float | None:
     (grade,) = task.grade(problem, [Completion((1,), (0.0,), (True,), text, "stop", 0)])
     value: float | None = grade.reward
     return value
+
+
+# To look for the jail takes seconds.
+IN_JAIL = ("humaneval", "livecodebench", "reasoning-gym")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.check) if name in IN_JAIL else name for name in shipped_suites()]
+)
+def test_each_shipped_suite_can_be_put_to_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {named: row for named, row, *_ in ROWS}
+    monkeypatch.chdir(tmp_path)  # where the files of shipped suites are looked for
+    suite = read_suite(name)
+    overrides = []
+    for task, table in suite.table.get("tasks", {}).items():
+        if "file" in table:
+            (tmp_path / f"{task}.jsonl").write_text(json.dumps(rows[table["use"]]))
+            overrides.append(f"tasks.{task}.file={task}.jsonl")
+    try:
+        recipe = put_to(suite, Asked("tiny-base", shipped_bases()["tiny-base"]), "run", {"problems": 1}, overrides)
+    except RecipeError as error:
+        if "jail" not in str(error):
+            raise
+        pytest.skip("this machine has no jail")
+    (node,) = recipe.nodes
+    assert {"temperature": 0.6, "top_p": 0.95}.items() <= node.settings.model_dump()["sampling"].items()

@@ -20,7 +20,7 @@ from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.kept_samples import KeptSampler
 from reasonmill.protocols import FollowUp
 from reasonmill.recipe.reference import shipped_bases
-from reasonmill.recipe.suite import Asked, put_to, read_suite, shipped_suites, suite_of_tasks
+from reasonmill.recipe.suite import Asked, put_to, read_suite, suite_of_tasks
 from reasonmill.stage import Input
 from reasonmill.stages import evaluate
 from reasonmill.store.completions import COMPLETIONS_FILE, read_completions, write_completions
@@ -104,25 +104,8 @@ def test_a_suite_that_can_not_be_is_refused(tmp_path: Path, stage: str, said: st
     assert str(tmp_path / "s.toml") in caught.value.where
 
 
-# To look for the jail takes seconds.
-IN_JAIL = ("humaneval", "livecodebench", "reasoning-gym")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.check) if name in IN_JAIL else name for name in shipped_suites()]
-)
-def test_each_shipped_suite_can_be_put_to_a_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for task in read_suite(name).table.get("tasks", {}).values():
-        if "file" in task:
-            (tmp_path / task["file"]).touch()
-    try:
-        settings = settings_of(name)
-    except RecipeError as error:
-        if "jail" not in str(error):
-            raise
-        pytest.skip("this machine has no jail")
-    assert (settings.sampling.temperature, settings.sampling.top_p) == (0.6, 0.95)
+def test_the_tiny_worlds_suite_can_be_put_to_a_model() -> None:
+    assert settings_of("tiny").sampling.max_tokens == 256
 
 
 def test_tasks_of_a_recipe_are_a_suite(tmp_path: Path) -> None:
@@ -309,7 +292,7 @@ def kept_samples(home: Path) -> dict[str, Completion]:
 @pytest.mark.check
 def test_an_evaluation_that_is_killed_again_and_again_loses_nothing_and_draws_nothing_twice(tmp_path: Path) -> None:
     def command(home: str) -> list[str]:
-        options = ["--problems", "40", "--samples", "8", "--max-tokens", "200", "--device", "cpu", "--json"]
+        options = ["--problems", "30", "--samples", "8", "--max-tokens", "200", "--device", "cpu", "--json"]
         task = ["eval", "tiny-base", "--task", "arithmetic", "--home", str(tmp_path / home)]
         return [sys.executable, "-m", "reasonmill", *task, *options]
 
@@ -317,7 +300,7 @@ def test_an_evaluation_that_is_killed_again_and_again_loses_nothing_and_draws_no
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     kept: dict[str, Completion] = {}
     kills = 0
-    while kills < 4:
+    while kills < 3:
         started = subprocess.Popen(command("home"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         begun = time.monotonic()
         # Killed as soon as more is kept than before, and what was sampled since then is lost.
@@ -341,7 +324,7 @@ def test_an_evaluation_that_is_killed_again_and_again_loses_nothing_and_draws_no
 
     resumed, whole = groups("home"), groups("whole")
     drawn = [rollout.completion for group in resumed for rollout in group.rollouts]
-    assert [len(group.rollouts) for group in resumed] == [8] * 40
+    assert [len(group.rollouts) for group in resumed] == [8] * 30
     assert all(completion in drawn for completion in kept.values())
     assert [c.tokens for c in drawn] == [r.completion.tokens for group in whole for r in group.rollouts]
     assert kept_samples(tmp_path / "home") == {}

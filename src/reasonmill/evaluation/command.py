@@ -19,7 +19,6 @@ from reasonmill.templates import Prompting
 
 if TYPE_CHECKING:
     from reasonmill.mill.pipeline import RunResult
-    from reasonmill.stages.evaluate import Settings
 
 # Of tasks that no suite names.
 _PROBLEMS, _SAMPLES = 100, 4
@@ -63,12 +62,7 @@ def evaluation_of(asking: Asking, overrides: Sequence[str], home: Path, note: Ca
     options = {
         key: value for key, value in asking.options.items() if asking.suite or key not in ("problems", "samples")
     }
-    recipe = put_to(suite, asked, name, options, overrides)
-    for node in recipe.nodes:
-        settings: Settings = node.settings  # type: ignore[assignment]  # a suite has no other stages
-        for task, count in settings.tasks.items():
-            recipe.catalogue.require_problems(task, settings.split, count)
-    return recipe
+    return put_to(suite, asked, name, options, overrides)
 
 
 def _suite(asking: Asking) -> Suite:
