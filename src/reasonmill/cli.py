@@ -9,7 +9,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -49,6 +51,7 @@ from reasonmill.templates import CHAT_TEMPLATES, Prompting, read_template
 from reasonmill.types import Message
 
 if TYPE_CHECKING:
+    from reasonmill.backends.native import NativeBackend
     from reasonmill.mill.pipeline import RunResult
     from reasonmill.placement import Placement
     from reasonmill.plugins.catalogue import Catalogue
@@ -115,7 +118,9 @@ def run(
     from reasonmill.mill.results import print_table, read_stages
 
     loaded.up_to(until)  # a mistake here is reported before a home is made
-    result = _run(loaded, home, device, workers, until=until, repair=repair)
+    backend = _backend(loaded, device)
+    with _until_stopped(loaded, home, workers) as run_it:
+        result = run_it(until=until, backend=backend, repair=repair)
     console = output_console()
     print_table(console, read_stages(result.summary))
     for stage in result.stages:
@@ -147,7 +152,6 @@ def plan(
     loaded = load_recipe(recipe, overrides or [])
     loaded.up_to(until)  # a mistake here is reported before a home is made
 
-    from reasonmill.backends.native import NativeBackend
     from reasonmill.planning.command import plan_recipe
 
     with loaded.catalogue.workers.limited_to(workers):
@@ -155,7 +159,7 @@ def plan(
             loaded,
             home,
             until,
-            NativeBackend(_placement(device), trust_remote_code=loaded.trust_remote_code),
+            _backend(loaded, device),
             price_per_hour=loaded.price_per_hour if price_per_hour is None else price_per_hour,
             as_json=as_json,
             note=note_to_user,
@@ -196,33 +200,27 @@ def evaluate(
 ) -> None:
     """Measures how many problems a model solves, and keeps all that it said. An interrupted evaluation resumes sample
     by sample, and a finished one is shown again."""
-    from reasonmill.evaluation.command import Asking, evaluation_of, print_evaluation, refuse_other_run
-
-    options = {
-        "problems": problems,
-        "samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_tokens": max_tokens,
-        "max_ungraded": max_ungraded,
-        "split": split,
-    }
-    asking = Asking(
-        model,
-        suite,
-        tuple(tasks or ()),
-        recipe,
-        {key: value for key, value in options.items() if value is not None},
-        seed,
-        name,
-        server,
-        api_key_env,
-        _prompting(template, system, stop),
-        template,
+    from reasonmill.evaluation.command import (
+        Asking,
+        Prompted,
+        Served,
+        evaluation_of,
+        named,
+        print_evaluation,
+        refuse_other_run,
     )
+
+    options = named(problems=problems, samples=samples, max_ungraded=max_ungraded, split=split)
+    drawing = named(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    prompting = Prompted(_prompting(template, system, stop), template)
+    served = Served(server, api_key_env)
+    asking = Asking(model, suite, tuple(tasks or ()), recipe, {**options, **drawing}, seed, name, served, prompting)
     loaded = evaluation_of(asking, overrides or [], home, note_to_user)
     refuse_other_run(loaded.name, home)
-    print_evaluation(model, _run(loaded, home, device, workers), home, as_json=as_json)
+    backend = _backend(loaded, device)
+    with _until_stopped(loaded, home, workers) as run_it:
+        result = run_it(until=None, backend=backend)
+    print_evaluation(model, result, home, as_json=as_json)
 
 
 @app.command()
@@ -356,28 +354,17 @@ app.command()(upkeep.verify)
 app.command()(upkeep.gc)
 
 
-def _run(
-    recipe: Recipe, home: Path, device: str, workers: int | None, *, until: str | None = None, repair: bool = False
-) -> RunResult:
-    """Runs a recipe until it is finished; a signal to stop ends the command."""
-    from reasonmill.backends.native import NativeBackend
+@contextmanager
+def _until_stopped(recipe: Recipe, home: Path, workers: int | None) -> Iterator[Callable[..., RunResult]]:
+    """What runs the recipe in the home, and shows how far it is; in the block, a signal to stop ends the command."""
     from reasonmill.mill.display import make_progress
     from reasonmill.mill.pipeline import run_recipe
     from reasonmill.store.home import Home
 
-    backend = NativeBackend(_placement(device), trust_remote_code=recipe.trust_remote_code)
     with StopSignals() as stop, recipe.catalogue.workers.limited_to(workers):
         try:
             with Home.open(home) as opened, make_progress(Console(stderr=True)) as progress:
-                return run_recipe(
-                    recipe,
-                    opened,
-                    progress,
-                    until=until,
-                    backend=backend,
-                    stop_requested=stop.requested,
-                    repair=repair,
-                )
+                yield partial(run_recipe, recipe, opened, progress, stop_requested=stop.requested)
         except Interrupted as error:
             _show_stop(error)
             raise typer.Exit(stop.exit_code(error)) from error
@@ -385,6 +372,13 @@ def _run(
             at_once = Interrupted("stopped at once, without saving a state; what was committed is safe")
             _show_stop(at_once)
             raise typer.Exit(at_once.exit_code) from error
+
+
+def _backend(recipe: Recipe, device: str) -> NativeBackend:
+    """What computes for a recipe."""
+    from reasonmill.backends.native import NativeBackend
+
+    return NativeBackend(_placement(device), trust_remote_code=recipe.trust_remote_code)
 
 
 def _catalogue(recipe: str | None) -> Catalogue:

@@ -99,7 +99,7 @@ def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert not caught.value.code, capsys.readouterr().err
         return capsys.readouterr().out
 
-    evaluation = ("eval", "r/base", "--task", "countdown-3", "--problems", 1, "--samples", 1, "--max-tokens", 4)
+    looking = ("fitness", "r/base", "--task", "countdown-3", "--problems", 2, "--samples", 2, "--max-tokens", 4)
     try:
         assert writer.stdout.readline() == "0 4\n"
         for session in range(1, sessions + 1):
@@ -112,7 +112,7 @@ def test_readers_beside_a_writer(tmp_path: Path, capsys: pytest.CaptureFixture[s
                 # The changed byte is real damage, which goes when the writer puts a backup in its place.
                 assert {finding.file for finding in verify_home(home).problems} <= {"ledger.sqlite"}
             if session % 2:
-                assert json.loads(call(*evaluation, "--home", home, "--device", "cpu", "--json"))["model"] == "r/base"
+                assert json.loads(call(*looking, "--home", home, "--device", "cpu", "--json"))["model"] == "r/base"
             assert writer.stdout.readline() == f"{session} 4\n"
     finally:
         writer.kill()

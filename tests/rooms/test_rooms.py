@@ -108,6 +108,9 @@ NEVER_IMPORTS: dict[str, set[str]] = {
     # What is measured is what a backend makes; what is looked at is what runs use.
     "planning": {"reasonmill.stages", *WHAT_COMPUTES},
     "fitness": {*WHAT_COMPUTES},
+    "evaluation": {*WHAT_COMPUTES},
+    "kept": {"reasonmill.stages", "reasonmill.mill", *WHAT_COMPUTES},
+    "kept_samples": {"reasonmill.stages", "reasonmill.mill", *WHAT_COMPUTES},
     "peak_memory": {"reasonmill"},
     "doctor": {"transformers", "reasonmill.stages", "reasonmill.mill", *WHAT_COMPUTES},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,22 @@ _PROBLEMS, _SAMPLES = 100, 4
 
 
 @dataclass(frozen=True)
+class Served:
+    """Where the model is served, if it is: address of the API, and name of the variable that holds its key."""
+
+    url: str | None = None
+    api_key_env: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """How the model is prompted otherwise than by its own files; `template` as the user named it."""
+
+    prompting: Prompting
+    template: str | None = None
+
+
+@dataclass(frozen=True)
 class Asking:
     """What the user asks for.
 
@@ -32,8 +48,6 @@ class Asking:
         suite, tasks: one of the two; `recipe` is one whose own tasks may be named.
         options: settings of all evaluations that options name.
         name: of the run; None for one of suite and model.
-        server: address of the API that serves the model; `api_key_env` names the variable of its key.
-        prompting: how the model is prompted otherwise than by its own files; `template` is how that was named.
     """
 
     model: str
@@ -43,10 +57,13 @@ class Asking:
     options: Mapping[str, Any]
     seed: int
     name: str | None
-    server: str | None
-    api_key_env: str | None
-    prompting: Prompting
-    template: str | None
+    served: Served
+    prompted: Prompted
+
+
+def named(**options: Any) -> dict[str, Any]:
+    """The options that the user named."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def evaluation_of(asking: Asking, overrides: Sequence[str], home: Path, note: Callable[[str], None]) -> Recipe:
@@ -77,29 +94,26 @@ def _suite(asking: Asking) -> Suite:
 
 
 def _asked(asking: Asking, suite: Suite, home: Path, note: Callable[[str], None]) -> Asked:
-    told = {
-        "template": asking.template,
-        "system": asking.prompting.system,
-        "stop": list(asking.prompting.stop),
-    }
-    prompting = {key: value for key, value in told.items() if value}
-    if asking.server is None and asking.api_key_env is not None:
-        raise RecipeError("--api-key-env has no effect without --server", fix="leave it out")
-    if asking.server is not None:
-        if prompting:
+    served, prompting = asking.served, asking.prompted.prompting
+    told = {"template": asking.prompted.template, "system": prompting.system, "stop": list(prompting.stop)}
+    told = {key: value for key, value in told.items() if value}
+    if served.url is not None:
+        if told:
             raise RecipeError(
-                f"a server prompts its models itself, so that --{next(iter(prompting))} has no effect",
+                f"a server prompts its models itself, so that --{next(iter(told))} has no effect",
                 fix="leave it out, and set it where the model is served",
             )
-        server = {"url": asking.server, "model": asking.model, "api_key_env": asking.api_key_env}
-        return Asked(asking.model, server={key: value for key, value in server.items() if value is not None})
+        return Asked(asking.model, server={"model": asking.model, **named(**asdict(served))})
+    if served.api_key_env is not None:
+        raise RecipeError("--api-key-env has no effect without --server", fix="leave it out")
+    if prompting.template is not None:
+        # A suite's paths are relative to its own file.
+        told["template"] = str(Path(str(asking.prompted.template)).expanduser().absolute())
     if asking.model in suite.models:
-        return Asked(asking.model, prompting=prompting)
+        return Asked(asking.model, prompting=told)
     from reasonmill.mill.artifacts import find_model
 
-    if asking.template is not None and asking.prompting.named is None:
-        prompting["template"] = str(Path(asking.template).expanduser().absolute())
-    return Asked(asking.model, find_model(asking.model, home, note).absolute(), prompting=prompting)
+    return Asked(asking.model, find_model(asking.model, home, note).absolute(), prompting=told)
 
 
 def refuse_other_run(name: str, home: Path) -> None:
