@@ -23,6 +23,7 @@ from reasonmill import grade, history, preview, upkeep
 from reasonmill.audit.command import audit_command
 from reasonmill.doctor.command import doctor
 from reasonmill.errors import Interrupted, ReasonmillError, RecipeError
+from reasonmill.evaluation.compare import compare
 from reasonmill.history import note_on, note_to_user, table_of
 from reasonmill.lasting_streams import lasting, open_closed_streams
 from reasonmill.options import (
@@ -346,6 +347,7 @@ def chat(
 app.command()(preview.data)
 app.command()(grade.grade)
 app.command("audit")(audit_command)
+app.command()(compare)
 app.command()(doctor)
 app.command()(history.status)
 app.command()(history.lineage)

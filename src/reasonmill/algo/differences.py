@@ -1,0 +1,150 @@
+"""What sets two models apart that answered the same problems, and what data like these could have shown.
+
+Unlike for the gate, it makes no difference here which model is which: tests are two-sided. The interval of the
+difference is that of `paired_comparison`, which keeps its width; the bootstrap's stands beside it, because others report
+that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import bdtr, ndtr, ndtri
+
+from reasonmill.algo.comparison import Comparison, paired_comparison, sign_flipped_sums
+from reasonmill.algo.intervals import TAIL, Estimate, Floats
+from reasonmill.randomness import Part, key
+
+# The chance with which a difference should be seen.
+POWER = 0.8
+# Numbers that exist at the same time.
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """The exact test of McNemar (1947).
+
+    Attributes:
+        gained, lost: problems that only the second model solves, and only the first.
+    """
+
+    gained: int
+    lost: int
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The second model less the first.
+
+    Attributes:
+        found: the comparison, with the second model as its candidate and the first as the parent.
+        p_value: two-sided, of the sign-flip test on clusters.
+        bootstrap: the difference with the percentile interval of a bootstrap of clusters.
+        mcnemar: None unless each problem stands for itself and was answered once by each, right or wrong.
+    """
+
+    found: Comparison
+    p_value: float
+    bootstrap: Estimate
+    mcnemar: McNemar | None
+
+    def power(self, gain: float, alpha: float) -> float | None:
+        """The chance that the sign-flip test at level `alpha` sees a true difference of `gain` on as many such
+        problems; None where no problem tells how far they spread."""
+        return _power(self.found, gain, alpha, 1.0)
+
+    def problems_needed(self, gain: float, alpha: float) -> int | None:
+        """How many such problems see a true difference of `gain` with a chance of `POWER`; None as for `power`."""
+        if gain == 0 or self.power(gain, alpha) is None:
+            return None
+
+        def enough(problems: int) -> bool:
+            chance = _power(self.found, gain, alpha, problems / self.found.problems)
+            return chance is not None and chance >= POWER
+
+        few, many = 1, 2
+        while not enough(many):
+            few, many = many, 2 * many
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (few, middle) if enough(middle) else (middle, many)
+        return many
+
+
+def difference_of(
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    *,
+    names: Sequence[Part],
+    clusters: Sequence[Hashable],
+    noise: tuple[Part, ...],
+    permutations: int = 10_000,
+) -> Difference:
+    """Compares two models on the same problems; see `paired_comparison` for the arguments and errors."""
+    found = paired_comparison(second, first, names=names, clusters=clusters, noise=noise, permutations=permutations)
+    flipped = np.abs(sign_flipped_sums(found.change.net, noise=(*noise, "two-sided"), permutations=permutations))
+    observed = abs(float(found.change.net.sum()))
+    reached = int((flipped >= observed - 1e-9 * (1.0 + float(flipped.max()))).sum())
+    return Difference(
+        found,
+        p_value=(1.0 + reached) / (1.0 + permutations),
+        bootstrap=_bootstrap(found, noise, permutations),
+        mcnemar=_mcnemar(first, second, clusters),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, raised so that all of them together err no more often than one (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    raised = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        raised[place] = highest
+    return raised
+
+
+def _power(found: Comparison, gain: float, alpha: float, scale: float) -> float | None:
+    """That of `scale` times as many clusters.
+
+    The test compares the sum of the clusters' differences with what random signs make of them, which spreads by the
+    sum of their squares: by the noise, and by the difference itself.
+    """
+    counts, clusters = found.change.gains.counts, len(found.change.clusters)
+    rest = found.change.net - found.difference.value * counts
+    noise = float((rest**2).sum()) * clusters / max(1, clusters - 1) * scale
+    if noise <= 0:
+        return None
+    shift = gain * float(counts.sum()) * scale
+    reach = -float(ndtri(alpha / 2)) * math.sqrt(noise + gain**2 * float((counts**2).sum()) * scale)
+    spread = math.sqrt(noise)
+    return float(ndtr((shift - reach) / spread) + ndtr((-shift - reach) / spread))
+
+
+def _bootstrap(found: Comparison, noise: tuple[Part, ...], draws: int) -> Estimate:
+    """The difference's interval, from clusters that are drawn with replacement."""
+    net, counts = found.change.net, found.change.gains.counts
+    generator = np.random.Generator(np.random.Philox(key=key("bootstrap", *noise)))
+    means: list[Floats] = []
+    size = max(1, _CHUNK // len(net))
+    for start in range(0, draws, size):
+        drawn = generator.integers(0, len(net), (min(size, draws - start), len(net)))
+        means.append(net[drawn].sum(-1) / counts[drawn].sum(-1))
+    low, high = np.quantile(np.concatenate(means), (TAIL, 1 - TAIL))
+    return Estimate(found.difference.value, float(low), float(high))
+
+
+def _mcnemar(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], clusters: Sequence[Hashable]
+) -> McNemar | None:
+    pairs = [(ours[0], theirs[0]) for ours, theirs in zip(second, first, strict=True) if len(ours) == len(theirs) == 1]
+    is_plain = len(pairs) == len(first) == len(set(clusters))
+    if not is_plain or any(value not in (0.0, 1.0) for pair in pairs for value in pair):
+        return None
+    gained, lost = (sum(pair == (one, 1.0 - one) for pair in pairs) for one in (1.0, 0.0))
+    return McNemar(gained, lost, min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))))
