@@ -1,8 +1,7 @@
 """What sets two models apart that answered the same problems, and what data like these could have shown.
 
 Unlike for the gate, it makes no difference here which model is which: tests are two-sided. The interval of the
-difference is that of `paired_comparison`, which keeps its width; the bootstrap's stands beside it, because others report
-that.
+difference is that of `paired_comparison`, which keeps its width; the bootstrap's stands beside it, as others report it.
 """
 
 from __future__ import annotations
@@ -38,6 +37,27 @@ class McNemar:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a better model could still gain, or a worse one lose.
+
+    Attributes:
+        mean: the share of attempts that could turn.
+        square: the mean, over problems, of the square of their shares.
+        each: one attempt's part of a problem.
+    """
+
+    mean: float
+    square: float
+    each: float
+
+    @classmethod
+    def of(cls, first: Floats, second: Floats, each: float) -> Room:
+        """That of two models whose attempts could turn in these shares of each problem [P]."""
+        # The product of the two models' shares is the square of what both have in common, without their noise.
+        return cls(float((first + second).mean()) / 2, float((first * second).mean()), each)
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """The second model less the first.
 
@@ -46,17 +66,23 @@ class Difference:
         p_value: two-sided, of the sign-flip test on clusters.
         bootstrap: the difference with the percentile interval of a bootstrap of clusters.
         mcnemar: None unless each problem stands for itself and was answered once by each, right or wrong.
+        up, down: the room for a gain, and for a loss.
     """
 
     found: Comparison
     p_value: float
     bootstrap: Estimate
     mcnemar: McNemar | None
+    up: Room
+    down: Room
 
     def power(self, gain: float, alpha: float) -> float | None:
-        """The chance that the sign-flip test at level `alpha` sees a true difference of `gain` on as many such
-        problems; None where no problem tells how far they spread."""
-        return _power(self.found, gain, alpha, 1.0)
+        """The chance that the sign-flip test at level `alpha` sees a true difference of `gain`, or of a loss where it is
+        below 0, on as many such problems. The gain turns the same share of the wrong attempts at each problem.
+
+        None where no problem tells how far they spread, or there is no room for such a gain.
+        """
+        return self._power(gain, alpha, 1.0)
 
     def problems_needed(self, gain: float, alpha: float) -> int | None:
         """How many such problems see a true difference of `gain` with a chance of `POWER`; None as for `power`."""
@@ -64,7 +90,7 @@ class Difference:
             return None
 
         def enough(problems: int) -> bool:
-            chance = _power(self.found, gain, alpha, problems / self.found.problems)
+            chance = self._power(gain, alpha, problems / self.found.problems)
             return chance is not None and chance >= POWER
 
         few, many = 1, 2
@@ -74,6 +100,27 @@ class Difference:
             middle = (few + many) // 2
             few, many = (few, middle) if enough(middle) else (middle, many)
         return many
+
+    def _power(self, gain: float, alpha: float, scale: float) -> float | None:
+        """That of `scale` times as many clusters.
+
+        The test compares the sum of the clusters' differences with what random signs make of them, which spreads by
+        the sum of their squares: by the noise, and by the difference itself. Attempts that turn change the noise: fewer
+        are left in doubt, the better model's are in doubt elsewhere, and problems with more room gain more.
+        """
+        change, room = self.found.change, self.up if gain > 0 else self.down
+        counts, clusters = change.gains.counts, len(change.clusters)
+        rest = change.net - self.found.difference.value * counts
+        seen = float((rest**2).sum()) * clusters / max(1, clusters - 1)
+        if seen <= 0 or not 0 < abs(gain) <= room.mean:
+            return None
+        turned = abs(gain) / room.mean
+        problems, squares = float(counts.sum()), float((counts**2).sum())
+        noise = seen * (1 - turned / 2) + problems * room.each * turned * (1 - turned) * room.square
+        noise = scale * (noise + squares * turned**2 * max(0.0, room.square - room.mean**2))
+        reach = -float(ndtri(alpha / 2)) * math.sqrt(noise + scale * gain**2 * squares)
+        shift, spread = abs(gain) * problems * scale, math.sqrt(noise)
+        return float(ndtr((shift - reach) / spread) + ndtr((-shift - reach) / spread))
 
 
 def difference_of(
@@ -90,11 +137,15 @@ def difference_of(
     flipped = np.abs(sign_flipped_sums(found.change.net, noise=(*noise, "two-sided"), permutations=permutations))
     observed = abs(float(found.change.net.sum()))
     reached = int((flipped >= observed - 1e-9 * (1.0 + float(flipped.max()))).sum())
+    means = [np.array([np.mean(values) for values in model], dtype=np.float64) for model in (first, second)]
+    each = float(np.mean([1 / len(values) for values in second]))
     return Difference(
         found,
         p_value=(1.0 + reached) / (1.0 + permutations),
         bootstrap=_bootstrap(found, noise, permutations),
         mcnemar=_mcnemar(first, second, clusters),
+        up=Room.of(1 - means[0], 1 - means[1], each),
+        down=Room.of(*means, each),
     )
 
 
@@ -107,23 +158,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
         raised[place] = highest
     return raised
-
-
-def _power(found: Comparison, gain: float, alpha: float, scale: float) -> float | None:
-    """That of `scale` times as many clusters.
-
-    The test compares the sum of the clusters' differences with what random signs make of them, which spreads by the
-    sum of their squares: by the noise, and by the difference itself.
-    """
-    counts, clusters = found.change.gains.counts, len(found.change.clusters)
-    rest = found.change.net - found.difference.value * counts
-    noise = float((rest**2).sum()) * clusters / max(1, clusters - 1) * scale
-    if noise <= 0:
-        return None
-    shift = gain * float(counts.sum()) * scale
-    reach = -float(ndtri(alpha / 2)) * math.sqrt(noise + gain**2 * float((counts**2).sum()) * scale)
-    spread = math.sqrt(noise)
-    return float(ndtr((shift - reach) / spread) + ndtr((-shift - reach) / spread))
 
 
 def _bootstrap(found: Comparison, noise: tuple[Part, ...], draws: int) -> Estimate:

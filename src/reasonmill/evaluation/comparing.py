@@ -151,7 +151,7 @@ def _one(
         *([answered.values for answered in model] for model in answers),
         names=["/".join(problem) for problem in pairs],
         clusters=[answered.cluster for answered in answers[0]],
-        noise=(seed, "compare", *titles, task),
+        noise=(seed, "compare", task),
     )
     counts = [len(answered.values) for model in answers for answered in model]
     changed = [
