@@ -38,7 +38,7 @@ class McNemar:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a better model could still gain, or a worse one lose.
+    """What a model that is better than the first could gain, or a worse one lose.
 
     Attributes:
         mean: the share of attempts that could turn.
@@ -53,8 +53,11 @@ class Room:
     @classmethod
     def of(cls, first: Floats, second: Floats, each: float) -> Room:
         """That of two models whose attempts could turn in these shares of each problem [P]."""
-        # The product of the two models' shares is the square of what both have in common, without their noise.
-        return cls(float((first + second).mean()) / 2, float((first * second).mean()), each)
+        # A share's own square would hold its noise twice. The other model's noise is its own; that it is better or
+        # worse is taken out.
+        other = float(second.mean())
+        square = float((first * second).mean()) * float(first.mean()) / other if other else float(first.mean()) ** 2
+        return cls(float(first.mean()), square, each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,8 @@ class Difference:
     down: Room
 
     def power(self, gain: float, alpha: float) -> float | None:
-        """The chance that the sign-flip test at level `alpha` sees a true difference of `gain`, or of a loss where it is
-        below 0, on as many such problems. The gain turns the same share of the wrong attempts at each problem.
+        """The chance that the sign-flip test at level `alpha` sees a true difference of `gain` on as many problems like
+        these; below 0 it is a loss. A gain turns the same share of the wrong attempts at each problem.
 
         None where no problem tells how far they spread, or there is no room for such a gain.
         """
@@ -145,7 +148,7 @@ def difference_of(
         bootstrap=_bootstrap(found, noise, permutations),
         mcnemar=_mcnemar(first, second, clusters),
         up=Room.of(1 - means[0], 1 - means[1], each),
-        down=Room.of(*means, each),
+        down=Room.of(means[0], means[1], each),
     )
 
 

@@ -65,7 +65,9 @@ def _print(found: Sequence[Compared], alpha: float, show: int) -> None:
     console = output_console()
     for first, second in dict.fromkeys((one.first, one.second) for one in found):
         rows = [one for one in found if (one.first, one.second) == (first, second)]
-        table = table_of(f"{second} against {first}", "task", "problems", first, second, "difference", "95 %", "p", "")
+        table = table_of(
+            f"{second} against {first}", "task", "problems", "first", "second", "difference", "95 %", "p", ""
+        )
         for one in rows:
             table.add_row(*_row(one, alpha))
         console.print(table)
@@ -94,7 +96,7 @@ def _row(one: Compared, alpha: float) -> tuple[str | Text, ...]:
 
 def _lines(one: Compared, is_raised: bool) -> list[str]:
     """What else is to be said of a comparison."""
-    found, mcnemar = one.difference.found, one.difference.mcnemar
+    mcnemar = one.difference.mcnemar
     tests = [f"sign-flip p = {_p(one.difference.p_value)}"] if is_raised else []
     if mcnemar is not None:
         tests.append(f"McNemar +{mcnemar.gained} -{mcnemar.lost}, p = {_p(mcnemar.p_value)}")
@@ -102,19 +104,20 @@ def _lines(one: Compared, is_raised: bool) -> list[str]:
     tests.append(f"bootstrap {100 * low:+.1f} to {100 * high:+.1f}")
     told = [f"{one.task}: {'; '.join(tests)}"]
     powers = [f"{100 * gain:g} points {100 * power:.0f} %" for gain, power in one.power.items() if power is not None]
-    needed = (
-        f"; to see {100 * abs(found.difference.value):.1f} points with {100 * POWER:.0f} %, {one.needed:,} problems"
-    )
-    told.append(
-        f"  a true difference would be seen: {', '.join(powers)}{needed if one.needed else ''}"
-        if powers
-        else "  no problem differs, so that nothing is known of what would be seen"
-    )
+    if powers:
+        told.append(f"  a true difference would be seen: {', '.join(powers)}{_needed(one)}")
+    else:
+        told.append("  no problem differs, so that nothing is known of what would be seen")
     if one.alone:
         told.append(f"  left out: {one.alone:,} problems that only one was asked, or without a graded answer of one")
     if any(one.ungraded):
         told.append(f"  not graded, and left out: {100 * one.ungraded[0]:.1f} % and {100 * one.ungraded[1]:.1f} %")
     return told
+
+
+def _needed(one: Compared) -> str:
+    seen = 100 * abs(one.difference.found.difference.value)
+    return "" if one.needed is None else f"; to see {seen:.1f} points with {100 * POWER:.0f} %: {one.needed:,} problems"
 
 
 def _show_changed(console: Console, rows: Sequence[Compared], show: int) -> None:
