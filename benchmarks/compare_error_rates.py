@@ -17,16 +17,19 @@ them of each problem ("spread", which `compare` supposes), or all of them of a f
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from seeds import Verdict, conclude
 
 from reasonmill.algo.differences import Difference, difference_of
 
 Floats = NDArray[np.float64]
 ALPHA = 0.05
 GAINS = (0.02, 0.05, 0.1)
+MOST_CALLED, MOST_AWAY = 0.06, 0.05
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ def outside(low: float, high: float) -> bool:
     return not low <= 0 <= high
 
 
-def main() -> None:
-    """Prints the tables."""
+def main() -> int:
+    """Prints the tables, and whether the bars are met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--comparisons", type=int, default=2000, help="half as many for a power")
     parser.add_argument("--permutations", type=int, default=1000)
@@ -97,30 +100,46 @@ def main() -> None:
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
     equal: dict[Setup, list[Difference]] = {}
+    called: list[float] = []
     print("| equal models: problems × samples | test | interval | bootstrap | McNemar |\n|---|---|---|---|---|")
     for setup in SETUPS:
-        found = []
-        for _ in range(options.comparisons):
-            chance = chances(setup, generator)
-            found.append(compared(setup, chance, chance, generator, options.permutations))
-        equal[setup] = found
-        test = np.mean([one.p_value < ALPHA for one in found])
+        equal[setup] = found = equals(setup, options.comparisons, options.permutations, generator)
+        called.append(rate := float(np.mean([one.p_value < ALPHA for one in found])))
         interval = np.mean([outside(one.found.difference.low, one.found.difference.high) for one in found])
         bootstrap = np.mean([outside(one.bootstrap.low, one.bootstrap.high) for one in found])
         tables = [one.mcnemar.p_value < ALPHA for one in found if one.mcnemar is not None]
         mcnemar = f"{np.mean(tables):.1%}" if tables else "–"
-        print(f"| {setup.title} | {test:.1%} | {interval:.1%} | {bootstrap:.1%} | {mcnemar} |", flush=True)
+        print(f"| {setup.title} | {rate:.1%} | {interval:.1%} | {bootstrap:.1%} | {mcnemar} |", flush=True)
     print("\n| power: problems × samples | gain | stated | simulated, spread | simulated, few |\n|---|---|---|---|---|")
+    away: list[float] = []
     for setup in SETUPS:
         for gain in GAINS:
-            said = np.mean([one.power(gain, ALPHA) or 0.0 for one in equal[setup]])
+            said = float(np.mean([one.power(gain, ALPHA) or 0.0 for one in equal[setup]]))
             seen = [share_seen(setup, gain, kind, setup.problems, options, generator) for kind in ("spread", "few")]
+            away.append(said - seen[0])
             print(f"| {setup.title} | {gain:.0%} | {said:.1%} | {seen[0]:.1%} | {seen[1]:.1%} |", flush=True)
     print("\n| needed for 80 %: samples | gain | problems | simulated, spread |\n|---|---|---|---|")
     for setup in SETUPS:
         needed = int(np.median([one.problems_needed(0.05, ALPHA) or 0 for one in equal[setup]]))
         seen_share = share_seen(setup, 0.05, "spread", needed, options, generator)
         print(f"| {setup.title} | 5% | {needed:,} | {seen_share:.1%} |", flush=True)
+    print()
+    worst = max(away, key=abs)
+    return conclude(
+        [
+            Verdict("at most 6 % of equal models differ at 95 %", max(called) <= MOST_CALLED, f"{max(called):.1%}"),
+            Verdict("stated power within 5 points of the simulated", abs(worst) <= MOST_AWAY, f"{100 * worst:+.1f}"),
+        ]
+    )
+
+
+def equals(setup: Setup, number: int, permutations: int, generator: np.random.Generator) -> list[Difference]:
+    """Comparisons of equal models, each on other problems."""
+    found = []
+    for _ in range(number):
+        chance = chances(setup, generator)
+        found.append(compared(setup, chance, chance, generator, permutations))
+    return found
 
 
 def share_seen(
@@ -137,4 +156,4 @@ def share_seen(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

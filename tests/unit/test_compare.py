@@ -1,10 +1,13 @@
 """Comparisons of evaluations: statistics by hand, logs of other programs, and what the command says."""
 
+import importlib
 import json
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from reasonmill.errors import RecipeError
 from reasonmill.evaluation.comparing import POOLED, Compared, compare_sources
 from reasonmill.evaluation.foreign import Answered, read_foreign
 from reasonmill.evaluation.sources import Source, read_source
-from reasonmill.store.groups import write_groups
-from reasonmill.types import Completion, Grade, Group, Message, Problem, Rollout
+from reasonmill.store.groups import GROUPS_FILE, write_groups
+from reasonmill.store.home import Home
+from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
 
 @pytest.fixture
@@ -113,6 +117,18 @@ def test_where_nothing_differs_nothing_is_known_of_the_power() -> None:
     assert difference([[1.0], [0.0]], [[1.0], [1.0]]).power(0.9, 0.05) is None  # no room for as much
 
 
+@pytest.mark.check
+def test_equal_models_are_said_to_differ_no_more_often_than_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short form of benchmarks/compare_error_rates.py."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    for name in ("seeds", "compare_error_rates"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    benchmark = importlib.import_module("compare_error_rates")
+    for setup in (benchmark.Setup(60, 4, (0.8, 0.8)), benchmark.Setup(150, 1, (2.0, 0.7))):
+        found = benchmark.equals(setup, 400, 500, np.random.default_rng(0))
+        assert 0.01 < np.mean([one.p_value < 0.05 for one in found]) <= 0.08
+
+
 # What is compared
 
 
@@ -186,6 +202,43 @@ def test_files_of_groups_are_read(tmp_path: Path) -> None:
             ("1 + 1?", (1.0, 0.0), 0),
             ("2 + 1?", (1.0,), 1),
         ]
+
+
+def test_a_home_has_evaluations_by_their_names(tmp_path: Path) -> None:
+    with Home.open(tmp_path / "home") as home:
+        stages = [("eval", "evaluate", "k0"), ("other", "evaluate", "k1"), ("model", "sft", "k2")]
+        home.ledger.begin_run("both", {"stage": []}, stages)
+        home.ledger.begin_run("one", {"stage": []}, stages[:1])
+        home.ledger.begin_run("open", {"stage": []}, [("eval", "evaluate", "k9")])
+        for number, (name, kind, key) in enumerate(stages):
+            base = home.objects.put(partial(written, text=f"base {number}"))
+            home.ledger.register(Artifact(base, "base", "b", (), ""))
+            made = home.objects.put(partial(put_groups, reward=float(number)))
+            artifact = Artifact(made, "evaluation" if kind == "evaluate" else "model", name, (base,), "")
+            home.ledger.commit_stage(
+                key=key, run="both", name=name, kind=kind, artifact=artifact, seconds=1.0, tokens=1
+            )
+
+    def values(named: str) -> list[tuple[float, ...]]:
+        return [one.values for one in read_source(named, tmp_path / "home", None, print).tasks["sums"].values()]
+
+    assert values("one") == values("both/eval") == [(1.0, 0.0)]
+    assert values("both/other") == [(1.0, 1.0)]
+    for named, said in (
+        ("both", "several models"),
+        ("open", "no finished evaluation"),
+        ("both/model", "no evaluation"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            values(named)
+
+
+def written(target: Path, text: str) -> None:
+    (target / "text").write_text(text)
+
+
+def put_groups(target: Path, reward: float) -> None:
+    write_groups(target / GROUPS_FILE, groups(min(1.0, reward)))
 
 
 def test_what_is_no_evaluation_is_told(tmp_path: Path, call: Call) -> None:
