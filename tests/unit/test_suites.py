@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from reasonmill.stages import evaluate
 from reasonmill.store.completions import COMPLETIONS_FILE, read_completions, write_completions
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
-from reasonmill.types import Completion, Group, Request, SamplingParams
+from reasonmill.types import Artifact, Completion, Group, Request, SamplingParams
 
 BASE = shipped_bases()["tiny-base-weak"]
 
@@ -243,6 +244,22 @@ def test_a_server_is_evaluated_and_not_asked_twice(tmp_path: Path, call: Call) -
     figures = json.loads(out)["evaluations"]["eval"]["tasks"]["sums"]
     assert figures["pass@1"]["value"] == pytest.approx(6 / 8)  # of the first five, two say 3
     assert "response_tokens" not in figures  # which nobody knows
+
+
+def test_the_model_of_a_run_is_what_its_evaluation_was_made_from(tmp_path: Path, call: Call) -> None:
+    with Home.open(tmp_path / "home") as home:
+        home.ledger.begin_run("r", {"stage": []}, [("zero", "rl", "k")])
+        model = home.objects.put(lambda target: shutil.copytree(BASE, target, dirs_exist_ok=True))
+        artifact = Artifact(model, "model", "zero", (), "")
+        home.ledger.commit_stage(key="k", run="r", name="zero", kind="rl", artifact=artifact, seconds=1.0, tokens=1)
+    options = ["--problems", 1, "--samples", 1, "--max-tokens", 4, "--device", "cpu", "--home", tmp_path / "home"]
+    code, out, err = call("eval", "r/zero", "--task", "facts", *options, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["model"], told["run"]) == ("r/zero", "facts-r-zero")
+    with Home.open(tmp_path / "home", write=False) as home:
+        assert home.ledger.artifact(told["evaluations"]["eval"]["digest"]).parents == (model,)
+        assert home.ledger.artifact(model).kind == "model"
 
 
 def test_nothing_else_is_kept_under_the_name_of_a_run(tmp_path: Path, call: Call) -> None:

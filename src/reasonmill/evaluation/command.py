@@ -15,6 +15,7 @@ from reasonmill.recipe.suite import Asked, Suite, put_to, read_suite, slug, suit
 from reasonmill.store.groups import GROUPS_FILE
 from reasonmill.store.home import OBJECTS, Home
 from reasonmill.store.ledger_backup import is_home
+from reasonmill.store.looking import is_directory
 from reasonmill.templates import Prompting
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def evaluation_of(asking: Asking, overrides: Sequence[str], home: Path, note: Ca
     suite = _suite(asking)
     asked = _asked(asking, suite, home, note)
     suite.table["seed"] = asking.seed
-    name = asking.name or slug(f"{suite.name}-{slug(Path(asking.model).name if asked.directory else asking.model)}")
+    # Of a directory, its own name says enough.
+    model = Path(asking.model).name if is_directory(Path(asking.model)) else asking.model
+    name = asking.name or slug(f"{suite.name}-{slug(model)}")
     options = {
         key: value for key, value in asking.options.items() if asking.suite or key not in ("problems", "samples")
     }

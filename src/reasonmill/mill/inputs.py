@@ -10,7 +10,7 @@ from typing import Any
 from reasonmill.content import directory_digest, path_digest
 from reasonmill.errors import StoreError
 from reasonmill.mill.artifacts import made_digest, made_from_adopted
-from reasonmill.mill.models import Note, known_digest, make_ready, ready_directory
+from reasonmill.mill.models import Note, known_digest, make_ready, object_of, ready_directory
 from reasonmill.recipe.graph import Node, Recipe, stage_key
 from reasonmill.recipe.hub import fetch
 from reasonmill.recipe.models import RecipeModel
@@ -120,7 +120,8 @@ def model_path(home: Home, digest: str, recipe: Recipe) -> Path:
 def make_inputs_ready(stage: KeyedStage, home: Home, note: Note) -> None:
     """Makes sure that what a stage reads from outside is there, and known to the ledger: it can be a parent."""
     for name, source in stage.node.sources.items():
-        if not isinstance(source, StageSource):
+        is_made_here = isinstance(source, ModelSource) and object_of(source.model, home) is not None
+        if not isinstance(source, StageSource) and not is_made_here:
             base = source.model.title if isinstance(source, ModelSource) else source.path.name
             kind = "file" if isinstance(source, FileSource) else "base"
             home.ledger.register(Artifact(stage.inputs[name].digest, kind, base, (), content_digest(None)))

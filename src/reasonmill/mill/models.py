@@ -17,7 +17,7 @@ from reasonmill.recipe.models import RecipeModel
 from reasonmill.recipe.package import downloaded_gguf
 from reasonmill.recipe.reference import DirectorySource, ModelSource
 from reasonmill.store.commit import disk_errors
-from reasonmill.store.home import Home
+from reasonmill.store.home import OBJECTS, Home
 from reasonmill.types import Artifact, content_digest
 
 # What records of the ledger say of bases: which file a package carries, and what an object was made of.
@@ -29,8 +29,18 @@ def known_digest(model: RecipeModel, home: Home | None) -> str | None:
     """Identifies the model's content; None for a package that the home has never had."""
     file = _gguf_digest(model, home)
     if file is None:
-        return None if model.package is not None else model.digest
+        return None if model.package is not None else object_of(model, home) or model.digest
     return model.converted_digest(file)
+
+
+def object_of(model: RecipeModel, home: Home | None) -> str | None:
+    """The digest under which the home's ledger knows a model whose path is an object of the home; None for others."""
+    if home is None or model.hub is not None or not model.is_as_it_lies:
+        return None
+    directory = model.directory
+    if directory.parent != (home.path / OBJECTS).resolve() or not home.objects.exists(directory.name):
+        return None
+    return directory.name if home.ledger.knows(directory.name) else None
 
 
 def ready_directory(model: RecipeModel, digest: str, home: Home | None) -> Path:

@@ -251,6 +251,10 @@ class Ledger(LedgerOfRuns):
         own = {a.metrics[AT_STEP]: a for a in found if a.metrics.get(OF_STAGE) == stage_key}
         return dict(sorted(own.items()))
 
+    def knows(self, digest: str) -> bool:
+        """Whether there is an artifact with this digest."""
+        return bool(self._makings(digest))
+
     def artifact(self, digest: str) -> Artifact:
         """The artifact of a digest, or of the beginning of one; of equal artifacts, the one that was made last.
 
