@@ -286,7 +286,7 @@ def test_a_reply_is_kept_before_anybody_sees_it(home: Home) -> None:
 
 
 def _names(home: Home) -> list[str]:
-    return list(KeptReplies(home, KEY)._replies)
+    return list(KeptReplies(home, KEY)._things)
 
 
 def test_equal_requests_have_replies_of_their_own(home: Home) -> None:
