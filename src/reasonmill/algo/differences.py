@@ -70,6 +70,7 @@ class Difference:
         bootstrap: the difference with the percentile interval of a bootstrap of clusters.
         mcnemar: None unless each problem stands for itself and was answered once by each, right or wrong.
         up, down: the room for a gain, and for a loss.
+        unit: what all sums of the differences are multiples of; 0 where they can be anything.
     """
 
     found: Comparison
@@ -78,6 +79,7 @@ class Difference:
     mcnemar: McNemar | None
     up: Room
     down: Room
+    unit: float
 
     def power(self, gain: float, alpha: float) -> float | None:
         """The chance that the sign-flip test at level `alpha` sees a true difference of `gain` on as many problems like
@@ -109,7 +111,8 @@ class Difference:
 
         The test compares the sum of the clusters' differences with what random signs make of them, which spreads by
         the sum of their squares: by the noise, and by the difference itself. Attempts that turn change the noise: fewer
-        are left in doubt, the better model's are in doubt elsewhere, and problems with more room gain more.
+        are left in doubt, the better model's are in doubt elsewhere, and problems with more room gain more. Sums that
+        lie two units apart are judged by the next one that is rare enough, which is one unit further on average.
         """
         change, room = self.found.change, self.up if gain > 0 else self.down
         counts, clusters = change.gains.counts, len(change.clusters)
@@ -121,7 +124,7 @@ class Difference:
         problems, squares = float(counts.sum()), float((counts**2).sum())
         noise = seen * (1 - turned / 2) + problems * room.each * turned * (1 - turned) * room.square
         noise = scale * (noise + squares * turned**2 * max(0.0, room.square - room.mean**2))
-        reach = -float(ndtri(alpha / 2)) * math.sqrt(noise + scale * gain**2 * squares)
+        reach = -float(ndtri(alpha / 2)) * math.sqrt(noise + scale * gain**2 * squares) + self.unit
         shift, spread = abs(gain) * problems * scale, math.sqrt(noise)
         return float(ndtr((shift - reach) / spread) + ndtr((-shift - reach) / spread))
 
@@ -149,6 +152,7 @@ def difference_of(
         mcnemar=_mcnemar(first, second, clusters),
         up=Room.of(1 - means[0], 1 - means[1], each),
         down=Room.of(means[0], means[1], each),
+        unit=_unit([*first, *second]),
     )
 
 
@@ -161,6 +165,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
         raised[place] = highest
     return raised
+
+
+def _unit(attempts: Sequence[Sequence[float]]) -> float:
+    """What differences of the means of these attempts are multiples of, where each has as many, right or wrong."""
+    is_plain = all(len(values) == len(attempts[0]) and {*values} <= {0.0, 1.0} for values in attempts)
+    return 1 / len(attempts[0]) if is_plain else 0.0
 
 
 def _bootstrap(found: Comparison, noise: tuple[Part, ...], draws: int) -> Estimate:
