@@ -61,7 +61,9 @@ def _shards(directory: Path) -> list[Path]:
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row | BadRow]]:
     if not path.is_file():
-        raise RecipeError(f"missing file: {path.name!r}", where=str(path), fix="correct the path")
+        raise RecipeError(
+            f"missing file: {path.name!r}", where=str(path), fix="correct the path, or give another one with --set"
+        )
     ending = format_of(path)
     if not ending:
         raise RecipeError(
