@@ -5,7 +5,8 @@ phase and beats whenever a piece is done (a decode step, a batch, a reply); neit
 neither has to know whether anybody watches.
 """
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
@@ -23,6 +24,8 @@ class _Activity:
     phase: Phase | None = None
     beats: int = 0
     allowance_s: float = 0.0
+    do: Callable[[], None] | None = None
+    thread: int = 0  # whose beats `do` is for
 
 
 _now = _Activity()
@@ -43,6 +46,23 @@ def phase(name: Phase) -> Iterator[None]:
 def beat() -> None:
     """A sign of progress, from any thread."""
     _now.beats += 1
+    if _now.do is not None and _now.thread == threading.get_ident():
+        do, _now.do = _now.do, None  # what it does may beat, too
+        try:
+            do()
+        finally:
+            _now.do = do
+
+
+@contextmanager
+def at_beats(do: Callable[[], None]) -> Iterator[None]:
+    """In the block, something is done at each beat of this thread; what it raises comes out of the beat."""
+    outer = _now.do, _now.thread
+    _now.do, _now.thread = do, threading.get_ident()
+    try:
+        yield
+    finally:
+        _now.do, _now.thread = outer
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
+from reasonmill.activity import at_beats
 from reasonmill.errors import Interrupted
 from reasonmill.kept import Kept
 from reasonmill.protocols import Draws, FollowUp
@@ -13,8 +14,8 @@ from reasonmill.store.completions import COMPLETIONS_FILE, read_completions, wri
 from reasonmill.store.home import Home
 from reasonmill.types import Completion, Request, content_digest
 
-# Completions are kept together that end within this time, and for so many times as long as it takes to keep them: a
-# kill costs no more than that, and keeping them no more than a twentieth of the time.
+# Completions are kept together that end within this time, and within so many times the time that it takes to keep them:
+# a kill costs no more than that, and keeping them no more than a twentieth of the time.
 _TOGETHER_S, _TIMES = 0.25, 20
 
 
@@ -25,12 +26,14 @@ class KeptSampler:
     beside it. Episodes, which go on from turn to turn, are not kept.
 
     Args:
-        stop_requested: looked at after each completion.
+        stop_requested: looked at while completions are drawn.
     """
 
     def __init__(self, sampler: Draws, home: Home, key: str, stop_requested: Callable[[], bool]) -> None:
         self._sampler = sampler
         self._stop_requested = stop_requested
+        self._fresh: dict[str, Completion] = {}  # what is not kept yet
+        self._due = 0.0
         self._kept: Kept[Completion] = Kept(
             home,
             f"{key}/samples",
@@ -54,30 +57,37 @@ class KeptSampler:
         found = {index: kept for index, name in enumerate(names) if (kept := self._kept.find(name)) is not None}
         yield from found.items()
         missing = [index for index in range(len(requests)) if index not in found]
-        fresh: dict[str, Completion] = {}
-        due = time.monotonic() + _TOGETHER_S
+        drawn = self._sampler.generate([requests[index] for index in missing])
         try:
-            for place, completion in self._sampler.generate([requests[index] for index in missing]):
-                fresh[names[missing[place]]] = completion
-                now = time.monotonic()
-                if now >= due:
-                    self._keep(fresh)
-                    took = time.monotonic() - now
-                    due = now + took + max(_TOGETHER_S, _TIMES * took)
-                if self._stop_requested():
-                    raise Interrupted("stopped in the middle of an evaluation; the samples that had ended are kept")
-                yield missing[place], completion
+            while True:
+                # At the sampler's beats, between two tokens: the next completion may take long.
+                with at_beats(self._look):
+                    finished = next(drawn, None)
+                if finished is None:
+                    return
+                index = missing[finished[0]]
+                self._fresh[names[index]] = finished[1]
+                yield index, finished[1]
         finally:
-            self._keep(fresh)
+            self._keep()
 
     def drop(self) -> None:
         """Forgets what is kept: the groups that were made of it are committed."""
         self._kept.drop()
 
-    def _keep(self, fresh: dict[str, Completion]) -> None:
-        if fresh:
-            self._kept.keep(dict(fresh))
-            fresh.clear()
+    def _look(self) -> None:
+        if self._fresh and time.monotonic() >= self._due:
+            began = time.monotonic()
+            self._keep()
+            now = time.monotonic()
+            self._due = now + max(_TOGETHER_S, _TIMES * (now - began))
+        if self._stop_requested():
+            raise Interrupted("stopped in the middle of an evaluation; the samples that had ended are kept")
+
+    def _keep(self) -> None:
+        if self._fresh:
+            self._kept.keep(self._fresh)
+            self._fresh = {}
 
 
 def _name(request: Request) -> str:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import reasonmill
 from chat_server import Answer, chat_server, says
 from command_line import Call, caller
 from contexts import KEY, a_context
+from reasonmill.activity import beat
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.kept_samples import KeptSampler
 from reasonmill.protocols import FollowUp
@@ -142,6 +144,7 @@ class Drawing:
         self, requests: Sequence[Request], follow_up: FollowUp | None = None
     ) -> Iterator[tuple[int, Completion]]:
         for index, request in enumerate(requests):
+            beat()
             self.asked.append(request.noise_key)
             yield index, completion(request.noise_key)
 
@@ -150,7 +153,7 @@ REQUESTS = [Request((1,), SamplingParams(), noise) for noise in range(6)]
 
 
 def test_what_is_kept_is_not_drawn_again(tmp_path: Path) -> None:
-    looks = iter([False, False, True])
+    looks = iter([False, False, True])  # before the first, the second and the third
     with Home.open(tmp_path / "home") as home:
         first = Drawing()
         seen = KeptSampler(first, home, KEY, lambda: next(looks)).generate(REQUESTS)
@@ -167,6 +170,28 @@ def test_what_is_kept_is_not_drawn_again(tmp_path: Path) -> None:
         assert home.ledger.begun_stages() == []
     with Home.open(tmp_path / "home") as home:
         assert not list((home.path / "objects").iterdir())
+
+
+def test_what_has_ended_is_kept_while_the_next_is_drawn(tmp_path: Path) -> None:
+    seen = []
+
+    class Slow(Drawing):
+        def generate(
+            self, requests: Sequence[Request], follow_up: FollowUp | None = None
+        ) -> Iterator[tuple[int, Completion]]:
+            yield 0, completion(0)
+            other = threading.Thread(target=beat)  # a beat of another thread keeps nothing: the ledger is this one's
+            other.start()
+            other.join()
+            seen.append(len(home.ledger.steps(f"{KEY}/samples")))
+            beat()
+            seen.append(len(home.ledger.steps(f"{KEY}/samples")))
+            yield 1, completion(1)
+
+    with Home.open(tmp_path / "home") as home:
+        assert len(dict(KeptSampler(Slow(), home, KEY, lambda: False).generate(REQUESTS[:2]))) == 2
+        beat()  # nothing is done at it any more
+    assert seen == [0, 1]
 
 
 def test_other_draws_of_the_same_prompt_are_others(tmp_path: Path) -> None:
@@ -189,13 +214,16 @@ def groups_of(home: Home, *, stop: Callable[[], bool] = lambda: False, target: P
 
 
 def test_an_evaluation_that_is_stopped_amid_a_part_goes_on_with_its_samples(tmp_path: Path) -> None:
-    looks = iter([False] * 5)
     with Home.open(tmp_path / "home") as home:
         with pytest.raises(Interrupted, match="samples that had ended are kept"):
-            groups_of(home, stop=lambda: next(looks, True), target=tmp_path / "none", resume="samples")
-        (step,) = home.ledger.steps(f"{KEY}/samples")
-        kept = read_completions(home.objects.path(str(step[1])) / COMPLETIONS_FILE)
-        assert len(kept) == 5
+            # As soon as some are kept.
+            groups_of(
+                home, stop=lambda: bool(home.ledger.steps(f"{KEY}/samples")), target=tmp_path / "none", resume="samples"
+            )
+        kept = {}
+        for _, digest in home.ledger.steps(f"{KEY}/samples"):
+            kept |= read_completions(home.objects.path(str(digest)) / COMPLETIONS_FILE)
+        assert 0 < len(kept) < 12
         resumed = groups_of(home, target=tmp_path / "resumed", resume="samples")
         assert home.ledger.steps(f"{KEY}/samples") == []
     with Home.open(tmp_path / "other") as other:
