@@ -1,11 +1,9 @@
 """Suites, and the command that puts them to a model: what is asked, what is kept, and what is not drawn again."""
 
+import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import reasonmill
 from chat_server import Answer, chat_server, says
 from command_line import Call, caller
 from contexts import KEY, a_context
+from forked import fork_server
 from reasonmill.activity import beat
 from reasonmill.errors import Interrupted, RecipeError
 from reasonmill.kept_samples import KeptSampler
@@ -335,27 +333,26 @@ def kept_samples(home: Path) -> dict[str, Completion]:
 
 
 @pytest.mark.check
-def test_an_evaluation_that_is_killed_again_and_again_loses_nothing_and_draws_nothing_twice(tmp_path: Path) -> None:
-    def command(home: str) -> list[str]:
-        options = ["--problems", "30", "--samples", "8", "--max-tokens", "200", "--device", "cpu", "--json"]
-        task = ["eval", "tiny-base", "--task", "arithmetic", "--home", str(tmp_path / home)]
-        return [sys.executable, "-m", "reasonmill", *task, *options]
+def test_an_evaluation_that_is_killed_again_and_again_loses_nothing_and_draws_nothing_twice(
+    tmp_path: Path, call: Call
+) -> None:
+    def command(home: str) -> list[object]:
+        options = ["--problems", 30, "--samples", 8, "--max-tokens", 200, "--device", "cpu", "--json"]
+        return ["eval", "tiny-base", "--task", "arithmetic", "--home", tmp_path / home, *options]
 
-    path = str(Path(reasonmill.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     kept: dict[str, Completion] = {}
     kills = 0
     while kills < 3:
-        started = subprocess.Popen(command("home"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        begun = time.monotonic()
-        # Killed as soon as more is kept than before, and what was sampled since then is lost.
-        while started.poll() is None and len(list((tmp_path / "home" / "objects").glob("*"))) <= kills:
+        running = fork_server().start(
+            "import sys\nfrom reasonmill.cli import main\nmain(sys.argv[1:])", *command("home")
+        )
+        # Killed as soon as more is kept than before; what was sampled since then is lost.
+        while running.is_running() and len(list((tmp_path / "home" / "objects").glob("*"))) <= kills:
             time.sleep(0.02)
-            assert time.monotonic() - begun < 300
-        if started.poll() is not None:
+        with contextlib.suppress(ProcessLookupError):
+            running.send_signal(signal.SIGKILL)
+        if running.wait() != -signal.SIGKILL:
             break
-        os.kill(started.pid, signal.SIGKILL)
-        started.communicate()
         kills += 1
         now = kept_samples(tmp_path / "home")
         assert now.items() >= kept.items()
@@ -364,8 +361,9 @@ def test_an_evaluation_that_is_killed_again_and_again_loses_nothing_and_draws_no
     assert len(kept) > 0
 
     def groups(home: str) -> list[Group]:
-        done = subprocess.run(command(home), env=environment, capture_output=True, text=True, check=True)
-        return read_groups(Path(json.loads(done.stdout)["evaluations"]["eval"]["transcripts"]))
+        code, out, err = call(*command(home))
+        assert code == 0, err
+        return read_groups(Path(json.loads(out)["evaluations"]["eval"]["transcripts"]))
 
     resumed, whole = groups("home"), groups("whole")
     drawn = [rollout.completion for group in resumed for rollout in group.rollouts]
