@@ -61,9 +61,9 @@ def chances(setup: Setup, generator: np.random.Generator, problems: int | None =
     return generator.beta(*setup.beta, size=problems or setup.problems)
 
 
-def raised(chance: Floats, gain: float, kind: str, generator: np.random.Generator) -> Floats:
-    """Chances [P] that are higher by `gain` on average."""
-    share = gain / float((1 - chance).mean())
+def raised(setup: Setup, chance: Floats, gain: float, kind: str, generator: np.random.Generator) -> Floats:
+    """Chances [P] that are higher by `gain` on average over all such problems."""
+    share = gain * sum(setup.beta) / setup.beta[1]
     if kind == "spread":
         return chance + share * (1 - chance)
     return np.where(generator.random(len(chance)) < share, 1.0, chance)
@@ -95,7 +95,7 @@ def main() -> int:
     """Prints the tables, and whether the bars are met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--comparisons", type=int, default=2000, help="half as many for a power")
-    parser.add_argument("--permutations", type=int, default=1000)
+    parser.add_argument("--permutations", type=int, default=1000, help="half as many for a power")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
@@ -153,8 +153,8 @@ def share_seen(
     seen, comparisons = 0, options.comparisons // 2
     for _ in range(comparisons):
         chance = chances(setup, generator, problems)
-        better = raised(chance, gain, kind, generator)
-        one = compared(setup, chance, better, generator, options.permutations)
+        better = raised(setup, chance, gain, kind, generator)
+        one = compared(setup, chance, better, generator, options.permutations // 2)
         seen += one.p_value < ALPHA and one.found.difference.value > 0
     return seen / comparisons
 
