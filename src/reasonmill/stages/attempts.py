@@ -38,11 +38,11 @@ def attempt_figures(groups: Sequence[Group], task: NamedTask) -> dict[str, Any]:
 
 @dataclass
 class _Votes:
-    """Attempts that give the same answer; `right` is None where the grader could not tell."""
+    """Attempts that give the same answer, in so many spellings; `right` is None where the grader could not tell."""
 
-    answer: str
+    spellings: list[str]
     right: bool | None
-    count: int
+    count: int = 0
 
 
 def consensus(group: Group, task: NamedTask) -> float | None:
@@ -70,10 +70,14 @@ def _box(answer: str, rollout: Rollout, problem: Problem, task: NamedTask, found
     """The votes that an attempt's vote is to be counted with; new ones where nobody gave this answer before."""
     right = None if rollout.grade.reward is None else _is_right(rollout)
     alike = [votes for votes in found if votes.right is right]
-    for votes in alike:
-        if right or votes.answer == answer or _same(votes.answer, rollout.completion, problem, task):
+    for votes in alike:  # what is spelled alike needs no grader
+        if right or answer in votes.spellings:
             return votes
-    found.append(_Votes(answer, right, 0))
+    for votes in alike:
+        if _same(votes.spellings[0], rollout.completion, problem, task):
+            votes.spellings.append(answer)
+            return votes
+    found.append(_Votes([answer], right))
     return found[-1]
 
 
