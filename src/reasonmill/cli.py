@@ -177,7 +177,7 @@ def evaluate(
     ] = None,
     problems: Annotated[int | None, typer.Option("--problems", min=1, help="Problems of each task.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Answers to each problem.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The suite's; 0 if it has none.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Length limit of an answer.")] = None,

@@ -56,7 +56,7 @@ class Asking:
     tasks: tuple[str, ...]
     recipe: str | None
     options: Mapping[str, Any]
-    seed: int
+    seed: int | None
     name: str | None
     served: Served
     prompted: Prompted
@@ -75,22 +75,19 @@ def evaluation_of(asking: Asking, overrides: Sequence[str], home: Path, note: Ca
     """
     suite = _suite(asking)
     asked = _asked(asking, suite, home, note)
-    suite.table["seed"] = asking.seed
+    if asking.seed is not None:
+        suite.table["seed"] = asking.seed
     # Of a directory, its own name says enough.
     model = Path(asking.model).name if is_directory(Path(asking.model)) else asking.model
     name = asking.name or slug(f"{suite.name}-{slug(model)}")
-    options = {
-        key: value for key, value in asking.options.items() if asking.suite or key not in ("problems", "samples")
-    }
-    return put_to(suite, asked, name, options, overrides)
+    return put_to(suite, asked, name, asking.options, overrides)
 
 
 def _suite(asking: Asking) -> Suite:
     if (asking.suite is None) == (not asking.tasks):
         raise RecipeError("name a suite, or tasks", fix="--suite NAME or --task NAME, and not both")
     if asking.suite is None:
-        problems, samples = asking.options.get("problems", _PROBLEMS), asking.options.get("samples", _SAMPLES)
-        return suite_of_tasks(asking.tasks, problems, samples, asking.recipe)
+        return suite_of_tasks(asking.tasks, _PROBLEMS, _SAMPLES, asking.recipe)
     if asking.recipe is not None:
         raise RecipeError("a suite has its own tasks, so that --recipe has no effect", fix="leave --recipe out")
     return read_suite(asking.suite)
