@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from knobs.flips import LEFT_OUT, Flip, bounds, computes, decides, incidental, measures, names, refused
+from knobs.flips import LEFT_OUT, Flip, admits, bounds, computes, decides, incidental, measures, names, refused
 from knobs.made import WORDING
 from knobs.tiny_stage import API_KEY
 
@@ -206,11 +206,23 @@ COLLECT: Cases = {
     "problems_per_commit": decides(2),
     "precision": decides("bf16", alike=_ON_CPU),
 }
+_BY_SERVER = {"from_": LEFT_OUT, "server": _JUDGE}
 EVALUATE: Cases = {
     **_DRAWN,
     "name": names("other"),
     "kind": refused("rl"),
     "from": decides("tiny-base"),
+    "server": decides(_JUDGE).in_place_of("from"),
+    **{
+        f"server.{path}": flip.on(
+            **{**_BY_SERVER, **({"server": {**_JUDGE, "finish_reasons": {"whatever": "stop"}}} if odd else {})}
+        )
+        for path, flip in {**SERVER, "instructions": decides("Be brief.")}.items()
+        for odd in [flip.scene == "ends oddly"]
+    },
+    # The model has 512 positions.
+    "up_to_context": admits(False).on(up_to_context=True, sampling__max_tokens=600),
+    "resume": computes("samples", seen="samples"),
     "sampling_seed": decides(5),
     "against": measures("earlier-eval").on(tasks={"small-talk": 3}),
     "split": decides("dev"),

@@ -25,6 +25,7 @@ from contexts import a_context
 from kept_progress import KeptProgress
 from reasonmill.content import directory_digest
 from reasonmill.errors import ReasonmillError
+from reasonmill.kept_samples import KeptSampler
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.scalar import ScalarLearner
 from reasonmill.plugins.catalogue import Catalogue
@@ -106,6 +107,7 @@ def watched() -> Iterator[None]:
         noting(ScalarLearner, "forward_backward", lambda _, row, *__: Watch.note("batches", list(row.lengths)))
         noting(LlamaDecoderLayer, "forward", lambda *_, **__: Watch.note("layers", 1))
         noting(NativeEngine, "step", lambda engine: Watch.note("slots", len(engine._slots.running)))
+        noting(KeptSampler, "generate", lambda _, requests, *__: Watch.note("samples", len(requests)))
         noting(Ledger, "commit_state", lambda _, __, step, ___: Watch.note("states", step))
         noting(urllib.request.OpenerDirector, "open", lambda _, __, timeout: Watch.note("timeouts", timeout))
         patch.setattr(client, "threading", SimpleNamespace(Thread=Thread, Event=Event))
@@ -210,7 +212,7 @@ class Bench:
             "headers": sorted({str(headers.get("Authorization")) for headers in fake.headers}) if fake else [],
             "slots": max(done.get("slots", [0])),
             "layers": len(done.get("layers", [])),
-            **{kind: done.get(kind, []) for kind in ("batches", "states", "threads", "delays", "called")},
+            **{kind: done.get(kind, []) for kind in ("batches", "samples", "states", "threads", "delays", "called")},
             "timeouts": sorted(set(done.get("timeouts", []))),
         }
 
