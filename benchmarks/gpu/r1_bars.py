@@ -17,6 +17,7 @@ from together import Report
 
 from reasonmill.algo.comparison import Comparison, paired_comparison
 from reasonmill.stages.gate import paired_groups
+from reasonmill.stages.measures import graded_part, values_of
 from reasonmill.store.groups import GROUPS_FILE, read_groups
 from reasonmill.store.home import Home
 from reasonmill.store.ledger import StageRecord
@@ -88,6 +89,17 @@ class Found:
         if model not in self._groups:
             self._groups[model] = read_groups(self.paths[self._evaluated[model]] / GROUPS_FILE)
         return self._groups[model]
+
+    def accuracies(self) -> dict[str, dict[str, dict[str, list[float]]]]:
+        """Of each model and family what the attempts at each problem were worth, by the problem's cluster and id."""
+        found: dict[str, dict[str, dict[str, list[float]]]] = {}
+        for model in self.evaluations:
+            for group in self.groups(model):
+                values, _ = values_of([group], graded_part("accuracy"))
+                if values and group.problem.task in FAMILIES:
+                    name = "/".join((*group.problem.cluster, group.problem.id))
+                    found.setdefault(model, {}).setdefault(group.problem.task, {}).setdefault(name, []).extend(values)
+        return found
 
     def compare(
         self, candidate: str, parent: str, tasks: Sequence[str], part: str = "accuracy", having: str = "accuracy"

@@ -7,6 +7,7 @@ xstest_prompts.csv and simple_safety_tests.csv. OUT gets some small files.
     PYTHONPATH=src python benchmarks/gpu/r1_smollm2.py MODEL DATA OUT
     PYTHONPATH=src python benchmarks/gpu/r1_smollm2.py MODEL DATA OUT --seed 1 --seconds 480
     PYTHONPATH=src python benchmarks/gpu/r1_smollm2.py MODEL DATA OUT --set cycle.generations=2
+    PYTHONPATH=src python benchmarks/gpu/r1_smollm2.py MODEL DATA OUT --outside r1 --problems 200
     PYTHONPATH=src python benchmarks/gpu/r1_smollm2.py MODEL DATA OUT --shuffled
     PYTHONPATH=src python benchmarks/gpu/r1_smollm2.py MODEL DATA OUT --kills 10
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import signal
@@ -28,10 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import r1_bars
-from processes import Report, Started, Until
+from processes import ROOT, Report, Started, Until
 from together import SHIPPED
 
+from reasonmill.mill.models import found_directory
 from reasonmill.randomness import generator
+from reasonmill.recipe.load import load_recipe
+from reasonmill.store.home import Home
 
 RECIPE = "r1-smollm2"
 DATA = ("gsm8k_train.jsonl", "gsm8k_test.jsonl", "xstest_prompts.csv", "simple_safety_tests.csv")
@@ -78,6 +83,8 @@ def main() -> int:
     place.mkdir(parents=True, exist_ok=True)
     if options.kills:
         return _kills(options, place)
+    if options.outside:
+        return _outside(options, place)
     return _sitting(options, place)
 
 
@@ -94,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--shuffled", action="store_true", help="dev2's rewards carry no signal: the gate must refuse")
     parser.add_argument("--kills", type=int, default=0, metavar="N", help="kill -9 at drawn moments, then compare")
+    parser.add_argument("--outside", metavar="STAGE", help="compare this stage's model with plain transformers")
+    parser.add_argument("--problems", type=int, default=200, help="of each family, for --outside")
     return parser
 
 
@@ -265,6 +274,7 @@ def _copy(
         "steps": found.steps,
     }
     (out / f"{label}.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+    (out / f"{label}.values.json").write_text(json.dumps(found.accuracies()), encoding="utf-8")
     shown = place / "home" / "runs" / name
     for source, target in (
         (shown / "report.html", f"{label}-report.html"),
@@ -274,6 +284,29 @@ def _copy(
     ):
         if source.is_file() and source.stat().st_size <= LARGEST:
             shutil.copyfile(source, out / target)
+
+
+# Outside
+
+
+def _outside(options: argparse.Namespace, place: Path) -> int:
+    """Runs `generate_outside.py` on a stage's model and the problems of all families; OUT gets what it found."""
+    recipe = write_recipe(options, place, RECIPE)
+    loaded = load_recipe(str(recipe), settings_of(options, recipe, FORMS[options.form or "whole"])[1::2])
+    with Home.open(place / "home", write=False) as home:
+        base = found_directory(loaded.models["smollm2"], home)
+    assert base is not None  # the run has read it
+    command = [sys.executable, str(ROOT / "benchmarks" / "generate_outside.py"), f"{RECIPE}/{options.outside}"]
+    command += [str(base), "--home", str(place / "home"), "--recipe", str(recipe), "--device", options.device]
+    command += [word for family in r1_bars.FAMILIES for word in ("--task", family)]
+    command += ["--problems", str(options.problems), "--seed", str(options.seed), "--max-tokens", "384"]
+    command += ["--batch-size", "1024", "--accept-unisolated-code", "--json"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    file = options.out / f"{RECIPE}-{place.name}-outside-{options.outside}.json"
+    with file.open("w", encoding="utf-8") as found:
+        code = subprocess.run(command, env=environment, stdout=found, timeout=options.seconds).returncode
+    print(file.read_text(encoding="utf-8"), flush=True)
+    return code
 
 
 # Kills
