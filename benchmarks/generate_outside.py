@@ -28,6 +28,7 @@ from typing import Any
 from safetensors import safe_open
 from seeds import Verdict, conclude, figure, interval, number, print_json, say, values
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from reasonmill.algo.comparison import Comparison, paired_comparison
 from reasonmill.algo.intervals import Estimate
@@ -53,6 +54,7 @@ Tokens = Sequence[int]
 
 
 def main() -> int:
+    logging.disable_progress_bar()
     options = _parser().parse_args()
     if options.accept_unisolated_code:
         os.environ[ACCEPTED] = "1"

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 
 def main() -> None:
+    logging.disable_progress_bar()
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
     answers = []
