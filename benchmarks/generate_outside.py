@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -46,11 +46,12 @@ from reasonmill.stages.measures import graded_part, values_of
 from reasonmill.tasks.named import NamedTask
 from reasonmill.types import Completion, Group, Problem, Request, Rollout, SamplingParams
 
-LEVEL = 0.01  # at which no single task may differ, for all tasks together
+LEVEL = 0.01  # at which no single task may differ, in pass@1 and in lengths, for all of them together
 # What a config says of the program that wrote it and of where it was read.
 OF_THE_WRITER = ("transformers_version", "_name_or_path")
 ACCURACY = graded_part("accuracy")
 Tokens = Sequence[int]
+Measured = Callable[[Problem, Rollout], float | None]
 
 
 def main() -> int:
@@ -91,8 +92,8 @@ def main() -> int:
     }
     whole = Both.of(outside, inside)
     verdicts.append(same_verdict(whole, options.widest))
-    if len(found) > 1:
-        verdicts.append(each_verdict({name: both.p_value for name, both in found.items()}))
+    of_lengths = {f"the length in {name}": both.p_of_length for name, both in found.items()}
+    verdicts.append(each_verdict({name: both.p_value for name, both in found.items()} | of_lengths))
     rows = {**found, "all": whole}
     if options.json:
         content = {
@@ -333,7 +334,7 @@ class Both:
     Attributes:
         outside, inside: pass@1 of `generate()` and of the sampler.
         difference: outside - inside, paired by problem.
-        p_value: two-sided, that of no difference.
+        p_value, p_of_length: two-sided, that of no difference in pass@1, and in how long answers are.
         ended: share of the answers that ended by themselves, outside and inside.
         tokens: the mean number of tokens of an answer, outside and inside.
         ungraded: answers that no grader could tell, outside and inside.
@@ -343,6 +344,7 @@ class Both:
     inside: Estimate
     difference: Estimate
     p_value: float
+    p_of_length: float
     ended: tuple[float, ...]
     tokens: tuple[float, ...]
     ungraded: tuple[int, ...]
@@ -357,12 +359,17 @@ class Both:
         sides = (outside, inside)
         drawn = [[rollout for group in groups for rollout in group.rollouts] for groups in sides]
         rates = [figure([values(groups, ACCURACY)]).by_problem for groups in sides]
-        up, down = _compared(outside, inside), _compared(inside, outside)
+        longest = max(len(rollout.completion.tokens) for side in drawn for rollout in side)
+
+        def length(_: Problem, rollout: Rollout) -> float:
+            return len(rollout.completion.tokens) / longest
+
         return cls(
             rates[0],
             rates[1],
-            up.difference,
-            min(1.0, 2 * min(up.p_value, down.p_value)),
+            _compared(outside, inside, ACCURACY).difference,
+            _two_sided(outside, inside, ACCURACY),
+            _two_sided(outside, inside, length),
             tuple(fmean(rollout.completion.finish == "stop" for rollout in side) for side in drawn),
             tuple(fmean(len(rollout.completion.tokens) for rollout in side) for side in drawn),
             tuple(sum(rollout.grade.reward is None for rollout in side) for side in drawn),
@@ -378,11 +385,16 @@ class Both:
         return {**asdict(self), **rates}
 
 
-def _compared(candidate: Sequence[Group], parent: Sequence[Group]) -> Comparison:
+def _two_sided(outside: Sequence[Group], inside: Sequence[Group], measure: Measured) -> float:
+    sides = ((outside, inside), (inside, outside))
+    return min(1.0, 2 * min(_compared(*both, measure).p_value for both in sides))
+
+
+def _compared(candidate: Sequence[Group], parent: Sequence[Group], measure: Measured) -> Comparison:
     rows = [
         (mine, other, group.problem.cluster)
         for group, another in zip(candidate, parent, strict=True)
-        if (mine := _accuracies(group)) and (other := _accuracies(another))
+        if (mine := values_of([group], measure)[0]) and (other := values_of([another], measure)[0])
     ]
     return paired_comparison(
         [mine for mine, _, _ in rows],
@@ -390,11 +402,6 @@ def _compared(candidate: Sequence[Group], parent: Sequence[Group]) -> Comparison
         clusters=[cluster for _, _, cluster in rows],
         noise=("generate-outside",),
     )
-
-
-def _accuracies(group: Group) -> list[float]:
-    """Of the group's answers that could be graded."""
-    return values_of([group], ACCURACY)[0]
 
 
 def same_verdict(both: Both, widest: float) -> Verdict:
@@ -409,10 +416,10 @@ def same_verdict(both: Both, widest: float) -> Verdict:
 
 
 def each_verdict(p_values: Mapping[str, float]) -> Verdict:
-    """Whether no single task differs (Bonferroni)."""
+    """Whether nothing differs in any task (Bonferroni)."""
     lowest = min(p_values, key=lambda name: p_values[name])
-    said = f"the least likely is {lowest}, p = {p_values[lowest]:.4f}, of {len(p_values)} tasks"
-    bar = f"no task differs at {LEVEL:.0%} for all of them together"
+    said = f"the least likely is {lowest}, p = {p_values[lowest]:.4f}, of {len(p_values)}"
+    bar = f"pass@1 and lengths differ in no task, at {LEVEL:.0%} for all of them together"
     return Verdict(bar, p_values[lowest] * len(p_values) >= LEVEL, said)
 
 

@@ -33,8 +33,8 @@ def a_model(path: Path, kept: torch.dtype, **config: Any) -> Path:
     return path
 
 
-def groups(*accuracies: tuple[float | None, ...]) -> list[Group]:
-    completion = Completion((1,), None, (True,), "", "stop", 0)
+def groups(*accuracies: tuple[float | None, ...], tokens: int = 1) -> list[Group]:
+    completion = Completion((1,) * tokens, None, (True,) * tokens, "", "stop", 0)
 
     def grade(value: float | None) -> Grade:
         return Grade(None, error="too slow") if value is None else Grade(value, {"accuracy": value})
@@ -91,6 +91,14 @@ def test_the_same_pass_at_1_needs_an_interval_that_is_narrow_and_holds_0(outside
     assert apart.p_value == outside.Both.of(groups(*[(0.0, 0.0)] * 100), groups(*[(1.0, 0.0)] * 100)).p_value < 0.001
     assert not outside.each_verdict({"sums": apart.p_value, "other": 1.0}).met
     assert outside.each_verdict({"sums": 0.006, "other": 1.0}).met
+
+
+def test_other_lengths_are_seen_where_nothing_is_solved(outside: Any) -> None:
+    nothing = [(0.0, 0.0)] * 40
+    longer = outside.Both.of(groups(*nothing, tokens=3), groups(*nothing, tokens=2))
+    assert longer.p_value == 1
+    assert longer.p_of_length < 0.001
+    assert outside.Both.of(groups(*nothing), groups(*nothing)).p_of_length == 1
 
 
 def test_what_no_grader_could_tell_is_left_out_and_counted(outside: Any) -> None:
