@@ -44,6 +44,8 @@ from reasonmill.types import Example, Request, SamplingParams
 # How many times as many CPU-seconds the others must take.
 BARS = {"sampling": 2.0, "passes": 1.0, "prompts": 3.0, "step": 1.5}
 GROUP = 8  # completions of a problem
+# Lengths of texts that are learned from, and what part of each is context that the loss does not weigh.
+TEXTS = {"ragged": ([96, 88, 80, 72, 64, 60, 56, 52], 1 / 3), "all weighed": ([96] * 8, 0.0)}
 
 
 def main() -> int:
@@ -56,7 +58,7 @@ def main() -> int:
         if part == "sampling":
             figures |= {f"sampling {count}": _sampling(options, count) for count in options.sequences}
         elif part == "passes":
-            figures[part] = _passes(options)
+            figures |= {f"passes {name}": _passes(options, *shape) for name, shape in TEXTS.items()}
         elif part == "prompts":
             figures[part] = _prompts(options)
         else:
@@ -155,15 +157,15 @@ def _sampling(options: argparse.Namespace, count: int) -> dict[str, Any]:
     return _turns(options, f"ms a token, {count} sequences", ours, others)
 
 
-def _passes(options: argparse.Namespace) -> dict[str, Any]:
-    """Forward and backward of ragged sequences, two thirds of which are completions that the loss weighs."""
+def _passes(options: argparse.Namespace, lengths: list[int], context: float) -> dict[str, Any]:
+    """Forward and backward of texts of these lengths, a part of each of which the loss does not weigh."""
     model = Path(options.model)
     numbers = np.random.default_rng(options.seed)
     learner = LocalLearner(load_decoder(model, device="cpu", dtype=torch.float32), OptimizerSettings())
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    lengths = [96, 88, 80, 72, 64, 60, 56, 52]
     texts = [numbers.integers(0, network.config.vocab_size, length) for length in lengths]
-    weighed = [(np.arange(len(text)) >= len(text) // 3).astype(np.float32) for text in texts]
+    # The first token of a text is no target.
+    weighed = [(np.arange(len(text)) >= max(1, int(context * len(text)))).astype(np.float32) for text in texts]
     (batch,) = pack([Example(text, weights, "ce") for text, weights in zip(texts, weighed, strict=True)], sum(lengths))
     ids = torch.zeros(len(texts), max(lengths), dtype=torch.int64)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -181,7 +183,7 @@ def _passes(options: argparse.Namespace) -> dict[str, Any]:
         network.zero_grad(set_to_none=True)
         return sum(lengths)
 
-    return _turns(options, "ms a token of forward and backward", ours, others)
+    return _turns(options, f"ms a token of forward and backward, {sum(lengths)} tokens", ours, others)
 
 
 def _prompts(options: argparse.Namespace) -> dict[str, Any]:

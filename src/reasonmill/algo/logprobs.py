@@ -17,6 +17,11 @@ _GPU_SHARE = 40
 # But so many positions at least: of a large vocabulary, what fits the cache are few, and for few positions a CPU's
 # products take longer, and so does the head's gradient.
 _CPU_POSITIONS = 256
+# Tokens from which on a CPU's head is much of the work: SmolLM2's 49,152 are a fifth of it. Smaller ones keep the order
+# of sums that decides the bits of the tiny world's recipes.
+_LARGE_VOCABULARY = 8192
+# Logits of a large vocabulary that a CPU keeps for the backward pass: 512 MiB. Those of further positions are made again.
+_CPU_KEPT = 1 << 27
 # A matrix product on a GPU is cut into tiles of so many rows.
 _TILE = 128
 # Rows of a head in bf16 that a CPU, which has no product of bf16 into fp32, holds in fp32 at the same time.
@@ -26,6 +31,7 @@ _CPU_ROWS = 4096
 class _ChunkedLogprobs(torch.autograd.Function):
     """Forward keeps each position's normaliser and entropy; backward recomputes the logits chunk by chunk.
 
+    Of a large vocabulary on a CPU, whose logits take longer to make than to keep, it keeps those of some chunks, too.
     Entropies are all 0 unless they are asked for.
     """
 
@@ -38,11 +44,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         softcap: float | None,
         with_entropies: bool,
+        goes_backward: bool,
     ) -> tuple[Tensor, Tensor]:
         parts = []
+        ctx.kept = {}  # logits [N, V] of chunks by their first position, which the backward pass takes out
+        room = _CPU_KEPT if goes_backward and is_large_on_cpu(weight) else 0
         for part in chunks(hidden, weight):
             product = product_in_fp32(hidden[part], weight.T)
-            parts.append(_of_targets(product, targets[part], temperature, softcap, with_entropies))
+            for rows in _in_cache(product):
+                parts.append(_of_targets(product[rows], targets[part][rows], temperature, softcap, with_entropies))
+            room -= product.numel()
+            if room >= 0:
+                ctx.kept[part.start] = product
         normalisers, logprobs, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, weight, targets, normalisers, entropies)
         ctx.temperature, ctx.softcap, ctx.with_entropies = temperature, softcap, with_entropies
@@ -53,21 +66,30 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, normalisers, entropies = ctx.saved_tensors
         of_entropies = grads[1] if ctx.with_entropies else None
 
-        def of_product(part: slice, product: Tensor) -> Tensor:
-            return _product_gradient(
-                product,
-                targets[part],
-                normalisers[part],
-                entropies[part],
-                grads[0][part],
-                None if of_entropies is None else of_entropies[part],
-                ctx.temperature,
-                ctx.softcap,
-                hidden.dtype,
-            )
+        def of_part(part: slice) -> Tensor:
+            product = ctx.kept.pop(part.start, None)
+            if product is None:
+                product = product_in_fp32(hidden[part], weight.T)
+            in_cache = _in_cache(product)
+            for rows in in_cache:
+                gradient = _product_gradient(
+                    product[rows],
+                    targets[part][rows],
+                    normalisers[part][rows],
+                    entropies[part][rows],
+                    grads[0][part][rows],
+                    None if of_entropies is None else of_entropies[part][rows],
+                    ctx.temperature,
+                    ctx.softcap,
+                    hidden.dtype,
+                )
+                if len(in_cache) == 1:
+                    return gradient
+                product[rows] = gradient
+            return product.to(hidden.dtype)
 
-        gradients = head_gradients(hidden, weight, of_product, of_weight=ctx.needs_input_grad[1])
-        return *gradients, None, None, None, None
+        gradients = head_gradients(hidden, weight, of_part, of_weight=ctx.needs_input_grad[1])
+        return *gradients, None, None, None, None, None
 
 
 @fused
@@ -80,7 +102,7 @@ def _of_targets(
     logprobs = logits.gather(1, targets[:, None]).squeeze(1) - normaliser
     if not with_entropies:
         return normaliser, logprobs, torch.zeros_like(logprobs)
-    of_all = logits.sub_(normaliser[:, None])
+    of_all = logits - normaliser[:, None]  # not in their place, which may be kept
     return normaliser, logprobs, -(of_all.exp() * of_all).sum(dim=-1)
 
 
@@ -132,6 +154,17 @@ def chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 
 
+def is_large_on_cpu(weight: Tensor) -> bool:
+    """Whether a head [V, H] is much of the work of a network on a CPU."""
+    return weight.device.type == "cpu" and weight.shape[0] >= _LARGE_VOCABULARY
+
+
+def _in_cache(logits: Tensor) -> list[slice]:
+    """Rows of a chunk's logits [N, V] that are gone over together: on a CPU few enough to stay in its cache."""
+    size = logits.shape[0] if logits.device.type == "cuda" else max(1, _CPU_LOGITS // logits.shape[1])
+    return [slice(start, start + size) for start in range(0, logits.shape[0], size)]
+
+
 def _logits_at_once(device: torch.device) -> int:
     if device.type == "cpu":
         return _CPU_LOGITS
@@ -178,30 +211,36 @@ def to_product(gradient: Tensor, slope: Tensor | None, temperature: float, dtype
 
 
 def head_gradients(
-    hidden: Tensor, weight: Tensor, of_product: Callable[[slice, Tensor], Tensor], *, of_weight: bool
+    hidden: Tensor, weight: Tensor, of_part: Callable[[slice], Tensor], *, of_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `hidden`, in its type, and of `weight`, in fp32; logits are recomputed chunk by chunk.
+    """Gradients of `hidden`, in its type, and of `weight`, in fp32, chunk by chunk.
 
     Args:
-        of_product: the gradient of a chunk's raw logits, in the type of `hidden`, from its place and these logits.
+        of_part: the gradient of a chunk's raw logits, in the type of `hidden`, from its place.
         of_weight: whether that of `weight` is asked for; a frozen head has none.
     """
     grad_hidden = torch.empty_like(hidden)
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+    grad_weight: Tensor | None = None
     for part in chunks(hidden, weight):
-        grad = of_product(part, product_in_fp32(hidden[part], weight.T))
+        grad = of_part(part)
         grad_hidden[part] = grad @ weight
-        if grad_weight is not None:
-            _add_product(grad_weight, grad.T, hidden[part])
+        if of_weight:
+            grad_weight = _with_product(grad_weight, grad.T, hidden[part])
     return grad_hidden, grad_weight
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right in fp32."""
+def _with_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right in fp32, in the memory of the total."""
     if left.device.type == "cuda" and left.dtype != torch.float32:
+        if total is None:
+            total = left.new_zeros(left.shape[0], right.shape[1], dtype=torch.float32)
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total += product_in_fp32(left, right)
+        return total
+    if left.dtype == torch.float32 and is_large_on_cpu(left):
+        return left @ right if total is None else total.addmm_(left, right)
+    if total is None:
+        total = left.new_zeros(left.shape[0], right.shape[1], dtype=torch.float32)
+    return total.add_(product_in_fp32(left, right))
 
 
 def token_logprobs(
@@ -253,5 +292,6 @@ def _scored(
 
 
 def _of_all(*arguments: Any) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(*arguments)  # type: ignore[no-untyped-call]
+    goes_backward = torch.is_grad_enabled()  # which it is not within the function
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(*arguments, goes_backward)  # type: ignore[no-untyped-call]
     return result

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonmill.algo.logprobs import chunks, head_gradients, scaled, scaled_logits, to_product
+from reasonmill.algo.logprobs import chunks, head_gradients, scaled_logits, to_product
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class _ChunkedReverseKL(torch.autograd.Function):
         hidden, weight, teacher_hidden, teacher_weight, divergence = ctx.saved_tensors
         scales: _Scales = ctx.scales
 
-        def of_product(part: slice, product: Tensor) -> Tensor:
-            logits, slope = scaled(product, scales.temperature, scales.softcap)
+        def of_part(part: slice) -> Tensor:
+            logits, slope = scaled_logits(hidden[part], weight, scales.temperature, scales.softcap)
             logprobs = torch.log_softmax(logits, dim=-1)
             gap = logprobs - _teacher_logprobs(teacher_hidden[part], teacher_weight, scales)
             # d KL / d logit = probability * (log policy - log teacher - KL)
             gradient = logprobs.exp() * (gap - divergence[part, None]) * grads[0][part, None]
             return to_product(gradient, slope, scales.temperature, hidden.dtype)
 
-        gradients = head_gradients(hidden, weight, of_product, of_weight=ctx.needs_input_grad[1])
+        gradients = head_gradients(hidden, weight, of_part, of_weight=ctx.needs_input_grad[1])
         return *gradients, None, None, None
 
 
