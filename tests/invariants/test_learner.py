@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from reasonmill.algo import logprobs
 from reasonmill.algo.examples import denominator
 from reasonmill.algo.losses import Algorithm, LossSettings
 from reasonmill.algo.packing import pack
-from reasonmill.learn import local
 from reasonmill.learn.adamw import AdamW
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
@@ -125,9 +125,21 @@ def test_context_goes_through_no_head_of_a_large_vocabulary(decoder: Decoder, mo
         return [learner.logprobs(batch)[weighed], *gradients(decoder, examples, WHOLE, LossSettings())]
 
     expected = passes()
-    monkeypatch.setattr(local, "_LARGE_VOCABULARY", 1)
+    monkeypatch.setattr(logprobs, "_LARGE_VOCABULARY", 1)
     torch.testing.assert_close(passes(), expected)
     assert learner.logprobs(batch).count_nonzero() == weighed.count_nonzero() < batch.num_tokens
+
+
+def test_embeddings_tied_to_a_large_head_have_the_gradient_that_they_have_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several micro-batches, too, the later of which add to a gradient that is there."""
+    examples = ragged_examples(6)
+    expected = gradients(tiny_decoder("gemma2"), examples, 16, LossSettings())
+    monkeypatch.setattr(logprobs, "_LARGE_VOCABULARY", 1)
+    tied = tiny_decoder("gemma2")
+    assert tied.network.get_input_embeddings().weight is tied.head_weight
+    found = gradients(tied, examples, 16, LossSettings())
+    assert not any(gradient.is_sparse for gradient in found)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_optimizer_is_adamw_with_clipping() -> None:

@@ -1,5 +1,7 @@
 """Chunked log-probs against a plain log-softmax in double precision, values and gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,6 +57,59 @@ def test_log_probs_are_those_of_a_plain_softmax(
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("softcap", [None, 2.5])
+# Logits of no chunk, of the first of three, and of all of them are kept; rows go through the cache two at a time.
+@pytest.mark.parametrize("kept", [0, 3, 100])
+def test_a_large_vocabulary_s_logits_are_kept_for_one_backward_pass(
+    case: tuple[Tensor, Tensor, Tensor, Tensor],
+    temperature: float,
+    softcap: float | None,
+    kept: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logprobs, "_LARGE_VOCABULARY", 1)
+    monkeypatch.setattr(logprobs, "_CPU_POSITIONS", 3)
+    monkeypatch.setattr(logprobs, "_CPU_LOGITS", 2 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "_CPU_KEPT", kept * VOCABULARY)
+    made: list[int] = []
+    product = logprobs.product_in_fp32
+    monkeypatch.setattr(logprobs, "product_in_fp32", lambda *of: made.append(len(of[0])) or product(*of))
+    hidden, weight, targets, above = case
+    expected = plain(hidden, weight, targets, above, temperature, softcap)
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    values, _ = logprobs.token_logprobs_and_entropies(
+        hidden, weight, targets, temperature=temperature, softcap=softcap
+    )
+    torch.testing.assert_close(values.double(), expected[0], rtol=1e-5, atol=2e-6)
+    for again in (0, 1):  # the second time there is nothing left that was kept
+        del made[:]
+        grads = torch.autograd.grad(values, (hidden, weight), above, retain_graph=True)
+        assert sum(made) == (POSITIONS if again else {0: 7, 3: 4, 100: 0}[kept])
+        for got, wanted in zip(grads, expected[1:], strict=True):
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_nothing_is_kept_where_nothing_goes_backward(
+    case: tuple[Tensor, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "_LARGE_VOCABULARY", 1)
+    contexts: list[dict[int, Tensor]] = []
+    forward = logprobs._ChunkedLogprobs.forward
+
+    def noted(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        found = forward(ctx, *arguments)
+        contexts.append(ctx.kept)
+        return found
+
+    monkeypatch.setattr(logprobs._ChunkedLogprobs, "forward", staticmethod(noted))
+    hidden, weight, targets, _ = case
+    token_logprobs(hidden, weight.requires_grad_(), targets)
+    with torch.no_grad():
+        token_logprobs(hidden, weight, targets)
+    assert [len(kept) for kept in contexts] == [1, 0]
+
+
 def test_positions_that_are_not_asked_for_have_no_part(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     hidden, weight, targets, above = case
     places = torch.tensor([1, 4, 6])
@@ -85,7 +140,7 @@ def test_chunks_fit_the_cache_or_have_positions_enough_for_a_large_vocabulary() 
     """Those of the tiny world's vocabulary decide the bits of its recipes."""
     hidden = torch.zeros(3000, 1)
     assert logprobs.chunks(hidden, torch.zeros(896, 1))[:1] == [slice(0, 1170)]
-    assert logprobs.chunks(hidden, torch.zeros(49_152, 1))[:1] == [slice(0, 256)]
+    assert logprobs.chunks(hidden, torch.zeros(49_152, 1))[:1] == [slice(0, 512)]
 
 
 def test_huge_logits_stay_finite() -> None:

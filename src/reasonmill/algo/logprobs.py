@@ -16,7 +16,7 @@ _CPU_LOGITS = 1 << 20
 _GPU_SHARE = 40
 # But so many positions at least: of a large vocabulary, what fits the cache are few, and for few positions a CPU's
 # products take longer, and so does the head's gradient.
-_CPU_POSITIONS = 256
+_CPU_POSITIONS = 512
 # Tokens from which on a CPU's head is much of the work: SmolLM2's 49,152 are a fifth of it. Smaller ones keep the order
 # of sums that decides the bits of the tiny world's recipes.
 _LARGE_VOCABULARY = 8192
@@ -72,8 +72,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 product = product_in_fp32(hidden[part], weight.T)
             in_cache = _in_cache(product)
             for rows in in_cache:
+                own = product[rows]
                 gradient = _product_gradient(
-                    product[rows],
+                    own,
                     targets[part][rows],
                     normalisers[part][rows],
                     entropies[part][rows],
@@ -85,7 +86,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 )
                 if len(in_cache) == 1:
                     return gradient
-                product[rows] = gradient
+                if gradient is not own:
+                    own.copy_(gradient)
             return product.to(hidden.dtype)
 
         gradients = head_gradients(hidden, weight, of_part, of_weight=ctx.needs_input_grad[1])
@@ -118,10 +120,14 @@ def _product_gradient(
     softcap: float | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient [N, V] of a chunk's raw logits, from those [N] of its log-probs and entropies."""
+    """The gradient [N, V] of a chunk's raw logits, from those [N] of its log-probs and entropies.
+
+    On a CPU it may take their place.
+    """
     logits, slope = scaled(product, temperature, softcap)
     # d logprob / d logit = [is target] - probability; d entropy / d logit = -probability (logprob + entropy)
-    of_all = logits - normaliser[:, None]
+    # New memory takes a CPU as long as the sum.
+    of_all = logits.sub_(normaliser[:, None]) if logits.device.type == "cpu" else logits - normaliser[:, None]
     above = of_target[:, None]
     if of_entropy is not None:
         above = above + of_entropy[:, None] * (of_all + entropy[:, None])

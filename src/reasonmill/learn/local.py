@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reasonmill.activity import beat
 from reasonmill.algo.fused import begin_compiling
-from reasonmill.algo.logprobs import token_logprobs, token_logprobs_and_entropies
+from reasonmill.algo.logprobs import is_large_on_cpu, token_logprobs, token_logprobs_and_entropies
 from reasonmill.algo.losses import LossSettings, token_losses
 from reasonmill.algo.packing import Batch
 from reasonmill.algo.reverse_kl import Head, reverse_kl
@@ -34,8 +34,6 @@ Made = TypeVar("Made")
 # them once more for rows shorter than some thousands; that takes as long again, and the code that it makes is then run
 # for longer rows, too, for which it takes more memory.
 _LEAST = 4096
-# Tokens from which on a CPU's head is much of the work: SmolLM2's 49,152 are a fifth of it.
-_LARGE_VOCABULARY = 8192
 
 
 class LocalLearner(TrainedNetwork):
@@ -68,6 +66,10 @@ class LocalLearner(TrainedNetwork):
         self._layers = LearningLayers(decoder.network, recompute=recompute)
         self._routers = Routers(decoder.network)
         self._least = 0  # positions of a row that layers see
+        embeddings: Any = decoder.network.get_input_embeddings()
+        if is_large_on_cpu(decoder.head_weight) and embeddings.weight is decoder.head_weight:
+            # The gradient of the tokens that were read is added to the head's, and not filled up with zeros before.
+            embeddings.sparse = True
 
     @property
     def in_fp32(self) -> bool:
@@ -178,7 +180,7 @@ class LocalLearner(TrainedNetwork):
 
         That is so on a GPU, and of a large vocabulary.
         """
-        if self.decoder.device.type != "cuda" and self.decoder.head_weight.shape[0] < _LARGE_VOCABULARY:
+        if self.decoder.device.type != "cuda" and not is_large_on_cpu(self.decoder.head_weight):
             return None
         places = batch.weights.nonzero().squeeze(1)
         return places.to(self.decoder.device) if 0 < len(places) < batch.num_tokens else None
