@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_not_tried_and_says_what_to_change(planner: Planner
         assert cost.seconds is None
         assert any("too little memory is free" in why for why in cost.unknown)
     assert found.likely["zero"].memory_bytes > 2e7
-    assert found.likely["zero"].fix == "set zero.recompute = true"
+    assert found.most["zero"].fix == "set zero.recompute = true"
     assert found.likely["zero-eval"].fix == ""  # it would fit if others left it the memory
     assert found.plans == ()
 

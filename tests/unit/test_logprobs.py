@@ -78,9 +78,7 @@ def test_a_large_vocabulary_s_logits_are_kept_for_one_backward_pass(
     hidden, weight, targets, above = case
     expected = plain(hidden, weight, targets, above, temperature, softcap)
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    values, _ = logprobs.token_logprobs_and_entropies(
-        hidden, weight, targets, temperature=temperature, softcap=softcap
-    )
+    values, _ = logprobs.token_logprobs_and_entropies(hidden, weight, targets, temperature=temperature, softcap=softcap)
     torch.testing.assert_close(values.double(), expected[0], rtol=1e-5, atol=2e-6)
     for again in (0, 1):  # the second time there is nothing left that was kept
         del made[:]

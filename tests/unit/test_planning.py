@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,12 @@ import pytest
 
 from reasonmill.mill.model_size import ModelSize
 from reasonmill.mill.workload import LIKELY, Workload
+from reasonmill.peak_memory import give_back, used_bytes
 from reasonmill.planning.costs import Cost, missing, numbers_of, priced, seconds_of, total
 from reasonmill.planning.lengths import GROWN, GROWTH, expected_length, guess_of, taught_steps
 from reasonmill.planning.memory import Numbers, activation_bytes, at_a_time, peak, what_lowers
 from reasonmill.planning.past import past_errors
-from reasonmill.planning.probes import Learned, Sampled, measure_learning, measure_sampling
+from reasonmill.planning.probes import Learned, Sampled, line_of, measure_learning, measure_sampling
 from reasonmill.protocols import FollowUp
 from reasonmill.recipe.load import load_recipe
 from reasonmill.store.home import Home
@@ -46,6 +48,7 @@ def test_memory_is_that_of_the_fullest_moment() -> None:
     }
     passing = peak(replace(plain, activation_bytes=1e6))
     assert passing.total == 2e9 + 2e9 + 12e9 + 4e9 + 8 * 120 * 2000 + 10_000 * 1e6
+    assert peak(replace(plain, activation_bytes=1e6, row_bytes=7e6)).total == passing.total + 7e6
     # In fp32 the weights are the masters.
     wide = peak(Numbers(1e9, 4, is_trained=True, row=10, activation_bytes=1.0, process=5.0))
     assert wide.parts == {"process": 5.0, "weights": 4e9, "optimizer": 12e9, "gradients": 4e9}
@@ -321,7 +324,7 @@ class FakePasses:
         self.clock.now += 3.0
 
 
-@pytest.mark.parametrize(("budget_s", "rows"), [(1e6, [512, 512, 512, 4096]), (5000, [512, 512, 512])])
+@pytest.mark.parametrize(("budget_s", "rows"), [(1e6, [512, 512, 256, 512, 4096]), (5000, [512, 512, 256, 512])])
 def test_learning_is_measured_up_to_the_stages_own_row(budget_s: float, rows: list[int]) -> None:
     clock = Clock()
     passes = FakePasses(clock)
@@ -335,8 +338,8 @@ def test_activations_are_those_beside_gradients_that_are_there_already(monkeypat
         gradients = peak = 0
 
         def train(self, tokens: int) -> int:
-            """Ten bytes for each token go as the gradients come."""
-            self.peak = max(self.peak, self.gradients + 10 * tokens, 900)
+            """Ten bytes for each token and 50 more go as the gradients come."""
+            self.peak = max(self.gradients + 10 * tokens + 50, 900)
             self.gradients = 900
             return super().train(tokens)
 
@@ -346,14 +349,46 @@ def test_activations_are_those_beside_gradients_that_are_there_already(monkeypat
     passes = Memory(Clock())
     monkeypatch.setattr("reasonmill.planning.probes.used_bytes", lambda device: passes.gradients)
     monkeypatch.setattr("reasonmill.planning.probes.peak_bytes", lambda device: passes.peak)
-    assert measure_learning(passes, row=64, device="cpu", clock=passes.clock).activation_bytes == 10
+    found = measure_learning(passes, row=64, device="cpu", clock=passes.clock)
+    assert (found.activation_bytes, found.row_bytes) == (10, 50)
     # A row that would need more than is free is not tried.
-    for free, rows in ((20_000, [512] * 3), (50_000, [512, 512, 512, 4096])):
+    for free, rows in ((20_000, [512, 512, 256, 512]), (50_000, [512, 512, 256, 512, 4096])):
         monkeypatch.setattr("reasonmill.planning.probes.memory_of", lambda device, free=free: (free, 1e6))
         wide = Memory(Clock())
         passes = wide
         measure_learning(wide, row=4096, device="cpu", budget_s=1e6, clock=wide.clock)
         assert wide.rows == rows
+
+
+@pytest.mark.parametrize(
+    ("less", "more", "each", "whatever"),
+    [
+        ((256, 356), (512, 612), 1.0, 100.0),
+        ((256, 900), (512, 612), 0.0, 612.0),  # noise: a shorter row had more
+        ((256, 10), (512, 1024), 2.0, 0.0),  # or so little that a row of nothing would have less than nothing
+        ((64, 50), (64, 64), 1.0, 0.0),  # two rows of one length
+        ((64, None), (128, 64), None, 0.0),
+    ],
+)
+def test_what_a_token_takes_is_told_apart_from_what_any_row_takes(
+    less: tuple[int, int | None], more: tuple[int, int | None], each: float | None, whatever: float
+) -> None:
+    assert line_of(less, more) == (each, whatever)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc, which keeps what was in use")
+def test_memory_that_nothing_uses_any_more_is_given_back() -> None:
+    """A plan once took 2.7 GB of it for a process without a model."""
+    pieces = [bytearray(b"1" * 100_000) for _ in range(601)]
+    stay = pieces[::100]  # so that those between them are not given back without being asked for
+    del pieces
+    before = used_bytes("cpu")
+    give_back("cpu")
+    after = used_bytes("cpu")
+    assert before is not None
+    assert after is not None
+    assert before - after > 30e6
+    assert len(stay) == 7
 
 
 # What is kept

@@ -125,7 +125,7 @@ def test_rl_samples_trains_and_scores(guess: Guess, response: int) -> None:
     work = work_of(rl().settings, guess)
     assert (work.sampled, work.trained) == (24 * response, 24 * text)
     assert (work.prompts, work.scored, work.copies) == (120, {}, ())
-    assert (work.sequences, work.longest, work.row) == (8, 120, 12 * 120)
+    assert (work.sequences, work.longest, work.row) == (8, 120, 12 * text)
     assert (work.responses, work.calls, work.updates, work.text) == (24, 2, 2, text)
     with_reference = work_of(rl(loss={"kl_coefficient": 0.1}).settings, guess)
     assert with_reference.scored == {"from": 24 * text}
@@ -197,6 +197,21 @@ def test_data_flows_from_samples_through_curation_into_training(guess: Guess, te
     given: dict[str, Any] = {"from": "billion", "data": ["curate"], "epochs": 3, "schedule": SCHEDULE}
     tuned = node("sft", **given)
     assert work_of(tuned.settings, guess, data).trained == 3 * (10 * text + 300)
+
+
+@pytest.mark.parametrize(("guess", "each"), [(LIKELY, 30), (AT_MOST, 200)])
+@pytest.mark.parametrize(("tokens_per_batch", "together"), [(4096, 8), (96, 8), (64, 3)])
+def test_a_row_of_given_texts_has_no_more_than_those_of_a_step(
+    guess: Guess, each: int, tokens_per_batch: int, together: int
+) -> None:
+    """A batch of 4,096 was planned for 8 texts of 30 tokens: three times the memory that was used."""
+    given: dict[str, Any] = {"from": "billion", "data": ["curate"], "epochs": 1, "schedule": SCHEDULE}
+    given |= {"tokens_per_batch": tokens_per_batch, "max_tokens": 200}
+    tuned = node("sft", conversations_per_step=together, **given).settings
+    # Of 20 texts, or of fewer than a step could have; one that is longer than a row has one of its own.
+    whole = min(together, 20) * each
+    assert work_of(tuned, guess, Data(20, 30.0)).row == max(min(tokens_per_batch, whole), each)
+    assert work_of(tuned, guess, Data(2, 30.0)).row == max(min(tokens_per_batch, 2 * each), each)
 
 
 @pytest.mark.parametrize(("guess", "kept"), [(LIKELY, 20), (AT_MOST, 40)])
@@ -274,7 +289,7 @@ def test_a_stage_of_which_more_is_known_is_counted_by_that_and_so_is_what_reads_
         schedule=SCHEDULE,
         **{"from": "billion"},
     )
-    known = Guess(response_share=0.5, kept_share=1.0, refilled_share=1.0, prompt_tokens=7)
+    known = Guess(response_share=0.5, kept_share=1.0, refilled_share=1.0, longer_share=0.0, prompt_tokens=7)
     found = workloads((collected(), tuned), {}, LIKELY, {"collect": known})
     made, read = found["collect"], found["sft"]
     assert made is not None

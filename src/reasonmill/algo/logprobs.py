@@ -20,7 +20,7 @@ _CPU_POSITIONS = 512
 # Tokens from which on a CPU's head is much of the work: SmolLM2's 49,152 are a fifth of it. Smaller ones keep the order
 # of sums that decides the bits of the tiny world's recipes.
 _LARGE_VOCABULARY = 8192
-# Logits of a large vocabulary that a CPU keeps for the backward pass: 512 MiB. Those of further positions are made again.
+# Logits of a large vocabulary that a CPU keeps for the backward pass: 512 MiB. Those of more positions are made again.
 _CPU_KEPT = 1 << 27
 # A matrix product on a GPU is cut into tiles of so many rows.
 _TILE = 128
@@ -67,7 +67,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         of_entropies = grads[1] if ctx.with_entropies else None
 
         def of_part(part: slice) -> Tensor:
-            product = ctx.kept.pop(part.start, None)
+            product: Tensor | None = ctx.kept.pop(part.start, None)
             if product is None:
                 product = product_in_fp32(hidden[part], weight.T)
             in_cache = _in_cache(product)

@@ -44,12 +44,14 @@ class Guess:
         response_share: the mean length of a response as a share of its limit.
         kept_share: the share of samples that curation keeps: those that are right, well-formed and readable.
         refilled_share: the share of the problems that a step may draw in the place of flat groups that it does draw.
+        longer_share: how far texts of which the mean is known are longer in a step, from their mean on to their limit.
         prompt_tokens: the mean length of a prompt.
     """
 
     response_share: float
     kept_share: float
     refilled_share: float
+    longer_share: float
     prompt_tokens: float = PROMPT_TOKENS
 
     def response(self, max_tokens: int) -> float:
@@ -60,11 +62,15 @@ class Guess:
         """Tokens of a prompt and its response."""
         return self.prompt_tokens + self.response(max_tokens)
 
+    def given(self, mean: float, limit: int) -> float:
+        """Tokens of each text of a step, of texts that are given."""
+        return mean + self.longer_share * (max(limit, mean) - mean)
+
 
 # Responses had 0.1 of their limit at r1-zero-tiny's beginning and 0.4 at its end; R1-Zero's 0.4 at its end (14k of
 # 32k); R1's 800k samples 0.16.
-LIKELY = Guess(response_share=0.25, kept_share=0.5, refilled_share=0.25)
-AT_MOST = Guess(response_share=1.0, kept_share=1.0, refilled_share=1.0)
+LIKELY = Guess(response_share=0.25, kept_share=0.5, refilled_share=0.25, longer_share=0.0)
+AT_MOST = Guess(response_share=1.0, kept_share=1.0, refilled_share=1.0, longer_share=1.0)
 
 
 @dataclass(frozen=True)
@@ -239,11 +245,13 @@ def _sft(settings: sft.Settings, upstream: Upstream) -> Workload:
     data = upstream.of_list(len(settings.data))
     trained = sum(read.texts * min(read.tokens_each, settings.max_tokens) for read in data) * settings.epochs
     texts = sum(read.texts for read in data)
+    text = trained / settings.epochs / max(texts, 1)
+    longest = upstream.guess.given(text, settings.max_tokens)
     return Workload(
         trained=trained,
         updates=settings.epochs * ceil(texts / settings.conversations_per_step),
-        text=trained / settings.epochs / max(texts, 1),
-        row=max(settings.tokens_per_batch, settings.max_tokens),
+        text=text,
+        row=_row(settings.tokens_per_batch, min(settings.conversations_per_step, texts), longest),
         lora=settings.lora,
         recompute=settings.recompute,
     )
@@ -299,9 +307,8 @@ def _on_policy(settings: rl.Settings | distill.Settings, guess: Guess, readers: 
         asked = settings.curve.num_points(settings.steps) * settings.curve.answers
         sampled += asked * guess.response(max_tokens)
         sampling = replace(sampling, responses=sampling.responses + asked)
-    # A row holds no more than all texts of a step.
-    whole = settings.problems_per_step * settings.group_size * sampling.longest
-    row = max(min(settings.tokens_per_batch, whole), sampling.longest)
+    row = _row(settings.tokens_per_batch, settings.problems_per_step * settings.group_size, guess.text(max_tokens))
+    row = max(row, sampling.longest)  # which any of them may be
     # Without its adapter, a policy is its own reference.
     copies = tuple(key for key in readers if key != "from" or settings.lora is None)
     learned = replace(sampling, trained=packed, scored=scored, row=row, copies=copies)
@@ -348,6 +355,11 @@ def _sampling(problems: int, samples: int, max_tokens: int, together: int, guess
     )
 
 
+def _row(tokens_per_batch: int, texts: float, tokens_each: float) -> int:
+    """Positions of a forward pass of training: no more than all texts of a step have, and a longer text whole."""
+    return ceil(max(min(tokens_per_batch, texts * tokens_each), tokens_each))
+
+
 def _curate(settings: curate.Settings, upstream: Upstream) -> Workload:
     texts = tokens = served = 0.0
     for data in upstream.of_list(len(settings.data)):
@@ -380,13 +392,15 @@ def _reward_model(settings: reward_model.Settings, upstream: Upstream) -> Worklo
             served += problems * each * judged
     read = upstream.of_list(len(settings.data))
     texts = sum(data.texts for data in read)
+    text = sum(data.texts * min(data.tokens_each, settings.max_tokens) for data in read) / max(texts, 1)
+    longest = upstream.guess.given(text, settings.max_tokens)
     return Workload(
         served=served,
         trained=tokens * (1 - settings.held_out) * settings.epochs,
         updates=settings.epochs * ceil(texts * (1 - settings.held_out) / settings.examples_per_step),
-        text=sum(data.texts * min(data.tokens_each, settings.max_tokens) for data in read) / max(texts, 1),
+        text=text,
         scored={"from": tokens * settings.held_out},
-        row=settings.tokens_per_batch,
+        row=_row(settings.tokens_per_batch, min(settings.examples_per_step, texts), longest),
     )
 
 

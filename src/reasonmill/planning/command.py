@@ -105,7 +105,7 @@ def _as_json(stages: Mapping[str, PlannedStage], found: Forecast, kept: KeptPlan
 def _print(
     recipe: Recipe, stages: Mapping[str, PlannedStage], found: Forecast, kept: KeptPlans, *, has_price: bool
 ) -> None:
-    columns = ["stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory", "disk"]
+    columns = ["stage", "kind", "would be", "tokens (at most)", "time (at most)", "memory (at most)", "disk"]
     table = table_of(f"{recipe.name}, seed {recipe.seed}", *columns, *(["money (at most)"] if has_price else []))
     for name, stage in stages.items():
         cells: tuple[str, ...] = ()
@@ -122,6 +122,9 @@ def _print(
     for name, cost in found.likely.items():
         if cost.fix:
             note_on(console, f"does not fit into the memory: {name}\n  fix:   {cost.fix}", style="yellow")
+        elif fix := found.most[name].fix:
+            said = f"does not fit into the memory where texts are as long as they may be: {name}\n  fix:   {fix}"
+            note_on(console, said, style="yellow")
 
 
 def _notes(recipe: Recipe, stages: Mapping[str, PlannedStage], found: Forecast) -> Iterator[str]:
@@ -179,9 +182,12 @@ def show_what_would_run(recipe: Recipe, home: Path, until: str | None) -> None:
 
 def _cells(likely: Cost, most: Cost, *, has_price: bool) -> tuple[str, ...]:
     """A row's figures; a question mark for what is not known."""
-    pairs = [(_count, likely.tokens, most.tokens), (format_duration, likely.seconds, most.seconds)]
-    cells = [_range(*pair) for pair in pairs]
-    cells += ["?" if size is None else _size(size) for size in (likely.memory_bytes, likely.disk_bytes)]
+    cells = [
+        _range(_count, likely.tokens, most.tokens),
+        _range(format_duration, likely.seconds, most.seconds),
+        _range(_size, likely.memory_bytes, most.memory_bytes),
+        "?" if likely.disk_bytes is None else _size(likely.disk_bytes),
+    ]
     if has_price:
         cells.append(_range(_money, likely.money, most.money))
     return tuple(cells)

@@ -147,6 +147,7 @@ def numbers_of(
         activation_bytes=measured
         if measured is not None
         else activation_bytes(policy.layers, policy.hidden_size, weight_bytes, recompute=work.recompute),
+        row_bytes=learned.row_bytes if learned else 0.0,
         process=process,
         card=card,
         # A sequence as long as the context would still run.

@@ -19,7 +19,7 @@ from reasonmill.mill.inputs import model_path
 from reasonmill.mill.machine import machine_class
 from reasonmill.mill.models import found_directory, known_digest
 from reasonmill.mill.workload import Workload
-from reasonmill.peak_memory import used_bytes
+from reasonmill.peak_memory import give_back, used_bytes
 from reasonmill.placement import SLOTS, Backend, Precision
 from reasonmill.planning.probes import (
     Learned,
@@ -122,7 +122,7 @@ class Measurements:
     def learning(self, node: Node, work: Workload) -> Learned | None:
         """How fast the stage's learner is on texts as long as the stage's; None where there is no model yet."""
         settings: Any = node.settings
-        texts = _text_tokens(work)
+        row, texts = _nearly(work.row), _nearly(work.text)
         if settings.kind == "pretrain":
             model, digest = None, content_digest([settings.model_type, settings.model])
         else:
@@ -131,9 +131,9 @@ class Measurements:
                 return None
             digest = model.digest
         lora = work.lora and work.lora.model_dump()
-        shape = [digest, _precision(settings), work.row, texts, settings.kind == "reward-model", lora]
+        shape = [digest, _precision(settings), row, texts, settings.kind == "reward-model", lora]
         shape.append(work.recompute)
-        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work, texts))
+        return self._kept(Learned, node, "learning", shape, lambda: self._learn(node, model, work, row, texts))
 
     def _kept(
         self, kind: type[Found], node: Node, what: str, shape: Sequence[Any], measure: Callable[[], Found]
@@ -143,7 +143,8 @@ class Measurements:
         if key not in self.kept:
             self.note(f"{node.settings.name}  measures {what}")
             measured = asdict(measure())
-            gc.collect()  # the model: what is in use now stays so for later stages of a run, too
+            gc.collect()  # the model
+            give_back("cpu")  # and its memory, so that what is in use now is so without a model
             self.kept[key] = {"measured": measured, "process": used_bytes("cpu")}
         self.process_bytes = max(self.process_bytes, self.kept[key]["process"] or 0)
         return kind(**self.kept[key]["measured"])
@@ -183,7 +184,7 @@ class Measurements:
             for index in range(ceil(count * share))
         ][:at_most]
 
-    def _learn(self, node: Node, model: Model | None, work: Workload, text: int) -> Learned:
+    def _learn(self, node: Node, model: Model | None, work: Workload, row: int, text: int) -> Learned:
         settings: Any = node.settings
         began = time.monotonic()
         passes: Passes
@@ -205,7 +206,7 @@ class Measurements:
         loading = time.monotonic() - began
         found = measure_learning(
             passes,
-            row=work.row,
+            row=row,
             device=self.backend.placement.device,
         )
         return Learned(**{**asdict(found), "load_s": loading})
@@ -225,9 +226,9 @@ def _asked(settings: Any) -> list[Any]:
     return [list(settings.tasks.items()), getattr(settings, "problems_per_step", None)]
 
 
-def _text_tokens(work: Workload) -> int:
-    """Tokens of one text that is trained on, as a power of two, so that nearly equal shapes share a measurement."""
-    return int(2 ** round(log2(max(2.0, work.text))))
+def _nearly(tokens: float) -> int:
+    """Tokens of a text or a row as a power of two, so that nearly equal shapes share a measurement."""
+    return int(2 ** round(log2(max(2.0, tokens))))
 
 
 @cache

@@ -38,6 +38,7 @@ class Numbers:
         sampling_copies: bytes of copies of weights that are held while it samples.
         row: tokens of one forward pass of training.
         activation_bytes: what the backward pass needs of one token of a row.
+        row_bytes: what it needs of a row, however long that is.
         process: bytes that are in use before a model is loaded.
         card: bytes of a GPU that nobody else uses. Its engine takes no more for keys and values than is left of them
             while it samples, lets sequences wait, and gives them back while the learner learns; None where as many
@@ -59,6 +60,7 @@ class Numbers:
     sampling_copies: float = 0.0
     row: int = 0
     activation_bytes: float | None = 0.0
+    row_bytes: float = 0.0
     process: float = 0.0
     card: float | None = None
     spare: int = 0
@@ -138,7 +140,7 @@ def _optimizer(numbers: Numbers) -> float:
 
 
 def _activations(numbers: Numbers) -> float:
-    return numbers.row * (numbers.activation_bytes or 0.0)
+    return numbers.row * (numbers.activation_bytes or 0.0) + numbers.row_bytes
 
 
 def activation_bytes(

@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import Batch, TextRow, pack, pack_texts
-from reasonmill.peak_memory import begin_peak, memory_of, peak_bytes, used_bytes
+from reasonmill.peak_memory import begin_peak, give_back, memory_of, peak_bytes, used_bytes
 from reasonmill.protocols import Learner, Renderer, RewardLearner, Sampler
 from reasonmill.rewards.combination import ACCURACY_ALONE
 from reasonmill.rollouts import collect
@@ -70,6 +70,7 @@ class Learned:
 
     Attributes:
         activation_bytes: of each token of a row; None where the system does not say.
+        row_bytes: of a row, however long it is: the head's gradient before it is added, and what else has its size.
         load_s: what it took to make the learner.
     """
 
@@ -77,6 +78,7 @@ class Learned:
     scored_s: float
     step_s: float
     activation_bytes: float | None
+    row_bytes: float = 0.0
     load_s: float = 0.0
 
 
@@ -134,6 +136,8 @@ def measure_sampling(
     together, limit = len(problems) * samples, min(_SHORT, params.max_tokens)
     ask(1, limit)
     runs.clear()  # the first call makes what later ones reuse
+    if device == "cpu":
+        give_back(device)
     begin_peak(device)
     before_bytes = used_bytes(device)
     sequences, seconds, growth = 1, ask(1, limit), _FIRST_GROWTH
@@ -256,26 +260,46 @@ def measure_learning(
             torch.cuda.synchronize()
         return clock() - began, made
 
-    size = min(_NARROW, row)
-    # The first ones make what later ones reuse, gradients too. These stay while rows are measured, as in a step of
-    # several rows: where the first row makes them, its activations go meanwhile, and less is in use together.
-    passes.train(size)
-    passes.step()
-    passes.train(size)
-    while True:
+    def measured(size: int) -> tuple[float, int, int | None]:
+        """Seconds of a row, its tokens, and bytes that were used for it."""
+        if device == "cpu":  # where what rows before it had looks as if it were in use
+            give_back(device)
         begin_peak(device)
         before = used_bytes(device)
         seconds, tokens = timed(partial(passes.train, size))
         peak = peak_bytes(device)
+        return seconds, tokens, None if before is None or peak is None else max(0, peak - before)
+
+    size = min(_NARROW, row)
+    # The first one makes what later ones reuse, gradients too. These stay while rows are measured, as in a step of
+    # several rows: where the first row makes them, its activations go meanwhile, and less is in use together.
+    passes.train(size)
+    passes.step()
+    passes.train(size)
+    # For a shorter row torch would compile a GPU's layers once more.
+    shorter = measured(max(1, size // 2)) if device == "cpu" else None
+    while True:
+        seconds, tokens, most = measured(size)
         wider = min(row, size * _WIDER)
-        needed = 0 if before is None or peak is None else (peak - before) / tokens * wider
+        needed = (most or 0) / tokens * wider
         if size == row or seconds * _WIDER > budget_s or needed > memory_of(device)[0]:
             break
         size = wider
     scoring, scored = timed(partial(passes.score, size))
     stepping, _ = timed(passes.step)
-    activations = None if before is None or peak is None else max(0, peak - before) / tokens
-    return Learned(seconds / tokens, scoring / scored, stepping, activations)
+    activations, whatever = line_of((tokens, most) if shorter is None else shorter[1:], (tokens, most))
+    return Learned(seconds / tokens, scoring / scored, stepping, activations, whatever)
+
+
+def line_of(less: tuple[int, int | None], more: tuple[int, int | None]) -> tuple[float | None, float]:
+    """Bytes of each token, and those of any row, of the bytes of two rows of so many tokens."""
+    (fewer, least), (tokens, most) = less, more
+    if least is None or most is None:
+        return None, 0.0
+    if tokens <= fewer:
+        return most / tokens, 0.0
+    each = min(max(0.0, (most - least) / (tokens - fewer)), most / tokens)
+    return each, most - each * tokens
 
 
 def _lengths(text: int, tokens: int) -> list[int]:
