@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from reasonmill.model import joined
 from reasonmill.model.decoder import Decoder
 from reasonmill.randomness import generator, key
 from reasonmill.sample import packed
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="t
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are copied however small they are."""
-    monkeypatch.setattr(packed, "_LARGE", 0)
+    monkeypatch.setattr(joined, "_LARGE", 0)
 
 
 def drained(engine: NativeEngine, count: int = 24) -> list[Completion]:
@@ -46,7 +47,7 @@ def same(found: list[Completion], expected: list[Completion]) -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma2", "qwen3_moe"])
 def test_completions_are_those_of_the_weights_themselves(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = drained(engine(tiny_decoder(architecture)))
-    monkeypatch.setattr(packed, "_LARGE", 0)
+    monkeypatch.setattr(joined, "_LARGE", 0)
     used: list[int] = []
     product = packed._Packed.product
     monkeypatch.setattr(packed._Packed, "product", lambda self, x: used.append(self.rows) or product(self, x))
@@ -78,7 +79,7 @@ def test_weights_that_are_published_while_something_runs_are_read() -> None:
     of_old, of_new = run(6), run(3)
     assert of_old != of_new
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(packed, "_LARGE", 1 << 25)
+        patched.setattr(joined, "_LARGE", 1 << 25)
         assert (of_old, of_new) == (run(6), run(3))
 
 
@@ -93,5 +94,6 @@ def test_nothing_is_kept_where_nothing_runs() -> None:
 
 
 def test_small_networks_are_left_as_they_are() -> None:
-    with packed.PackedWeights(tiny_decoder()).used(16) as is_packed:
-        assert not is_packed
+    small = tiny_decoder()
+    with packed.PackedWeights(small, small.network.modules()).used(16) as packed_rows:
+        assert not packed_rows

@@ -22,7 +22,7 @@ from reasonmill.errors import UnsupportedModel
 from reasonmill.model.adapter_config import ADDED
 from reasonmill.model.attention import NAME, Layout
 from reasonmill.model.directory import CONFIG, content, listed, refuse_directory, refuse_foreign_code
-from reasonmill.model.joined import join_projections
+from reasonmill.model.joined import is_large, join_projections
 from reasonmill.model.lora import merge_adapter
 
 # Layer kinds whose state is a key and a value for each token; others (state space, linear attention) are refused.
@@ -112,7 +112,7 @@ def load_decoder(model_dir: Path, *, device: str, dtype: torch.dtype, trust_remo
     network = loaded.network.to(device)
     loaded.refuse_incomplete()
     refuse_not_finite(network, model_dir)
-    if network.device.type == "cuda":
+    if network.device.type == "cuda" or is_large(network):
         join_projections(network)
     return Decoder(network)
 

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+# Weights of linear layers from which on a sampler on a CPU reads copies of them (`sample/packed.py`): fewer stay in a
+# processor's cache as they are.
+_LARGE = 1 << 25
 # Decoders whose layers are those of Llama: norm, attention, norm, gated product; biases and norms of heads as may be.
 _LIKE_LLAMA = {f"transformers.models.{name}.modeling_{name}" for name in ("llama", "qwen2", "qwen3")}
 
@@ -25,6 +28,12 @@ def is_like_llama(network: PreTrainedModel) -> bool:
         and config.hidden_act == "silu"
         and not getattr(config, "mlp_bias", False)
     )
+
+
+def is_large(network: PreTrainedModel) -> bool:
+    """Whether a CPU reads the network's weights from its memory at each step."""
+    linears = (module for module in network.modules() if isinstance(module, nn.Linear))
+    return sum(linear.weight.numel() for linear in linears) >= _LARGE
 
 
 @torch.no_grad()

@@ -27,6 +27,11 @@ def _shift(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
+# Logits that a CPU draws from at the same time: of large vocabularies, a few rows that stay in its cache. Rows are drawn
+# from one by one, whatever stands beside them.
+_CPU_LOGITS = 1 << 19
+
+
 @dataclass(frozen=True)
 class Filters:
     """Sampling settings of the rows of a batch, each a tensor [n]; `sorts` says whether any row needs sorting."""
@@ -35,6 +40,9 @@ class Filters:
     top_k: Tensor
     top_p: Tensor
     sorts: bool
+
+    def of(self, rows: slice) -> Filters:
+        return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.sorts)
 
 
 def draw(logits: Tensor, filters: Filters, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +56,11 @@ def draw(logits: Tensor, filters: Filters, noise: Tensor) -> tuple[Tensor, Tenso
         tokens [n] and their log-probs [n] in the distribution that was drawn from. A greedy token's log-prob is
         that at temperature 1, since the one-point distribution would always report 0.
     """
+    if logits.device.type == "cpu" and logits.shape[0] > (size := max(1, _CPU_LOGITS // logits.shape[1])):
+        parts = [slice(start, start + size) for start in range(0, logits.shape[0], size)]
+        drawn = [draw(logits[part], filters.of(part), noise[part]) for part in parts]
+        tokens, logprobs = (torch.cat(values) for values in zip(*drawn, strict=True))
+        return tokens, logprobs
     greedy = filters.temperature == 0
     temperature = torch.where(greedy, 1.0, filters.temperature)
     # To divide by 1 changes nothing, and takes as long as any pass over the logits.

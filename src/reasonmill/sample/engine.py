@@ -14,6 +14,7 @@ from reasonmill.model.decoder import Decoder, is_finite
 from reasonmill.protocols import MemoryNeed, Renderer
 from reasonmill.sample.cache import DecodeLayout, PrefillLayout
 from reasonmill.sample.drawing import Filters, draw, uniform
+from reasonmill.sample.lean import LeanSteps
 from reasonmill.sample.packed import PackedWeights
 from reasonmill.sample.queue import Queue
 from reasonmill.sample.requests import completion, longest, not_finite, reach, says, stop_strings
@@ -45,7 +46,8 @@ class NativeEngine(Queue):
         self._prefill_tokens = prefill_tokens
         self._stop_tokens = torch.tensor(sorted(renderer.stop_tokens), device=decoder.device)
         self._slots = Slots(0, 0, decoder.device)
-        self._packed = PackedWeights(decoder)
+        self._lean = LeanSteps.of(decoder)
+        self._packed = PackedWeights(decoder, decoder.network.modules() if self._lean is None else self._lean.modules)
 
     # The mode is entered for each step: a generator would leave its caller in inference mode between two of them.
     @torch.inference_mode()
@@ -148,11 +150,15 @@ class NativeEngine(Queue):
         running, rows = self._slots.running, self._slots.rows
         positions = rows.position[: len(running)]
         layout = DecodeLayout(self._slots.cache, positions, max(one.length for one in running))
-        with self._packed.used(len(running)) as is_packed:
-            hidden = self._decoder.hidden(rows.last_token[: len(running)], positions, layout)
-            if not is_packed:
+        with self._packed.used(len(running)) as packed_rows:
+            read = rows.last_token[: len(running)], positions, layout
+            if self._lean is None or not packed_rows:
+                hidden = self._decoder.hidden(*read)
+            else:
+                hidden = self._lean.hidden(*read, packed_rows)
+            if not packed_rows:
                 return self._logits(hidden)
-            logits, _ = scaled(self._decoder.head(hidden), 1.0, self._decoder.softcap)
+            logits, _ = scaled(self._decoder.head(hidden)[: len(running)], 1.0, self._decoder.softcap)
             return logits
 
     def _logits(self, hidden: Tensor) -> Tensor:

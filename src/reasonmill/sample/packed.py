@@ -6,7 +6,7 @@ third faster (SmolLM2-135M, 8 to 16 rows; docs/performance.md), and costs the we
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,30 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reasonmill.model.decoder import Decoder
+from reasonmill.model.joined import is_large
 
-# Weights of a network from which on they are copied: smaller ones stay in a processor's cache as they are.
-_LARGE = 1 << 25
 # For fewer rows a product waits for the memory alone.
 _FEWEST = 4
 
 
 class PackedWeights:
-    """Copies of the weights of a decoder's linear layers, made when they are first used and kept until `drop`.
+    """Copies of the weights of linear layers, made when they are first used and kept until `drop`.
 
     Layers with an adapter are left as they are.
 
     Args:
         decoder: what samples; nothing is copied of it where that would not pay.
+        modules: those whose layers are used in a step.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        modules: list[nn.Module] = list(decoder.network.modules())
+    def __init__(self, decoder: Decoder, modules: Iterable[nn.Module]) -> None:
         linears = [module for module in modules if type(module) is nn.Linear]
         pays = (
             decoder.device.type == "cpu"
             and decoder.dtype == torch.float32
             and torch.backends.mkl.is_available()
-            and sum(linear.weight.numel() for linear in linears) >= _LARGE
+            and is_large(decoder.network)
         )
         self._linears = linears if pays else []
         self._packed: list[_Packed] = []
@@ -56,14 +55,14 @@ class PackedWeights:
         self._rows = 0
 
     @contextmanager
-    def used(self, rows: int) -> Iterator[bool]:
+    def used(self, rows: int) -> Iterator[int]:
         """In the block, linear layers that read so many rows or fewer use the copies.
 
         Yields:
-            Whether they do.
+            The number of rows that the copies are made for, which is read fastest; 0 where there are none.
         """
         if not self._linears or rows < _FEWEST:
-            yield False
+            yield 0
             return
         # Copies are made for a number of rows. Few sequences less don't pay for new ones.
         if not 3 * self._rows <= 4 * rows <= 4 * self._rows:
@@ -74,7 +73,7 @@ class PackedWeights:
         for linear, packed in zip(replaced, self._packed, strict=True):
             linear.forward = packed.product
         try:
-            yield True
+            yield self._rows
         finally:
             for linear in replaced:
                 del linear.forward
@@ -94,7 +93,11 @@ class _Packed:
 
     def product(self, states: Tensor) -> Tensor:
         """What the layer makes of states [..., I]: [..., O]."""
-        linear, flat = self.linear, states.reshape(-1, states.shape[-1])
+        linear = self.linear
+        if states.ndim == 2 and states.shape[0] == self.rows:
+            whole: Tensor = torch.ops.mkl._mkl_linear(states, self.weight, linear.weight, linear.bias, self.rows)
+            return whole
+        flat = states.reshape(-1, states.shape[-1])
         rows = flat.shape[0]
         if rows > self.rows:
             return F.linear(states, linear.weight, linear.bias)
