@@ -6,9 +6,11 @@ from torch import nn
 
 from reasonmill.model import joined
 from reasonmill.model.decoder import Decoder
+from reasonmill.model.lora import Adapter
 from reasonmill.randomness import generator, key
 from reasonmill.sample import packed
 from reasonmill.sample.engine import NativeEngine
+from reasonmill.sample.lean import LeanSteps
 from reasonmill.types import Completion, Request, SamplingParams
 from tiny_models import VOCABULARY, NumberRenderer, tiny_decoder
 
@@ -53,6 +55,38 @@ def test_completions_are_those_of_the_weights_themselves(architecture: str, monk
     monkeypatch.setattr(packed._Packed, "product", lambda self, x: used.append(self.rows) or product(self, x))
     same(drained(engine(tiny_decoder(architecture))), expected)
     assert {16} <= set(used) <= {8, 16}
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_steps_of_few_operations_are_those_of_the_network(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With biases, norms of heads, and neither."""
+
+    def made() -> Decoder:
+        decoder = tiny_decoder(architecture)
+        for parameter in decoder.network.parameters():
+            if parameter.ndim == 1:  # biases are all 0 else, and norms 1
+                parameter.data = torch.linspace(0.5, 1.5, len(parameter))
+        return decoder
+
+    expected = drained(engine(made()))
+    monkeypatch.setattr(joined, "_LARGE", 0)
+    lean = made()
+    assert LeanSteps.of(lean) is None  # as long as the projections are not side by side
+    joined.join_projections(lean.network)
+    rows: list[int] = []
+    hidden = LeanSteps.hidden
+    monkeypatch.setattr(LeanSteps, "hidden", lambda self, *read: rows.append(read[-1]) or hidden(self, *read))
+    same(drained(engine(lean)), expected)
+    assert {16} <= set(rows) <= {8, 16}
+
+
+def test_steps_of_few_operations_read_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers are no plain ones: the network reads them itself."""
+    monkeypatch.setattr(joined, "_LARGE", 0)
+    decoder = tiny_decoder("llama")
+    joined.join_projections(decoder.network)
+    Adapter(decoder.network, 4, 1.0, [], 0)
+    assert LeanSteps.of(decoder) is None
 
 
 @pytest.mark.usefixtures("of_any_size")

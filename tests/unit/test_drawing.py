@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reasonmill.randomness import key
+from reasonmill.sample import drawing
 from reasonmill.sample.drawing import Filters, draw, uniform
 
 MASK = (1 << 64) - 1
@@ -64,6 +65,17 @@ def test_the_noise_of_neighbouring_keys_and_positions_is_uniform() -> None:
 
 
 # Draws
+
+
+def test_a_row_is_drawn_from_the_same_whatever_stands_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows of a large vocabulary at a time, to the bit."""
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(1))
+    mixed = Filters(torch.linspace(0, 1.5, 7), torch.arange(7), torch.linspace(0.3, 1, 7), sorts=True)
+    noise = uniform(torch.arange(7), torch.arange(7))
+    together = draw(logits, mixed, noise)
+    monkeypatch.setattr(drawing, "_CPU_LOGITS", 3 * 11)
+    for whole, apart in zip(together, draw(logits, mixed, noise), strict=True):
+        assert whole.tolist() == apart.tolist()
 
 
 @pytest.mark.parametrize(

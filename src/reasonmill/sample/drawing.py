@@ -27,7 +27,7 @@ def _shift(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-# Logits that a CPU draws from at the same time: of large vocabularies, a few rows that stay in its cache. Rows are drawn
+# Logits that a CPU draws from together: of a large vocabulary a few rows, which stay in its cache. Rows are drawn
 # from one by one, whatever stands beside them.
 _CPU_LOGITS = 1 << 19
 

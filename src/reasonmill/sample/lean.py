@@ -1,8 +1,10 @@
-"""Steps of sampling through layers like Llama's, by few operations: for a CPU, where the many small ones of modules take
-as long as a tenth of a large network's products."""
+"""Steps of sampling through layers like Llama's, by few operations.
+
+On a CPU the many small ones of modules take a fifth as long as a large network's products."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,7 +109,11 @@ def _joint(linears: Sequence[nn.Linear]) -> nn.Linear | None:
 
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
-    return F.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
+    """The RMS norm of states [n, H]: x / sqrt(|x|^2 / H + epsilon), times its weight, by five operations."""
+    size = states.shape[-1]
+    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    root = torch.hypot(length, length.new_tensor(math.sqrt(size * norm.variance_epsilon))).div_(math.sqrt(size))
+    return (states / root).mul_(norm.weight)
 
 
 def _turned(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
