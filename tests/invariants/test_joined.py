@@ -11,7 +11,7 @@ from reasonmill.algo.losses import LossSettings
 from reasonmill.algo.packing import pack
 from reasonmill.learn.local import LocalLearner
 from reasonmill.learn.settings import OptimizerSettings
-from reasonmill.model.decoder import Decoder
+from reasonmill.model.decoder import Decoder, load_decoder
 from reasonmill.model.joined import join_projections, joined, joint_projections
 from reasonmill.model.saving import save_network
 from reasonmill.types import Example
@@ -76,3 +76,11 @@ def test_they_are_trained_to_the_same_bits_and_the_joined_tensor_has_the_new_one
     assert state.keys() == plain.keys()
     assert all(torch.equal(state[name], plain[name]) for name in plain)
     assert not any(torch.equal(whole, old) for whole, old in zip(wholes(decoder), before, strict=True))
+
+
+def test_a_large_network_is_loaded_so_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_network(tiny_decoder("llama").network, tmp_path, companions=None)
+    assert wholes(load_decoder(tmp_path, device="cpu", dtype=torch.float32)) == [None] * 4
+    monkeypatch.setattr("reasonmill.model.joined._LARGE", 1000)
+    large = load_decoder(tmp_path, device="cpu", dtype=torch.float32)
+    assert all(whole is not None for whole in wholes(large))
