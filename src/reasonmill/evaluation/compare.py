@@ -105,7 +105,7 @@ def _lines(one: Compared, is_raised: bool) -> list[str]:
     told = [f"{one.task}: {'; '.join(tests)}"]
     powers = [f"{100 * gain:g} points {100 * power:.0f} %" for gain, power in one.power.items() if power is not None]
     if powers:
-        told.append(f"  a true difference would be seen: {', '.join(powers)}{_needed(one)}")
+        told.append(f"  a true gain would be seen: {', '.join(powers)}{_needed(one)}")
     else:
         told.append("  no problem differs, so that nothing is known of what would be seen")
     if one.alone:
@@ -116,8 +116,8 @@ def _lines(one: Compared, is_raised: bool) -> list[str]:
 
 
 def _needed(one: Compared) -> str:
-    seen = 100 * abs(one.difference.found.difference.value)
-    return "" if one.needed is None else f"; to see {seen:.1f} points with {100 * POWER:.0f} %: {one.needed:,} problems"
+    seen = 100 * one.difference.found.difference.value
+    return "" if one.needed is None else f"; to see {seen:+.1f} points with {100 * POWER:.0f} %: {one.needed:,} problems"
 
 
 def _show_changed(console: Console, rows: Sequence[Compared], show: int) -> None:
