@@ -354,6 +354,7 @@ app.command()(history.lineage)
 app.command()(history.adopt)
 app.command()(upkeep.verify)
 app.command()(upkeep.gc)
+app.command()(upkeep.rm)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The commands about what a home's runs have made: `status`, `lineage` and `adopt`."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -9,22 +10,46 @@ from rich.text import Text
 from rich.tree import Tree
 
 from reasonmill.errors import NotAdopted
-from reasonmill.options import DEFAULT_HOME, HomeOption, OverridesOption, RecipeArgument, UntilOption
+from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption, OverridesOption, RecipeArgument, UntilOption
+from reasonmill.store.garbage import garbage_of
 from reasonmill.store.home import Home, require_home
 from reasonmill.store.ledger import ADOPTED, StageRecord
-from reasonmill.store.ledger_runs import RunRecord
+from reasonmill.store.ledger_runs import RunRecord, unknown_run
+from reasonmill.store.usage import OTHER, RunUsage, Usage, usage
 from reasonmill.types import Artifact
 
 
-def status(home: HomeOption = DEFAULT_HOME) -> None:
-    """Shows the runs of a home, and which of their stages are finished, begun or open."""
+def status(
+    run: Annotated[str | None, typer.Argument(help="One run, and what each of its stages takes on the disk.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Shows the runs of a home, which of their stages are finished, begun or open, and what they take on the disk."""
     console = Console()
-    with Home.open(home, write=False) as opened:
-        runs = opened.ledger.runs()
+    with Home.open(home, write=False) as opened, opened.ledger.at_one_moment():
+        runs = {record.name: record for record in opened.ledger.runs()}
+        if run is not None and run not in runs:
+            raise unknown_run(run, runs, opened.path)
+        taken = {used.name: used for used in usage(opened.path, opened.ledger)}
+        garbage = garbage_of(opened.path, opened.ledger)
+        shown = [record for name, record in runs.items() if run in (None, name)]
+        if as_json:
+            told = {
+                "runs": [_as_json(opened, record, taken[record.name]) for record in shown],
+                "gc": {"free_bytes": garbage.num_bytes, "staying_bytes": garbage.staying()},
+            }
+            print(json.dumps(told, indent=2, ensure_ascii=False))
+            return
         if not runs:
             note_on(console, "no runs yet")
-        for record in runs:
+        for record in shown:
             console.print(_status_table(opened, record))
+            if run is not None:
+                console.print(_usage_table(taken[run]))
+            note_on(console, f"disk: {_told(taken[record.name].total)}", style="dim")
+    note_on(console, f"gc would remove {garbage.num_bytes:,} bytes")
+    for what, num_bytes in garbage.staying().items():
+        note_on(console, f"{num_bytes:,} bytes are {what}")
 
 
 def lineage(
@@ -34,7 +59,7 @@ def lineage(
     """Shows what an artifact was made from."""
     from reasonmill.mill.artifacts import find_artifact
 
-    with Home.open(home, write=False) as opened:
+    with Home.open(home, write=False) as opened, opened.ledger.at_one_moment():
         found = find_artifact(opened, artifact, note_to_user)
         Console().print(_lineage_tree(opened, found, None, set()))
 
@@ -91,18 +116,57 @@ def note_to_user(text: str) -> None:
     note_on(Console(stderr=True), text, style="yellow")
 
 
-def _status_table(home: Home, run: RunRecord) -> Table:
-    table = table_of(run.name, "stage", "kind", "state", "artifact", "earlier result")
+class _Row(NamedTuple):
+    """What `status` says of a stage."""
+
+    stage: str
+    kind: str
+    state: str
+    artifact: str
+    earlier: str
+
+
+def _rows(home: Home, run: RunRecord) -> list[_Row]:
     begun = {stage.name: stage.key for stage in run.stages}
     earlier = {stage.name: (stage.kind, _digest(home.ledger.stage(stage.key))) for stage in run.earlier}
+    rows = []
     for settings in run.recipe["stage"]:
         name = settings["name"]
         state, digest = _stage_state(home, begun.get(name), settings.get("steps"))
         _, result = earlier.pop(name, ("", ""))
-        table.add_row(name, settings["kind"], state, digest, "" if digest else result)
+        rows.append(_Row(name, settings["kind"], state, digest, "" if digest else result))
     for name, (kind, result) in earlier.items():
-        table.add_row(name, kind, "no longer in the recipe", "", result)
+        rows.append(_Row(name, kind, "no longer in the recipe", "", result))
+    return rows
+
+
+def _status_table(home: Home, run: RunRecord) -> Table:
+    table = table_of(run.name, "stage", "kind", "state", "artifact", "earlier result")
+    for row in _rows(home, run):
+        table.add_row(*row)
     return table
+
+
+def _usage_table(used: RunUsage) -> Table:
+    """Bytes of each part of a run; what `rm` would free is its own."""
+    table = table_of("bytes", "stage", "own", "own states", "shared with other runs")
+    for name, part in {**used.stages, "views": Usage(own=used.views)}.items():
+        table.add_row(name, f"{part.own:,}", f"{part.states:,}", f"{part.shared:,}")
+    return table
+
+
+def _told(used: Usage) -> str:
+    return f"{used.own:,} bytes of its own, {used.states:,} of its states, {used.shared:,} shared with other runs"
+
+
+def _as_json(home: Home, run: RunRecord, used: RunUsage) -> dict[str, Any]:
+    stages = [{**row._asdict(), **_bytes(used.stages.get(row.stage, Usage()))} for row in _rows(home, run)]
+    other = _bytes(used.stages[OTHER])
+    return {"name": run.name, **_bytes(used.total), "views_bytes": used.views, "stages": stages, "other": other}
+
+
+def _bytes(used: Usage) -> dict[str, int]:
+    return {"own_bytes": used.own, "states_bytes": used.states, "shared_bytes": used.shared}
 
 
 def _stage_state(home: Home, key: str | None, steps: int | None) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The commands that look after a home: `verify` and `gc`."""
+"""The commands that look after a home: `verify`, `gc` and `rm`."""
 
 import json
 from dataclasses import asdict
@@ -13,6 +13,7 @@ from reasonmill.errors import StoreError
 from reasonmill.history import note_on
 from reasonmill.options import DEFAULT_HOME, HomeOption, JsonOption
 from reasonmill.store.garbage import collect_garbage, look_for_garbage
+from reasonmill.store.removal import look_for_runs, remove_runs
 from reasonmill.store.verification import verify_home
 
 
@@ -55,16 +56,34 @@ def gc(
         note_on(console, f"leftover {leftover.relative_to(home.absolute())}")
     verb = "would be removed" if dry_run else "removed"
     note_on(console, f"{verb}: {_count(len(garbage.objects), 'object')}, {garbage.num_bytes:,} bytes with leftovers")
-    staying = {
-        "states of unfinished stages that no run has any more, as their settings or their code were changed; "
-        "gc --abandoned removes them": garbage.num_bytes_abandoned,
-        "the last states of finished stages, from which they resume when their steps are raised; "
-        "gc --last-states removes them": garbage.num_bytes_last,
-        "in quarantine/, which only you remove": garbage.num_bytes_quarantined,
-    }
-    for what, num_bytes in staying.items():
-        if num_bytes:
-            note_on(console, f"{num_bytes:,} bytes are {what}")
+    for what, num_bytes in garbage.staying().items():
+        note_on(console, f"{num_bytes:,} bytes are {what}")
+
+
+def rm(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, as `status` shows them.")],
+    home: HomeOption = DEFAULT_HOME,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """Forgets runs and removes what no other run refers to: artifacts, groups, states and views."""
+    console = Console()
+    found = look_for_runs(home, runs)
+    named = ", ".join(map(repr, found.runs))
+    for it in found.staying:
+        readers = f"run {', '.join(map(repr, it.readers))} reads" if it.readers else "a run that is left may read"
+        note_on(console, f"{it.num_bytes:,} bytes of {it.run!r} stay: {readers} {it.what}")
+    for path in found.foreign:
+        note_on(console, f"{path.relative_to(home.absolute())} stays: it is not of reasonmill")
+    amount = f"{_count(len(found.runs), 'run')}, {_count(found.stages, 'stage')}, {found.num_bytes:,} bytes"
+    more = f"; and {found.num_bytes_garbage:,} bytes that nothing refers to" if found.num_bytes_garbage else ""
+    if dry_run:
+        note_on(console, f"would be removed: {amount}{more}")
+        return
+    if not yes:
+        typer.confirm(f"remove {named}: {amount}{more}?", abort=True)
+    remove_runs(home, runs)
+    note_on(console, f"removed: {amount}{more}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,6 +1,6 @@
 """Garbage: objects that nothing refers to, such as those of a run that was killed before its ledger knew them."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from reasonmill.store.commit import disk_errors
 from reasonmill.store.home import OBJECTS, Home, WriterLock, entries, require_home
 from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import LEDGER, NO_BACKUP, look_at_ledger, open_for_reading
-from reasonmill.store.looking import is_directory
+from reasonmill.store.looking import changed_ns, is_directory, size_below
 from reasonmill.store.objects import QUARANTINE, TMP, ObjectStore
 from reasonmill.store.views import RUNS, half_written_views
 
@@ -33,6 +33,7 @@ class Garbage:
         num_bytes_last: the size of the states that stay because finished stages could resume from them if their `steps`
             were raised.
         num_bytes_quarantined: the size of what was put aside because it was damaged, which is never removed.
+        num_bytes_kept: the size of all other objects.
     """
 
     objects: tuple[str, ...]
@@ -42,6 +43,19 @@ class Garbage:
     num_bytes_abandoned: int
     num_bytes_last: int
     num_bytes_quarantined: int
+    num_bytes_kept: int
+
+    def staying(self) -> dict[str, int]:
+        """The sizes of what stays, by what it is and what removes it."""
+        sizes = {
+            "states of unfinished stages that no run has any more, as their settings or their code were changed; "
+            "gc --abandoned removes them": self.num_bytes_abandoned,
+            "the last states of finished stages, from which they resume when their steps are raised; "
+            "gc --last-states removes them": self.num_bytes_last,
+            "what runs have, and what it was made from; rm RUN removes what no other run has": self.num_bytes_kept,
+            "in quarantine/, which only you remove": self.num_bytes_quarantined,
+        }
+        return {what: num_bytes for what, num_bytes in sizes.items() if num_bytes}
 
 
 def look_for_garbage(path: Path, *, abandoned: bool = False, last_states: bool = False) -> Garbage:
@@ -50,8 +64,8 @@ def look_for_garbage(path: Path, *, abandoned: bool = False, last_states: bool =
     Raises:
         StoreError: a run writes to the home, there is none, or its ledger is damaged.
     """
-    with _locked(path) as lock:
-        return _garbage(lock.home, abandoned, last_states)
+    with locked(path) as lock, closing(sound_ledger(lock.home)) as ledger:
+        return garbage_of(lock.home, ledger, abandoned=abandoned, last_states=last_states)
 
 
 def collect_garbage(path: Path, *, abandoned: bool = False, last_states: bool = False) -> Garbage:
@@ -73,20 +87,26 @@ def collect_garbage(path: Path, *, abandoned: bool = False, last_states: bool = 
         OutOfSpace: there is no room to record that states are gone; all else is removed.
         StoreError: a run writes to the home, there is none, or its ledger is damaged.
     """
-    with _locked(path) as lock:
-        garbage = _garbage(lock.home, abandoned, last_states)
-        for leftover in garbage.leftovers:
-            disk.remove_tree(leftover, "leftover")
-        if not is_directory(lock.home / TMP):  # where objects are moved to
-            disk.make_directory(lock.home / TMP, TMP)
-        objects = ObjectStore(lock.home / OBJECTS, write=True)
-        recorded = {digest for _, _, digest in garbage.states}
-        for digest in garbage.objects:
-            if digest not in recorded:
-                objects.delete(digest)
+    with locked(path) as lock:
+        with closing(sound_ledger(lock.home)) as ledger:
+            garbage = garbage_of(lock.home, ledger, abandoned=abandoned, last_states=last_states)
+        remove_unrecorded(lock, garbage)
         if garbage.states:
             _remove_states(lock, garbage)
     return garbage
+
+
+def remove_unrecorded(lock: WriterLock, garbage: Garbage) -> None:
+    """Removes what the ledger knows nothing of, which works on a full disk, too."""
+    for leftover in garbage.leftovers:
+        disk.remove_tree(leftover, "leftover")
+    if not is_directory(lock.home / TMP):  # where objects are moved to
+        disk.make_directory(lock.home / TMP, TMP)
+    objects = ObjectStore(lock.home / OBJECTS, write=True)
+    recorded = {digest for _, _, digest in garbage.states}
+    for digest in garbage.objects:
+        if digest not in recorded:
+            objects.delete(digest)
 
 
 def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
@@ -109,7 +129,7 @@ def _remove_states(lock: WriterLock, garbage: Garbage) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[WriterLock]:
+def locked(path: Path) -> Iterator[WriterLock]:
     """The right to write to a home that is there; what the disk does wrong meanwhile is an error of the store."""
     path = path.absolute()
     require_home(path)
@@ -117,27 +137,37 @@ def _locked(path: Path) -> Iterator[WriterLock]:
         yield lock
 
 
-def _garbage(home: Path, abandoned: bool, last_states: bool) -> Garbage:
-    with closing(_sound_ledger(home)) as ledger:
-        idle, last = _states_of_finished_stages(ledger)
-        left_behind = _states_of_abandoned_stages(ledger)
-        states = [*idle, *(left_behind if abandoned else []), *(last if last_states else [])]
-        objects = _unreferenced(home, ledger, states)
-        staying_abandoned = set(_unreferenced(home, ledger, [*states, *left_behind])) - set(objects)
-        staying_last = set(_unreferenced(home, ledger, [*states, *last])) - set(objects)
+def garbage_of(home: Path, ledger: Ledger, *, abandoned: bool = False, last_states: bool = False) -> Garbage:
+    """What `collect_garbage` would remove. Beside a run that writes, what it is just writing counts as garbage."""
+    idle, last = _states_of_finished_stages(ledger)
+    left_behind = _states_of_abandoned_stages(ledger)
+    states = [*idle, *(left_behind if abandoned else []), *(last if last_states else [])]
+    objects = _unreferenced(home, ledger, states)
+    staying_abandoned = set(_unreferenced(home, ledger, [*states, *left_behind])) - set(objects)
+    staying_last = set(_unreferenced(home, ledger, [*states, *last])) - set(objects)
     leftovers = (*entries(home / TMP), *_cut_off_views(home))
+    sizes = object_sizes(home)
+    kept = sizes.keys() - objects - staying_abandoned - staying_last
     return Garbage(
         objects=tuple(objects),
         states=tuple(states),
         leftovers=leftovers,
-        num_bytes=_size([*(home / OBJECTS / digest for digest in objects), *leftovers]),
-        num_bytes_abandoned=_size([home / OBJECTS / digest for digest in staying_abandoned]),
-        num_bytes_last=_size([home / OBJECTS / digest for digest in staying_last]),
-        num_bytes_quarantined=_size(entries(home / QUARANTINE)),
+        num_bytes=sum(sizes.get(digest, 0) for digest in objects) + sum(map(size_below, leftovers)),
+        num_bytes_abandoned=sum(sizes.get(digest, 0) for digest in staying_abandoned),
+        num_bytes_last=sum(sizes.get(digest, 0) for digest in staying_last),
+        num_bytes_quarantined=size_below(home / QUARANTINE),
+        num_bytes_kept=sum(sizes[digest] for digest in kept),
     )
 
 
-def _sound_ledger(home: Path) -> Ledger:
+def object_sizes(home: Path) -> dict[str, int]:
+    """Bytes of each object, by its digest."""
+    return {
+        digest: size_below(home / OBJECTS / digest) for digest in ObjectStore(home / OBJECTS, write=False).digests()
+    }
+
+
+def sound_ledger(home: Path) -> Ledger:
     """The ledger, for reading. What a damaged one does not refer to any more may well be needed.
 
     Raises:
@@ -155,19 +185,24 @@ def _sound_ledger(home: Path) -> Ledger:
 
 
 def _unreferenced(home: Path, ledger: Ledger, doomed: Collection[State]) -> list[str]:
-    """Digests of the objects that the ledger does not refer to, or only as a state that is to go.
-
-    What is older than a backup's taking the place of a damaged ledger stays: the records that were lost may be of it.
-    """
+    """Digests of the objects that the ledger does not refer to, or only as a state that is to go."""
     needed = {artifact.digest for artifact in ledger.artifacts()}
     going = set(doomed)
     for key in ledger.begun_stages():
         needed |= {digest for _, digest in ledger.steps(key) if digest is not None}
         needed |= {digest for step, digest in ledger.states(key) if (key, step, digest) not in going}
+    return free_objects(home, ledger, needed)
+
+
+def free_objects(home: Path, ledger: Ledger, needed: Collection[str]) -> list[str]:
+    """Digests of the objects that are not needed.
+
+    What is older than a backup's taking the place of a damaged ledger stays: the records that were lost may be of it.
+    """
     fell_back_s = max((incident.at_s for incident in ledger.incidents() if incident.file == LEDGER), default=0.0)
     objects = ObjectStore(home / OBJECTS, write=False)
     free = [digest for digest in objects.digests() if digest not in needed]
-    return [digest for digest in free if (home / OBJECTS / digest).stat().st_mtime > fell_back_s]
+    return [digest for digest in free if changed_ns(home / OBJECTS / digest) / 1e9 > fell_back_s]
 
 
 def _states_of_finished_stages(ledger: Ledger) -> tuple[list[State], list[State]]:
@@ -192,10 +227,3 @@ def _states_of_abandoned_stages(ledger: Ledger) -> list[State]:
 def _cut_off_views(home: Path) -> list[Path]:
     """What the writing of views left in the directories of runs."""
     return [path for run in entries(home / RUNS) if is_directory(run) for path in half_written_views(run)]
-
-
-def _size(paths: Sequence[Path]) -> int:
-    """Bytes of files and of all files below directories."""
-    trees = [path for path in paths if path.is_dir() and not path.is_symlink()]
-    files = [path for path in paths if path not in trees] + [file for tree in trees for file in tree.rglob("*")]
-    return sum(file.lstat().st_size for file in files if file.is_symlink() or not file.is_dir())

@@ -2,10 +2,12 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from reasonmill.errors import StoreError, suggestion
 from reasonmill.store.full_disk import waits_for_room
 from reasonmill.store.sealed_rows import SealedRows
 
@@ -31,6 +33,23 @@ class MadeWith(NamedTuple):
     tables: Mapping[str, Any]
 
 
+class Making(NamedTuple):
+    """One making of an artifact: its number in the ledger, and those of what it was made from."""
+
+    number: int
+    digest: str
+    kind: str
+    metrics: Mapping[str, Any]
+    parents: tuple[int, ...]
+
+
+class Finished(NamedTuple):
+    """Of a finished stage the run that finished it, and the number of what it made."""
+
+    run: str
+    number: int
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run: its resolved recipe, when it was first started (seconds since the epoch) and its stages in order.
@@ -54,6 +73,16 @@ class RunRecord:
                 tables = {key: value for key, value in self.recipe.items() if key not in _NO_TABLES}
                 return MadeWith(self.recipe.get("seed"), settings, tables)
         return self.recorded.get(key)
+
+
+def unknown_run(name: str, known: Collection[str], home: Path) -> StoreError:
+    """The error for a run that a home does not have."""
+    listed = f"its runs are {', '.join(map(repr, sorted(known)))}" if known else "it has no runs"
+    return StoreError(
+        f"there is no run {name!r} in this home; {listed}",
+        fix=suggestion(name, known) or "`reasonmill status` shows the runs and what they take",
+        where=str(home),
+    )
 
 
 class LedgerOfRuns(SealedRows):
@@ -95,6 +124,51 @@ class LedgerOfRuns(SealedRows):
             earlier = tuple(stage for position, stage in stages if position < 0)
             found.append(RunRecord(row["name"], recipe, row["started_s"], current, earlier, recorded))
         return found
+
+    def makings(self) -> list[Making]:
+        """All artifacts that were ever recorded, in this order."""
+        parents: dict[int, list[int]] = {}
+        for link in self._read("parents", order="child, position"):
+            parents.setdefault(link["child"], []).append(link["parent"])
+        return [
+            Making(row["id"], row["digest"], row["kind"], json.loads(row["metrics"]), tuple(parents.get(row["id"], ())))
+            for row in self._read("artifacts", order="id")
+        ]
+
+    def finished(self) -> dict[str, Finished]:
+        """All finished stages, by their keys."""
+        return {row["key"]: Finished(row["run"], row["artifact"]) for row in self._read("stages")}
+
+    def known_keys(self) -> list[str]:
+        """The keys of all stages of which anything is recorded, and those of what is kept beside stages."""
+        tables = {"run_stages": "key", "stages": "key", "steps": "stage_key", "states": "stage_key"}
+        selected = [f"SELECT {column} FROM {table}" for table, column in {**tables, "machines": "stage_key"}.items()]
+        return sorted(row[0] for row in self._rows(" UNION ".join(selected)))
+
+    @waits_for_room
+    def forget_runs(
+        self, runs: Collection[str], keys: Collection[str], makings: Collection[int], heirs: Mapping[str, str]
+    ) -> None:
+        """Forgets runs, stages with all that is recorded of them, and artifacts, at once: a crash leaves all or none.
+
+        Args:
+            keys: of the stages.
+            makings: the numbers of the artifacts. None of them is of a stage that stays or a parent of one that stays.
+            heirs: by the keys of finished stages that stay, the run that has each from now on.
+
+        Raises:
+            StoreError: something that stays refers to what is to go; then nothing is forgotten.
+        """
+        with self._transaction("removed runs"):
+            for table in ("views", "run_stages"):
+                self._db.executemany(f"DELETE FROM {table} WHERE run = ?", [(run,) for run in runs])
+            self._db.executemany("UPDATE stages SET run = ? WHERE key = ?", [(run, key) for key, run in heirs.items()])
+            self._db.executemany("DELETE FROM stages WHERE key = ?", [(key,) for key in keys])
+            for table in ("steps", "states", "machines"):
+                self._db.executemany(f"DELETE FROM {table} WHERE stage_key = ?", [(key,) for key in keys])
+            self._db.executemany("DELETE FROM parents WHERE child = ?", [(number,) for number in makings])
+            self._db.executemany("DELETE FROM artifacts WHERE id = ?", [(number,) for number in makings])
+            self._db.executemany("DELETE FROM runs WHERE name = ?", [(run,) for run in runs])
 
     def _earlier(self, before: RunRecord, begun: Sequence[RunStage]) -> tuple[list[RunStage], dict[str, MadeWith]]:
         """The earlier results of a run that is begun with other stages, and with what all that it drops was made."""

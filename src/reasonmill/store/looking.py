@@ -39,6 +39,15 @@ def size(path: Path) -> int:
     return status.st_size if status is not None else 0
 
 
+def size_below(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory; links count as themselves. What goes meanwhile counts 0."""
+    status = _status(path, os.lstat)
+    if status is None or not stat.S_ISDIR(status.st_mode):
+        return status.st_size if status is not None else 0
+    inside = unless_lost(lambda: os.listdir(path)) or []
+    return sum(size_below(path / name) for name in inside)
+
+
 def changed_ns(path: Path) -> int:
     """When a file or directory was last changed, in nanoseconds since the epoch; 0 where there is none."""
     status = _status(path, os.stat)

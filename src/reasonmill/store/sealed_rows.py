@@ -114,6 +114,15 @@ class SealedRows:
         with self._errors():
             return disk.empty_log(self._db, self._path, "ledger")
 
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """In the block, all that is read is what was there at its beginning, whatever a writer does meanwhile."""
+        self._rows("BEGIN")
+        try:
+            yield
+        finally:
+            self._rows("COMMIT")
+
     def damage(self) -> list[str]:
         """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows.
 

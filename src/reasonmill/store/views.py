@@ -41,6 +41,13 @@ def half_written_views(directory: Path) -> list[Path]:
     return sorted(path for name in _HALF_WRITTEN if exists(path := directory / name))
 
 
+def own_entries(directory: Path) -> list[Path]:
+    """The views in a run's directory, also half-written ones: all that is not of the user. A link is the user's."""
+    if directory.is_symlink():
+        return []
+    return sorted(path for name in VIEWS | _HALF_WRITTEN if exists(path := directory / name))
+
+
 def damaged_views(directory: Path, recorded: Mapping[str, str], *, model: Path | None = None) -> list[str]:
     """The recorded files of a run's directory that are missing or hold something else.
 
