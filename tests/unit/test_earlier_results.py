@@ -39,7 +39,8 @@ def shown(home_path: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(["status", "--home", str(home_path)])
-    return [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split() for line in lines[2 : next(i for i, line in enumerate(lines) if line.startswith("disk: "))]]
 
 
 def found(home_path: Path, text: str) -> tuple[str, list[str]]:

@@ -268,7 +268,7 @@ def test_gc_on_the_command_line(home: Home, call: Call) -> None:
     assert code == 0
     assert "would be removed: 1 object," in out
     assert call("gc", "--home", home.path)[1].startswith("object ")
-    assert call("gc", "--home", home.path)[:2] == (0, "removed: 0 objects, 0 bytes with leftovers\n")
+    assert call("gc", "--home", home.path)[1].startswith("removed: 0 objects, 0 bytes with leftovers\n")
     with Home.open(home.path) as again:
         again.ledger.commit_state("k0", 3, put(again, "state behind the last step"))
         again.ledger.begin_run("r", {"stage": ["changed"]}, [("zero", "rl", "k0"), ("more", "rl", "k2")])

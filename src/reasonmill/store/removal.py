@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reasonmill.errors import OutOfSpace
 from reasonmill.store import disk
-from reasonmill.store.commit import replace_directory
+from reasonmill.store.commit import disk_errors, replace_directory
 from reasonmill.store.garbage import (
     Garbage,
     free_objects,
@@ -79,14 +79,14 @@ def remove_runs(path: Path, names: Sequence[str]) -> RemovedRuns:
     runs are whole, and after it they are gone; the same call does the rest, as does `collect_garbage`, but for views.
 
     Raises:
-        OutOfSpace: there is no room to record that the runs are gone; they are whole.
+        OutOfSpace: there is no room to record that the runs are gone: those that `status` shows are whole.
         StoreError: as for `look_for_runs`.
     """
     with locked(path) as lock:
         found, removal, garbage = _look(lock, names)
         remove_unrecorded(lock, garbage)
         try:
-            with Home.open(lock.home, lock=lock) as home:
+            with disk_errors(lock.home), Home.open(lock.home, lock=lock) as home:
                 # The directory goes last: as long as it is there, the same call knows what is left to do.
                 directories = [home.run_dir(name) for name in found.runs]
                 home.ledger.forget_runs(removal.runs, removal.keys, removal.makings, removal.heirs)
@@ -98,7 +98,7 @@ def remove_runs(path: Path, names: Sequence[str]) -> RemovedRuns:
                     _remove_views(directory)
         except OutOfSpace as error:
             raise OutOfSpace(
-                "no space is left on the disk to record that the runs are gone; what nothing refers to was removed",
+                "no space is left on the disk to record which runs are gone; what nothing refers to was removed",
                 fix="free a few megabytes elsewhere on that disk, then run the same command again",
                 where=error.where,
             ) from error
