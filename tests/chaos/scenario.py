@@ -28,6 +28,7 @@ from reasonmill.store.ledger import Ledger
 from reasonmill.store.ledger_backup import BACKUPS, LEDGER, SEAL, SIDE_FILES, read_seal
 from reasonmill.store.objects import QUARANTINE
 from reasonmill.store.plans import KeptPlans, Plan, write_plans
+from reasonmill.store.removal import remove_runs
 from reasonmill.store.steps import (
     committed_groups,
     drop_state,
@@ -39,7 +40,7 @@ from reasonmill.store.steps import (
 from reasonmill.store.views import RUNS, damaged_views, view_digests
 from reasonmill.types import Artifact, Completion, Grade, Group, Message, Problem, Rollout
 
-RUN = "small"
+RUN, BRIEF = "small", "brief"
 SUMMARY, MODEL = "summary.json", "model"
 WEIGHTS = "parts/weights"
 # The last state of the first and the last stage is the very object that the stage makes: it must outlive the states.
@@ -141,7 +142,26 @@ def run_and_clean_up(home_path: Path) -> None:
         home.objects.put(partial(write_model, "needed by nobody"))
         # A process that ends between a stage's commit and this one's removal leaves such a state.
         home.ledger.commit_state("key-first", 1, home.objects.put(partial(write_model, "idle")))
+        _begin_brief_run(home)
     collect_garbage(home_path)
+
+
+def remove_brief_run(home_path: Path) -> None:
+    """The other run is removed; what had removed it to the end but for closing the home only does that."""
+    with Home.open(home_path, write=False) as home:
+        is_there = any(run.name == BRIEF for run in home.ledger.runs())
+    if is_there or (home_path / RUNS / BRIEF).exists():
+        remove_runs(home_path, [BRIEF])
+    else:
+        Home.open(home_path).close()
+
+
+def _begin_brief_run(home: Home) -> None:
+    """A run with the first stage, and one of its own that is stopped on its way."""
+    home.ledger.begin_run(BRIEF, {"seed": 1}, [(name, "train", f"key-{name}") for name in (SHORTER, BRIEF)])
+    home.ledger.commit_step(f"key-{BRIEF}", 0, home.objects.put(partial(write_model, "groups of the brief run")))
+    home.ledger.commit_state(f"key-{BRIEF}", 1, home.objects.put(partial(write_model, "state of the brief run")))
+    replace_file(home.run_dir(BRIEF) / SUMMARY, b"{}")
 
 
 def _run(home: Home, *, stages: int = len(STEPS), stop_after: int | None = None, repair: bool = False) -> Artifact:
@@ -367,5 +387,6 @@ PARTS = (
     Part(go_on, rot_of_the_closed_ledger),
     Part(finish_beside_a_reader, rot_of_what_is_going_on),
     Part(run_and_clean_up, rot_of_the_seal_a_row_and_all_objects),
+    Part(remove_brief_run),
 )
 ALL = range(len(PARTS))

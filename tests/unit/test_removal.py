@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -46,12 +45,14 @@ def begin(home: Home, run: str, stages: Sequence[str], *, recipe: Sequence[str] 
     home.ledger.begin_run(run, {"seed": seed, "stage": settings}, [(name, "rl", f"k-{name}") for name in stages])
 
 
-def finish(home: Home, run: str, name: str, parents: Sequence[str] = (), *, steps: int = 0, **metrics: Any) -> None:
+def finish(
+    home: Home, run: str, name: str, parents: Sequence[str] = (), *, steps: int = 0, adopted: object = None
+) -> None:
     """Commits a stage and the groups of its steps; its parents are the objects with these texts."""
     for step in range(steps):
         home.ledger.commit_step(f"k-{name}", step, put(home, f"groups {step} of {name}"))
     digests = tuple(digest_of(home, parent) for parent in parents)
-    made = Artifact(put(home, name), "model", name, digests, "", metrics)
+    made = Artifact(put(home, name), "model", name, digests, "", {ADOPTED: adopted} if adopted else {})
     home.ledger.begin_stage(f"k-{name}", "a machine")
     home.ledger.commit_stage(key=f"k-{name}", run=run, name=name, kind="rl", artifact=made, seconds=1.0, tokens=1)
 
@@ -74,8 +75,7 @@ def left(path: Path) -> set[str]:
     """The objects of a home in which nothing is wrong, nothing is garbage, and nothing is missing."""
     assert verify_home(path).problems == ()
     assert collect_garbage(path).objects == ()
-    with Home.open(path) as home:
-        assert {text for text in texts(home) if not home.ledger.refers_to(digest_of(home, text))} == set()
+    with Home.open(path, write=False) as home:
         return texts(home)
 
 
@@ -139,7 +139,7 @@ def test_an_adopted_result_keeps_the_steps_it_was_made_with(home: Home) -> None:
     kept = Artifact(put(home, "one on its way"), "model", "one@1", (), "", {OF_STAGE: "k-one", AT_STEP: 1})
     home.ledger.register(kept)
     begin(home, "two", ["start", "two", "taken"])
-    finish(home, "two", "taken", ("start",), **{ADOPTED: origin})
+    finish(home, "two", "taken", ("start",), adopted=origin)
     home.close()
     (of_one,) = [it for it in remove_runs(home.path, ["one"]).staying if it.what == "one"]
     assert of_one.readers == ("two",)
@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_run_whole_and_frees_what_needs_no_record(
         assert sorted(run.name for run in again.ledger.runs()) == ["one", "two"]
 
 
-@pytest.mark.parametrize("name", ["rename deleted object", "rename old view directory", "unlink view of a removed run"])
+@pytest.mark.parametrize("name", ["rename deleted object", "rename old view directory", "unlink removed run"])
 def test_the_same_call_ends_what_was_cut_off(home: Home, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     home.close()
     with monkeypatch.context() as patch:

@@ -158,10 +158,9 @@ def _staying(
 
 def _remove_views(directory: Path) -> None:
     """Removes the views of a run, and the directory if the user has nothing else in it."""
-    views = own_entries(directory)
-    if directory / MODEL in views and is_directory(directory / MODEL):  # out of sight in one rename
-        replace_directory(directory / MODEL, None)
+    if own_entries(directory):
+        replace_directory(directory / MODEL, None)  # out of sight in one rename
     for path in own_entries(directory):
-        disk.remove_tree(path, "view of a removed run")
+        disk.unlink(path, "removed run")
     if not entries(directory):
         disk.remove_tree(directory, "removed run")
