@@ -121,7 +121,7 @@ class SealedRows:
         try:
             yield
         finally:
-            self._rows("COMMIT")
+            self._rows("ROLLBACK")  # of nothing: it only was read
 
     def damage(self) -> list[str]:
         """What is wrong with the file, each in a sentence: its pages, its tables, references to nothing, its rows.
