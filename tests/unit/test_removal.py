@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from reasonmill.store.verification import verify_home
 from reasonmill.store.views import view_digests
 from reasonmill.types import Artifact
 from small_homes import digest_of, put, texts
+from small_runs import run_once
 
 
 @pytest.fixture
@@ -317,3 +319,20 @@ def test_status_says_what_runs_take_and_what_rm_and_gc_would_free(home: Home, ca
     assert [line for line in gc if "bytes are" in line] == [line for line in shown.splitlines() if "bytes are" in line]
     assert f" {told['gc']['free_bytes']:,} bytes with leftovers" in "\n".join(gc)
     assert look_for_runs(home.path, ["one"]).num_bytes == one["own_bytes"] + one["states_bytes"]
+
+
+def test_runs_of_recipes_go_on_after_another_one_is_removed(
+    recipe_file: Path, home_path: Path, stages: Any, without_charts: None
+) -> None:
+    twin = recipe_file.with_name("twin.toml")
+    twin.write_text(recipe_file.read_text().replace('name = "small"', 'name = "twin"'))
+    before = run_once(recipe_file, home_path)
+    run_once(twin, home_path, "second.text=x")
+    assert "first" in {it.what for it in remove_runs(home_path, ["small"]).staying}
+    assert verify_home(home_path).problems == ()
+    assert stages.calls == ["first", "second", "check", "second", "check"]
+    run_once(twin, home_path, "second.text=x")
+    assert stages.calls == []
+    again = run_once(recipe_file, home_path)
+    assert stages.calls == ["second", "check"]
+    assert [it.artifact.digest for it in again.stages] == [it.artifact.digest for it in before.stages]
