@@ -36,7 +36,13 @@ def status(
         if as_json:
             told = {
                 "runs": [_as_json(opened, record, taken[record.name]) for record in shown],
-                "gc": {"free_bytes": garbage.num_bytes, "staying_bytes": garbage.staying()},
+                "gc": {
+                    "free_bytes": garbage.num_bytes,
+                    "abandoned_states_bytes": garbage.num_bytes_abandoned,
+                    "last_states_bytes": garbage.num_bytes_last,
+                    "kept_bytes": garbage.num_bytes_kept,
+                    "quarantined_bytes": garbage.num_bytes_quarantined,
+                },
             }
             print(json.dumps(told, indent=2, ensure_ascii=False))
             return

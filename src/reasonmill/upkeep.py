@@ -61,7 +61,7 @@ def gc(
 
 
 def rm(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, as `status` shows them.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Names of runs, as `status` shows them.")],
     home: HomeOption = DEFAULT_HOME,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,

@@ -318,6 +318,8 @@ def test_status_says_what_runs_take_and_what_rm_and_gc_would_free(home: Home, ca
     gc = call("gc", "--home", home.path, "--dry-run")[1].splitlines()
     assert [line for line in gc if "bytes are" in line] == [line for line in shown.splitlines() if "bytes are" in line]
     assert f" {told['gc']['free_bytes']:,} bytes with leftovers" in "\n".join(gc)
+    assert f"{told['gc']['abandoned_states_bytes']:,} bytes are states of unfinished stages" in shown
+    assert f"{told['gc']['kept_bytes']:,} bytes are what runs have" in shown
     assert look_for_runs(home.path, ["one"]).num_bytes == one["own_bytes"] + one["states_bytes"]
 
 
