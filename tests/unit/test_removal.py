@@ -156,13 +156,15 @@ def test_an_adopted_result_keeps_the_steps_it_was_made_with(home: Home) -> None:
 def test_earlier_results_go_with_their_run_and_stay_with_it(home: Home) -> None:
     begin(home, "one", ["start", "changed"], recipe=["start", "changed"], seed=1)  # "one" is an earlier result now
     begin(home, "two", ["start", "one"], seed=1)  # as is "two", and "one" is shared
-    begin(home, "two", ["start"], seed=2)  # and an earlier one of both
+    home.ledger.begin_run("two", {"seed": 2, "stage": []}, [("start", "rl", "k-start"), ("one", "rl", "k-other")])
+    other = Artifact(put(home, "other"), "model", "one", (), "")  # in its place: it may still be adopted or come back
+    home.ledger.commit_stage(key="k-other", run="two", name="one", kind="rl", artifact=other, seconds=1.0, tokens=1)
     home.close()
     remove_runs(home.path, ["one"])
-    assert left(home.path) == OF_START | OF_TWO | {"one", "groups 0 of one"}
+    assert left(home.path) == OF_START | OF_TWO | {"one", "groups 0 of one", "other"}
     with Home.open(home.path, write=False) as again:
         (two,) = again.ledger.runs()
-        assert [stage.name for stage in two.earlier] == ["two", "one"]
+        assert ([stage.name for stage in two.earlier], list(two.recorded)) == (["two"], ["k-two", "k-one"])
     begun = Home.open(home.path)
     begin(begun, "new", ["new"])
     begun.close()
