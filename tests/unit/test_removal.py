@@ -172,6 +172,16 @@ def test_earlier_results_go_with_their_run_and_stay_with_it(home: Home) -> None:
     assert left(home.path) == set()
 
 
+def test_a_model_that_an_unfinished_evaluation_asks_stays(home: Home) -> None:
+    model = {"path": str(home.path / "objects" / digest_of(home, "one"))}
+    home.ledger.begin_run("asks", {"models": {"model": model}, "stage": []}, [("eval", "evaluate", "k-eval")])
+    home.close()
+    assert ("one", ("asks",)) in {(it.what, it.readers) for it in remove_runs(home.path, ["one"]).staying}
+    assert left(home.path) == OF_START | OF_TWO | {"one"}
+    remove_runs(home.path, ["asks", "two"])
+    assert left(home.path) == set()
+
+
 def test_an_unfinished_run_goes_with_its_steps_and_keeps_what_it_may_read(home: Home) -> None:
     outside(home, "a base that was read")
     finish(home, "one", "last", ("a base that was read",))

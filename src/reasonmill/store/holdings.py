@@ -5,12 +5,15 @@ is recorded without a run (the beginning of a stage whose settings were changed,
 again) may be of any run: it goes with the last one.
 """
 
+import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from reasonmill.store.ledger import ADOPTED, OF_STAGE, Ledger
 from reasonmill.store.ledger_runs import RunRecord
 
+_OBJECT = re.compile(r"\b[0-9a-f]{64}\b")
 # Kinds of artifacts that come from outside: no stage made them.
 _FROM_OUTSIDE = frozenset({"base", "file"})
 
@@ -48,6 +51,8 @@ class Holdings:
         self._states = {key: [digest for _, digest in ledger.states(key)] for key in self._keys}
         self._groups = {key: [it for _, it in ledger.steps(key) if it is not None] for key in self._keys}
         self._objects = frozenset(objects)
+        # A run that evaluates a model of the home has the path of its object in its recipe.
+        self._named = {name: set(_OBJECT.findall(json.dumps(run.recipe))) for name, run in self.runs.items()}
         self._parents = {parent for making in self._makings.values() for parent in making.parents}
         self._owners = self._read_owners()
 
@@ -70,9 +75,10 @@ class Holdings:
         return artifacts.union(*(self._states[key] + self._groups[key] for key in keys))
 
     def reached(self, run: str) -> set[str]:
-        """Digests of all that a run has, and of what its artifacts were made from."""
+        """Digests of all that a run has or names, and of what its artifacts were made from."""
         keys = [key for key in self._keys if run in self._owners.get(_stage_of(key), ())]
-        made = self._with_ancestors(number for key in keys for number in self._made_by(key))
+        named = [number for number, making in self._makings.items() if making.digest in self._named[run]]
+        made = self._with_ancestors([*named, *(number for key in keys for number in self._made_by(key))])
         return {self._makings[number].digest for number in made}.union(
             *(self._states[key] + self._groups[key] for key in keys)
         )
@@ -123,6 +129,7 @@ class Holdings:
         """The numbers of the artifacts that stay, with all that they were made from."""
         of_stages = {finished.number: key for key, finished in self._finished.items() if key not in doomed}
         had = {finished.number for finished in self._finished.values()}
+        named = set[str]().union(*(self._named[name] for name in staying))
         unfinished = any(not self.is_finished(self.runs[name]) for name in staying) or any(
             _stage_of(key) not in self._owners for key in self._keys if key not in doomed
         )
@@ -130,6 +137,7 @@ class Holdings:
             number
             for number, making in self._makings.items()
             if number in of_stages
+            or making.digest in named
             or (OF_STAGE in making.metrics and self._stays(making.metrics[OF_STAGE], staying))
             or (number not in had and OF_STAGE not in making.metrics and self._may_be_read(number, staying, unfinished))
         )
