@@ -116,8 +116,10 @@ def _lines(one: Compared, is_raised: bool) -> list[str]:
 
 
 def _needed(one: Compared) -> str:
+    if one.needed is None:
+        return ""
     seen = 100 * one.difference.found.difference.value
-    return "" if one.needed is None else f"; to see {seen:+.1f} points with {100 * POWER:.0f} %: {one.needed:,} problems"
+    return f"; to see {seen:+.1f} points with {100 * POWER:.0f} %: {one.needed:,} problems"
 
 
 def _show_changed(console: Console, rows: Sequence[Compared], show: int) -> None:
