@@ -118,6 +118,9 @@ class NumberRenderer:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(int(word) for message in messages for word in message.content.split())
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        return [self.render(messages) for messages in conversations]
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return (2, *self.render(messages), 3)
 

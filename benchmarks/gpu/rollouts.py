@@ -71,6 +71,9 @@ class Words:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        raise NotImplementedError
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
 

@@ -75,6 +75,9 @@ class Letters:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(map(ord, f"{messages[-1].content}{self.opening}"))
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        return [self.render(messages) for messages in conversations]
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
 

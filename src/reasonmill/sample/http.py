@@ -38,6 +38,9 @@ class ConversationRenderer:
         turns = [[message.role, message.content] for message in messages]
         return tuple(json.dumps(turns, ensure_ascii=False).encode())
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        return [self.render(messages) for messages in conversations]
+
     def text(self, tokens: Sequence[int]) -> str:
         return bytes(token for token in tokens if token != _END).decode(errors="replace")
 
