@@ -127,8 +127,8 @@ class NumberRenderer:
     def text(self, tokens: Sequence[int]) -> str:
         return "".join(f"{token} " for token in tokens if token not in self.stop_tokens)
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.split())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 def native_sampler(decoder: Decoder, renderer: Renderer, **settings: int) -> EngineSampler:

@@ -65,8 +65,8 @@ class Renderer(Protocol):
         """Tokens of an assistant's turn that says `text`, without `opening`, and with the token last that the model's
         template ends turns with: what fine-tuning learns to write."""
 
-    def num_tokens(self, text: str) -> int:
-        """How many tokens a text has; for measures, never to make training data."""
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of the texts has; for measures, never to make training data."""
 
 
 @dataclass(frozen=True)

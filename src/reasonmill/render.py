@@ -47,8 +47,8 @@ class _TokenizerText(ABC):
     def response(self, text: str) -> tuple[int, ...]:
         return (*self._of_model.text(self._behind_opening(text)), self._of_model.end_of_turn)
 
-    def num_tokens(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(tokens) for tokens in self._of_model.read(texts)]
 
     def _before(self) -> tuple[int, ...]:
         """Tokens before those of a prompt's text."""

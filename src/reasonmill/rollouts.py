@@ -145,7 +145,16 @@ def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
         )
 
 
-def thinking_tokens(rollout: Rollout, renderer: Renderer) -> int:
-    """Tokens of the rollout's thinking in all its turns, without the tags."""
-    thoughts = [read_transcript(text).thinking for text in rollout.texts]
-    return sum(renderer.num_tokens(thinking) for thinking in thoughts if thinking)
+def thinking_tokens(rollouts: Sequence[Rollout], renderer: Renderer) -> list[int]:
+    """Tokens of each rollout's thinking in all its turns, without the tags."""
+    thoughts = [
+        (place, thinking)
+        for place, rollout in enumerate(rollouts)
+        for text in rollout.texts
+        if (thinking := read_transcript(text).thinking)
+    ]
+    found = [0] * len(rollouts)
+    counts = renderer.num_tokens([thinking for _, thinking in thoughts])
+    for (place, _), count in zip(thoughts, counts, strict=True):
+        found[place] += count
+    return found

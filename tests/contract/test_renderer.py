@@ -93,7 +93,8 @@ def test_the_text_keeps_the_thinking_and_drops_the_stop_token(case: Case) -> Non
 def test_any_text_comes_back_from_its_tokens(case: Case, text: str) -> None:
     tokens = case.tokenizer.encode(text, add_special_tokens=False)
     assert case.renderer.text(tokens) == text
-    assert case.renderer.num_tokens(text) == len(tokens)
+    assert case.renderer.num_tokens([text, "", text]) == [len(tokens), 0, len(tokens)]
+    assert case.renderer.num_tokens([]) == []
 
 
 def test_the_chat_template_decides_which_renderer_a_model_gets(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ class Letters:
     def response(self, text: str) -> tuple[int, ...]:
         return (*map(ord, text.removeprefix(self.opening)), 0)
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.split())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 class Answering:

@@ -139,10 +139,10 @@ class ModelTokenizer:
         return self.all_shown([(contents, show)])[0]
 
     def all_shown(self, conversations: Sequence[tuple[Sequence[str], Show]]) -> list[list[int]]:
-        """`shown` of each of the contents; fast tokenizers read them on all processors."""
+        """`shown` of each of the contents, which are read together."""
         texts = [show(contents) for contents, show in conversations]
         marked = [any(self._marks.search(content) for content in contents) for contents, _ in conversations]
-        read = iter(self._read([text for text, is_marked in zip(texts, marked, strict=True) if not is_marked]))
+        read = iter(self.read([text for text, is_marked in zip(texts, marked, strict=True) if not is_marked]))
         found = []
         for (contents, show), text, is_marked in zip(conversations, texts, marked, strict=True):
             tokens = None if is_marked else next(read)
@@ -152,8 +152,8 @@ class ModelTokenizer:
             found.append(tokens)
         return found
 
-    def _read(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts, whose marks are control tokens."""
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts, whose marks are control tokens; fast tokenizers read them on all processors."""
         if len(texts) > 1 and self.plain.is_fast:
             together: list[list[int]] = self.plain(list(texts), add_special_tokens=False)["input_ids"]
             return together

@@ -53,8 +53,8 @@ class ConversationRenderer:
             fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
         )
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.encode())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.encode()) for text in texts]
 
     def messages(self, tokens: Sequence[int]) -> tuple[Message, ...]:
         """The messages that `render` wrote down.
