@@ -116,7 +116,7 @@ def language_share(text: str, language: str) -> float | None:
 @lru_cache(maxsize=4096)  # every completion of a group asks for the same prompt
 def detect_language(text: str) -> str | None:
     """The language of most of a text's words; None where that is not sure, as in a formula or in a word or two."""
-    words = _words_by_language(text)
+    words = words_by_language(text)
     if not words:
         return None
     language, count = max(words.items(), key=lambda item: (item[1], item[0]))
@@ -155,19 +155,32 @@ class _Word(NamedTuple):
 _REMEMBERED: OrderedDict[bytes, Mapping[str, float]] = OrderedDict()
 
 
+def is_remembered(text: str) -> bool:
+    """Whether the words of a text need not be found again."""
+    return _digest(text) in _REMEMBERED
+
+
+def remember(text: str, words: Mapping[str, float]) -> None:
+    """Keeps what `words_by_language` gave of a text, here or in another process, for as long as there is room."""
+    while len(_REMEMBERED) >= REMEMBERED:
+        _REMEMBERED.popitem(last=False)
+    _REMEMBERED[_digest(text)] = words
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
 def _remembered_words(text: str) -> Mapping[str, float]:
-    """`_words_by_language`, found once for each of the texts that were asked for last."""
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-    words = _REMEMBERED.pop(digest, None)
-    if words is None:
-        words = _words_by_language(text)
-        while len(_REMEMBERED) >= REMEMBERED:
-            _REMEMBERED.popitem(last=False)
-    _REMEMBERED[digest] = words
-    return words
+    """`words_by_language`, found once for each of the texts that were asked for last."""
+    if (digest := _digest(text)) in _REMEMBERED:
+        _REMEMBERED.move_to_end(digest)
+    else:
+        remember(text, words_by_language(text))
+    return _REMEMBERED[digest]
 
 
-def _words_by_language(text: str) -> dict[str, float]:
+def words_by_language(text: str) -> dict[str, float]:
     """How many words of each language a text has; languages without any are left out."""
     by_script: defaultdict[str, list[_Word]] = defaultdict(list)
     for word in _words(text):

@@ -189,13 +189,13 @@ def test_windows_have_the_probabilities_that_the_classifier_gives_one_by_one(scr
 
 def test_a_text_is_read_once_and_no_more_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    reading = languages._words_by_language
+    reading = languages.words_by_language
 
     def noted(text: str) -> dict[str, float]:
         read.append(text)
         return reading(text)
 
-    monkeypatch.setattr(languages, "_words_by_language", noted)
+    monkeypatch.setattr(languages, "words_by_language", noted)
     monkeypatch.setattr(languages, "_REMEMBERED", type(languages._REMEMBERED)())
     monkeypatch.setattr(languages, "REMEMBERED", 2)
     for text in (ENGLISH, GERMAN, ENGLISH, "\ud800", ENGLISH, GERMAN, ENGLISH):
