@@ -118,14 +118,17 @@ class NumberRenderer:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(int(word) for message in messages for word in message.content.split())
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        return [self.render(messages) for messages in conversations]
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return (2, *self.render(messages), 3)
 
     def text(self, tokens: Sequence[int]) -> str:
         return "".join(f"{token} " for token in tokens if token not in self.stop_tokens)
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.split())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 def native_sampler(decoder: Decoder, renderer: Renderer, **settings: int) -> EngineSampler:

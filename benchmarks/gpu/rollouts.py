@@ -71,6 +71,9 @@ class Words:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        raise NotImplementedError
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
 
@@ -80,8 +83,8 @@ class Words:
     def response(self, text: str) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.split())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 def decoder_of(

@@ -47,6 +47,9 @@ class Renderer(Protocol):
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens of the conversation up to where the assistant's next turn begins."""
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        """What `render` gives of each conversation; many are faster together."""
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Tokens between the stop token of one of the assistant's turns and the beginning of its next turn, where
         `messages` were said in between. What was sampled before is never tokenised again.
@@ -62,8 +65,8 @@ class Renderer(Protocol):
         """Tokens of an assistant's turn that says `text`, without `opening`, and with the token last that the model's
         template ends turns with: what fine-tuning learns to write."""
 
-    def num_tokens(self, text: str) -> int:
-        """How many tokens a text has; for measures, never to make training data."""
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of the texts has; for measures, never to make training data."""
 
 
 @dataclass(frozen=True)

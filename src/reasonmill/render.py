@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from reasonmill.errors import UnsupportedModel
@@ -17,7 +19,7 @@ from reasonmill.types import Message
 _TURN = f"{THINK_OPEN}\nthought\n{THINK_CLOSE}\n\nsaid"
 
 
-class _TokenizerText:
+class _TokenizerText(ABC):
     """What both renderers do alike: turns of the assistant to tokens and back."""
 
     def __init__(self, tokenizer: ModelTokenizer, where: str) -> None:
@@ -28,6 +30,15 @@ class _TokenizerText:
         self._tokenizer = tokenizer.plain
         self._where = where
 
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self.render_all([messages])[0]
+
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        asked = [
+            ([message.content for message in messages], partial(self._shown, messages)) for messages in conversations
+        ]
+        return [(*self._before(), *tokens) for tokens in self._of_model.all_shown(asked)]
+
     def text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self.stop_tokens]
         decoded: str = self._tokenizer.decode(kept, skip_special_tokens=False)
@@ -36,8 +47,16 @@ class _TokenizerText:
     def response(self, text: str) -> tuple[int, ...]:
         return (*self._of_model.text(self._behind_opening(text)), self._of_model.end_of_turn)
 
-    def num_tokens(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(tokens) for tokens in self._of_model.read(texts)]
+
+    def _before(self) -> tuple[int, ...]:
+        """Tokens before those of a prompt's text."""
+        return ()
+
+    @abstractmethod
+    def _shown(self, messages: Sequence[Message], contents: Sequence[str]) -> str:
+        """The text of a prompt, with the contents in place of the messages' own."""
 
     def _behind_opening(self, text: str) -> str:
         """What is left to say of a turn where the prompt has opened its thinking."""
@@ -56,22 +75,19 @@ class _TokenizerText:
 class ChatRenderer(_TokenizerText):
     """The chat template that comes with the model."""
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        def shown(contents: Sequence[str]) -> str:
-            turns = _turns(messages, contents)
-            text = self._of_model.show(turns, goes_on=True)
-            # A template for contents in parts, as those of models that see are, finds none in a text. Of the
-            # assistant's earlier turns templates leave out the thinking.
-            silent = [role for role, said in turns if role != "assistant" and not _has_any(text, said.split())]
-            if silent:
-                raise UnsupportedModel(
-                    f"the model's chat template leaves out what is said by: {', '.join(silent)}",
-                    fix="leave out the role that it does not know, or correct the template: contents are texts",
-                    where=self._where,
-                )
-            return text
-
-        return tuple(self._of_model.shown([message.content for message in messages], shown))
+    def _shown(self, messages: Sequence[Message], contents: Sequence[str]) -> str:
+        turns = _turns(messages, contents)
+        text = self._of_model.show(turns, goes_on=True)
+        # A template for contents in parts, as those of models that see are, finds none in a text. Of the assistant's
+        # earlier turns templates leave out the thinking.
+        silent = [role for role, said in turns if role != "assistant" and not _has_any(text, said.split())]
+        if silent:
+            raise UnsupportedModel(
+                f"the model's chat template leaves out what is said by: {', '.join(silent)}",
+                fix="leave out the role that it does not know, or correct the template: contents are texts",
+                where=self._where,
+            )
+        return text
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         # The difference of two conversations as text: one that ends with a turn of the assistant, and the same with the
@@ -116,12 +132,12 @@ class ChatRenderer(_TokenizerText):
 class PlainRenderer(_TokenizerText):
     """R1-Zero's template as plain text, for one user question of a base that has no chat template of its own."""
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        asked = self._of_model.shown(
-            [message.content for message in messages], lambda contents: f"{R1_ZERO_PREAMBLE}{_asked(contents)}"
-        )
+    def _before(self) -> tuple[int, ...]:
         # Of what the tokenizer adds, what stands before a text alone: behind an end token nothing is left to say.
-        return (*self._of_model.prefix, *asked)
+        return self._of_model.prefix
+
+    def _shown(self, messages: Sequence[Message], contents: Sequence[str]) -> str:
+        return f"{R1_ZERO_PREAMBLE}{_asked(contents)}"
 
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         # As the chat template of this name continues longer conversations.

@@ -13,7 +13,7 @@ from reasonmill.randomness import Part, generator, key
 from reasonmill.rewards.combination import Begun, BegunGroup, RewardWeights
 from reasonmill.tasks.named import NamedTask
 from reasonmill.transcript import read_transcript
-from reasonmill.types import Group, Message, Problem, Request, Rollout, SamplingParams
+from reasonmill.types import Group, Problem, Request, Rollout, SamplingParams
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -68,22 +68,24 @@ def collect(
         RecipeError: a task has an environment, and the sampler gives text alone.
         UnsupportedModel: the model's template can't continue a conversation.
     """
-    prompts: dict[tuple[Message, ...], tuple[int, ...]] = {}
     requests: list[Request] = []
     attempts: dict[int, Ended] = {}
     pending: dict[int, Begun] = {}
     together: dict[int, BegunGroup] = {}
     with Episodes(renderer) as episodes:
-        for place, problem in enumerate(problems):
-            for sample in range(num_samples):
-                episode = begun(tasks[problem.task], problem)
-                messages = problem.messages if episode is None else episode.messages
-                if messages not in prompts:
-                    prompts[messages] = renderer.render(messages)
-                request = Request(prompts[messages], params, key("sample", *noise, place, sample))
-                if episode is not None:
-                    episodes.add(len(requests), episode, tasks[problem.task], request)
-                requests.append(request)
+        samples = [
+            (place, sample, begun(tasks[problem.task], problem))
+            for place, problem in enumerate(problems)
+            for sample in range(num_samples)
+        ]
+        asked = [episode.messages if episode else problems[place].messages for place, _, episode in samples]
+        each_once = list(dict.fromkeys(asked))
+        prompts = dict(zip(each_once, renderer.render_all(each_once), strict=True))
+        for (place, sample, episode), messages in zip(samples, asked, strict=True):
+            request = Request(prompts[messages], params, key("sample", *noise, place, sample))
+            if episode is not None:
+                episodes.add(len(requests), episode, tasks[problems[place].task], request)
+            requests.append(request)
         completions = sampler.generate(requests, episodes.follow_up) if episodes else sampler.generate(requests)
         for index, completion in each("sampling", completions):
             place, sample = divmod(index, num_samples)
@@ -143,7 +145,16 @@ def refuse_ungraded(groups: Sequence[Group], limit: float) -> None:
         )
 
 
-def thinking_tokens(rollout: Rollout, renderer: Renderer) -> int:
-    """Tokens of the rollout's thinking in all its turns, without the tags."""
-    thoughts = [read_transcript(text).thinking for text in rollout.texts]
-    return sum(renderer.num_tokens(thinking) for thinking in thoughts if thinking)
+def thinking_tokens(rollouts: Sequence[Rollout], renderer: Renderer) -> list[int]:
+    """Tokens of each rollout's thinking in all its turns, without the tags."""
+    thoughts = [
+        (place, thinking)
+        for place, rollout in enumerate(rollouts)
+        for text in rollout.texts
+        if (thinking := read_transcript(text).thinking)
+    ]
+    found = [0] * len(rollouts)
+    counts = renderer.num_tokens([thinking for _, thinking in thoughts])
+    for (place, _), count in zip(thoughts, counts, strict=True):
+        found[place] += count
+    return found

@@ -53,6 +53,16 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(renderer_for(directory), tokenizer, prompt)
 
 
+def test_conversations_together_have_the_tokens_that_each_has_alone(case: Case) -> None:
+    """Also those that are not read as they are: what spells a control token, in two of many."""
+    asked = [f"{text} {number}" for number, text in enumerate([QUESTION, "<|end|> <|user|>", "", *TEXTS, "<|end|>"])]
+    conversations = [[Message("user", text)] for text in asked]
+    alone = [case.renderer.render(messages) for messages in conversations]
+    assert case.renderer.render_all(conversations) == alone
+    assert case.renderer.render_all([]) == []
+    assert case.tokenizer.decode(alone[0]) == case.prompt.replace(QUESTION, asked[0])
+
+
 def test_a_conversation_ends_where_the_assistant_begins(case: Case) -> None:
     tokens = case.renderer.render([Message("user", QUESTION)])
     assert case.tokenizer.decode(tokens) == case.prompt
@@ -83,7 +93,8 @@ def test_the_text_keeps_the_thinking_and_drops_the_stop_token(case: Case) -> Non
 def test_any_text_comes_back_from_its_tokens(case: Case, text: str) -> None:
     tokens = case.tokenizer.encode(text, add_special_tokens=False)
     assert case.renderer.text(tokens) == text
-    assert case.renderer.num_tokens(text) == len(tokens)
+    assert case.renderer.num_tokens([text, "", text]) == [len(tokens), 0, len(tokens)]
+    assert case.renderer.num_tokens([]) == []
 
 
 def test_the_chat_template_decides_which_renderer_a_model_gets(tmp_path: Path) -> None:

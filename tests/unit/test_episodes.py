@@ -290,8 +290,8 @@ def test_thinking_counts_in_all_turns() -> None:
     (group,) = play(script_of([7], [20]), {"sums": FakeEnvironment()})
     (rollout,) = group.rollouts
     thoughtful = replace(rollout.replies[0], said="<think>1 2 3</think>4")
-    assert thinking_tokens(rollout, NumberRenderer()) == 0
-    assert thinking_tokens(replace(rollout, replies=(thoughtful,)), NumberRenderer()) == 3
+    rollouts = [rollout, replace(rollout, replies=(thoughtful,)), rollout]
+    assert thinking_tokens(rollouts, NumberRenderer()) == [0, 3, 0]
 
 
 def test_a_reward_model_would_miss_the_turns() -> None:

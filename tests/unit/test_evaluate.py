@@ -46,8 +46,8 @@ class WordRenderer:
     def text(self, tokens: Sequence[int]) -> str:
         return ""
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.split())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 # Figures

@@ -75,6 +75,9 @@ class Letters:
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(map(ord, f"{messages[-1].content}{self.opening}"))
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        return [self.render(messages) for messages in conversations]
+
     def reply(self, messages: Sequence[Message]) -> tuple[int, ...]:
         raise NotImplementedError
 
@@ -84,8 +87,8 @@ class Letters:
     def response(self, text: str) -> tuple[int, ...]:
         return (*map(ord, text.removeprefix(self.opening)), 0)
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.split())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
 
 
 class Answering:

@@ -339,7 +339,7 @@ def test_messages_come_back_from_their_bytes() -> None:
 def test_bytes_are_tokens() -> None:
     assert RENDERER.response("aä") == (97, 195, 164, 256)
     assert RENDERER.text(RENDERER.response("aä")) == "aä"
-    assert RENDERER.num_tokens("aä") == 3
+    assert RENDERER.num_tokens(["aä", ""]) == [3, 0]
 
 
 @pytest.mark.parametrize("tokens", [(1, 2, 3), (500,), tuple(b"{}x"), tuple(b"[1, 2]")])

@@ -1,15 +1,18 @@
 """Languages: shares of mixed texts, what counts for none, and which language a prompt is in."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasonmill import languages
 from reasonmill.curation.filters import Keep, Sample, thinking_fault
 from reasonmill.errors import RecipeError
 from reasonmill.languages import detect_language, known_languages, language_share, problem_language
@@ -161,6 +164,48 @@ def test_the_reward_of_a_language_that_nobody_can_tell_is_none() -> None:
     task = NamedTask("sums", Sums("Compute $1 + 2$."))
     completion = Completion((1,), (0.0,), (True,), f"<think>{ENGLISH}</think>", "stop", 0)
     assert LanguageReward().measure(Attempt(task.problem("train", 0, 0), completion, task, ())) is None
+
+
+# Words of every script that several languages share: accents in two forms and alone, capitals, and what is no text.
+WORDS = """привет это было неверно зачекай будь ласка здраво свете сум добър ден қазақша сөз ОБЩЕЕ سلام دنیا یہ کیا ہے
+مرحبا بالعالم नमस्ते दुनिया यह आहे हो école über GRÖSSE niño mañana przykład že čeština İstanbul ığdır việt ång the and
+THE AND of und der que los don't l'homme it’s e\u0301cole n\u0303 \u0301 \u0301\u0323a \ud800"""
+
+
+@pytest.mark.parametrize("script", ["latin", "cyrillic", "arabic", "devanagari"])
+def test_windows_have_the_probabilities_that_the_classifier_gives_one_by_one(script: str) -> None:
+    """To the last bit: where two languages are about as likely, another rounding is another language."""
+    theirs = copy(languages._model())
+    theirs.set_languages(languages._SCRIPTS[script].languages)
+    theirs.nb_ptc = theirs.nb_ptc.astype("float32")
+    chance = random.Random(script)
+    windows = [chance.choices(WORDS.split(), k=chance.randint(1, 12)) for _ in range(languages._TOGETHER + 30)]
+    windows += [ENGLISH.split(), ENGLISH.upper().split(), ["\u3042"]]  # the last has no feature of any language
+    ours = languages._classifier(script).probabilities(windows)
+    for window, found in zip(windows, ours.tolist(), strict=True):
+        expected = dict(theirs.rank(" ".join(window)))
+        assert found == [expected[language] for language in languages._SCRIPTS[script].languages], window
+
+
+def test_a_text_is_read_once_and_no_more_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    reading = languages.words_by_language
+
+    def noted(text: str) -> dict[str, float]:
+        read.append(text)
+        return reading(text)
+
+    monkeypatch.setattr(languages, "words_by_language", noted)
+    monkeypatch.setattr(languages, "_REMEMBERED", type(languages._REMEMBERED)())
+    monkeypatch.setattr(languages, "REMEMBERED", 2)
+    for text in (ENGLISH, GERMAN, ENGLISH, "\ud800", ENGLISH, GERMAN, ENGLISH):
+        shares = {language: language_share(text, language) for language in ("en", "de")}
+        assert shares == (
+            {"en": None, "de": None} if text == "\ud800" else {"en": text == ENGLISH, "de": text == GERMAN}
+        )
+    # The German text was asked for longest ago when the third came.
+    assert read == [ENGLISH, GERMAN, "\ud800", GERMAN]
+    assert [len(key) for key in languages._REMEMBERED] == [16, 16]  # never the text itself
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,14 @@ def test_what_spells_a_control_token_stays_text(name: str, tmp_path: Path) -> No
         assert list(renderer.response(mark)).count(number) == (number == tokenizer.end_of_turn)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_together_have_the_tokens_that_each_has_alone(name: str, tmp_path: Path) -> None:
+    renderer = renderer_for(directory_of(FAMILIES[name], tmp_path))
+    texts = [f"{ODD} {number}" for number in range(40)] + [FAMILIES[name].end, "", "x", f"say {FAMILIES[name].end}"]
+    conversations = [[Message("user", text)] for text in texts]
+    assert renderer.render_all(conversations) == [renderer.render(messages) for messages in conversations]
+
+
 @pytest.mark.parametrize("name", ["qwen3", "deepseek_v3", "gemma3", "llama3_1", "llama2", "gptoss", "gpt4o", "claude"])
 def test_text_comes_back_as_it_was(name: str) -> None:
     tokenizer, renderer = model_tokenizer(REAL / name), renderer_for(REAL / name)

@@ -363,8 +363,8 @@ class _OneAfterTheOther:
 
 
 class _Words(Renderer):
-    def render(self, messages: Any) -> tuple[int, ...]:
-        return (1, 2)
+    def render_all(self, conversations: Any) -> list[tuple[int, ...]]:
+        return [(1, 2) for _ in conversations]
 
 
 def test_grading_begins_while_sampling_goes_on(own: Catalogue, tmp_path: Path) -> None:

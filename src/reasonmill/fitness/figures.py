@@ -87,6 +87,7 @@ def figures_of(probed: Sequence[Probed], renderer: Renderer) -> Figures:
     def amount(of: Callable[[Rollout], float]) -> Estimate:
         return clustered_mean([of(rollout) for _, rollout in attempts], _clusters(problem for problem, _ in attempts))
 
+    thinking = [float(count) for count in thinking_tokens([rollout for _, rollout in attempts], renderer)]
     compared = [(each.group.problem, _with_thinking(each), _accuracies(each.at_once)) for each in probed]
     both = [(problem, mean(thought) - mean(said)) for problem, thought, said in compared if thought and said]
     return Figures(
@@ -103,7 +104,7 @@ def figures_of(probed: Sequence[Probed], renderer: Renderer) -> Figures:
         could_not_tell=share(lambda rollout: float(rollout.grade.reward is None)),
         reasons=reasons(rollout.grade for _, rollout in attempts),
         tokens=amount(lambda rollout: float(rollout.completion.num_sampled)),
-        thinking_tokens=amount(lambda rollout: float(thinking_tokens(rollout, renderer))),
+        thinking_tokens=clustered_mean(thinking, _clusters(problem for problem, _ in attempts)),
         entropy=_entropy(attempts),
         with_thinking=_share_of([(problem, value) for problem, thought, _ in compared for value in thought]),
         at_once=_share_of([(problem, value) for problem, _, said in compared for value in said]),

@@ -133,7 +133,7 @@ def _request(
     room = params.max_tokens - (0 if turn.at_once else len(begun))
     if room < 1:
         return None
-    limit = min(room, max(ANSWER_TOKENS, 2 * renderer.num_tokens(group.problem.answer)))
+    limit = min(room, max(ANSWER_TOKENS, 2 * renderer.num_tokens([group.problem.answer])[0]))
     draws = replace(params, max_tokens=limit, stop=(*params.stop, ANSWER_CLOSE))
     name = "at once" if turn.at_once else "continued"
     prompt = (*group.rollouts[turn.sample].prompt_tokens, *begun)

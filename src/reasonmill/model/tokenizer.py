@@ -38,6 +38,9 @@ STOP_STRINGS = "stop_strings"
 # in memory of the thread, which outlives the tokenizer, so that one for each stage would fill it without end.
 _TOKENIZERS: dict[str, ModelTokenizer] = {}
 
+# Makes the text of a conversation from the contents of its messages.
+Show = Callable[[Sequence[str]], str]
+
 # In place of the function that tells templates the date. A text can't be called: a template that asks fails.
 _NO_CLOCK = "no clock"
 _RANDOM = re.compile(r"\|\s*random\b")
@@ -128,17 +131,36 @@ class ModelTokenizer:
         tokens: list[int] = self.plain.encode(text, add_special_tokens=False)
         return tokens if self._control.keys().isdisjoint(tokens) else self._without_control.encode(text).ids
 
-    def shown(self, contents: Sequence[str], show: Callable[[Sequence[str]], str]) -> list[int]:
+    def shown(self, contents: Sequence[str], show: Show) -> list[int]:
         """Tokens of what `show` makes of the contents: its own marks are control tokens, the contents' are text.
 
         All is read in one go, as the tokenizer would read it: pieces would have other blanks at their ends.
         """
-        text = show(contents)
-        if not any(self._marks.search(content) for content in contents):
-            tokens: list[int] = self.plain.encode(text, add_special_tokens=False)
+        return self.all_shown([(contents, show)])[0]
+
+    def all_shown(self, conversations: Sequence[tuple[Sequence[str], Show]]) -> list[list[int]]:
+        """`shown` of each of the contents, which are read together."""
+        texts = [show(contents) for contents, show in conversations]
+        marked = [any(self._marks.search(content) for content in contents) for contents, _ in conversations]
+        read = iter(self.read([text for text, is_marked in zip(texts, marked, strict=True) if not is_marked]))
+        found = []
+        for (contents, show), text, is_marked in zip(conversations, texts, marked, strict=True):
+            tokens = None if is_marked else next(read)
             # Otherwise the tokenizer took something else for a control token, full-width signs for example.
-            if sum(token in self._control for token in tokens) == len(self._marks.findall(text)):
-                return tokens
+            if tokens is None or sum(token in self._control for token in tokens) != len(self._marks.findall(text)):
+                tokens = self._shown_as_text(contents, show)
+            found.append(tokens)
+        return found
+
+    def read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts, whose marks are control tokens; fast tokenizers read them on all processors."""
+        if len(texts) > 1 and self.plain.is_fast:
+            together: list[list[int]] = self.plain(list(texts), add_special_tokens=False)["input_ids"]
+            return together
+        return [self.plain.encode(text, add_special_tokens=False) for text in texts]
+
+    def _shown_as_text(self, contents: Sequence[str], show: Show) -> list[int]:
+        """`shown` where contents spell control tokens."""
         spelled: list[str] = []
         nonce = secrets.token_hex(16)  # nobody can have written it into a content
 

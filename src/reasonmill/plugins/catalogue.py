@@ -29,6 +29,7 @@ from reasonmill.plugins.target import Importer, read_target
 from reasonmill.protocols import Reward
 from reasonmill.rewards.combination import NOT_RULES
 from reasonmill.rewards.isolated import IsolatedReward, IsolatedTask
+from reasonmill.rewards.read_ahead import ReadAhead
 from reasonmill.settings import BY_CONTENT, Naming, Real
 from reasonmill.tasks.named import NamedTask
 from reasonmill.workers.answers import Answer, Call
@@ -97,6 +98,7 @@ class Catalogue:
     ) -> None:
         self.tables = tables
         self.workers = Workers({"worker": list, "jail": self._in_jail})
+        self._read_ahead = ReadAhead(self.workers)
         self._folder = folder or Path.cwd()
         self._importer = Importer()
         self._plugins: dict[tuple[Group, str], Plugin] = {}
@@ -134,7 +136,10 @@ class Catalogue:
             ask = self._ask("tasks", name)
             made = IsolatedTask(plugin.made, ask) if ask else plugin.made
             environment = plugin.parts.get("environment")
-            self._tasks[name] = NamedTask(name, made, environment.made if environment else None)
+            own = hasattr(plugin.made, "language_share")
+            self._tasks[name] = NamedTask(
+                name, made, environment.made if environment else None, None if own else self._read_ahead
+            )
         return self._tasks[name]
 
     def require_problems(self, name: str, split: str, count: int) -> None:

@@ -98,7 +98,7 @@ def check_rewards(
 @dataclass(frozen=True)
 class Begun:
     """What workers compute of an attempt's grade: functions that wait for it. What this process computes itself is not
-    among them.
+    among them, or is what they do.
 
     Attributes:
         grade: the task's own; None where that is not begun.
@@ -106,7 +106,7 @@ class Begun:
     """
 
     grade: Callable[[], Grade] | None
-    measured: Mapping[str, Callable[[], Measured]]
+    measured: Mapping[str, Callable[[], float | Measured | None]]
 
 
 # What is begun of all attempts at a problem together: what rewards say of each, by their names.

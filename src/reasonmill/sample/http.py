@@ -38,6 +38,9 @@ class ConversationRenderer:
         turns = [[message.role, message.content] for message in messages]
         return tuple(json.dumps(turns, ensure_ascii=False).encode())
 
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[int, ...]]:
+        return [self.render(messages) for messages in conversations]
+
     def text(self, tokens: Sequence[int]) -> str:
         return bytes(token for token in tokens if token != _END).decode(errors="replace")
 
@@ -50,8 +53,8 @@ class ConversationRenderer:
             fix="collect this task from a model of the recipe or a directory (`from`), or leave the environment out",
         )
 
-    def num_tokens(self, text: str) -> int:
-        return len(text.encode())
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.encode()) for text in texts]
 
     def messages(self, tokens: Sequence[int]) -> tuple[Message, ...]:
         """The messages that `render` wrote down.

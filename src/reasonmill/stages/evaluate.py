@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -128,7 +128,8 @@ def _fitting(
     asked = (
         tasks[name].problem(settings.split, seed, i) for name, count in settings.tasks.items() for i in range(count)
     )
-    room = max(1, positions - max(len(renderer.render(problem.messages)) for problem in asked))
+    prompts = renderer.render_all(list(dict.fromkeys(problem.messages for problem in asked)))
+    room = max(1, positions - max(map(len, prompts)))
     sampling = settings.sampling.model_copy(update={"max_tokens": min(settings.sampling.max_tokens, room)})
     return settings.model_copy(update={"sampling": sampling})
 
@@ -154,6 +155,10 @@ def _evaluate(
         for first in range(0, counts[name], CHUNK)
     )
     groups = sample_in_parts(settings, tasks, chunks, sampler, renderer, around)
+    rows = _rows(groups, tasks, renderer)
+
+    def figures_of(chosen: Collection[str]) -> dict[str, Any]:
+        return _figures([row for row in rows if row.problem.task in chosen])
 
     def of(chosen: Collection[str]) -> list[Group]:
         return [group for group in groups if group.problem.task in chosen]
@@ -164,7 +169,7 @@ def _evaluate(
 
     by_task = {
         name: {
-            **task_figures(of([name]), tasks, renderer),
+            **figures_of([name]),
             **attempt_figures(of([name]), task),
             # The accuracy is pass@1 already.
             "measures": measured({n: m for n, m in task.measures.items() if m.part != "accuracy"}, [name]),
@@ -180,7 +185,7 @@ def _evaluate(
     }
     around.progress.end({name: figures["pass@1"] for name, figures in by_task.items() if "pass@1" in figures})
     domains = {task.domain: [t.name for t in tasks.values() if t.domain == task.domain] for task in tasks.values()}
-    pooled = {domain: task_figures(of(domains[domain]), tasks, renderer) for domain in sorted(domains)}
+    pooled = {domain: figures_of(domains[domain]) for domain in sorted(domains)}
     measures: dict[str, Any] = {}
     for each in measures_of(tasks.values()):
         measures |= measured({each.name: each.measure}, each.tasks)
@@ -195,6 +200,22 @@ _SHARES: dict[str, Figure] = {
 }
 
 
+# How each figure's mean and interval are found.
+_MEANS: Mapping[str, Callable[[Sequence[float], Sequence[Hashable]], Estimate]] = {
+    **dict.fromkeys([*_SHARES, "language"], clustered_share),
+    "thinking_tokens": clustered_mean,
+    "response_tokens": clustered_mean,
+}
+
+
+class _Row(NamedTuple):
+    """A rollout's figures by name; None where it does not have the property."""
+
+    problem: Problem
+    is_graded: bool
+    values: Mapping[str, float | None]
+
+
 def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], renderer: Renderer) -> dict[str, Any]:
     """Figures of groups, each with a 95 % interval clustered by problem.
 
@@ -204,24 +225,37 @@ def task_figures(groups: Sequence[Group], tasks: Mapping[str, NamedTask], render
     Args:
         tasks: those of the groups, by name.
     """
+    return _figures(_rows(groups, tasks, renderer))
 
-    def language(problem: Problem, rollout: Rollout) -> float | None:
-        return thinking_language(tasks[problem.task], problem, rollout)
 
-    shares = {**_SHARES, "language": language}
-    amounts: dict[str, Figure] = {
-        "thinking_tokens": lambda _, rollout: _if_known(rollout, thinking_tokens(rollout, renderer)),
-        "response_tokens": lambda _, rollout: _if_known(rollout, rollout.completion.num_sampled),
-    }
-    figures: dict[str, Any] = {
-        "ungraded": sum(rollout.grade.reward is None for group in groups for rollout in group.rollouts)
-    }
-    for name, of_rollout in {**shares, **amounts}.items():
-        values, clusters = values_of(groups, of_rollout)
+def _rows(groups: Sequence[Group], tasks: Mapping[str, NamedTask], renderer: Renderer) -> list[_Row]:
+    """What is looked at once, for the figures of a task and for those of its domain."""
+    drawn = [(group.problem, rollout) for group in groups for rollout in group.rollouts]
+    thinking = thinking_tokens([rollout for _, rollout in drawn], renderer)
+    return [
+        _Row(
+            problem,
+            rollout.grade.reward is not None,
+            {
+                **{name: of_rollout(problem, rollout) for name, of_rollout in _SHARES.items()},
+                "language": thinking_language(tasks[problem.task], problem, rollout),
+                "thinking_tokens": _if_known(rollout, tokens),
+                "response_tokens": _if_known(rollout, rollout.completion.num_sampled),
+            },
+        )
+        for (problem, rollout), tokens in zip(drawn, thinking, strict=True)
+    ]
+
+
+def _figures(rows: Sequence[_Row]) -> dict[str, Any]:
+    """`task_figures` of rows."""
+    figures: dict[str, Any] = {"ungraded": sum(not row.is_graded for row in rows)}
+    for name, mean_of in _MEANS.items():
+        known = [(value, row.problem.cluster) for row in rows if (value := row.values[name]) is not None]
         if name == "language":
-            figures["language_rollouts"] = len(values)
-        if values:
-            figure = (clustered_share if name in shares else clustered_mean)(values, clusters)
+            figures["language_rollouts"] = len(known)
+        if known:
+            figure = mean_of([value for value, _ in known], [cluster for _, cluster in known])
             figures[name] = replace(figure, low=max(0.0, figure.low)).as_metric()  # no amount here is below 0
     return figures
 

@@ -137,7 +137,7 @@ class Policy:
         settings = self._settings
         own = stage_seed(self._context.seed, settings.name)
         asked = {self.mix.problem("train", own, index).messages for index in range(settings.problems_per_step)}
-        prompt = max(len(self._renderer.render(messages)) for messages in asked)
+        prompt = max(map(len, self._renderer.render_all(list(asked))))
         longest = prompt + settings.sampling.max_tokens
         return Largest(
             row=max(settings.tokens_per_batch, longest),
@@ -208,7 +208,7 @@ def rollout_metrics(groups: Sequence[Group], renderer: Renderer) -> dict[str, fl
     metrics = {
         "reward/mean": _mean([rollout.grade.reward or 0.0 for rollout in graded]),
         "length/response": tokens / len(rollouts),
-        "length/thinking": _mean([float(thinking_tokens(rollout, renderer)) for rollout in rollouts]),
+        "length/thinking": _mean([float(count) for count in thinking_tokens(rollouts, renderer)]),
         "length/truncated": _mean([float(rollout.completion.finish == "length") for rollout in rollouts]),
         "groups/flat": _mean([float(group.is_flat) for group in groups]),
         "groups/ungraded": 1 - len(graded) / len(rollouts),

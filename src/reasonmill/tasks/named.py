@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
@@ -23,11 +23,14 @@ class NamedTask:
 
     Attributes:
         environment: whom the policy talks with while it solves a problem; None for problems that are answered at once.
+        read_ahead: begins to read a text for its languages, and gives what waits until it is read; None where nobody
+            reads for others.
     """
 
     name: str
     task: Task
     environment: Environment | None = None
+    read_ahead: Callable[[str], Callable[[], None]] | None = field(default=None, compare=False)
 
     @property
     def domain(self) -> Domain:
