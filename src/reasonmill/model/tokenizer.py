@@ -155,7 +155,9 @@ class ModelTokenizer:
     def read(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts, whose marks are control tokens; fast tokenizers read them on all processors."""
         if len(texts) > 1 and self.plain.is_fast:
-            together: list[list[int]] = self.plain(list(texts), add_special_tokens=False)["input_ids"]
+            together: list[list[int]] = self.plain(
+                list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+            )["input_ids"]
             return together
         return [self.plain.encode(text, add_special_tokens=False) for text in texts]
 
