@@ -43,7 +43,7 @@ extras: $(EXTRAS)/.ready
 	PYTHONPATH=$(EXTRAS) REAL_TOKENIZERS=$(abspath $(EXTRAS)/tokenizers) $(PYTEST) $(PARALLEL) -m 'check or not check' \
 		tests/contract/test_jail.py tests/contract/test_jail_launcher.py tests/unit/test_code_grader.py \
 		tests/unit/test_gguf.py tests/unit/test_grade.py tests/unit/test_jail_levels.py tests/unit/test_lora.py \
-		tests/unit/test_math_grader.py tests/unit/test_real_tokenizers.py tests/unit/test_reasoning_gym.py \
+		tests/unit/test_math_grader.py tests/unit/test_published.py tests/unit/test_real_tokenizers.py tests/unit/test_reasoning_gym.py \
 		tests/unit/test_worked.py tests/unit/test_workers.py tests/e2e/test_r1_smollm2.py
 
 # The oldest transformers that pyproject allows, with the oldest of what it needs, laid over the environment: all that
