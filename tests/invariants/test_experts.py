@@ -48,8 +48,6 @@ def test_gradients_and_the_balance_of_routers_are_those_of_a_plain_forward_pass(
     chosen: dict[torch.nn.Module, list[torch.Tensor]] = {router: [] for router in routers}
     for router in routers:
         router.register_forward_hook(lambda module, _, outputs: chosen[module].append(outputs[-1].flatten()))
-    if not says_what_it_chooses(routers[0]):
-        pytest.skip("its routers leave the choice to their layer in this transformers")
     for example in examples:
         tokens = torch.tensor([list(example.tokens)], device=DEVICE)
         logprobs = torch.log_softmax(network(tokens[:, :-1], use_cache=False).logits[0].float(), -1)
@@ -65,6 +63,9 @@ def test_gradients_and_the_balance_of_routers_are_those_of_a_plain_forward_pass(
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-9)
     updated = learner.optim_step(1e-3)
+    if not says_what_it_chooses(routers[0]):  # but leaves that to its layer, as DeepSeek-V3's in transformers 5.0
+        assert not any(name.startswith("router/") for name in updated)
+        return
     counts = []
     for router, numbers in chosen.items():
         together = torch.cat(numbers)

@@ -31,8 +31,7 @@ from reasonmill.protocols import Sampler
 Made = TypeVar("Made")
 
 # Compiled layers see rows of so many positions at least, or as many as the longest one of the stage. torch compiles
-# them once more for rows shorter than some thousands; that takes as long again, and the code that it makes is then run
-# for longer rows, too, for which it takes more memory.
+# them once more for rows shorter than some thousands, which takes as long again.
 _LEAST = 4096
 
 
